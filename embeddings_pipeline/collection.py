@@ -1,0 +1,260 @@
+"""What a collection is: the content of one `defs.yaml`, validated with errors that a user can act on."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.texts import Template
+
+COMPONENT_TYPE = "embeddings_pipeline.EmbeddingCollection"
+PACKAGE_DEFS = Path(__file__).parent / "defs"
+SHARED_TABLES = ("collection", "model", "batch", "scan", "quarantine", "embedding_cache", "migration", "canary")
+
+
+def _collection_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
+        raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
+    if name in (*SHARED_TABLES, "schema_version") or re.search(r"_(item|text)$|_vector_", name):
+        raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
+    return name
+
+
+def _vector_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,19}", name):
+        raise ValueError(f"{name!r} is not a vector name: use up to 20 of a-z, 0-9 and _, a letter first")
+    return name
+
+
+def _template(template: str) -> str:
+    Template(template)
+    return template
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _whole_number(least: int, most: int) -> BeforeValidator:
+    # A validator of our own: Dagster's YAML check passes a wrong type on, and Field(ge=…) then dies as a TypeError.
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """The user's table or query. The other columns of the table are never read."""
+
+    table: str | None = Field(default=None, description="A table or view: `movies`, or `schema.movies`.")
+    query: str | None = Field(default=None, description="Instead of `table`: a SELECT that returns each item once.")
+    key: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        description="The column, or columns, that identify an item."
+    )
+    updated_at: str | None = Field(default=None, description="A column that every insert and update sets to now.")
+    where: str | None = Field(default=None, description="A condition in SQL; rows that do not meet it are gone.")
+    url: str | None = Field(
+        default=None, description="Another PostgreSQL database; `${NAME}` is taken from the environment."
+    )
+
+    def model_post_init(self, _: Any) -> None:
+        if (self.table is None) == (self.query is None):
+            raise ValueError("source needs either `table:` or `query:`")
+        if not self.key or len(set(self.key)) != len(self.key):
+            raise ValueError("`key:` needs one or more different columns")
+
+
+class Chunking(_Strict):
+    """Texts longer than `characters` are split at white space; neighbours share `overlap` characters."""
+
+    characters: Annotated[int, _whole_number(50, 1_000_000)]
+    overlap: Annotated[int, _whole_number(0, 1_000_000)] = 0
+
+    def model_post_init(self, _: Any) -> None:
+        if self.overlap * 2 > self.characters:
+            raise ValueError("`overlap:` must be at most half of `characters:`")
+
+
+class VectorIndex(_Strict):
+    """The ANN index in PostgreSQL, one for each vector name."""
+
+    method: Literal["hnsw", "ivfflat", "none"] = "hnsw"
+    m: Annotated[int, _whole_number(2, 100)] = 16
+    ef_construction: Annotated[int, _whole_number(4, 1000)] = 64
+
+    def model_post_init(self, _: Any) -> None:
+        if self.ef_construction < 2 * self.m:
+            raise ValueError("`ef_construction:` must be at least twice `m:`")
+
+
+class CollectionConfig(_Strict):
+    """The attributes of `type: embeddings_pipeline.EmbeddingCollection`."""
+
+    name: Annotated[str, AfterValidator(_collection_name)] = Field(description="Names the tables, assets and view.")
+    source: Source
+    vectors: dict[Annotated[str, AfterValidator(_vector_name)], Annotated[str, AfterValidator(_template)]] = Field(
+        description="Vector name → template. `{column}` is replaced; an empty column takes its separator with it."
+    )
+    columns: tuple[str, ...] = Field(default=(), description="The payload: what searches return, filter and rank by.")
+    profile: str | dict[str, Any] | None = Field(
+        default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
+    )
+    items_per_batch: Annotated[int, _whole_number(1, 100_000)] = Field(
+        default=1000, description="Items of one partition."
+    )
+    chunk: Chunking | None = Field(default=None, description="Split long texts. Left out: the model truncates them.")
+    storage: Literal["halfvec", "vector"] = Field(default="halfvec", description="float16, or float32.")
+    index: VectorIndex = Field(default_factory=VectorIndex, description="The ANN index in PostgreSQL.")
+
+    def model_post_init(self, _: Any) -> None:
+        if not self.vectors:
+            raise ValueError("`vectors:` needs at least one vector name with a template")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One source table and everything derived from it."""
+
+    config: CollectionConfig
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def templates(self) -> dict[str, Template]:
+        return {name: Template(template) for name, template in self.config.vectors.items()}
+
+    @cached_property
+    def template_columns(self) -> tuple[str, ...]:
+        """The columns that any template names, each once, in order of first use."""
+        return tuple(dict.fromkeys(column for template in self.templates.values() for column in template.columns))
+
+    @cached_property
+    def definition_hash(self) -> bytes:
+        """Hash of what turns a row into texts: templates, chunking, key, columns."""
+        chunk = self.config.chunk
+        definition = [
+            dict(self.config.vectors),
+            [chunk.characters, chunk.overlap] if chunk else None,
+            list(self.config.source.key),
+            list(self.config.columns),
+        ]
+        return blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=16).digest()
+
+    @property
+    def partitions_name(self) -> str:
+        """Name of the Dagster partitions: one set of batches a collection."""
+        return f"{self.name}_batches"
+
+
+def batch_key(batch: int) -> str:
+    """The partition key of a batch: `000042`."""
+    return f"{batch:06d}"
+
+
+def find_collection(collections: Mapping[str, Collection], name: str | None) -> Collection:
+    """The collection of that name; without a name, the only one or `items`. ConfigurationError if there is none."""
+    if name is None:
+        if len(collections) == 1:
+            return next(iter(collections.values()))
+        name = "items"
+    if name in collections:
+        return collections[name]
+    known = ", ".join(sorted(collections)) or "none"
+    raise ConfigurationError(f"there is no collection {name!r}; defined are: {known}{did_you_mean(name, collections)}")
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """` (did you mean 'x'?)`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, Collection]:
+    """Every collection defined below `folder`, by name, without Dagster.
+
+    Raises ConfigurationError naming file and line.
+    """
+    collections: dict[str, Collection] = {}
+    for path in sorted(folder.rglob("defs.yaml")):
+        for collection in _read(path):
+            if collection.name in collections:
+                other = collections[collection.name].path
+                raise ConfigurationError(
+                    f"{path}: collection {collection.name!r} is also defined in {other}; rename one"
+                )
+            collections[collection.name] = collection
+    return collections
+
+
+def _read(path: Path) -> Iterator[Collection]:
+    try:
+        documents = list(yaml.compose_all(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigurationError(f"{path}{line}: not valid YAML: {problem}") from error
+    for node in documents:
+        document = yaml.SafeLoader("").construct_document(node) if node is not None else None
+        if not isinstance(document, dict) or document.get("type") != COMPONENT_TYPE:
+            continue
+        try:
+            yield Collection(CollectionConfig.model_validate(document.get("attributes") or {}), path)
+        except ValidationError as error:
+            raise ConfigurationError(f"{path}:{describe_validation_error(error, node)}") from error
+
+
+def describe_validation_error(error: ValidationError, document: yaml.Node | None = None) -> str:
+    """The first mistake in one line: `12: source.table: …`; with the document's YAML node, its line is named."""
+    first = error.errors()[0]
+    where = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
+    line = _line_of(document, ["attributes", *where]) if document is not None else None
+    known = {"extra_forbidden": "this key is not known", "missing": "this key is missing"}
+    message = known.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "extra_forbidden":
+        message += did_you_mean(str(where[-1]), _known_keys(where[:-1]))
+    path = ".".join(str(part) for part in where) or "attributes"
+    return f"{line}: {path}: {message}" if line else f" {path}: {message}"
+
+
+def _known_keys(where: list[Any]) -> list[str]:
+    models: dict[tuple[Any, ...], type[BaseModel]] = {
+        (): CollectionConfig,
+        ("source",): Source,
+        ("chunk",): Chunking,
+        ("index",): VectorIndex,
+    }
+    model = models.get(tuple(where))
+    return list(model.model_fields) if model else []
+
+
+def _line_of(node: yaml.Node, where: list[Any]) -> int:
+    line = node.start_mark.line + 1
+    for part in where:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line

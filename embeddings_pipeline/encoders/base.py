@@ -1,0 +1,35 @@
+"""What an encoder is: texts in, unit vectors out."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Encoder(Protocol):
+    """Turns texts into vectors. Implementations are safe to call from several threads.
+
+    A class of the user's own (`provider: python`) is constructed with the `Profile` as its only argument.
+    """
+
+    @property
+    def dimensions(self) -> int:
+        """Length of each vector."""
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts that will be searched; the profile's document prompt is put before each one.
+
+        Returns float32 of shape (len(texts), dimensions), unit length where the profile normalises, in the
+        order given; a row may hold NaN or infinity, which the caller quarantines. Raises OutageError for what
+        another try may mend (memory, network), PipelineError else.
+        """
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As `encode_documents`, with the profile's query prompt."""
+
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Number of tokens of each text as the model would see it, before truncation (with the document prompt).
+
+        Special tokens count, so a text is truncated where this is more than the profile's `max_length`.
+        """

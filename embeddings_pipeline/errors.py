@@ -1,0 +1,41 @@
+"""The errors that a user can cause: each message is one line that names the thing and the remedy."""
+
+
+class PipelineError(Exception):
+    """Base of all errors that this package raises on purpose; shown to people without a traceback."""
+
+
+class ConfigurationError(PipelineError):
+    """A `defs.yaml`, a setting or a template says something that cannot be done."""
+
+
+class DatabaseError(PipelineError):
+    """The pipeline's database cannot be used: unreachable, too old, or without the rights it needs."""
+
+
+class SourceError(PipelineError):
+    """The user's table or query cannot be read as the collection describes it."""
+
+
+class ProfileError(PipelineError):
+    """A profile is unknown, its model cannot be loaded, or it is not the one the vectors were made with."""
+
+
+class OutageError(PipelineError):
+    """Something outside failed that another try may mend (memory, network, a service): no text is at fault."""
+
+
+class RefusedError(PipelineError):
+    """Something that would lose data was asked for and is done only with an explicit flag."""
+
+
+class StaleRunError(PipelineError):
+    """A run worked with a profile that is no longer the active one; its landing was rolled back."""
+
+
+class LakeError(PipelineError):
+    """The lake cannot be written or read."""
+
+
+class VectorIndexError(PipelineError):
+    """A FAISS or pgvector index is missing, damaged or belongs to another model."""

@@ -1,0 +1,103 @@
+"""A collection at work: with its database, ledger, source, lake and active model at hand."""
+
+import logging
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.errors import LakeError, ProfileError
+from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
+from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.source import Source
+from embeddings_pipeline.store.lake import Lake, open_lake
+from embeddings_pipeline.store.ledger import ActiveModel, Ledger
+from embeddings_pipeline.store.postgres import Database, ensure_schema, open_database
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenCollection:
+    """A collection with all that its steps need: database, ledger, source, lake and the active model."""
+
+    collection: Collection
+    settings: Settings
+    database: Database
+    ledger: Ledger
+    source: Source
+    lake: Lake
+    active: ActiveModel
+    warning: str | None = None  # where the declared profile is not the active one
+
+    @property
+    def profile(self) -> Profile:
+        return self.active.profile
+
+    @property
+    def fingerprint(self) -> str:
+        return self.active.table.fingerprint
+
+    def encoder(self) -> Encoder:
+        """The active model, loaded once a process. ProfileError where its weights are no longer those of the vectors."""
+        there = fingerprint(self.profile, self.settings.state_dir)
+        if there != self.fingerprint:
+            raise ProfileError(
+                f"collection {self.collection.name!r}: the weights of profile {self.profile.name!r} are not the ones its "
+                f"vectors were made with (fingerprint {there}, not {self.fingerprint}); bring back the former weights of "
+                f"{self.profile.model}"
+            )
+        return load_encoder(self.profile)
+
+    def folder(self, asset: str) -> str:
+        """The asset's folder in the lake."""
+        if asset == "embeddings":
+            return f"{self.collection.name}/embeddings/{self.fingerprint}"
+        return f"{self.collection.name}/{asset}"
+
+
+    def newest(self, asset: str, batch: int, run: str) -> tuple[str, pa.Table]:
+        """Path and content of the asset's file of this batch: this run's, else the newest. LakeError without any."""
+        found = self.lake.newest(self.folder(asset), batch, run)
+        if found is None:
+            raise LakeError(
+                f"collection {self.collection.name!r}, batch {batch}: the lake has no {asset} of it; materialize {asset} "
+                f"first, or run `embeddings-pipeline sync`"
+            )
+        return found
+
+
+def open_collection(collection: Collection, settings: Settings) -> OpenCollection:
+    """Open the database, register the collection, and find its active model; the first run activates the declared one.
+
+    Where the declared profile is another than the active one, the active one stays and `warning` says so (rule 5).
+    """
+    database = open_database(settings)
+    ensure_schema(database)
+    ledger = Ledger(collection, database)
+    ledger.register()
+    declared = resolve_profile(collection.config.profile, settings)
+    active, warning = ledger.active(), None
+    try:
+        declared_fingerprint = fingerprint(declared, settings.state_dir)
+    except ProfileError:
+        if active is None:
+            raise
+        declared_fingerprint = "none: its weights cannot be had"
+    if active is None:
+        active = ledger.activate(declared, declared_fingerprint)
+    if declared_fingerprint == active.table.fingerprint:
+        # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
+        active = ActiveModel(declared, active.table)
+    else:
+        warning = (
+            f"collection {collection.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its vectors "
+            f"were made with {active.profile.name!r} ({active.profile.model}), which stays active; declare that one "
+            f"(`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE), or give the new one a collection "
+            f"of its own"
+        )
+        log.warning(warning)
+    source = Source(collection, database)
+    return OpenCollection(collection, settings, database, ledger, source, open_lake(settings), active, warning)

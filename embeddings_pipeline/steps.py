@@ -1,0 +1,196 @@
+"""The first three steps of a batch, each a plain function: read its rows, render its texts, embed them.
+
+Each reads what the step before wrote into the lake, so a step can be run again, alone, or after a crash. The fourth
+step is the landing.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from psycopg import sql
+
+from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.store import lake as files
+from embeddings_pipeline.store.copy_binary import copy_out
+from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row, split_chunks
+
+
+# --- raw_items ---------------------------------------------------------------------------------------------------
+
+
+def read_items(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
+    """Read the batch's rows by key and write them to the lake. Returns rows and gone, in items."""
+    keys = opened.ledger.item_keys(batch)
+    with opened.source.connect() as connection:
+        rows = opened.source.read(connection, keys)
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+    opened.lake.write(pa.table(columns, schema=files.RAW_ITEMS), opened.folder("raw_items"), batch, run)
+    return {"rows": len(rows), "gone": len(keys) - len(rows)}
+
+
+# --- item_texts --------------------------------------------------------------------------------------------------
+
+
+def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
+    """Render every template of every item of the batch. Returns texts, blank and characters."""
+    _, items = opened.newest("raw_items", batch, run)
+    config = opened.collection.config
+    characters, overlap = (config.chunk.characters, config.chunk.overlap) if config.chunk else (None, 0)
+    columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
+    for item in items.to_pylist():
+        row = parse_row(item["row"])
+        payload = clean_json(item["payload"])
+        for vector_name, template in opened.collection.templates.items():
+            for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
+                values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, content_hash(text))
+                for column, value in zip(columns.values(), (*values, not text), strict=True):
+                    column.append(value)
+    table = pa.table(columns, schema=files.ITEM_TEXTS)
+    opened.lake.write(table, opened.folder("item_texts"), batch, run)
+    lengths = [len(text) for text in columns["text"] if text]
+    return {
+        "texts": len(lengths),
+        "blank": sum(columns["blank"]),
+        "characters": sum(lengths),
+        "longest": max(lengths, default=0),
+    }
+
+
+# --- embeddings --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Embedded:
+    """What embedding one batch did, in texts."""
+
+    embedded: int = 0
+    reused: int = 0
+    quarantined: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    left: int = 0  # not embedded because of `limit` or `dry_run`
+    seconds: float = 0.0
+
+    def metadata(self) -> dict[str, Any]:
+        rate = self.embedded / self.seconds if self.embedded and self.seconds else 0.0
+        return {**vars(self), "seconds": round(self.seconds, 3), "texts_per_second": round(rate, 1)}
+
+
+def embed_texts(
+    opened: OpenCollection,
+    batch: int,
+    run: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    limit: int | None = None,
+) -> Embedded:
+    """Give every text of the batch its vector: the one that is there for its content hash, else a new one.
+
+    `force` encodes all anew, `limit` at most that many texts, `dry_run` none and writes nothing.
+    """
+    started = time.perf_counter()
+    _, texts = opened.newest("item_texts", batch, run)
+    texts = texts.filter(pc.invert(texts["blank"]))
+    hashes = texts["content_hash"].to_pylist()
+    by_hash = dict(zip(hashes, texts["text"].to_pylist(), strict=True))
+    have = {} if force else _vectors_there(opened, batch)
+    excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(by_hash))
+    wanted = [digest for digest in by_hash if digest not in have and digest not in excused]
+    result = Embedded(reused=sum(digest in have for digest in hashes), quarantined=len(excused))
+    chosen = [] if dry_run else wanted[:limit]
+    result.left = len(wanted) - len(chosen)
+    made: dict[bytes, NDArray] = {}
+    if chosen:
+        encoder = opened.encoder()
+        counts = encoder.count_tokens([by_hash[digest] for digest in chosen])
+        result.tokens = int(counts.sum())
+        if longest := opened.profile.max_length:
+            result.truncated = int((counts > longest).sum())
+        bad: dict[bytes, str] = {}
+        vectors = _encode(encoder, chosen, [by_hash[digest] for digest in chosen], bad)
+        made = {digest: vector for digest, vector in zip(chosen, vectors, strict=True) if digest not in bad}
+        reasons = {digest: (by_hash[digest], reason) for digest, reason in bad.items()}
+        opened.ledger.quarantine(opened.fingerprint, good=list(made), bad=reasons)
+        result.embedded, result.quarantined = len(made), result.quarantined + len(bad)
+    if not dry_run:
+        table = _embeddings_table(opened, texts, {**have, **made}, made)
+        opened.lake.write(table, opened.folder("embeddings"), batch, run)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
+    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
+    try:
+        vectors = encoder.encode_documents(texts)
+    except (PipelineError, MemoryError):
+        raise
+    except Exception as error:
+        if len(texts) == 1:
+            if not _works(encoder):
+                raise
+            bad[digests[0]] = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+            return np.zeros((1, encoder.dimensions), np.float32)
+        half = len(texts) // 2
+        first = _encode(encoder, digests[:half], texts[:half], bad)
+        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad)])
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    for n in np.flatnonzero(~(np.isfinite(length) & (length > 0))):
+        bad[digests[n]] = "the model gave a vector that is not finite, or zero"
+    return vectors
+
+
+def _works(encoder: Encoder) -> bool:
+    """Whether the encoder takes a harmless text: if not, the texts are not to blame."""
+    try:
+        encoder.encode_documents(["a plain sentence"])
+    except Exception:
+        return False
+    return True
+
+
+def _vectors_there(opened: OpenCollection, batch: int) -> dict[bytes, NDArray]:
+    """Content hash → vector: what a run of this batch encoded before it was killed, and what has landed."""
+    there: dict[bytes, NDArray] = {}
+    newest = opened.lake.newest(opened.folder("embeddings"), batch)
+    if newest and newest[1].num_rows and newest[1]["embedding"].type.list_size == opened.active.table.dimension:
+        vectors = files.vectors_from_arrow(newest[1]["embedding"])
+        there.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
+    table = opened.active.table
+    query = table.statement("vectors_of_batch", batch=sql.Literal(batch))
+    with opened.database.connect(autocommit=True) as connection:
+        landed = copy_out(
+            connection, query, {"content_hash": "bytea16", "embedding": table.storage}, dimension=table.dimension
+        )
+    there.update(zip((digest.tobytes() for digest in landed["content_hash"]), landed["embedding"], strict=True))
+    return there
+
+
+def _embeddings_table(
+    opened: OpenCollection, texts: pa.Table, vectors: dict[bytes, NDArray], made: dict[bytes, NDArray]
+) -> pa.Table:
+    table = opened.active.table
+    schema = files.embeddings_schema(table.dimension, table.storage)
+    hashes = texts["content_hash"].to_pylist()
+    rows = [n for n, digest in enumerate(hashes) if digest in vectors]
+    digests = [hashes[n] for n in rows]
+    kept = texts.take(pa.array(rows, pa.int64()))
+    matrix = np.stack([vectors[digest] for digest in digests]) if rows else np.zeros((0, table.dimension), np.float32)
+    columns = [
+        kept["item_key"],
+        kept["vector_name"],
+        kept["chunk"],
+        kept["content_hash"],
+        pa.array([table.fingerprint] * len(rows), pa.string()),
+        pa.array([digest in made for digest in digests], pa.bool_()),
+        files.vectors_to_arrow(matrix, schema),
+    ]
+    return pa.table(columns, schema=schema)

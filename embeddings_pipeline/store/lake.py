@@ -1,0 +1,124 @@
+"""The lake: Parquet files, one a batch, asset and run, in a folder or an object store. Files are never overwritten."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embeddings_pipeline.collection import batch_key
+from embeddings_pipeline.errors import LakeError
+from embeddings_pipeline.settings import Settings
+
+HASH = pa.binary(16)
+RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
+ITEM_TEXTS = pa.schema(
+    [
+        ("item_key", pa.string()),
+        ("row_hash", HASH),
+        ("payload", pa.string()),
+        ("vector_name", pa.string()),
+        ("chunk", pa.int64()),
+        ("text", pa.string()),
+        ("content_hash", HASH),
+        ("blank", pa.bool_()),
+    ]
+)
+
+
+def embeddings_schema(dimension: int, storage: str) -> pa.Schema:
+    """One row a text that has a vector; `encoded`: by this run. float16 where the table holds halfvec."""
+    element = pa.float16() if storage == "halfvec" else pa.float32()
+    return pa.schema(
+        [
+            ("item_key", pa.string()),
+            ("vector_name", pa.string()),
+            ("chunk", pa.int64()),
+            ("content_hash", HASH),
+            ("fingerprint", pa.string()),
+            ("encoded", pa.bool_()),
+            ("embedding", pa.list_(element, dimension)),
+        ]
+    )
+
+
+def vectors_to_arrow(vectors: NDArray, schema: pa.Schema) -> pa.Array:
+    """(n, d) floats as a fixed-size list column of the schema's element type, without a Python object a number."""
+    kind = schema.field("embedding").type
+    values = np.ascontiguousarray(vectors, dtype=kind.value_type.to_pandas_dtype()).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values, kind.value_type), kind.list_size)
+
+
+def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray:
+    """The (n, d) array of a fixed-size list column, in its element type."""
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = values.chunk(0) if values.num_chunks else pa.array([], column.type)
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """`<root>/<collection>/<asset>[/<fingerprint>]/<batch>/<run>.parquet`."""
+
+    filesystem: pafs.FileSystem
+    root: str
+
+    def write(self, table: pa.Table, folder: str, batch: int, run: str) -> str:
+        """Write one file; its path. A second try of the same run gets a name of its own."""
+        directory = f"{self.root}/{folder}/{batch_key(batch)}"
+        path = f"{directory}/{run}.parquet"
+        try:
+            self.filesystem.create_dir(directory, recursive=True)
+            tries = 1
+            while self.filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                tries += 1
+                path = f"{directory}/{run}-{tries}.parquet"
+            pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+        except OSError as error:
+            raise LakeError(
+                f"the lake cannot be written at {path}: {_reason(error)}; make room or give write access, then sync again"
+            ) from error
+        return path
+
+    def newest(self, folder: str, batch: int, run: str | None = None) -> tuple[str, pa.Table] | None:
+        """Path and content of the batch's newest whole file, of this run where it wrote one; None without any.
+
+        A file that a killed run left unfinished has no footer and is passed over.
+        """
+        directory = f"{self.root}/{folder}/{batch_key(batch)}"
+        try:
+            files = self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True))
+        except OSError as error:
+            raise LakeError(f"the lake cannot be read at {directory}: {_reason(error)}; check LAKE_URI") from error
+        files = [file for file in files if file.is_file and file.path.endswith(".parquet")]
+        mine = [file for file in files if run and file.base_name.startswith(run)]
+        for file in sorted(mine or files, key=lambda file: (file.mtime_ns or 0, file.path), reverse=True):
+            try:
+                return file.path, pq.read_table(file.path, filesystem=self.filesystem)
+            except (pa.ArrowInvalid, FileNotFoundError):
+                continue
+            except OSError as error:
+                raise LakeError(f"the lake cannot be read at {file.path}: {_reason(error)}; check LAKE_URI") from error
+        return None
+
+
+def open_lake(settings: Settings) -> Lake:
+    """The lake at LAKE_URI, anything that `pyarrow.fs` opens, else the folder `lake` in the state folder."""
+    uri = settings.lake_uri
+    if not uri:
+        return Lake(pafs.LocalFileSystem(), (settings.state_dir / "lake").as_posix())
+    try:
+        if "://" not in uri:
+            return Lake(pafs.LocalFileSystem(), Path(uri).expanduser().resolve().as_posix())
+        filesystem, root = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise LakeError(f"LAKE_URI {uri!r} cannot be opened: {_reason(error)}; use a folder or s3://bucket/path") from error
+    return Lake(filesystem, root.rstrip("/"))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,293 @@
+"""The pipeline's own record of which items exist, what was last seen of them, and what has landed."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.errors import RefusedError, SourceError
+from embeddings_pipeline.profiles import Profile
+from embeddings_pipeline.source import Source
+from embeddings_pipeline.store.postgres import Database, load_sql
+from embeddings_pipeline.store.targets import CollectionTables, ModelTable
+
+log = logging.getLogger(__name__)
+
+GONE_SHARE = 0.2  # a scan that misses more than this share of what has landed is refused
+
+
+@dataclass(frozen=True)
+class ActiveModel:
+    """The profile that the database says is active for a collection, and the table with its vectors."""
+
+    profile: Profile
+    table: ModelTable
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a whole scan found, in items, compared with what has landed."""
+
+    scanned: int
+    new: int
+    changed: int
+    gone: int
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of one collection."""
+
+    collection: Collection
+    database: Database
+
+    @property
+    def tables(self) -> CollectionTables:
+        return CollectionTables(self.collection.name)
+
+    def register(self) -> None:
+        """Make the collection's tables where they are missing, and note its definition: what differs becomes dirty."""
+        name = self.collection.name
+        with self.database.connect() as connection:
+            self._lock_collection(connection)
+            connection.execute(
+                load_sql("register"), {"collection": name, "definition_hash": self.collection.definition_hash}
+            )
+            self.tables.create(connection)
+
+    def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
+        """Make this model the collection's active one if it has none yet; the active one, whichever that is."""
+        name = self.collection.name
+        with self.database.connect() as connection:
+            self._lock_collection(connection)
+            active = connection.execute(
+                "SELECT fingerprint FROM embeddings.collection WHERE name = %s", [name]
+            ).fetchone()
+            if active and active[0] is None:
+                table = ModelTable(name, fingerprint, profile.dimensions, self.collection.config.storage)
+                table.create(connection)
+                table.show(connection)
+                connection.execute(
+                    load_sql("activate"),
+                    {
+                        "collection": name,
+                        "fingerprint": fingerprint,
+                        "profile": Jsonb(asdict(profile)),
+                        "dimension": profile.dimensions,
+                        "storage": self.collection.config.storage,
+                    },
+                )
+            found = active_model(connection, name)
+        assert found is not None
+        return found
+
+    def scan(self, source: Source, *, allow_deletes: bool = False) -> ScanResult:
+        """Compare the whole source with the ledger, and note every item that differs from what has landed.
+
+        Only notes: nothing lands or is deleted here, and no item becomes clean (design rule 2). RefusedError if more
+        than 20 % of what has landed is gone, SourceError for a key that is NULL or comes twice.
+        """
+        with self._staged(source) as connection:
+            found = self._compare(connection, allow_deletes)
+            self._insert_new(connection)
+            # A landing that looked at the source before our snapshot and commits after the comparison would hide a
+            # change from it. It holds its batch's lock now, so such batches are compared again, under that lock.
+            in_flight = self._landings_in_flight(connection)
+            differing = {row[0] for row in connection.execute(self.tables.statement("scan/batches"))}
+            suspect = self.tables.statement("scan/suspect")
+            for batch in sorted(differing | in_flight):
+                with connection.transaction():
+                    self.lock_batch(connection, batch)
+                    connection.execute(suspect, {"batch": batch})
+            if in_flight:  # such a landing may also have deleted an item that is back
+                self._insert_new(connection)
+            connection.execute(load_sql("scan/finished"), {"collection": self.collection.name, "scanned": found.scanned})
+        return found
+
+    def look(self, source: Source) -> tuple[ScanResult, list[str]]:
+        """What `scan` would find and the keys of new, changed and not yet landed items. Writes nothing."""
+        with self._staged(source) as connection:
+            found = self._compare(connection, allow_deletes=True)
+            keys = connection.execute(self.tables.statement("scan/pending"), {"collection": self.collection.name})
+            return found, [row[0] for row in keys]
+
+    def dirty_batches(self) -> list[int]:
+        """The batches that have something to do, derived from state (design rule 1), in order."""
+        with self.database.connect(autocommit=True) as connection:
+            statement = self.tables.statement("dirty_batches")
+            return [row[0] for row in connection.execute(statement, {"collection": self.collection.name})]
+
+    def batches(self) -> list[int]:
+        """Every batch of the collection, in order."""
+        query = "SELECT batch FROM embeddings.batch WHERE collection = %s ORDER BY batch"
+        with self.database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query, [self.collection.name])]
+
+    def item_keys(self, batch: int) -> list[str]:
+        """The keys of a batch's items."""
+        query = sql.SQL("SELECT item_key FROM {} WHERE batch = %s ORDER BY item_key").format(self.tables.item)
+        with self.database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query, [batch])]
+
+    def repair(self) -> int:
+        """Make items dirty whose texts or vectors are not what has landed, and remove orphans; how many were found."""
+        model = self.active()
+        if model is None:
+            return 0
+        found = 0
+        with self.database.connect(autocommit=True) as connection:
+            statement = model.table.statement("audit/damaged_batches")
+            parameters: dict[str, Any] = {"collection": self.collection.name, "fingerprint": model.table.fingerprint}
+            for (batch,) in connection.execute(statement, parameters).fetchall():
+                with connection.transaction():
+                    self.lock_batch(connection, batch)
+                    parameters["batch"] = batch
+                    found += connection.execute(model.table.statement("audit/suspect"), parameters).rowcount
+            found += connection.execute(model.table.statement("audit/orphans")).rowcount
+        return found
+
+    def active(self) -> ActiveModel | None:
+        """The active model, or None before the first run."""
+        with self.database.connect(autocommit=True) as connection:
+            return active_model(connection, self.collection.name)
+
+    def model_tables(self, connection: psycopg.Connection) -> list[ModelTable]:
+        """Every model table of the collection, the active one and others."""
+        query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s"
+        name = self.collection.name
+        return [ModelTable(name, *row) for row in connection.execute(query, [name]).fetchall()]
+
+    def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes]) -> set[bytes]:
+        """Which of these content hashes are in quarantine under this fingerprint."""
+        if not content_hashes:
+            return set()
+        with self.database.connect(autocommit=True) as connection:
+            rows = connection.execute(
+                "SELECT content_hash FROM embeddings.quarantine"
+                " WHERE collection = %s AND fingerprint = %s AND content_hash = ANY (%s)",
+                [self.collection.name, fingerprint, list(content_hashes)],
+            )
+            return {row[0] for row in rows}
+
+    def quarantine(self, fingerprint: str, *, good: Sequence[bytes], bad: Mapping[bytes, tuple[str, str]]) -> None:
+        """Put bad texts (content hash → text and reason) into quarantine, and take out those that went well."""
+        key = {"collection": self.collection.name, "fingerprint": fingerprint}
+        with self.database.connect() as connection:
+            connection.execute(
+                "DELETE FROM embeddings.quarantine"
+                " WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(good)s)",
+                {**key, "good": list(good)},
+            )
+            for digest, (text, reason) in bad.items():
+                log.warning("collection %r: a text went to quarantine: %s", self.collection.name, reason)
+                parameters = {**key, "content_hash": digest, "text": text, "reason": reason}
+                connection.execute(load_sql("quarantine"), parameters)
+
+    def failed(self, batch: int) -> None:
+        """Note that a run failed on this batch."""
+        with self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("batch_failed"), {"collection": self.collection.name, "batch": batch})
+
+    def lock_batch(self, connection: psycopg.Connection, batch: int) -> None:
+        """Take the batch's advisory lock until the transaction ends."""
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [self._lock_class, batch])
+
+    def _lock_collection(self, connection: psycopg.Connection) -> None:
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [self._lock_class, -1])
+
+    @property
+    def _lock_class(self) -> int:
+        digest = blake2b(f"embeddings/{self.collection.name}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big", signed=True)
+
+    @contextmanager
+    def _staged(self, source: Source) -> Iterator[psycopg.Connection]:
+        """A session with the whole source in its table `scan_row`."""
+        with source.connect() as reading, self.database.connect(autocommit=True) as connection:
+            source.check(reading)
+            connection.execute(load_sql("scan/stage"))
+            with connection.cursor() as cursor, cursor.copy("COPY scan_row FROM STDIN (FORMAT binary)") as copy:
+                copy.set_types(["text", "bytea"])
+                for rows in source.scan(reading):
+                    for row in rows:
+                        copy.write_row((row.item_key, row.row_hash))
+            try:
+                connection.execute(load_sql("scan/staged"))
+            except psycopg.errors.UniqueViolation as error:
+                detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=").removesuffix(" is duplicated.")
+                key = ", ".join(self.collection.config.source.key)
+                raise SourceError(
+                    f"{source}: the source has the key {detail} more than once; `source.key:` ({key}) must identify a row"
+                ) from error
+            yield connection
+
+    def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> ScanResult:
+        row = connection.execute(self.tables.statement("scan/compare")).fetchone()
+        assert row is not None
+        *counts, landed = row
+        found = ScanResult(*counts)
+        if found.gone > GONE_SHARE * landed and not allow_deletes:
+            raise RefusedError(
+                f"collection {self.collection.name!r}: {found.gone:,} of {landed:,} items are gone from the source, more "
+                f"than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
+                f"(or set allow_deletes on item_ledger in the launchpad)"
+            )
+        return found
+
+    def _insert_new(self, connection: psycopg.Connection) -> None:
+        name, per_batch = self.collection.name, self.collection.config.items_per_batch
+        with connection.transaction():
+            self._lock_collection(connection)
+            query = "SELECT last_batch, last_batch_size FROM embeddings.collection WHERE name = %s"
+            row = connection.execute(query, [name]).fetchone()
+            assert row is not None
+            last_batch, size = row
+            if size >= per_batch:
+                last_batch, size = last_batch + 1, 0
+            parameters = {"last_batch": last_batch, "last_batch_size": size, "items_per_batch": per_batch}
+            inserted = connection.execute(self.tables.statement("scan/insert_new"), parameters).rowcount
+            if inserted:
+                last = last_batch + (size + inserted - 1) // per_batch
+                size = (size + inserted - 1) % per_batch + 1
+                parameters = {"collection": name, "first": last_batch, "last": last, "size": size}
+                connection.execute(load_sql("scan/batches_added"), parameters)
+                connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
+
+    def _landings_in_flight(self, connection: psycopg.Connection) -> set[int]:
+        rows = connection.execute(load_sql("scan/landings_in_flight"), {"lock_class": self._lock_class})
+        return {row[0] for row in rows if row[0] < 1 << 31}  # -1 is the collection's own lock
+
+
+def active_model(connection: psycopg.Connection, collection: str) -> ActiveModel | None:
+    """The active model of a collection; None where the collection, or the schema, is not there yet."""
+    try:
+        row = connection.execute(load_sql("active_model"), {"collection": collection}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    if row is None:
+        return None
+    fingerprint, dimension, storage, profile = row
+    return ActiveModel(Profile(**profile), ModelTable(collection, fingerprint, dimension, storage))
+
+
+def contiguous_ranges(batches: Iterable[int], existing: Sequence[int], longest: int) -> list[tuple[int, int]]:
+    """Batches as (first, last) pairs without a gap among `existing`, each of at most `longest` batches."""
+    place = {batch: n for n, batch in enumerate(existing)}
+    ranges: list[tuple[int, int]] = []
+    for batch in sorted(batches):
+        if ranges:
+            first, last = ranges[-1]
+            if place[batch] == place[last] + 1 and place[batch] - place[first] < longest:
+                ranges[-1] = (first, batch)
+                continue
+        ranges.append((batch, batch))
+    return ranges
+

@@ -1,0 +1,1 @@
+SELECT item_key, decision, landed_hash, encoded_hash FROM landing_decision

@@ -1,0 +1,55 @@
+-- version: 1
+-- The tables that all collections share. Idempotent; run when the stored version is older.
+
+CREATE SCHEMA IF NOT EXISTS embeddings;
+
+CREATE TABLE IF NOT EXISTS embeddings.collection (
+    name            text PRIMARY KEY,
+    fingerprint     text,                                -- the active model; NULL until the first run
+    definition_hash bytea NOT NULL,
+    version         bigint NOT NULL DEFAULT 0,           -- raised by each landing that changed a vector
+    epoch           uuid NOT NULL DEFAULT gen_random_uuid(),
+    last_batch      bigint NOT NULL DEFAULT 0,           -- the batch that new items go to …
+    last_batch_size bigint NOT NULL DEFAULT 0            -- … until it holds `items_per_batch`
+);
+
+-- One row a model table: which vectors there are of a collection, and how they were made.
+CREATE TABLE IF NOT EXISTS embeddings.model (
+    collection  text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    fingerprint text NOT NULL,
+    profile     jsonb NOT NULL,
+    dimension   bigint NOT NULL,
+    storage     text NOT NULL CHECK (storage IN ('halfvec', 'vector')),
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (collection, fingerprint)
+);
+
+CREATE TABLE IF NOT EXISTS embeddings.batch (
+    collection      text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    batch           bigint NOT NULL,
+    definition_hash bytea,                               -- what the texts of every landed item were rendered with
+    version         bigint,                              -- of the collection, at the last landing
+    file            text,                                -- the run's file name in the lake that landed
+    landed_at       timestamptz,
+    attempts        bigint NOT NULL DEFAULT 0,           -- failures since the last landing
+    next_try        timestamptz,
+    PRIMARY KEY (collection, batch)
+);
+
+CREATE TABLE IF NOT EXISTS embeddings.scan (
+    collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
+    whole_scan_at timestamptz NOT NULL,                  -- when the last whole scan began
+    scanned       bigint NOT NULL
+);
+
+-- Texts that failed by themselves. Excused is exactly this content hash under this fingerprint.
+CREATE TABLE IF NOT EXISTS embeddings.quarantine (
+    collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    fingerprint  text NOT NULL,
+    content_hash bytea NOT NULL,
+    text         text NOT NULL,
+    reason       text NOT NULL,
+    attempts     bigint NOT NULL DEFAULT 1,
+    last_try     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (collection, fingerprint, content_hash)
+);
