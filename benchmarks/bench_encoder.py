@@ -10,6 +10,7 @@ import csv
 import json
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -20,7 +21,7 @@ from embeddings_pipeline.profiles import BUILT_IN, resolve_weights
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("csv", help="a CSV file with a header")
+    parser.add_argument("csv", type=Path, help="a CSV file with a header")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--columns", nargs="+", default=["title", "overview", "genres"])
     parser.add_argument(
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
 
-    with open(arguments.csv, newline="", encoding="utf-8") as file:
+    with arguments.csv.open(newline="", encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(arguments.rows), strict=False)]
     texts = [" | ".join(row[column] for column in arguments.columns if row[column]) for row in rows]
 

@@ -80,7 +80,10 @@ def _read(path: Path) -> pa.Table:
             null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True
         )
         table = pacsv.read_csv(
-            path, read_options=block, parse_options=pacsv.ParseOptions(newlines_in_values=True), convert_options=empty_is_null
+            path,
+            read_options=block,
+            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            convert_options=empty_is_null,
         )
     except (pa.ArrowInvalid, OSError) as error:
         raise SourceError(f"{path}: not a CSV (UTF-8, with a header) or Parquet file: {_first_line(error)}") from error

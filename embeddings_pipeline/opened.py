@@ -1,7 +1,7 @@
 """A collection at work: with its database, ledger, source, lake and active model at hand."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -41,15 +41,21 @@ class OpenCollection:
         return self.active.table.fingerprint
 
     def encoder(self) -> Encoder:
-        """The active model, loaded once a process. ProfileError where its weights are no longer those of the vectors."""
+        """The active model, loaded once a process. ProfileError where its weights are not those of the vectors."""
         there = fingerprint(self.profile, self.settings.state_dir)
         if there != self.fingerprint:
             raise ProfileError(
-                f"collection {self.collection.name!r}: the weights of profile {self.profile.name!r} are not the ones its "
-                f"vectors were made with (fingerprint {there}, not {self.fingerprint}); bring back the former weights of "
-                f"{self.profile.model}"
+                f"collection {self.collection.name!r}: the weights of profile {self.profile.name!r} are not the ones "
+                f"its vectors were made with (fingerprint {there}, not {self.fingerprint}); bring back the former "
+                f"weights of {self.profile.model}"
             )
         return load_encoder(self.profile)
+
+    def with_batch_settings(self, *, batch_size: int | None, tokens_per_batch: int | None) -> "OpenCollection":
+        """The same with other sizes of the encoder's batches, where they are given."""
+        sizes = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}
+        profile = replace(self.profile, **{name: size for name, size in sizes.items() if size is not None})
+        return replace(self, active=ActiveModel(profile, self.active.table))
 
     def folder(self, asset: str) -> str:
         """The asset's folder in the lake."""
@@ -57,14 +63,13 @@ class OpenCollection:
             return f"{self.collection.name}/embeddings/{self.fingerprint}"
         return f"{self.collection.name}/{asset}"
 
-
     def newest(self, asset: str, batch: int, run: str) -> tuple[str, pa.Table]:
         """Path and content of the asset's file of this batch: this run's, else the newest. LakeError without any."""
         found = self.lake.newest(self.folder(asset), batch, run)
         if found is None:
             raise LakeError(
-                f"collection {self.collection.name!r}, batch {batch}: the lake has no {asset} of it; materialize {asset} "
-                f"first, or run `embeddings-pipeline sync`"
+                f"collection {self.collection.name!r}, batch {batch}: the lake has no {asset} of it; materialize "
+                f"{asset} first, or run `embeddings-pipeline sync`"
             )
         return found
 
@@ -93,10 +98,10 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
         active = ActiveModel(declared, active.table)
     else:
         warning = (
-            f"collection {collection.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its vectors "
-            f"were made with {active.profile.name!r} ({active.profile.model}), which stays active; declare that one "
-            f"(`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE), or give the new one a collection "
-            f"of its own"
+            f"collection {collection.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
+            f"vectors were made with {active.profile.name!r} ({active.profile.model}), which stays active; "
+            f"declare that one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE), or give the "
+            f"new one a collection of its own"
         )
         log.warning(warning)
     source = Source(collection, database)

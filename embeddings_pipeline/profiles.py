@@ -8,7 +8,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
@@ -36,15 +35,15 @@ class Profile:
     | provider | `local`: sentence-transformers; `openai`: an embeddings API; `python`: a class of the user's own |
     | model | a folder or a Hugging Face name (local), a model name (openai), `package.module:Class` (python) |
     | dimensions | length of each vector; a model that gives another length is refused |
-    | max_length | tokens that are read of a text, special tokens and prompt included; None: what the model's files say |
+    | max_length | tokens read of a text, special tokens and prompt included; None: what the model's files say |
     | normalize | make vectors unit length; False leaves them as the model gives them |
     | query_prompt, document_prompt | put before each query, before each text |
     | bidirectional | a decoder (Qwen2) whose tokens see what follows them, as its embedding model was trained |
     | revision | a Hugging Face revision (local); any text that tells two versions apart (openai, python) |
     | trust_remote_code | run Python code that comes with the weights |
     | device | `cpu`, `cuda`, `mps`; None: a GPU where there is one |
-    | batch_size, tokens_per_batch | most texts, most tokens (padding included) in one pass; None: chosen for the device |
-    | gpu_precision | `float16`, `bfloat16` or `float32` on a GPU (a CPU uses bfloat16 where it has instructions for it) |
+    | batch_size, tokens_per_batch | most texts, most tokens (padding included) in one pass; None: by device |
+    | gpu_precision | `float16`, `bfloat16` or `float32` on a GPU (a CPU takes bfloat16 where it is fast) |
     | cache | keep vectors in the embedding cache, because making them costs money |
     """
 
@@ -103,7 +102,9 @@ BUILT_IN: Mapping[str, Profile] = {
             model="Alibaba-NLP/gte-Qwen2-1.5B-instruct",
             dimensions=1536,
             max_length=8192,
-            query_prompt="Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ",
+            query_prompt=(
+                "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+            ),
             bidirectional=True,
             gpu_precision="bfloat16",
         ),
@@ -207,7 +208,7 @@ def _with_weights_at(profile: Profile, model: str | None) -> Profile:
 
 
 def _own_names(folder: Path) -> list[str]:
-    """The folder's name; for a snapshot in a Hugging Face cache (`models--x--y/snapshots/<commit>`) that of the model."""
+    """The folder's name, and the model's in a Hugging Face cache (`models--x--y/snapshots/<commit>`)."""
     in_cache = folder.parent.name == "snapshots"
     return [folder.name, *([folder.parents[1].name] if in_cache else [])]
 
@@ -376,6 +377,6 @@ def _write_digests(state_dir: Path, digests: Mapping[str, str]) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=state_dir, prefix=_DIGESTS_FILE, delete=False) as file:
             json.dump(dict(digests), file, indent=1)
-        os.replace(file.name, state_dir / _DIGESTS_FILE)
+        Path(file.name).replace(state_dir / _DIGESTS_FILE)
     except OSError as error:
         logger.warning("The digests of the model's files could not be kept in %s: %s", state_dir, error)

@@ -41,7 +41,7 @@ class Source:
         """A read-only connection to the source. Every psycopg error in it becomes one line that says what to do."""
         with self._errors():
             url = self.collection.config.source.url
-            connection = _connect(expand_environment(url)) if url else self.database.connect(autocommit=True)
+            connection = connect_url(url) if url else self.database.connect(autocommit=True)
             with connection:
                 connection.execute("SET default_transaction_read_only = on")
                 # Both reads of a row must give the same bytes whatever the role's own settings are.
@@ -159,7 +159,9 @@ class Source:
             yield
         except psycopg.errors.UndefinedTable as error:
             table = self.collection.config.source.table
-            remedy = f"; create it (`embeddings-pipeline load FILE --table {table}`), or correct" if table else "; correct"
+            remedy = (
+                f"; create it (`embeddings-pipeline load FILE --table {table}`), or correct" if table else "; correct"
+            )
             raise SourceError(f"{self}: {_primary(error)}{remedy} `source:` in {where}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise SourceError(f"{self}: {_primary(error)}; GRANT SELECT on it to the pipeline's role") from error
@@ -187,14 +189,23 @@ def expand_environment(url: str) -> str:
 
     def value(match: re.Match[str]) -> str:
         if (found := os.environ.get(match[1])) is None:
-            raise ConfigurationError(f"`source.url:` names ${{{match[1]}}}, which is not set; export it or put it in .env")
+            raise ConfigurationError(
+                f"`source.url:` names ${{{match[1]}}}, which is not set; export it or put it in .env"
+            )
         return found
 
     return re.sub(r"\$\{(\w+)\}", value, url)
 
 
-def _connect(url: str) -> psycopg.Connection:
-    return psycopg.connect(re.sub(r"^postgres(ql)?(\+psycopg2?)?://", "postgresql://", url), autocommit=True)
+def connect_url(url: str) -> psycopg.Connection:
+    """A connection to the database of `source.url:`."""
+    url = re.sub(r"^postgres(ql)?(\+psycopg2?)?://", "postgresql://", expand_environment(url))
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=10)
+    except psycopg.ProgrammingError:  # its message would show the password
+        raise ConfigurationError(
+            "`source.url:` cannot be read: it looks like postgresql://user:${PASSWORD}@host:5432/name"
+        ) from None
 
 
 def _column(name: str) -> sql.Composed:

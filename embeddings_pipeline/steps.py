@@ -5,6 +5,7 @@ step is the landing.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row, split_chunks
+
+LOOK_AT_ONCE = 1000  # items of a dry run
 
 
 # --- raw_items ---------------------------------------------------------------------------------------------------
@@ -41,17 +44,13 @@ def read_items(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
 def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
     """Render every template of every item of the batch. Returns texts, blank and characters."""
     _, items = opened.newest("raw_items", batch, run)
-    config = opened.collection.config
-    characters, overlap = (config.chunk.characters, config.chunk.overlap) if config.chunk else (None, 0)
     columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
     for item in items.to_pylist():
-        row = parse_row(item["row"])
         payload = clean_json(item["payload"])
-        for vector_name, template in opened.collection.templates.items():
-            for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
-                values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, content_hash(text))
-                for column, value in zip(columns.values(), (*values, not text), strict=True):
-                    column.append(value)
+        for vector_name, chunk, text in _render(opened, item["row"]):
+            values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, content_hash(text))
+            for column, value in zip(columns.values(), (*values, not text), strict=True):
+                column.append(value)
     table = pa.table(columns, schema=files.ITEM_TEXTS)
     opened.lake.write(table, opened.folder("item_texts"), batch, run)
     lengths = [len(text) for text in columns["text"] if text]
@@ -61,6 +60,16 @@ def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]
         "characters": sum(lengths),
         "longest": max(lengths, default=0),
     }
+
+
+def _render(opened: OpenCollection, template_json: str) -> Iterator[tuple[str, int, str]]:
+    """Vector name, chunk and text of every text of a row; blank texts too."""
+    chunking = opened.collection.config.chunk
+    characters, overlap = (chunking.characters, chunking.overlap) if chunking else (None, 0)
+    row = parse_row(template_json)
+    for vector_name, template in opened.collection.templates.items():
+        for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
+            yield vector_name, chunk, text
 
 
 # --- embeddings --------------------------------------------------------------------------------------------------
@@ -75,7 +84,7 @@ class Embedded:
     quarantined: int = 0
     truncated: int = 0
     tokens: int = 0
-    left: int = 0  # not embedded because of `limit` or `dry_run`
+    left_to_embed: int = 0  # because of `limit` or `dry_run`
     seconds: float = 0.0
 
     def metadata(self) -> dict[str, Any]:
@@ -106,7 +115,7 @@ def embed_texts(
     wanted = [digest for digest in by_hash if digest not in have and digest not in excused]
     result = Embedded(reused=sum(digest in have for digest in hashes), quarantined=len(excused))
     chosen = [] if dry_run else wanted[:limit]
-    result.left = len(wanted) - len(chosen)
+    result.left_to_embed = len(wanted) - len(chosen)
     made: dict[bytes, NDArray] = {}
     if chosen:
         encoder = opened.encoder()
@@ -125,6 +134,22 @@ def embed_texts(
         opened.lake.write(table, opened.folder("embeddings"), batch, run)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def pending_texts(opened: OpenCollection, item_keys: list[str], *, force: bool = False) -> tuple[int, int]:
+    """How many texts of these items a sync would encode, and how many already have their vector. Writes nothing."""
+    pending = reused = 0
+    with opened.source.connect() as reading, opened.database.connect(autocommit=True) as connection:
+        for start in range(0, len(item_keys), LOOK_AT_ONCE):
+            rows = opened.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
+            wanted = [text for row in rows for text in _render(opened, row.template_json) if text[2]]
+            digests = {content_hash(text) for _, _, text in wanted}
+            statement = opened.active.table.statement("content_hashes")
+            there = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
+            have = set() if force else digests & {row[0] for row in there}
+            pending += len(digests) - len(have)
+            reused += len(have)
+    return pending, reused
 
 
 def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:

@@ -97,13 +97,13 @@ class LocalEncoder:
     def _encode_window(self, texts: list[str], prompt: str) -> NDArray[np.float32]:
         """Encode batch by batch, longest texts first. Memory that runs out halves the batches that follow."""
         texts, tokens, lengths = self._tokenize(texts, prompt)
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        longest_first = np.argsort(-lengths, kind="stable")
+        vectors = np.full((len(texts), self.dimensions), np.nan, dtype=np.float32)  # what has no tokens keeps NaN
+        longest_first = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         budget = self.profile.tokens_per_batch
         if budget is None:
             budget = CPU_TOKENS_PER_BATCH if self.device.type == "cpu" else GPU_TOKENS_PER_BATCH
         start = 0
-        while start < len(texts):
+        while start < len(longest_first):
             longest = int(lengths[longest_first[start]])
             size = max(1, min(budget // longest, self.profile.batch_size or len(texts)))
             batch = longest_first[start : start + size]

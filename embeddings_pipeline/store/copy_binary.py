@@ -16,7 +16,7 @@ from psycopg import sql
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + b"\x00" * 8
 TRAILER = b"\xff\xff"
-BLOCK_BYTES = 8 << 20  # what is packed or parsed at a time, so that memory holds the caller's arrays and little else
+BLOCK_BYTES = 2 << 20  # what is packed or parsed at a time, so that memory holds the arrays and little else
 
 Storage = Literal["halfvec", "vector"]
 ELEMENT: dict[Storage, str] = {"halfvec": ">f2", "vector": ">f4"}
@@ -93,7 +93,10 @@ def copy_blocks(
     """As `copy_out`, in blocks of some megabytes, at least one: for what is larger than memory should hold twice."""
     row_type = _row_type({name: _stored(kind, dimension) for name, kind in columns.items()})
     pending = bytearray()
-    with connection.cursor() as cursor, cursor.copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(query)) as copy:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(query)) as copy,
+    ):
         header = True
         for data in copy:
             pending += data
@@ -104,7 +107,7 @@ def copy_blocks(
                 whole = len(pending) // row_type.itemsize * row_type.itemsize
                 yield _parse(pending[:whole], row_type, columns)
                 del pending[:whole]
-    if len(pending) % row_type.itemsize != len(TRAILER) % row_type.itemsize or pending[-len(TRAILER) :] != TRAILER:
+    if pending[-len(TRAILER) :] != TRAILER or (len(pending) - len(TRAILER)) % row_type.itemsize:
         raise _another_width(columns, row_type)
     yield _parse(pending[: -len(TRAILER)], row_type, columns)
 
@@ -147,4 +150,4 @@ def _row_type(fields: Mapping[str, np.dtype]) -> np.dtype:
     described: list[tuple[str, object]] = [("fields", ">i2")]
     for name, field in fields.items():
         described += [(f"{name}_length", ">i4"), (name, field)]
-    return np.dtype(described)  # type: ignore[call-overload]
+    return np.dtype(described)

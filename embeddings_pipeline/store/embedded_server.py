@@ -69,6 +69,11 @@ class EmbeddedServer:
         """PostgreSQL's log file."""
         return self.folder / "server.log"
 
+    @property
+    def in_use(self) -> bool:
+        """Whether this process uses the server now."""
+        return self._lease is not None
+
     def url(self, database: str) -> str:
         """Where `database` is reached; it stays the same over restarts."""
         return f"postgresql://{SUPERUSER}@/{quote(database)}?host={quote(str(self._socket_folder))}&port=5432"
@@ -151,7 +156,9 @@ class EmbeddedServer:
                 if not data.exists():
                     self._initialise(binaries, data, log.fileno())
                 _check_version(data, binaries)
-                (data / "postmaster.pid").unlink(missing_ok=True)  # nothing of it runs: we hold the guard
+                # Nothing of it runs, since we hold the guard; but somebody else, or a zombie, may have its number.
+                for left in (data / "postmaster.pid", self._socket_folder / ".s.PGSQL.5432.lock"):
+                    left.unlink(missing_ok=True)
                 lease = os.open(self.folder / "lease", os.O_RDWR)
                 try:
                     todo = {
@@ -283,7 +290,7 @@ def _first_settings() -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" where there is none
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     megabytes = memory // 2**20
-    return {
+    settings = {
         "max_connections": "200",  # Dagster's webserver, daemon and code server, sync, and runs beside each other
         "shared_buffers": f"{min(max(megabytes // 16, 64), 512)}MB",
         "maintenance_work_mem": f"{min(max(megabytes // 16, 64), 1024)}MB",  # an HNSW build that fits is much faster
@@ -298,6 +305,9 @@ def _first_settings() -> dict[str, str]:
         "log_checkpoints": "off",
         "log_line_prefix": "%m [%p] %a ",
     }
+    if sys.platform == "linux":
+        settings["recovery_init_sync_method"] = "syncfs"  # one call after a crash, not an fsync for each file
+    return settings
 
 
 def _locked(path: Path, how: int = fcntl.LOCK_EX) -> int | None:

@@ -80,7 +80,8 @@ class Lake:
             pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
         except OSError as error:
             raise LakeError(
-                f"the lake cannot be written at {path}: {_reason(error)}; make room or give write access, then sync again"
+                f"the lake cannot be written at {path}: {_reason(error)}; make room or give write "
+                f"access, then sync again"
             ) from error
         return path
 
@@ -116,7 +117,9 @@ def open_lake(settings: Settings) -> Lake:
             return Lake(pafs.LocalFileSystem(), Path(uri).expanduser().resolve().as_posix())
         filesystem, root = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        raise LakeError(f"LAKE_URI {uri!r} cannot be opened: {_reason(error)}; use a folder or s3://bucket/path") from error
+        raise LakeError(
+            f"LAKE_URI {uri!r} cannot be opened: {_reason(error)}; use a folder or s3://bucket/path"
+        ) from error
     return Lake(filesystem, root.rstrip("/"))
 
 

@@ -109,14 +109,17 @@ class Ledger:
                     connection.execute(suspect, {"batch": batch})
             if in_flight:  # such a landing may also have deleted an item that is back
                 self._insert_new(connection)
-            connection.execute(load_sql("scan/finished"), {"collection": self.collection.name, "scanned": found.scanned})
+            connection.execute(
+                load_sql("scan/finished"), {"collection": self.collection.name, "scanned": found.scanned}
+            )
         return found
 
-    def look(self, source: Source) -> tuple[ScanResult, list[str]]:
-        """What `scan` would find and the keys of new, changed and not yet landed items. Writes nothing."""
+    def look(self, source: Source, *, everything: bool = False) -> tuple[ScanResult, list[str]]:
+        """What `scan` would find, and the keys of the items that a sync would work on (or of all). Writes nothing."""
         with self._staged(source) as connection:
             found = self._compare(connection, allow_deletes=True)
-            keys = connection.execute(self.tables.statement("scan/pending"), {"collection": self.collection.name})
+            parameters = {"collection": self.collection.name, "everything": everything}
+            keys = connection.execute(self.tables.statement("scan/pending"), parameters)
             return found, [row[0] for row in keys]
 
     def dirty_batches(self) -> list[int]:
@@ -183,7 +186,8 @@ class Ledger:
         with self.database.connect() as connection:
             connection.execute(
                 "DELETE FROM embeddings.quarantine"
-                " WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(good)s)",
+                " WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s"
+                " AND content_hash = ANY (%(good)s)",
                 {**key, "good": list(good)},
             )
             for digest, (text, reason) in bad.items():
@@ -222,10 +226,13 @@ class Ledger:
             try:
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:
-                detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=").removesuffix(" is duplicated.")
+                detail = (
+                    (error.diag.message_detail or "").removeprefix("Key (item_key)=").removesuffix(" is duplicated.")
+                )
                 key = ", ".join(self.collection.config.source.key)
                 raise SourceError(
-                    f"{source}: the source has the key {detail} more than once; `source.key:` ({key}) must identify a row"
+                    f"{source}: the source has the key {detail} more than once; `source.key:` ({key}) must "
+                    f"identify a row"
                 ) from error
             yield connection
 
@@ -236,8 +243,8 @@ class Ledger:
         found = ScanResult(*counts)
         if found.gone > GONE_SHARE * landed and not allow_deletes:
             raise RefusedError(
-                f"collection {self.collection.name!r}: {found.gone:,} of {landed:,} items are gone from the source, more "
-                f"than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
+                f"collection {self.collection.name!r}: {found.gone:,} of {landed:,} items are gone from the source, "
+                f"more than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
                 f"(or set allow_deletes on item_ledger in the launchpad)"
             )
         return found
@@ -290,4 +297,3 @@ def contiguous_ranges(batches: Iterable[int], existing: Sequence[int], longest: 
                 continue
         ranges.append((batch, batch))
     return ranges
-

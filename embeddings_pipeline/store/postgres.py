@@ -102,7 +102,6 @@ class Database:
             self.server.leave()
 
 
-_opened: dict[str, Database] = {}
 _current_schemas: set[str] = set()
 _mutex = threading.RLock()
 
@@ -115,12 +114,10 @@ def open_database(settings: Settings) -> Database:
     """
     if settings.database_url:
         return Database(_readable(settings.database_url))
-    folder = settings.state_dir / "postgres"
+    server = embedded_server(settings.state_dir / "postgres")
+    database = Database(server.url(EMBEDDED_DATABASE), server)
     with _mutex:
-        if (database := _opened.get(str(folder))) is None:
-            server = embedded_server(folder)
-            database = Database(server.url(EMBEDDED_DATABASE), server)
-            _opened[str(folder)] = database
+        if not server.in_use:
             server.ensure_running()
             Database(server.url("postgres"), server).ensure_sibling(EMBEDDED_DATABASE)
     return database
@@ -261,8 +258,10 @@ def _readable(url: str) -> str:
         )
     url = f"postgresql://{rest}"
     try:
-        conninfo_to_dict(url)
         urlsplit(url)
+        parts = conninfo_to_dict(url)
+        if "@" in f"{parts.get('host')}{parts.get('port')}":  # the end of a password
+            raise ValueError
     except (psycopg.ProgrammingError, ValueError):
         raise DatabaseError(
             "DATABASE_URL cannot be read: it looks like postgresql://user:password@host:5432/name, and /, @, : and % "

@@ -41,7 +41,9 @@ class CollectionTables:
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the tables where they are not there yet."""
-        indexes = {name: sql.Identifier(f"{self.collection}_{name}") for name in ("item_batch", "item_dirty", "text_item")}
+        indexes = {
+            name: sql.Identifier(f"{self.collection}_{name}") for name in ("item_batch", "item_dirty", "text_item")
+        }
         connection.execute(self.statement("collection", **indexes))
 
 

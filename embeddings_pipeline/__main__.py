@@ -1,0 +1,3 @@
+from embeddings_pipeline.cli import main
+
+main()

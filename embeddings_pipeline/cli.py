@@ -1,0 +1,237 @@
+"""The command line. Each command prints for people, with --json for programs; errors are one line and exit 1."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.collection import Collection
+
+app = typer.Typer(
+    help="Keeps the embeddings of a table up to date, in PostgreSQL (pgvector) and in FAISS.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
+EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: each one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def main() -> None:
+    """Entry point: errors that a user can cause are one line on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for noisy in ("sentence_transformers", "transformers", "dagster", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        app()
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # the reader of our output has left: `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(help="A CSV (UTF-8, with a header) or Parquet file.")],
+    table: Annotated[str, typer.Option(help="The table to create or to upsert into.")] = "movies",
+    key: Annotated[list[str] | None, typer.Option(help="Its key column; again for a composite key.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Delete the rows that are there first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create or upsert a source table from a file: a stand-in for a database of your own."""
+    from embeddings_pipeline.load import load_file
+
+    database = _database(load_settings())
+    loaded = load_file(database, file, table, key=tuple(key or ("id",)), replace=replace)
+    if as_json:
+        _print_json({"table": table, **loaded})
+    else:
+        print(f"{table}: {loaded['rows']:,} rows, {loaded['inserted']:,} new, {loaded['updated']:,} changed")
+
+
+@app.command()
+def sync(
+    collection: EachCollectionOption = None,
+    full: Annotated[bool, typer.Option("--full", help="Read the whole source (as every sync does today).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Encode every text anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Encode at most this many texts.")] = None,
+    allow_deletes: Annotated[
+        bool, typer.Option("--allow-deletes", help="Also when more than 20 % of the items are gone.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the vectors and the indexes up to date with the source."""
+    from embeddings_pipeline.orchestration.sync import sync as run_sync
+
+    settings = load_settings()
+    results = []
+    for one in _collections(collection):
+        with _progress(one.name, show=not as_json and not dry_run) as progress:
+            result = run_sync(
+                one,
+                settings,
+                force=force,
+                dry_run=dry_run,
+                limit=limit,
+                allow_deletes=allow_deletes,
+                progress=progress,
+            )
+        results.append(asdict(result))
+        if not as_json:
+            print(_sync_line(asdict(result)))
+    if as_json:
+        _print_json(results[0] if len(results) == 1 else results)
+
+
+def _sync_line(done: dict[str, Any]) -> str:
+    items = f"{done['scanned']:,} items scanned: {done['new']:,} new, {done['changed']:,} changed"
+    if done["dry_run"]:
+        return (
+            f"{done['collection']}: dry run, nothing was written. {items}, {done['deleted']:,} gone; "
+            f"{done['left']:,} texts to embed, {done['reused']:,} reused"
+        )
+    left = f", {done['left']:,} left for the next sync" if done["left"] else ""
+    return (
+        f"{done['collection']}: {items}, {done['deleted']:,} deleted; {done['embedded']:,} texts embedded, "
+        f"{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s"
+    )
+
+
+@app.command()
+def status(collection: EachCollectionOption = None, as_json: JsonOption = False) -> None:
+    """What is there, what is missing, and which model made it."""
+    from embeddings_pipeline.status import collection_status
+
+    settings = load_settings()
+    database = _database(settings)
+    found = [collection_status(one, database, settings) for one in _collections(collection)]
+    if as_json:
+        _print_json(found[0] if len(found) == 1 else found)
+        return
+    for one in found:
+        print(_status_text(one))
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    name = found["collection"]
+    if found["fingerprint"] is None:
+        return f"{name}: nothing is there yet; run `embeddings-pipeline sync`"
+    faiss, indexes = found["faiss"], found["pgvector_index"]
+    ann = ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
+    search = (
+        f"generation {faiss['generation']}, {faiss['vectors']:,} vectors, {'current' if faiss['current'] else 'behind'}"
+        if faiss["generation"]
+        else "none"
+    )
+    return "\n".join(
+        [
+            f"{name}: {found['coverage']:.1%} covered",
+            f"  items           {found['items']:,}  ({found['missing']:,} missing, {found['stale']:,} stale, "
+            f"{found['quarantined']:,} texts in quarantine)",
+            f"  vectors         {found['vectors']:,}  ({found['orphans']:,} orphans)",
+            f"  dirty batches   {found['dirty_batches']:,}",
+            f"  profile         {found['profile']}  (fingerprint {found['fingerprint']})",
+            f"  pgvector index  {ann}",
+            f"  FAISS index     {search}",
+        ]
+    )
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
+    collection: CollectionOption = None,
+    vector: Annotated[str | None, typer.Option(help="Which of the items' vectors; left out: the first.")] = None,
+    faiss: Annotated[bool, typer.Option("--faiss", help="Ask the FAISS index instead of PostgreSQL.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The items nearest in meaning, best first, with their cosine."""
+    from embeddings_pipeline.collection import find_collection, load_collections
+    from embeddings_pipeline.search import search as run_search
+
+    one = find_collection(load_collections(), collection)
+    index = "faiss" if faiss else "pgvector"
+    hits = run_search(one, load_settings(), query, k=k, vector_name=vector, index=index)  # type: ignore[arg-type]
+    if as_json:
+        _print_json([asdict(hit) for hit in hits])
+        return
+    for hit in hits:
+        values = [str(hit.item[column]) for column in one.config.columns if hit.item.get(column) is not None]
+        print(f"{hit.score:.3f}  {' · '.join(values) or hit.item_key}")
+    if not hits:
+        print("nothing found: the collection has no vectors of that name")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def psql(context: typer.Context) -> None:
+    """psql on the pipeline's database; arguments are passed on: `psql -c 'select …'`."""
+    from embeddings_pipeline.store.postgres import psql_command
+
+    path, arguments, environment = psql_command(_database(load_settings()), context.args)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql's own prompt
+    raise SystemExit(subprocess.run(arguments, executable=path, env=environment, check=False).returncode)
+
+
+@app.command()
+def ui(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+) -> None:
+    """The Dagster UI: webserver and daemon, until Ctrl-C."""
+    from embeddings_pipeline.ui import run_ui
+
+    raise SystemExit(run_ui(load_settings(), host, port))
+
+
+def _database(settings: Settings) -> Any:
+    from embeddings_pipeline.store.postgres import ensure_schema, open_database
+
+    database = open_database(settings)
+    ensure_schema(database)
+    return database
+
+
+def _collections(name: str | None) -> "list[Collection]":
+    from embeddings_pipeline.collection import find_collection, load_collections
+
+    collections = load_collections()
+    if name is None and collections:
+        return list(collections.values())
+    return [find_collection(collections, name)]
+
+
+@contextmanager
+def _progress(name: str, *, show: bool) -> Iterator[Callable[[str, int, int], None]]:
+    if not show or not sys.stderr.isatty():
+        yield lambda phase, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{name}: scan", total=None)
+        yield lambda phase, done, total: bar.update(task, description=f"{name}: {phase}", completed=done, total=total)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=str))

@@ -1,0 +1,59 @@
+"""The one resource: opens collections, and holds the lock that says a run is alive (rule 11)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import dagster as dg
+import psycopg
+
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.settings import load_settings
+from embeddings_pipeline.store.postgres import Database, open_database
+
+
+class PipelineResource(dg.ConfigurableResource):
+    """Gives assets and checks their collection, with settings read from the environment."""
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
+        """While the resource is in use, its run holds its liveness lock."""
+        if context.run_id is None:
+            yield self
+            return
+        with run_lock(open_database(load_settings()), context.run_id):
+            yield self
+
+    def open(self, collection: Collection) -> OpenCollection:
+        """The collection with its database, lake and active model."""
+        return open_collection(collection, load_settings())
+
+
+@contextmanager
+def run_lock(database: Database, run_id: str) -> Iterator[None]:
+    """Hold the session lock that says this run is alive. PostgreSQL lets it go when the process dies, however it dies.
+
+    A `sync` holds it from before its run is created; the run's own resource then finds it taken, and that is fine.
+    """
+    with database.connect(autocommit=True, application_name=f"embeddings-pipeline run {run_id[:8]}") as connection:
+        connection.execute("SELECT pg_try_advisory_lock(%s)", [_lock_key(run_id)])
+        yield
+
+
+def run_locked(connection: psycopg.Connection, run_id: str) -> bool:
+    """Whether some process holds the run's liveness lock."""
+    row = connection.execute("SELECT pg_try_advisory_lock_shared(%s)", [_lock_key(run_id)]).fetchone()
+    free = bool(row and row[0])
+    if free:
+        connection.execute("SELECT pg_advisory_unlock_shared(%s)", [_lock_key(run_id)])
+    return not free
+
+
+def _lock_key(run_id: str) -> int:
+    return int.from_bytes(blake2b(f"run/{run_id}".encode(), digest_size=8).digest(), "big", signed=True)
+
+
+# One object of each for all collections: merged definitions compare resources and executors by identity.
+PIPELINE = PipelineResource()
+EXECUTOR = dg.in_process_executor

@@ -1,0 +1,237 @@
+"""`sync`: scan, then every dirty batch, then the indexes, as Dagster runs in this process."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    REPOSITORY_LABEL_TAG,
+)
+from dagster._core.utils import make_new_run_id
+
+from embeddings_pipeline.collection import Collection, batch_key
+from embeddings_pipeline.coverage import collection_state
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.index.faiss_index import is_current, read_manifest
+from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
+from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, add_partitions, asset_key
+from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.launcher import worker_alive
+from embeddings_pipeline.orchestration.resources import run_lock, run_locked
+from embeddings_pipeline.profiles import resolve_profile
+from embeddings_pipeline.settings import Settings, project_root
+from embeddings_pipeline.steps import pending_texts
+from embeddings_pipeline.store.ledger import contiguous_ranges
+from embeddings_pipeline.store.postgres import Database
+
+LOCATION = "embeddings_pipeline"  # as workspace.yaml and pyproject.toml name it
+SYNC_TAG = "embeddings_pipeline/sync"
+GRACE_SECONDS = 30  # a run that a worker has just started may not have reached its lock
+PASSES = 3  # rows that change while a sync runs are dirty again at once
+
+
+@dataclass
+class SyncResult:
+    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused, quarantined), seconds."""
+
+    collection: str
+    scanned: int = 0
+    new: int = 0
+    changed: int = 0
+    deleted: int = 0
+    embedded: int = 0
+    reused: int = 0
+    quarantined: int = 0
+    left: int = 0  # texts that `limit` or `dry_run` left for later
+    seconds: float = 0.0
+    dry_run: bool = False
+
+
+class RunFailed(PipelineError):
+    """A run ended in failure; its message is the failed step's."""
+
+
+def sync(
+    collection: Collection,
+    settings: Settings,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    limit: int | None = None,
+    allow_deletes: bool = False,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> SyncResult:
+    """Bring a collection up to date, and say what was done.
+
+    `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
+    `progress(phase, done, total)` is called as batches land. Raises PipelineError with one line where a run failed.
+    """
+    started = time.perf_counter()
+    result = SyncResult(collection.name, dry_run=dry_run)
+    opened = open_collection(collection, settings)
+    if dry_run:
+        _look(opened, result, force)
+    else:
+        os.environ.setdefault("DAGSTER_HOME", str(project_root()))
+        with dg.DagsterInstance.get() as instance:
+            _Sync(opened, instance, result, progress).run(force, limit, allow_deletes)
+    result.seconds = round(time.perf_counter() - started, 2)
+    return result
+
+
+def _look(opened: OpenCollection, result: SyncResult, force: bool) -> None:
+    found, item_keys = opened.ledger.look(opened.source, everything=force)
+    result.scanned, result.new, result.changed = found.scanned, found.new, found.changed
+    result.deleted = found.gone
+    result.left, result.reused = pending_texts(opened, item_keys, force=force)
+
+
+class _Sync:
+    def __init__(
+        self,
+        opened: OpenCollection,
+        instance: dg.DagsterInstance,
+        result: SyncResult,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.opened, self.instance, self.result, self.progress = opened, instance, result, progress
+        self.collection = opened.collection
+        self.definitions = build_definitions(opened.collection)
+        self.dimensions = resolve_profile(opened.collection.config.profile, opened.settings).dimensions
+
+    def run(self, force: bool, limit: int | None, allow_deletes: bool) -> None:
+        ledger, name = self.opened.ledger, self.collection.name
+        cancel_dead_runs(self.instance, self.opened.database)
+        self.progress("scan", 0, 1)
+        config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
+        found = self._execute(f"{name}_scan", config, {})
+        result = self.result
+        result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
+        ledger.repair()
+
+        batches = ledger.batches() if force else ledger.dirty_batches()
+        total, done = len(batches), 0
+        for _ in range(PASSES):
+            existing = ledger.batches()
+            add_partitions(self.instance, self.collection, existing)
+            for first, last in contiguous_ranges(batches, existing, BATCHES_PER_RUN):
+                if limit is not None and result.embedded >= limit:
+                    break
+                left = None if limit is None else limit - result.embedded
+                self._execute_batches(first, last, force, left, done, total)
+                done += existing.index(last) - existing.index(first) + 1
+            # Rows that changed while we ran; with `limit`, what is left is left on purpose.
+            batches = [] if limit is not None else ledger.dirty_batches()
+            if not batches:
+                break
+            force, total = False, total + len(batches)
+        if self._indexes_lag():
+            self.progress("index", 0, 1)
+            self._execute(f"{name}_index", {}, {})
+
+    def _execute_batches(self, first: int, last: int, force: bool, limit: int | None, done: int, total: int) -> None:
+        name = self.collection.name
+        embed = {"force": force, "limit": limit}
+        config = {"ops": {self._op(f"embeddings_{self.dimensions}"): {"config": embed}}}
+        tags = {ASSET_PARTITION_RANGE_START_TAG: batch_key(first), ASSET_PARTITION_RANGE_END_TAG: batch_key(last)}
+        self.progress("batches", done, total)
+        found = self._execute(f"{name}_batches", config, tags)
+        self.result.deleted += found["deleted"]
+        self.result.embedded += found["embedded"]
+        self.result.reused += found["reused"]
+        self.result.quarantined += found["quarantined"]
+        self.result.left += found["left_to_embed"]
+
+    def _indexes_lag(self) -> bool:
+        opened, name = self.opened, self.collection.name
+        with opened.database.connect(autocommit=True) as connection:
+            state = collection_state(connection, name)
+            if state is None:
+                return True
+            there = {
+                index.name: (index.method, index.parameters)
+                for index in describe_indexes(connection, opened.active.table)
+                if index.valid
+            }
+        config = self.collection.config.index
+        wanted = {index_name(opened.active.table, vector_name) for vector_name in self.collection.config.vectors}
+        if set(there) != (wanted if config.method != "none" else set()):
+            return True
+        hnsw = ("hnsw", {"m": config.m, "ef_construction": config.ef_construction})
+        if any(index[0] != config.method or (config.method == "hnsw" and index != hnsw) for index in there.values()):
+            return True
+        manifest = read_manifest(opened.settings.state_dir / "faiss", name)
+        return manifest is None or not is_current(manifest, opened.fingerprint, state.epoch, state.version)
+
+    def _op(self, name: str) -> str:
+        return "__".join(asset_key(self.collection, name).path)
+
+    def _execute(self, job_name: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> Counter[str]:
+        """Run a job to its end; the sums of its materializations' numbers."""
+        job = self.definitions.resolve_job_def(job_name)
+        run_id = make_new_run_id()
+        with run_lock(self.opened.database, run_id):
+            run = self.instance.create_run_for_job(
+                job,
+                run_id=run_id,
+                run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={**tags, SYNC_TAG: "true", REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}"},
+            )
+            sums: Counter[str] = Counter()
+            failure: str | None = None
+            for event in execute_run_iterator(InMemoryJob(job), run, self.instance):
+                if event.is_step_materialization:
+                    for name, value in event.step_materialization_data.materialization.metadata.items():
+                        if isinstance(value.value, int | float) and not isinstance(value.value, bool):
+                            sums[name] += value.value
+                elif event.is_step_failure:
+                    failure = _failure(event)
+                elif event.is_failure and failure is None:
+                    failure = event.message or "the run failed"
+        if failure:
+            raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
+        return sums
+
+
+def _failure(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description
+    error = data.error
+    while error and error.cause:
+        error = error.cause
+    return " ".join(error.message.split()) if error else event.message or "a step failed"
+
+
+def cancel_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:
+    """End runs that say they are under way though their process is gone, and free their places in the pools."""
+    open_statuses = [
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    dead = []
+    with database.connect(autocommit=True) as connection:
+        for record in instance.get_run_records(dg.RunsFilter(statuses=open_statuses)):
+            run = record.dagster_run
+            if run_locked(connection, run.run_id):
+                continue
+            if SYNC_TAG not in run.tags:
+                alive = worker_alive(instance, run)
+                age = time.time() - (record.start_time or record.create_timestamp.timestamp())
+                if alive or (alive is None and age < GRACE_SECONDS) or run.status == dg.DagsterRunStatus.NOT_STARTED:
+                    continue
+            instance.report_run_canceled(run, message="Its process is gone: ended by a later sync.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            dead.append(run.run_id)
+    return dead

@@ -1,0 +1,151 @@
+"""The query path: a text in, the nearest items out, never with another model's vectors (rule 6)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+
+from embeddings_pipeline.collection import Collection, did_you_mean
+from embeddings_pipeline.coverage import CollectionState, collection_state
+from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, VectorIndexError
+from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
+from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.store.ledger import ActiveModel, active_model
+from embeddings_pipeline.store.postgres import open_database
+
+TRIES = 3  # a model may be switched between reading its name and asking its table
+MOST_HITS = 1000
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item found: `score` is the cosine of its nearest text, `item` its payload."""
+
+    item_key: str
+    score: float
+    item: dict[str, Any]
+
+
+def search(
+    collection: Collection,
+    settings: Settings,
+    query: str,
+    *,
+    k: int = 10,
+    vector_name: str | None = None,
+    index: Literal["pgvector", "faiss"] = "pgvector",
+) -> list[Hit]:
+    """The `k` items nearest to `query`, best first, by the collection's active model.
+
+    `vector_name`: which of the item's vectors; the first one if left out. `index`: where to look; hits from FAISS are
+    joined to live rows, so what has changed since the index was built is not returned with a wrong payload.
+    """
+    if not query.strip():
+        raise ConfigurationError("the query is blank: say what to search for")
+    if not 1 <= k <= MOST_HITS:
+        raise ConfigurationError(f"{k} results cannot be asked for: choose 1 to {MOST_HITS}")
+    names = list(collection.config.vectors)
+    name = vector_name or names[0]
+    if name not in names:
+        raise ConfigurationError(
+            f"collection {collection.name!r} has no vector {name!r}; it has {', '.join(names)}"
+            f"{did_you_mean(name, names)}"
+        )
+    database = open_database(settings)
+    for attempt in range(TRIES):
+        with database.connect(autocommit=True) as connection:
+            state, model = collection_state(connection, collection.name), active_model(connection, collection.name)
+            if state is None or model is None:
+                raise DatabaseError(
+                    f"collection {collection.name!r} has no vectors yet; run `embeddings-pipeline sync` first"
+                )
+            vector = _encode(collection, settings, model, query)
+            try:
+                if index == "faiss":
+                    return _faiss(connection, settings, state, model, name, vector, k)
+                return _pgvector(connection, model, name, vector, k, several=_several(collection))
+            except psycopg.errors.UndefinedTable:
+                if attempt + 1 == TRIES:
+                    raise
+    raise AssertionError("unreachable")
+
+
+def _several(collection: Collection) -> int:
+    """How many texts of one item may stand in each other's way."""
+    return 5 if collection.config.chunk else 1
+
+
+def _encode(collection: Collection, settings: Settings, model: ActiveModel, query: str) -> NDArray[np.float32]:
+    profile = _runnable(collection, settings, model)
+    return load_encoder(profile).encode_queries([query])[0]
+
+
+def _runnable(collection: Collection, settings: Settings, model: ActiveModel) -> Profile:
+    """The declared profile where it makes the active model's vectors, else the profile that they were made with."""
+    declared = resolve_profile(collection.config.profile, settings)
+    for profile in (declared, model.profile):
+        try:
+            if fingerprint(profile, settings.state_dir) == model.table.fingerprint:
+                return profile
+        except ProfileError:
+            if profile is model.profile:
+                raise
+    raise ProfileError(
+        f"collection {collection.name!r}: its vectors were made with profile {model.profile.name!r} "
+        f"({model.profile.model}, fingerprint {model.table.fingerprint}), and the weights here are others; "
+        f"bring those back, or declare the profile that made them"
+    )
+
+
+def _pgvector(
+    connection: psycopg.Connection, model: ActiveModel, name: str, vector: NDArray[np.float32], k: int, several: int
+) -> list[Hit]:
+    nearest = k * several
+    with connection.transaction():
+        connection.execute(
+            "SELECT set_config('hnsw.ef_search', %s, true), set_config('ivfflat.probes', '20', true)",
+            [str(min(max(40, 2 * nearest), MOST_HITS))],
+        )
+        statement = model.table.statement(
+            "search",
+            vector_name=sql.Literal(name),
+            type=sql.SQL("{}({})").format(sql.SQL(model.table.storage), sql.Literal(model.table.dimension)),
+        )
+        rows = connection.execute(statement, {"query": _text(vector), "nearest": nearest, "k": k})
+        return [Hit(item_key, score, payload) for item_key, score, payload in rows]
+
+
+def _faiss(
+    connection: psycopg.Connection,
+    settings: Settings,
+    state: CollectionState,
+    model: ActiveModel,
+    name: str,
+    vector: NDArray[np.float32],
+    k: int,
+) -> list[Hit]:
+    from embeddings_pipeline.index.faiss_index import open_index
+
+    opened = open_index(settings.state_dir / "faiss", model.table.collection)
+    if (opened.manifest.fingerprint, opened.manifest.epoch) != (model.table.fingerprint, state.epoch):
+        raise VectorIndexError(
+            f"collection {model.table.collection!r}: the FAISS index was built for another model; "
+            f"run `embeddings-pipeline sync`, or search without --faiss"
+        )
+    scores, ids = opened.search(name, vector[None, :], 2 * k + 10)
+    found = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
+    rows = connection.execute(
+        model.table.tables.statement("search_ids"), {"ids": list(found), "vector_name": name}
+    ).fetchall()
+    best: dict[str, Hit] = {}
+    for text_id, item_key, payload in sorted(rows, key=lambda row: -found[row[0]]):
+        best.setdefault(item_key, Hit(item_key, found[text_id], payload))
+    return list(best.values())[:k]
+
+
+def _text(vector: NDArray[np.float32]) -> str:
+    return "[" + ",".join(map(repr, vector.tolist())) + "]"
