@@ -293,7 +293,7 @@ def test_a_generation_killed_before_it_became_current_is_harmless(database, fold
     assert build(database, table, folder).generation.startswith("000003-")
 
 
-@pytest.mark.parametrize("room", [300, 1000, 20_000, 32_500])
+@pytest.mark.parametrize("room", [300, 20_000, 32_050])
 def test_a_full_disk_keeps_the_former_generation(database, folder, table, room):
     before = build(database, table, folder)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -325,7 +325,7 @@ def test_a_small_file_system_is_one_clear_line(database, tmp_path, table, kiloby
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(database, tmp_path, table):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(VectorIndexError, match="cannot be written to .*/file/things: Not a directory"):
+    with pytest.raises(VectorIndexError, match="cannot be written to .*/file/things: (File exists|Not a directory)"):
         build(database, table, tmp_path / "file")
 
 

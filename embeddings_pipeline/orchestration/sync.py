@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +70,13 @@ def sync(
     limit: int | None = None,
     allow_deletes: bool = False,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    instance: dg.DagsterInstance | None = None,
 ) -> SyncResult:
     """Bring a collection up to date, and say what was done.
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
-    `progress(phase, done, total)` is called as batches land. Raises PipelineError with one line where a run failed.
+    `progress(phase, done, total)` is called as batches land. `instance`: Dagster's, the one of dagster.yaml if
+    left out. Raises PipelineError with one line where a run failed.
     """
     started = time.perf_counter()
     result = SyncResult(collection.name, dry_run=dry_run)
@@ -82,7 +85,7 @@ def sync(
         _look(opened, result, force)
     else:
         os.environ.setdefault("DAGSTER_HOME", str(project_root()))
-        with dg.DagsterInstance.get() as instance:
+        with nullcontext(instance) if instance else dg.DagsterInstance.get() as instance:
             _Sync(opened, instance, result, progress).run(force, limit, allow_deletes)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
