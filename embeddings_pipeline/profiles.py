@@ -278,7 +278,11 @@ def _cached_weights(profile: Profile) -> Path | None:
 
 
 def _download(profile: Profile) -> Path:
+    from huggingface_hub import HfApi
+
     try:
+        # A hub that never answers would hold the download up for minutes: ask something small first.
+        HfApi().model_info(profile.model, revision=profile.revision, timeout=5)
         # The same weights often lie there twice; the older format is fetched only where it is the only one.
         folder = _snapshot(profile, local_files_only=False, ignore=["*.bin"])
         return _snapshot(profile, local_files_only=False, ignore=[]) if _missing(folder) else folder

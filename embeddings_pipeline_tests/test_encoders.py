@@ -287,6 +287,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Profile:
         num_attention_heads=2,
         num_key_value_heads=2,
         intermediate_size=64,
+        initializer_range=0.5,  # the usual 0.02 would hide what attention does
     )
     Qwen2Model(config).save_pretrained(folder / "transformer")
     modules = [Transformer(str(folder / "transformer")), Pooling(32, "cls")]

@@ -139,18 +139,21 @@ def test_without_network_a_missing_model_fails_at_once_in_one_line(
         assert part in message
 
 
-def test_an_unreachable_hub_fails_within_seconds() -> None:
-    with socket.socket() as closed:  # bound, never listening: connections are refused
-        closed.bind(("127.0.0.1", 0))
+@pytest.mark.parametrize("answers", ["refuses", "is silent"])
+def test_a_hub_that_does_not_answer_fails_within_seconds(answers: str, tmp_path: Path) -> None:
+    with socket.socket() as hub:
+        hub.bind(("127.0.0.1", 0))
+        if answers == "is silent":
+            hub.listen()
         code = (
             "from embeddings_pipeline.profiles import BUILT_IN, resolve_weights\n"
             "from embeddings_pipeline.errors import ProfileError\n"
             "try: resolve_weights(BUILT_IN['speed'])\n"
             "except ProfileError as error: print(error)"
         )
-        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}", "HF_HOME": "/nonexistent"}
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path)}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30, check=True
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=40, check=True
         )
     assert done.stdout.startswith("Profile speed: ")
     assert done.stdout.count("\n") == 1

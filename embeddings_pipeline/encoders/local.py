@@ -201,11 +201,15 @@ def _load(profile: Profile, device: torch.device) -> SentenceTransformer:
                 local_files_only=True,
                 trust_remote_code=profile.trust_remote_code,
                 model_kwargs={"dtype": torch.float32},  # else weights stored in 16 bits crawl on most CPUs
-                config_kwargs={"is_causal": False} if profile.bidirectional else None,
             )
     except Exception as error:
         raise ProfileError(f"Profile {profile.name}: {folder} cannot be loaded: {_first_line(error)}") from error
     model.eval()
+    if profile.bidirectional:
+        if model.transformers_model is None:
+            raise ProfileError(f"Profile {profile.name}: bidirectional needs a transformer, which {folder} is not")
+        # Read at each call. As a `config_kwargs` of the constructor it is dropped, without a word.
+        model.transformers_model.config.is_causal = False
     if profile.max_length is not None:
         positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         if positions is not None and profile.max_length > positions:

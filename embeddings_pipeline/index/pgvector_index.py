@@ -86,8 +86,8 @@ class _Row:
 
 
 def index_name(table: ModelTable, vector_name: str) -> str:
-    """The name of our index for a vector name, within the schema `embeddings`; at most 60 characters."""
-    digest = blake2b(f"{table.name} {vector_name}".encode(), digest_size=4).hexdigest()
+    """The name of our index for a vector name, within the schema `embeddings`; at most 58 characters."""
+    digest = blake2b(f"{table.name} {vector_name}".encode(), digest_size=3).hexdigest()
     return f"{table.collection}_{vector_name}_{digest}"
 
 
