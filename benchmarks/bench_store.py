@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -94,15 +95,16 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
     checked = time.perf_counter() - began
 
     copy_rows, faiss_seconds = rows / statistics.median(copying), statistics.median(building)
+    goals_apply = (rows, dimension, storage) == (100_000, 384, "halfvec")
     return {
         "benchmark": "store",
         "vectors": rows,
         "dimension": dimension,
         "storage": storage,
         "copy_rows_per_second": round(copy_rows),
-        "copy_goal_met": copy_rows >= GOAL_ROWS_A_SECOND,
+        "copy_goal_met": copy_rows >= GOAL_ROWS_A_SECOND if goals_apply else None,
         "faiss_from_table_seconds": round(faiss_seconds, 3),
-        "faiss_goal_met": faiss_seconds <= GOAL_FAISS_SECONDS,
+        "faiss_goal_met": faiss_seconds <= GOAL_FAISS_SECONDS if goals_apply else None,
         "faiss_open_seconds": round(statistics.median(opening), 3),
         "faiss_search_ms": round(1000 * statistics.median(searching), 2),
         "faiss_index_type": manifest.vectors["base"].index_type,
@@ -118,8 +120,6 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
 
 def remove(folder: Path) -> None:
     """Delete the server's folder once the server, which ends a moment after its last user, has gone."""
-    import shutil
-
     deadline = time.monotonic() + 60
     while any(folder.rglob("postmaster.pid")) and time.monotonic() < deadline:
         time.sleep(0.2)

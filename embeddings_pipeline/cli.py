@@ -168,9 +168,10 @@ def search(
     from embeddings_pipeline.collection import find_collection, load_collections
     from embeddings_pipeline.search import search as run_search
 
-    one = find_collection(load_collections(), collection)
+    settings = load_settings()
+    one = find_collection(load_collections(settings.defs_dir), collection)
     index = "faiss" if faiss else "pgvector"
-    hits = run_search(one, load_settings(), query, k=k, vector_name=vector, index=index)  # type: ignore[arg-type]
+    hits = run_search(one, settings, query, k=k, vector_name=vector, index=index)  # type: ignore[arg-type]
     if as_json:
         _print_json([asdict(hit) for hit in hits])
         return
@@ -213,7 +214,7 @@ def _database(settings: Settings) -> Any:
 def _collections(name: str | None) -> "list[Collection]":
     from embeddings_pipeline.collection import find_collection, load_collections
 
-    collections = load_collections()
+    collections = load_collections(load_settings().defs_dir)
     if name is None and collections:
         return list(collections.values())
     return [find_collection(collections, name)]

@@ -14,10 +14,11 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.settings import PACKAGE_DEFS
 from embeddings_pipeline.texts import Template
 
 COMPONENT_TYPE = "embeddings_pipeline.EmbeddingCollection"
-PACKAGE_DEFS = Path(__file__).parent / "defs"
+DOCUMENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")  # Dagster's
 SHARED_TABLES = ("collection", "model", "batch", "scan", "quarantine", "embedding_cache", "migration", "canary")
 
 
@@ -44,6 +45,27 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    for n, name in enumerate(names):
+        if not name.strip() or name in names[:n]:
+            raise ValueError(f"{name!r} stands there twice" if name.strip() else "a column has a name")
+    return names
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is blank: fill it in, or leave it out")
+    return text
+
+
+_Columns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_several, json_schema_input_type=str | list[str]),
+    AfterValidator(_different),
+]
+_Text = Annotated[str, AfterValidator(_not_blank)]
+
+
 def _whole_number(least: int, most: int) -> BeforeValidator:
     # A validator of our own: Dagster's YAML check passes a wrong type on, and Field(ge=…) then dies as a TypeError.
     def check(value: Any) -> int:
@@ -51,7 +73,7 @@ def _whole_number(least: int, most: int) -> BeforeValidator:
             raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
         return value
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, json_schema_input_type=int)
 
 
 class _Strict(BaseModel):
@@ -61,22 +83,20 @@ class _Strict(BaseModel):
 class Source(_Strict):
     """The user's table or query. The other columns of the table are never read."""
 
-    table: str | None = Field(default=None, description="A table or view: `movies`, or `schema.movies`.")
-    query: str | None = Field(default=None, description="Instead of `table`: a SELECT that returns each item once.")
-    key: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
-        description="The column, or columns, that identify an item."
-    )
-    updated_at: str | None = Field(default=None, description="A column that every insert and update sets to now.")
+    table: _Text | None = Field(default=None, description="A table or view: `movies`, or `schema.movies`.")
+    query: _Text | None = Field(default=None, description="Instead of `table`: a SELECT that returns each item once.")
+    key: _Columns = Field(description="The column, or columns, that identify an item.")
+    updated_at: _Text | None = Field(default=None, description="A column that every insert and update sets to now.")
     where: str | None = Field(default=None, description="A condition in SQL; rows that do not meet it are gone.")
-    url: str | None = Field(
+    url: _Text | None = Field(
         default=None, description="Another PostgreSQL database; `${NAME}` is taken from the environment."
     )
 
     def model_post_init(self, _: Any) -> None:
         if (self.table is None) == (self.query is None):
-            raise ValueError("source needs either `table:` or `query:`")
-        if not self.key or len(set(self.key)) != len(self.key):
-            raise ValueError("`key:` needs one or more different columns")
+            raise ValueError("it needs `table:` or `query:`, and not both")
+        if not self.key:
+            raise ValueError("`key:` needs at least one column")
 
 
 class Chunking(_Strict):
@@ -110,7 +130,7 @@ class CollectionConfig(_Strict):
     vectors: dict[Annotated[str, AfterValidator(_vector_name)], Annotated[str, AfterValidator(_template)]] = Field(
         description="Vector name → template. `{column}` is replaced; an empty column takes its separator with it."
     )
-    columns: tuple[str, ...] = Field(default=(), description="The payload: what searches return, filter and rank by.")
+    columns: _Columns = Field(default=(), description="The payload: what searches return, filter and rank by.")
     profile: str | dict[str, Any] | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
     )
@@ -192,6 +212,8 @@ def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, Collection]:
 
     Raises ConfigurationError naming file and line.
     """
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder}: there is no such folder; correct EMBEDDINGS_DEFS_DIR, or make it")
     collections: dict[str, Collection] = {}
     for path in sorted(folder.rglob("defs.yaml")):
         for collection in _read(path):
@@ -206,36 +228,96 @@ def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, Collection]:
 
 def _read(path: Path) -> Iterator[Collection]:
     try:
-        documents = list(yaml.compose_all(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        documents = list(yaml.compose_all(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader))
+        contents = [yaml.SafeLoader("").construct_document(node) for node in documents]
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigurationError(f"{path}{line}: not valid YAML: {problem}") from error
-    for node in documents:
-        document = yaml.SafeLoader("").construct_document(node) if node is not None else None
-        if not isinstance(document, dict) or document.get("type") != COMPONENT_TYPE:
+        remedy = "; indent with spaces" if "\\t" in problem else ""
+        raise ConfigurationError(f"{path}{line}: not valid YAML: {problem}{remedy}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+    if not contents:
+        raise ConfigurationError(f"{path}:1: the file is empty; `dg scaffold defs {COMPONENT_TYPE}` writes one")
+    for node, content in zip(documents, contents, strict=True):
+        if mistake := _outline_mistake(node, content):
+            raise ConfigurationError(f"{path}:{mistake}")
+        if content["type"] != COMPONENT_TYPE:
             continue
         try:
-            yield Collection(CollectionConfig.model_validate(document.get("attributes") or {}), path)
+            yield Collection(CollectionConfig.model_validate(content.get("attributes") or {}), path)
         except ValidationError as error:
             raise ConfigurationError(f"{path}:{describe_validation_error(error, node)}") from error
 
 
+def _outline_mistake(node: yaml.Node, content: Any) -> str | None:
+    """What is wrong with a document before its attributes are looked at; nothing in another component's document."""
+    if not isinstance(content, dict) or "type" not in content:
+        mistyped = did_you_mean("type", content) if isinstance(content, dict) else ""
+        return f"{_line_of(node, [])}: type: this key is missing{mistyped}; a collection has `type: {COMPONENT_TYPE}`"
+    kind = str(content["type"])
+    if kind != COMPONENT_TYPE:
+        near = kind.startswith("embeddings_pipeline") or difflib.get_close_matches(kind, [COMPONENT_TYPE], cutoff=0.8)
+        return (
+            f"{_line_of(node, ['type'])}: type: {kind!r} is not known; did you mean {COMPONENT_TYPE!r}?"
+            if near
+            else None
+        )
+    for key in content:
+        if key not in DOCUMENT_KEYS:
+            return f"{_line_of(node, [key])}: {key}: this key is not known{did_you_mean(str(key), DOCUMENT_KEYS)}"
+    if twice := _key_twice(node):
+        return f"{twice.start_mark.line + 1}: {twice.value}: this key stands there twice; YAML would take the last one"
+    return None
+
+
+def _key_twice(node: yaml.Node) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                return key
+            seen.add(key.value)
+            if (found := _key_twice(value)) is not None:
+                return found
+    return None
+
+
 def describe_validation_error(error: ValidationError, document: yaml.Node | None = None) -> str:
-    """The first mistake in one line: `12: source.table: …`; with the document's YAML node, its line is named."""
-    first = error.errors()[0]
-    where = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
-    line = _line_of(document, ["attributes", *where]) if document is not None else None
-    known = {"extra_forbidden": "this key is not known", "missing": "this key is missing"}
-    message = known.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] == "extra_forbidden":
-        message += did_you_mean(str(where[-1]), _known_keys(where[:-1]))
+    """One mistake in one line: `12: source.table: …`; with the document's YAML node, its line is named."""
+    # A mistyped key is also a missing one: the key that is there says more.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    where = [part for part in first["loc"] if part != "[key]"]
+    if where[:1] == ["profile"]:
+        where = where[:1]
+    line = f"{_line_of(document, ['attributes', *where])}: " if document is not None else " "
     path = ".".join(str(part) for part in where) or "attributes"
-    return f"{line}: {path}: {message}" if line else f" {path}: {message}"
+    return f"{line}{path}: {' '.join(_explained(first, where).split())}"
 
 
-def _known_keys(where: list[Any]) -> list[str]:
+def _explained(error: Mapping[str, Any], where: list[Any]) -> str:
+    value, expected = error["input"], error.get("ctx", {}).get("expected", "")
+    if where == ["profile"]:
+        return f"{value!r} is not a profile's name, nor a mapping that describes one"
+    match error["type"]:
+        case "extra_forbidden":
+            known = _fields(where[:-1])
+            return f"this key is not known{did_you_mean(str(where[-1]), known) or '; known are: ' + ', '.join(known)}"
+        case "missing":
+            return f"this key is missing. {_fields(where[:-1])[where[-1]].description or ''}"
+        case "literal_error":
+            return f"{value!r} is not {expected}"
+        case "string_type":
+            return f"{value!r} is not text; put it in quotes if it is meant so"
+        case "tuple_type":
+            return f"{value!r} is not a list; write it as [a, b]"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return f"{value!r} is not a mapping; write `key: value` lines below it"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _fields(where: list[Any]) -> dict[str, Any]:
     models: dict[tuple[Any, ...], type[BaseModel]] = {
         (): CollectionConfig,
         ("source",): Source,
@@ -243,7 +325,7 @@ def _known_keys(where: list[Any]) -> list[str]:
         ("index",): VectorIndex,
     }
     model = models.get(tuple(where))
-    return list(model.model_fields) if model else []
+    return dict(model.model_fields) if model else {}
 
 
 def _line_of(node: yaml.Node, where: list[Any]) -> int:

@@ -1,10 +1,16 @@
-"""What Dagster loads: every collection below `defs/`."""
+"""What Dagster loads: every collection below `defs/`, or below the folder that EMBEDDINGS_DEFS_DIR names."""
 
 from pathlib import Path
 
 import dagster as dg
 
+from embeddings_pipeline.orchestration.component import definitions_below
+from embeddings_pipeline.settings import load_settings
+
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    settings = load_settings()
+    if settings.embeddings_defs_dir is not None:
+        return definitions_below(settings.defs_dir)
     return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

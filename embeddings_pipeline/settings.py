@@ -6,6 +6,8 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PACKAGE_DEFS = Path(__file__).parent / "defs"
+
 
 def project_root() -> Path:
     """The folder of `dagster.yaml`: `DAGSTER_HOME`, else the nearest one above the current folder or this package."""
@@ -34,11 +36,23 @@ class Settings(BaseSettings):
     openai_base_url: str | None = None
     lake_uri: str | None = None
     embeddings_state_dir: Path | None = None
+    embeddings_defs_dir: Path | None = None
 
     @property
     def state_dir(self) -> Path:
         """Where everything is written: `.state` in the project's root."""
         return (self.embeddings_state_dir or project_root() / ".state").resolve()
+
+    @property
+    def defs_dir(self) -> Path:
+        """Where the `defs.yaml` files are: EMBEDDINGS_DEFS_DIR, relative to the project's root, else this package's.
+
+        A Dagster project that has this package installed names its own folder here (`src/my_project/defs`), so that
+        the command line sees the collections that the project's definitions load.
+        """
+        if self.embeddings_defs_dir is None:
+            return PACKAGE_DEFS
+        return (project_root() / self.embeddings_defs_dir.expanduser()).resolve()
 
 
 def load_settings() -> Settings:

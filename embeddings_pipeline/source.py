@@ -3,21 +3,39 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import psycopg
+from dotenv import dotenv_values
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.collection import Collection, did_you_mean
 from embeddings_pipeline.errors import ConfigurationError, SourceError
+from embeddings_pipeline.settings import project_root
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.texts import row_hash
 
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
+CONNECT_SECONDS = 10
+
+# Both reads of a row must give the same bytes, whatever the role's own settings are, and however long they take.
+_SESSION = """
+SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';
+SET bytea_output = 'hex'; SET extra_float_digits = 1; SET jit = off; SET default_transaction_read_only = on;
+SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
+"""
+
+
+class ScannedRow(NamedTuple):
+    """What a scan keeps of a row."""
+
+    item_key: str
+    row_hash: bytes
 
 
 class SourceRow(NamedTuple):
@@ -25,7 +43,7 @@ class SourceRow(NamedTuple):
 
     item_key: str
     row_hash: bytes
-    template_json: str
+    row_json: str  # template columns and payload
     payload_json: str
 
 
@@ -38,25 +56,19 @@ class Source:
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """A read-only connection to the source. Every psycopg error in it becomes one line that says what to do."""
+        """A read-only connection to the source. Raises SourceError, ConfigurationError or DatabaseError in one line."""
+        url = self.collection.config.source.url
         with self._errors():
-            url = self.collection.config.source.url
             connection = connect_url(url) if url else self.database.connect(autocommit=True)
-            with connection:
-                connection.execute("SET default_transaction_read_only = on")
-                # Both reads of a row must give the same bytes whatever the role's own settings are.
-                connection.execute("SET TimeZone = 'UTC'; SET bytea_output = 'hex'; SET extra_float_digits = 1")
-                connection.execute("SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'")
-                yield connection
+        with connection:
+            with self._errors():
+                connection.execute(_SESSION)
+            yield connection
 
     def check(self, connection: psycopg.Connection) -> dict[str, str]:
         """Column → type of the source. SourceError where a column that the collection names is not there."""
-        with self._errors():
-            statement = sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(self._relation)
-            described = connection.execute(statement).description or []
-            oids = [column.type_code for column in described]
-            names = connection.execute("SELECT array_agg(format_type(o, -1)) FROM unnest(%s::oid[]) o", [oids])
-            types = dict(zip([column.name for column in described], (names.fetchone() or [[]])[0] or [], strict=True))
+        with self._errors(connection):
+            types = self._types(connection)
         config = self.collection.config
         named = [(f"template `{name}:`", c) for name, t in self.collection.templates.items() for c in t.columns]
         named += [("`columns:`", column) for column in config.columns]
@@ -66,70 +78,88 @@ class Source:
             if column not in types:
                 raise SourceError(
                     f"{self}: {where} names a column {column!r} that {self._name} does not have"
-                    f"{did_you_mean(column, types)}; correct it in {self.collection.path or 'defs.yaml'}"
+                    f"{did_you_mean(column, types)}; correct it in {self._file}"
                 )
         return types
 
-    def scan(self, connection: psycopg.Connection) -> Iterator[list[SourceRow]]:
+    def scan(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
         """Every row of the source in one snapshot, in lists of at most 20,000, in no order."""
-        return self._copy(connection, sql.SQL("true"))
+        # Only what is hashed comes over: PostgreSQL leaves the rest of the query out.
+        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(self._select(sql.SQL("true")))
+        rows: list[ScannedRow] = []
+        for item_key, row_json in self._copy(connection, statement, 2):
+            rows.append(ScannedRow(item_key, row_hash(item_key, row_json)))
+            if len(rows) == ROWS_AT_ONCE:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
 
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
         """The rows with these keys, as they are now; those that are gone are missing from the list."""
         if not item_keys:
             return []
         types = self.check(connection)
-        return [row for rows in self._copy(connection, self._with_keys(item_keys, types)) for row in rows]
+        try:
+            return self._read(connection, self._with_keys(item_keys, types))
+        except SourceError as error:
+            if not isinstance(error.__cause__, psycopg.DataError):
+                raise
+            # A key that the column's type cannot hold: the type was changed. As text it is just not found.
+            return self._read(connection, self._with_keys_as_text(item_keys))
 
-    def _copy(self, connection: psycopg.Connection, condition: sql.Composable) -> Iterator[list[SourceRow]]:
-        query = sql.SQL("COPY ({}) TO STDOUT").format(self._select(condition))
-        with self._errors(), connection.cursor() as cursor, cursor.copy(query) as copy:
-            copy.set_types(["text", "text", "text"])
-            rows: list[SourceRow] = []
-            for item_key, template_json, payload_json in copy.rows():
+    def _read(self, connection: psycopg.Connection, condition: sql.Composable) -> list[SourceRow]:
+        found = self._copy(connection, self._select(condition), 3)
+        return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in found]
+
+    def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
+        """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
+        statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
+        with self._errors(connection), connection.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(["text"] * columns)
+            for row in copy.rows():
+                item_key = row[0]
                 if item_key is None:
                     raise SourceError(
                         f"{self}: {self._name} has a row whose key ({', '.join(self.collection.config.source.key)}) is "
-                        f"NULL, near {template_json[:80]}; give it a key, or leave it out with `where:`"
+                        f"NULL, near {row[1][:80]}; give it a key, or leave it out with `where:`"
                     )
                 if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
                     raise SourceError(
                         f"{self}: the key {item_key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes; choose a shorter key"
                     )
-                digest = row_hash(item_key, template_json, payload_json)
-                rows.append(SourceRow(item_key, digest, template_json, payload_json))
-                if len(rows) == ROWS_AT_ONCE:
-                    yield rows
-                    rows = []
-            if rows:
-                yield rows
+                yield row
 
     def _select(self, condition: sql.Composable) -> sql.Composed:
         config = self.collection.config
-        columns = [_column(column) for column in config.source.key]
-        if len(columns) == 1:
-            key: sql.Composable = sql.SQL("{}::text").format(columns[0])
-        else:
-            key = sql.SQL("CASE WHEN {} THEN json_build_array({})::text END").format(
-                sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(column) for column in columns),
-                sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
-            )
-        where = config.source.where
-        if where:
-            condition = sql.SQL("({}\n) AND {}").format(sql.SQL(where), condition)  # type: ignore[arg-type]
-        return sql.SQL(load_sql("source")).format(  # type: ignore[arg-type]
-            key=key,
-            template_columns=sql.SQL(", ").join(map(_column, self.collection.template_columns)),
-            payload_columns=sql.SQL(", ").join(map(_column, config.columns)),
+        if where := (config.source.where or "").strip():
+            condition = sql.SQL("({}\n) AND {}").format(_statement(where), condition)
+        seen = tuple(dict.fromkeys((*self.collection.template_columns, *config.columns)))
+        return sql.SQL(load_sql("source")).format(
+            key=self._key,
+            used=_columns(dict.fromkeys((*config.source.key, *seen))),
+            seen=_columns(seen),
+            payload=_columns(config.columns),
             relation=self._relation,
             condition=condition,
+        )
+
+    @property
+    def _key(self) -> sql.Composable:
+        """The item key as an expression: NULL where any of its columns is."""
+        columns = [_column(column) for column in self.collection.config.source.key]
+        if len(columns) == 1:
+            return sql.SQL("{}::text").format(columns[0])
+        return sql.SQL("CASE WHEN {} THEN json_build_array({})::text END").format(
+            sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(column) for column in columns),
+            sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
         )
 
     def _with_keys(self, item_keys: Sequence[str], types: dict[str, str]) -> sql.Composed:
         columns = self.collection.config.source.key
         values = list(zip(*(split_key(item_key, len(columns)) for item_key in item_keys), strict=True))
         arrays = [
-            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))  # type: ignore[arg-type]
+            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))
             for c, v in zip(columns, values, strict=True)
         ]
         if len(columns) == 1:  # the plain form uses an index wherever there is one
@@ -138,12 +168,28 @@ class Source:
             sql.SQL(", ").join(map(_column, columns)), sql.SQL(", ").join(arrays)
         )
 
+    def _with_keys_as_text(self, item_keys: Sequence[str]) -> sql.Composed:
+        return sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(list(item_keys)))
+
+    def _types(self, connection: psycopg.Connection) -> dict[str, str]:
+        try:
+            statement = sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(self._relation)
+            described = connection.execute(statement).description or []
+        except psycopg.errors.InsufficientPrivilege:  # perhaps only of columns that we do not need
+            config = self.collection.config
+            named = dict.fromkeys((*config.source.key, *self.collection.template_columns, *config.columns))
+            statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(_columns(named), self._relation)
+            described = connection.execute(statement).description or []
+        oids = [column.type_code for column in described]
+        names = connection.execute("SELECT array_agg(format_type(o, -1)) FROM unnest(%s::oid[]) o", [oids]).fetchone()
+        return dict(zip([column.name for column in described], (names and names[0]) or [], strict=True))
+
     @property
     def _relation(self) -> sql.Composable:
         source = self.collection.config.source
         if source.table:
             return table_identifier(source.table)
-        return sql.SQL("({}\n)").format(sql.SQL((source.query or "").strip().rstrip(";")))  # type: ignore[arg-type]
+        return sql.SQL("({}\n)").format(_statement(source.query or ""))
 
     @property
     def _name(self) -> str:
@@ -152,25 +198,32 @@ class Source:
     def __str__(self) -> str:
         return f"collection {self.collection.name!r}"
 
+    @property
+    def _file(self) -> str:
+        return str(self.collection.path or "defs.yaml")
+
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        where = self.collection.path or "defs.yaml"
+    def _errors(self, connection: psycopg.Connection | None = None) -> Iterator[None]:
+        """A psycopg error becomes one line that says what to do."""
+        source = self.collection.config.source
         try:
             yield
         except psycopg.errors.UndefinedTable as error:
-            table = self.collection.config.source.table
-            remedy = (
-                f"; create it (`embeddings-pipeline load FILE --table {table}`), or correct" if table else "; correct"
-            )
-            raise SourceError(f"{self}: {_primary(error)}{remedy} `source:` in {where}") from error
+            remedy = "correct"
+            if source.table and connection:
+                nearest = did_you_mean(source.table, _tables(connection))
+                remedy = f"create it (`embeddings-pipeline load FILE --table {source.table}`), or correct"
+                remedy = f"correct{nearest}" if nearest else remedy
+            raise SourceError(f"{self}: {_primary(error)}; {remedy} `source:` in {self._file}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise SourceError(f"{self}: {_primary(error)}; GRANT SELECT on it to the pipeline's role") from error
         except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.DataError) as error:
-            raise SourceError(f"{self}: {_primary(error)}; correct `source:` in {where}") from error
+            raise SourceError(f"{self}: {_primary(error)}; correct `source:` in {self._file}") from error
         except psycopg.OperationalError as error:
-            raise SourceError(f"{self}: the source cannot be read: {_primary(error)}; try again") from error
+            remedy = f"check `source.url:` in {self._file}" if source.url else "try again"
+            raise SourceError(f"{self}: the source cannot be read: {_primary(error)}; {remedy}") from error
         except psycopg.Error as error:
-            raise SourceError(f"{self}: {_primary(error)}; see `source:` in {where}") from error
+            raise SourceError(f"{self}: {_primary(error)}; see `source:` in {self._file}") from error
 
 
 def split_key(item_key: str, columns: int) -> list[str]:
@@ -179,16 +232,20 @@ def split_key(item_key: str, columns: int) -> list[str]:
 
 
 def table_identifier(name: str) -> sql.Identifier:
-    """`movies`, `schema.movies` or `"odd.name"` as an identifier; the case is kept."""
+    """`movies`, `schema.movies` or `"odd.name"` as an identifier; the case is kept. SourceError for another shape."""
+    part = r'(?:"(?:[^"]|"")+"|[^".]+)'
+    if not re.fullmatch(rf"{part}(\.{part})?", name) or "\0" in name:
+        raise SourceError(f'{name!r} is not the name of a table: write `movies`, `schema.movies` or `"odd.name"`')
     parts = re.findall(r'"((?:[^"]|"")+)"|([^".]+)', name)
     return sql.Identifier(*(quoted.replace('""', '"') or plain for quoted, plain in parts))
 
 
 def expand_environment(url: str) -> str:
-    """`${NAME}` replaced from the environment, so that no password stands in a file."""
+    """`${NAME}` replaced from the environment or the project's `.env`, so that no password stands in a file."""
 
     def value(match: re.Match[str]) -> str:
-        if (found := os.environ.get(match[1])) is None:
+        found = os.environ.get(match[1]) or dotenv_values(project_root() / ".env").get(match[1])
+        if found is None:
             raise ConfigurationError(
                 f"`source.url:` names ${{{match[1]}}}, which is not set; export it or put it in .env"
             )
@@ -198,14 +255,43 @@ def expand_environment(url: str) -> str:
 
 
 def connect_url(url: str) -> psycopg.Connection:
-    """A connection to the database of `source.url:`."""
-    url = re.sub(r"^postgres(ql)?(\+psycopg2?)?://", "postgresql://", expand_environment(url))
+    """A connection to the database of `source.url:`. ConfigurationError where it is no URL; it is never repeated."""
+    url = re.sub(r"^postgres(ql)?(\+psycopg2?)?://", "postgresql://", expand_environment(url).strip())
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=10)
-    except psycopg.ProgrammingError:  # its message would show the password
+        parts = conninfo_to_dict(url)
+        if "@" in f"{parts.get('host')}{parts.get('port')}":  # the end of a password
+            raise ValueError
+    except (psycopg.ProgrammingError, ValueError):  # its message would show the password
         raise ConfigurationError(
-            "`source.url:` cannot be read: it looks like postgresql://user:${PASSWORD}@host:5432/name"
+            "`source.url:` cannot be read: it looks like postgresql://user:${PASSWORD}@host:5432/name, and /, @, : "
+            "and % in the password are written %2F, %40, %3A and %25"
         ) from None
+    return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+
+
+def _tables(connection: psycopg.Connection) -> list[str]:
+    """Tables and views that are not the system's or ours, as `table:` names them."""
+    return [row[0] for row in connection.execute(load_sql("tables"))]
+
+
+_TOKEN = re.compile(
+    r"""[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$
+      | (?P<comment>--[^\n]* | /\*.*?\*/ | \s+) | (?P<semicolon>;) | .""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _statement(text: str) -> sql.SQL:
+    """A query or condition of the user's, without the semicolons that end it; comments may follow those."""
+    end = 0
+    for token in _TOKEN.finditer(text):
+        if not token["comment"] and not token["semicolon"]:
+            end = token.end()
+    return sql.SQL(text[:end])
+
+
+def _columns(names: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(_column, names))
 
 
 def _column(name: str) -> sql.Composed:
@@ -213,4 +299,5 @@ def _column(name: str) -> sql.Composed:
 
 
 def _primary(error: psycopg.Error) -> str:
-    return error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{said} ({error.diag.message_hint})" if error.diag.message_hint else said

@@ -62,11 +62,11 @@ def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]
     }
 
 
-def _render(opened: OpenCollection, template_json: str) -> Iterator[tuple[str, int, str]]:
+def _render(opened: OpenCollection, row_json: str) -> Iterator[tuple[str, int, str]]:
     """Vector name, chunk and text of every text of a row; blank texts too."""
     chunking = opened.collection.config.chunk
     characters, overlap = (chunking.characters, chunking.overlap) if chunking else (None, 0)
-    row = parse_row(template_json)
+    row = parse_row(row_json)
     for vector_name, template in opened.collection.templates.items():
         for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
             yield vector_name, chunk, text
@@ -142,7 +142,7 @@ def pending_texts(opened: OpenCollection, item_keys: list[str], *, force: bool =
     with opened.source.connect() as reading, opened.database.connect(autocommit=True) as connection:
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
             rows = opened.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
-            wanted = [text for row in rows for text in _render(opened, row.template_json) if text[2]]
+            wanted = [text for row in rows for text in _render(opened, row.row_json) if text[2]]
             digests = {content_hash(text) for _, _, text in wanted}
             statement = opened.active.table.statement("content_hashes")
             there = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()

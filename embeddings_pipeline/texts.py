@@ -68,24 +68,34 @@ class Template:
         return text.strip()
 
 
+class _Number(str):
+    """A number of a JSON document, as it is written there."""
+
+
 def as_text(value: Any) -> str:
     """A JSON value as people write it: lists joined with commas, nothing for null, objects as compact JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
+        return str(value)
     if isinstance(value, list):
         return ", ".join(text for text in map(as_text, value) if text)
+    return _as_json(value)
+
+
+def _as_json(value: Any) -> str:
+    if isinstance(value, _Number):
+        return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_json, value))}]"
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-    return str(value)
+        return f"{{{', '.join(f'{_as_json(name)}: {_as_json(part)}' for name, part in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
-def parse_row(template_json: str) -> dict[str, Any]:
+def parse_row(row_json: str) -> dict[str, Any]:
     """The columns of a row from its JSON; numbers stay as the database wrote them (`12.50`, 20 digits)."""
-    return json.loads(template_json, parse_float=str, parse_int=str)
+    return json.loads(row_json, parse_float=_Number, parse_int=_Number)
 
 
 def clean(text: str) -> str:
@@ -100,20 +110,18 @@ def clean(text: str) -> str:
 
 
 def clean_json(document: str) -> str:
-    """The same for a JSON document, where such characters are escaped; what needs no cleaning is returned as it is."""
-    if "\\u0000" not in document and "\\ud" not in document.lower():
-        return document
-    return clean(json.dumps(_clean_values(json.loads(document)), ensure_ascii=False))
+    """The same for a JSON document, where such characters are escaped; all else in it stays as it is written."""
+    return _ESCAPE.sub(_clean_escape, document) if "\\u" in document else document
 
 
-def _clean_values(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list):
-        return [_clean_values(part) for part in value]
-    if isinstance(value, dict):
-        return {clean(name): _clean_values(part) for name, part in value.items()}
-    return value
+# Every escape is matched, so that the second backslash of `\\u0000`, which is text, is not taken for the first.
+_ESCAPE = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.")
+
+
+def _clean_escape(match: re.Match[str]) -> str:
+    escape = match[0].lower()
+    lone = len(escape) == 6 and "\\ud800" <= escape <= "\\udfff"
+    return "\ufffd" if escape == "\\u0000" or lone else match[0]
 
 
 def split_chunks(text: str, characters: int | None, overlap: int = 0) -> list[str]:
@@ -141,6 +149,6 @@ def content_hash(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
 
-def row_hash(item_key: str, template_json: str, payload_json: str) -> bytes:
+def row_hash(item_key: str, row_json: str) -> bytes:
     """BLAKE2b-128 over an item's key, template columns and payload, and nothing else of its row."""
-    return blake2b(f"{item_key}\x00{template_json}\x00{payload_json}".encode(), digest_size=HASH_BYTES).digest()
+    return blake2b(f"{item_key}\x00{row_json}".encode(), digest_size=HASH_BYTES).digest()

@@ -62,8 +62,8 @@ def test_pgvector_reads_what_we_wrote(connection, storage):
     rows = connection.execute("SELECT id, kind, hash, sure, embedding FROM t ORDER BY id").fetchall()
     for i, (id_, kind, hash_, sure, embedding) in enumerate(rows):
         assert (id_, kind, hash_, sure) == (i - 1, "base", columns["hash"][i].tobytes(), i % 2 == 0)
-        embedding = embedding.to_numpy() if isinstance(embedding, HalfVector | Vector) else embedding
-        np.testing.assert_array_equal(embedding, columns["embedding"][i])
+        read_back = embedding.to_numpy() if isinstance(embedding, HalfVector | Vector) else embedding
+        np.testing.assert_array_equal(read_back, columns["embedding"][i])
 
 
 def test_we_read_what_pgvector_wrote(connection, storage):

@@ -325,7 +325,7 @@ def test_a_small_file_system_is_one_clear_line(database, tmp_path, table, kiloby
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(database, tmp_path, table):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(VectorIndexError, match="cannot be written to .*/file/things: (File exists|Not a directory)"):
+    with pytest.raises(VectorIndexError, match=r"cannot be written to .*/file/things: (File exists|Not a directory)"):
         build(database, table, tmp_path / "file")
 
 

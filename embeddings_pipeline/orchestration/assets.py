@@ -30,7 +30,7 @@ class ScanConfig(dg.Config):
 
 
 class EmbedConfig(dg.Config):
-    """Launchpad settings of embeddings: encode all anew, encode nothing, encode at most so many texts a batch …"""
+    """Launchpad settings of embeddings: encode all anew, encode nothing, encode at most so many texts in the run …"""
 
     force: bool = False
     dry_run: bool = False
@@ -96,12 +96,12 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
     @dg.asset(**options("raw_items", {"postgres", "parquet"}, ["item_ledger"]))
     def raw_items(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
         """The batch's rows, read by key from the source: the columns that templates and searches use, no others."""
-        _each(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run_id))
+        _each(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
 
     @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]))
     def item_texts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
         """What will be embedded: each template rendered for each row of the batch, with the hash of its content."""
-        _each(context, pipeline, collection, lambda opened, batch: render_texts(opened, batch, context.run_id))
+        _each(context, pipeline, collection, lambda opened, batch: render_texts(opened, batch, context.run.run_id))
 
     @dg.asset(
         **options(embeddings, {"huggingface", "parquet"}, ["item_texts"]),
@@ -110,18 +110,23 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
         description=(
             f"The batch's vectors of {dimensions} dimensions. A text whose content hash already has a vector under the "
             f"active model keeps it; only the others are encoded. Launchpad: `force` encodes all anew, `dry_run` "
-            f"counts without encoding or writing, `limit` encodes at most so many texts a batch."
+            f"counts without encoding or writing, `limit` encodes at most so many texts in the run."
         ),
     )
     def embed(
         context: dg.AssetExecutionContext, config: EmbedConfig, pipeline: PipelineResource
     ) -> Iterator[dg.MaterializeResult]:
+        left = config.limit
+
         def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
+            nonlocal left
             sizes = {"batch_size": config.batch_size, "tokens_per_batch": config.tokens_per_batch}
             opened = opened.with_batch_settings(**sizes)
             done = embed_texts(
-                opened, batch, context.run_id, force=config.force, dry_run=config.dry_run, limit=config.limit
+                opened, batch, context.run.run_id, force=config.force, dry_run=config.dry_run, limit=left
             )
+            if left is not None:
+                left -= done.embedded
             if config.dry_run:
                 context.log.info(
                     f"dry run, batch {batch_key(batch)}: {done.left_to_embed} texts to encode, {done.reused} reused"
@@ -138,7 +143,10 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
         more, so that what changed meanwhile is done again and nothing newer is overwritten.
         """
         _each(
-            context, pipeline, collection, lambda opened, batch: vars(land_batch(opened, batch, context.run_id)).copy()
+            context,
+            pipeline,
+            collection,
+            lambda opened, batch: vars(land_batch(opened, batch, context.run.run_id)).copy(),
         )
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
@@ -208,7 +216,6 @@ def build_jobs(collection: Collection, dimensions: int) -> list[Any]:
         dg.define_asset_job(
             f"{collection.name}_batches",
             select(*batch_assets).without_checks(),
-            partitions_def=build_partitions(collection),
             description="Read, render, embed and land batches.",
         ),
         dg.define_asset_job(

@@ -1,11 +1,12 @@
 """The component: one `defs.yaml` becomes the assets, checks and jobs of a collection."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import dagster as dg
 from pydantic import BaseModel
 
-from embeddings_pipeline.collection import Collection, CollectionConfig
+from embeddings_pipeline.collection import Collection, CollectionConfig, load_collections
 from embeddings_pipeline.orchestration.assets import build_assets, build_jobs
 from embeddings_pipeline.orchestration.checks import build_checks
 from embeddings_pipeline.orchestration.resources import EXECUTOR, PIPELINE
@@ -44,3 +45,8 @@ def build_definitions(collection: Collection) -> dg.Definitions:
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,
     )
+
+
+def definitions_below(folder: Path) -> dg.Definitions:
+    """The definitions of every collection below a folder that is not the defs folder of a dg project."""
+    return dg.Definitions.merge(*map(build_definitions, load_collections(folder).values()))

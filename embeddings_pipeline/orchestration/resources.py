@@ -19,10 +19,10 @@ class PipelineResource(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
         """While the resource is in use, its run holds its liveness lock."""
-        if context.run_id is None:
+        if context.run is None:
             yield self
             return
-        with run_lock(open_database(load_settings()), context.run_id):
+        with run_lock(open_database(load_settings()), context.run.run_id):
             yield self
 
     def open(self, collection: Collection) -> OpenCollection:
