@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import psycopg
 import typer
 
 from embeddings_pipeline.errors import PipelineError
@@ -41,6 +42,10 @@ def main() -> None:
         app()
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except psycopg.Error as error:
+        said = error.diag.message_primary or " ".join(str(error).split())
+        print(f"error: the database says: {said}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output has left: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

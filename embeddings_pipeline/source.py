@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import quote
 
 import psycopg
 from dotenv import dotenv_values
@@ -58,8 +59,10 @@ class Source:
     def connect(self) -> Iterator[psycopg.Connection]:
         """A read-only connection to the source. Raises SourceError, ConfigurationError or DatabaseError in one line."""
         url = self.collection.config.source.url
-        with self._errors():
+        try:
             connection = connect_url(url) if url else self.database.connect(autocommit=True)
+        except (SourceError, ConfigurationError) as error:
+            raise type(error)(f"{self}: {error} (in {self._file})") from error
         with connection:
             with self._errors():
                 connection.execute(_SESSION)
@@ -211,7 +214,7 @@ class Source:
         except psycopg.errors.UndefinedTable as error:
             remedy = "correct"
             if source.table and connection:
-                nearest = did_you_mean(source.table, _tables(connection))
+                nearest = did_you_mean(source.table, tables(connection))
                 remedy = f"create it (`embeddings-pipeline load FILE --table {source.table}`), or correct"
                 remedy = f"correct{nearest}" if nearest else remedy
             raise SourceError(f"{self}: {_primary(error)}; {remedy} `source:` in {self._file}") from error
@@ -220,8 +223,7 @@ class Source:
         except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.DataError) as error:
             raise SourceError(f"{self}: {_primary(error)}; correct `source:` in {self._file}") from error
         except psycopg.OperationalError as error:
-            remedy = f"check `source.url:` in {self._file}" if source.url else "try again"
-            raise SourceError(f"{self}: the source cannot be read: {_primary(error)}; {remedy}") from error
+            raise SourceError(f"{self}: the source cannot be read: {_primary(error)}; try again") from error
         except psycopg.Error as error:
             raise SourceError(f"{self}: {_primary(error)}; see `source:` in {self._file}") from error
 
@@ -255,7 +257,9 @@ def expand_environment(url: str) -> str:
 
 
 def connect_url(url: str) -> psycopg.Connection:
-    """A connection to the database of `source.url:`. ConfigurationError where it is no URL; it is never repeated."""
+    """A connection to the database of `source.url:`. ConfigurationError where it is no URL (which is never repeated),
+    SourceError where it does not answer.
+    """
     url = re.sub(r"^postgres(ql)?(\+psycopg2?)?://", "postgresql://", expand_environment(url).strip())
     try:
         parts = conninfo_to_dict(url)
@@ -266,10 +270,16 @@ def connect_url(url: str) -> psycopg.Connection:
             "`source.url:` cannot be read: it looks like postgresql://user:${PASSWORD}@host:5432/name, and /, @, : "
             "and % in the password are written %2F, %40, %3A and %25"
         ) from None
-    return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+    except psycopg.OperationalError as error:
+        said = " ".join(str(error).split())
+        for secret in {str(parts.get("password") or ""), quote(str(parts.get("password") or ""), safe="")} - {""}:
+            said = said.replace(secret, "…")
+        raise SourceError(f"the database of `source.url:` cannot be used: {said}; check the URL") from error
 
 
-def _tables(connection: psycopg.Connection) -> list[str]:
+def tables(connection: psycopg.Connection) -> list[str]:
     """Tables and views that are not the system's or ours, as `table:` names them."""
     return [row[0] for row in connection.execute(load_sql("tables"))]
 

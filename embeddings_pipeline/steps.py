@@ -23,6 +23,7 @@ from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row, split_chunks
 
 LOOK_AT_ONCE = 1000  # items of a dry run
+SAMPLE_TEXTS, SAMPLE_CHARACTERS = 3, 300
 
 
 # --- raw_items ---------------------------------------------------------------------------------------------------
@@ -42,7 +43,10 @@ def read_items(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
 
 
 def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
-    """Render every template of every item of the batch. Returns texts, blank and characters."""
+    """Render every template of every item of the batch.
+
+    Returns texts, blank, characters, longest_characters, and the beginnings of the first texts as `sample`.
+    """
     _, items = opened.newest("raw_items", batch, run)
     columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
     for item in items.to_pylist():
@@ -58,7 +62,8 @@ def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]
         "texts": len(lengths),
         "blank": sum(columns["blank"]),
         "characters": sum(lengths),
-        "longest": max(lengths, default=0),
+        "longest_characters": max(lengths, default=0),
+        "sample": [text[:SAMPLE_CHARACTERS] for text in filter(None, columns["text"][:SAMPLE_TEXTS])],
     }
 
 

@@ -79,7 +79,7 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, list):
-        return ", ".join(text for text in map(as_text, value) if text)
+        return ", ".join(text for text in map(as_text, value) if text.strip())
     return _as_json(value)
 
 

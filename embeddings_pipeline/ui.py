@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,11 +25,16 @@ def run_ui(settings: Settings, host: str, port: int) -> int:
             ) from error
         root = project_root()
         command = [sys.executable, "-m", "dagster", "dev", "--host", host, "--port", str(port)]
-        environment = {**os.environ, "DAGSTER_HOME": str(root)}
+        # `dg dev` starts this very command, and prints more beside it.
+        filters = [os.environ.get("PYTHONWARNINGS"), "ignore:Function `dev_command` is superseded"]
+        warnings = ",".join(filter(None, filters))
+        environment = {**os.environ, "DAGSTER_HOME": str(root), "PYTHONWARNINGS": warnings}
         print(f"Dagster UI: http://{host}:{port}  (Ctrl-C ends it)", flush=True)
         # The lock's descriptor goes with it, so it is held as long as any of its processes lives.
         os.set_inheritable(lock.fileno(), True)
         process = subprocess.Popen(command, cwd=root, env=environment, close_fds=False)
+        # From a service manager or `kill`; Dagster ends as after Ctrl-C.
+        signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
         while True:
             try:
                 return process.wait()

@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +16,42 @@ from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.postgres import Database, ensure_schema, open_database
 
 # What would lead a test to the developer's own database, model or account.
-DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING_.*|EMBEDDINGS_.*|PG[A-Z]+")
+DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING_.*|EMBEDDINGS_STATE_DIR|PG[A-Z]+")
+
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_deployment() -> Iterator[None]:
-    """Tests know nothing of the deployment that the shell is set up for, and ask nothing of the network."""
+def _no_deployment(open_folder: Path) -> Iterator[None]:
+    """Tests know nothing of the developer's deployment (environment, `.env`, `.state`), and ask nothing of the network.
+
+    DAGSTER_HOME is a folder of the session's own, with the project's dagster.yaml.
+    """
+    home = open_folder / "home"
+    home.mkdir()
+    (home / "dagster.yaml").symlink_to(PROJECT / "dagster.yaml")
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if DEPLOYMENT.fullmatch(name):
                 patch.delenv(name)
+        patch.setenv("DAGSTER_HOME", str(home))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def skip_without() -> Callable[[str, bool], None]:
+    """`skip_without("chromium", there)`: skip where a machine lacks something; fail where CI has installed it."""
+    required = os.environ.get("EMBEDDINGS_TESTS_REQUIRE", "").split()
+
+    def skip(what: str, there: bool) -> None:
+        if not there and what in required:
+            pytest.fail(f"{what} is missing, and this environment promises it")
+        if not there:
+            pytest.skip(f"{what} is missing")
+
+    return skip
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Rules 1 to 4 on the real code: what lands, what is left alone, and every interleaving that the rules are made for."""
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -542,3 +543,15 @@ def test_ranges_have_no_gap_and_are_not_too_long() -> None:
     existing = list(range(12))
     assert contiguous_ranges([0, 1, 5, 7, 8, 9, 10], existing, 3) == [(0, 1), (5, 5), (7, 9), (10, 10)]
     assert contiguous_ranges([4, 9], [4, 9, 11], 10) == [(4, 9)]
+
+
+def test_old_files_of_a_batch_are_swept_and_the_landed_one_stays(database: Database, settings: Settings) -> None:
+    make_films(database, films(3))
+    opened, _ = sync_once(collection(), settings, run="first")
+    folder = settings.state_dir / "lake" / opened.folder("embeddings") / "000000"
+    for run in ("second", "third"):
+        run_batch(opened, 0, run)
+        for file in folder.iterdir():
+            os.utime(file, (1, 1))
+    run_batch(opened, 0, "fourth")
+    assert [file.name for file in folder.iterdir()] == ["fourth.parquet"]

@@ -1,18 +1,22 @@
 """The seven assets of a collection. Each is thin: open the collection, call the function, report the metadata."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import dagster as dg
+import psycopg
+from pydantic import Field
 
 from embeddings_pipeline.collection import Collection, batch_key
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.index.faiss_index import Manifest
 from embeddings_pipeline.index.faiss_index import build as build_faiss
-from embeddings_pipeline.index.pgvector_index import IndexReport, ensure_index
+from embeddings_pipeline.index.pgvector_index import BuiltIndex, IndexReport, ensure_index
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.steps import embed_texts, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
 
@@ -21,22 +25,32 @@ BATCHES_PER_RUN = 25
 ENCODER_POOL = "encoder"
 WRITER_POOL = "writer"
 OWNERS = ["team:embeddings"]
+ENCODER_KINDS = {"local": "huggingface", "openai": "openai"}  # of the profile's provider; Dagster has their icons
 
 
 class ScanConfig(dg.Config):
     """Launchpad settings of item_ledger."""
 
-    allow_deletes: bool = False
+    allow_deletes: bool = Field(default=False, description="Go on where more than 20 % of the items are gone.")
 
 
 class EmbedConfig(dg.Config):
-    """Launchpad settings of embeddings: encode all anew, encode nothing, encode at most so many texts in the run …"""
+    """Launchpad settings of embeddings_<dimensions>."""
 
-    force: bool = False
-    dry_run: bool = False
-    limit: int | None = None
-    batch_size: int | None = None
-    tokens_per_batch: int | None = None
+    force: bool = Field(default=False, description="Encode every text anew, also those whose vector is current.")
+    dry_run: bool = Field(
+        default=False, description="Encode and change nothing: the run's log says how many texts would be encoded."
+    )
+    limit: int | None = Field(default=None, description="Encode at most this many texts in the run.")
+    batch_size: int | None = Field(default=None, description="Most texts that the model gets at once.")
+    tokens_per_batch: int | None = Field(default=None, description="Most tokens that the model gets at once.")
+
+    def check(self) -> None:
+        """Raises ConfigurationError where a number is not a count."""
+        for name in ("limit", "batch_size", "tokens_per_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"`{name}: {value}` in the run's configuration: give 1 or more, or nothing")
 
 
 def asset_key(collection: Collection, name: str) -> dg.AssetKey:
@@ -57,8 +71,8 @@ def add_partitions(instance: dg.DagsterInstance, collection: Collection, batches
     return new
 
 
-def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefinition]:
-    """The assets of one collection whose declared profile has vectors of that many dimensions."""
+def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefinition]:
+    """The assets of one collection; `profile` is the declared one."""
     partitions = build_partitions(collection)
     code_version = f"{CODE_VERSION}-{collection.definition_hash.hex()[:8]}"
 
@@ -77,45 +91,69 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
             common |= {"partitions_def": partitions, "backfill_policy": policy}
         return common
 
-    embeddings = f"embeddings_{dimensions}"
+    embeddings = f"embeddings_{profile.dimensions}"
 
-    @dg.asset(**options("item_ledger", {"postgres"}, [], partitioned=False))
+    @dg.asset(**options("item_ledger", {"postgres"}, [], partitioned=False), metadata=_source_metadata(collection))
     def item_ledger(
         context: dg.AssetExecutionContext, config: ScanConfig, pipeline: PipelineResource
     ) -> dg.MaterializeResult:
-        """What exists in the source. Reads the whole source once, compares it with what has landed by content hash,
-        notes new, changed and vanished items, and adds a partition for each new batch. Embeds and deletes nothing.
+        """What exists in the source. Reads the whole source once, compares each row's hash with what has landed, notes
+        new, changed and vanished items, and adds a partition for each new batch of items. Embeds and deletes nothing.
+
+        Numbers: items `scanned`, of which `new`, `changed` or `unchanged`; items `gone` from the source;
+        `dirty_batches`, whose partitions are to be materialized.
         """
+        started = time.perf_counter()
         with failures():
             opened = _open(context, pipeline, collection)
             found = opened.ledger.scan(opened.source, allow_deletes=config.allow_deletes)
             added = add_partitions(context.instance, collection, opened.ledger.batches())
             dirty = opened.ledger.dirty_batches()
-        return dg.MaterializeResult(metadata={**vars(found), "new_partitions": len(added), "dirty_batches": len(dirty)})
+        numbers = {"new_partitions": len(added), "dirty_batches": len(dirty), "seconds": _since(started)}
+        return dg.MaterializeResult(metadata={**vars(found), **numbers})
 
     @dg.asset(**options("raw_items", {"postgres", "parquet"}, ["item_ledger"]))
     def raw_items(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
-        """The batch's rows, read by key from the source: the columns that templates and searches use, no others."""
+        """The batch's rows as they are in the source now, in a Parquet file: the columns that templates and searches
+        use, and no others.
+
+        Numbers: `rows` read; items of the batch that are `gone` from the source.
+        """
         _each(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
 
-    @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]))
+    @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]), metadata=_template_metadata(collection))
     def item_texts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
-        """What will be embedded: each template rendered for each row of the batch, with the hash of its content."""
-        _each(context, pipeline, collection, lambda opened, batch: render_texts(opened, batch, context.run.run_id))
+        """What will be embedded: each template rendered for each row of the batch, with the hash of its content.
+
+        Numbers: `texts` to embed, their `characters`, and `longest_characters`, those of the longest; `blank` texts
+        have no vector.
+        """
+
+        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
+            done = render_texts(opened, batch, context.run.run_id)
+            return {**done, "sample": dg.MetadataValue.md(_as_markdown(done["sample"]))}
+
+        _each(context, pipeline, collection, step)
 
     @dg.asset(
-        **options(embeddings, {"huggingface", "parquet"}, ["item_texts"]),
+        **options(embeddings, {ENCODER_KINDS.get(profile.provider, "python"), "parquet"}, ["item_texts"]),
         pool=ENCODER_POOL,
         output_required=False,
+        metadata={"declared_profile": profile.name, "model": profile.model},
         description=(
-            f"The batch's vectors of {dimensions} dimensions. A text whose content hash already has a vector under the "
-            f"active model keeps it; only the others are encoded. Launchpad: `force` encodes all anew, `dry_run` "
-            f"counts without encoding or writing, `limit` encodes at most so many texts in the run."
+            f"The batch's vectors of {profile.dimensions} dimensions, in a Parquet file. A text whose content hash has "
+            f"a vector under the active model keeps it; only the others are encoded.\n\n"
+            f"Launchpad: `force` encodes all anew, `dry_run` counts and changes nothing, `limit` encodes at most so "
+            f"many texts in the run.\n\n"
+            f"Numbers: texts `embedded` and `reused`; `quarantined`, which fail by themselves and are tried again "
+            f"later; `truncated`, longer than the model reads; `left_to_embed` by `limit`."
         ),
     )
     def embed(
         context: dg.AssetExecutionContext, config: EmbedConfig, pipeline: PipelineResource
     ) -> Iterator[dg.MaterializeResult]:
+        with failures():
+            config.check()
         left = config.limit
 
         def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
@@ -137,10 +175,18 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
         if not config.dry_run:
             yield dg.MaterializeResult()
 
-    @dg.asset(**options("pgvector_table", {"postgres"}, ["item_texts", embeddings]), pool=WRITER_POOL)
+    @dg.asset(
+        **options("pgvector_table", {"postgres"}, ["item_texts", embeddings]),
+        pool=WRITER_POOL,
+        metadata=_view_metadata(collection, profile.dimensions),
+    )
     def pgvector_table(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
-        """The batch in PostgreSQL: items with payload, texts and vectors, in one transaction. It reads the source once
-        more, so that what changed meanwhile is done again and nothing newer is overwritten.
+        """What searches read: the batch's items with payload, texts and vectors in PostgreSQL, written in one
+        transaction. It looks at the source once more, so that what changed meanwhile is done again and nothing newer
+        is overwritten.
+
+        Numbers: items `inserted`, `updated`, `deleted`, `unchanged`; items `left` for the next run because they changed
+        meanwhile or have a text without vector; `vectors_written` and `vectors_deleted`.
         """
         _each(
             context,
@@ -151,8 +197,8 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-        """The ANN index that PostgreSQL searches with, one for each vector name. Built beside the one in use and
-        swapped in when it is valid; nothing is done where it is there and fits.
+        """The approximate index that PostgreSQL searches with, one for each vector name. Built beside the one in use
+        and swapped in when it is valid; nothing is done where it is there and fits.
         """
         with failures():
             opened = _open(context, pipeline, collection)
@@ -162,29 +208,81 @@ def build_assets(collection: Collection, dimensions: int) -> list[dg.AssetsDefin
 
     @dg.asset(**options("faiss_index", {"faiss"}, ["pgvector_table"], partitioned=False))
     def faiss_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-        """A FAISS index for search without a database round trip, built from the table (never from the model) and
-        published whole, with checksums. Former generations stay until two newer ones are there.
+        """A FAISS index for fast local search, built from the table (never from the model) and published whole, with
+        checksums. The last three generations stay.
+
+        Numbers: `recall_at_10` is the share of the ten nearest vectors that it finds, compared with an exact search.
         """
         with failures():
             opened = _open(context, pipeline, collection)
             folder = opened.settings.state_dir / "faiss"
             manifest = build_faiss(opened.database, opened.active.table, folder)
-        return dg.MaterializeResult(metadata=_faiss_metadata(manifest))
+        location = dg.MetadataValue.path(str(folder / collection.name / manifest.generation))
+        return dg.MaterializeResult(metadata={**_faiss_metadata(manifest), "folder": location})
 
     return [item_ledger, raw_items, item_texts, embed, pgvector_table, pgvector_index, faiss_index]
 
 
+def _source_metadata(collection: Collection) -> dict[str, Any]:
+    source = collection.config.source
+    columns = {"key": source.key, "template_columns": collection.template_columns, "payload": collection.config.columns}
+    return {
+        "source": source.table or dg.MetadataValue.md(f"```sql\n{source.query}\n```"),
+        **({"where": source.where} if source.where else {}),
+        **{name: ", ".join(values) for name, values in columns.items() if values},
+    }
+
+
+def _template_metadata(collection: Collection) -> dict[str, Any]:
+    return {f"template_{name}": template for name, template in collection.config.vectors.items()}
+
+
+def _view_metadata(collection: Collection, dimensions: int) -> dict[str, Any]:
+    columns = {
+        "item_key": ("text", "the item's key; several key columns are a JSON array"),
+        "vector_name": ("text", "which of the item's vectors"),
+        "chunk": ("bigint", "number of the chunk, where long texts are split"),
+        "text": ("text", "what was embedded"),
+        "payload": ("jsonb", ", ".join(collection.config.columns) or "empty"),
+        "embedding": (f"{collection.config.storage}({dimensions})", "the vector under the active model"),
+    }
+    schema = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
+    return {
+        "dagster/table_name": f"embeddings.{collection.name}",
+        "dagster/column_schema": dg.TableSchema(schema),
+    }
+
+
+def _as_markdown(texts: list[str]) -> str:
+    """A quotation of each text, which stays what it is: nothing in it counts as markup."""
+    return "\n\n".join(f"````\n{text.replace('````', '')}\n````" for text in texts) or "no text"
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
+
+
 def _index_metadata(report: IndexReport) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
+    def row(index: BuiltIndex) -> dg.TableRecord:
+        parameters = ", ".join(f"{name} = {value}" for name, value in index.parameters.items())
+        return dg.TableRecord(
+            {
+                "vector_name": index.vector_name,
+                "method": index.method,
+                "parameters": parameters,
+                "vectors": index.rows,
+                "bytes": index.bytes,
+                "build_seconds": index.build_seconds,
+                "why_built": index.reason or "was there and fits",
+            }
+        )
+
+    return {
         "vectors": sum(index.rows for index in report.indexes),
         "build_seconds": report.build_seconds,
         "bytes": report.bytes,
+        **({"indexes": dg.MetadataValue.table([row(index) for index in report.indexes])} if report.indexes else {}),
     }
-    for index in report.indexes:
-        parameters = ", ".join(f"{name} = {value}" for name, value in index.parameters.items())
-        built = f"; built: {index.reason}" if index.reason else ""
-        metadata[index.vector_name] = f"{index.method} ({parameters}){built}"
-    return metadata
 
 
 def _faiss_metadata(manifest: Manifest) -> dict[str, Any]:
@@ -253,11 +351,18 @@ def _each(
     """Do a step for each batch of the run, with metadata for each partition."""
     with failures():
         opened = _open(context, pipeline, collection)
+        batches = {batch_key(batch): batch for batch in opened.ledger.batches()}
         for key in context.partition_keys:
+            if key not in batches:  # the UI lets people add any partition
+                raise ConfigurationError(
+                    f"there is no batch {key!r} in collection {collection.name!r}: materialize item_ledger, which adds "
+                    f"the partitions, and delete this one"
+                )
             try:
-                done = step(opened, int(key))
+                done = step(opened, batches[key])
             except Exception:
-                opened.ledger.failed(int(key))
+                with suppress(PipelineError, psycopg.Error):  # the database may be what failed
+                    opened.ledger.failed(batches[key])
                 raise
             if report:
                 context.add_asset_metadata(done, partition_key=key)

@@ -37,11 +37,11 @@ class EmbeddingCollection(dg.Component):
 
 def build_definitions(collection: Collection) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
-    dimensions = resolve_profile(collection.config.profile, load_settings()).dimensions
+    profile = resolve_profile(collection.config.profile, load_settings())
     return dg.Definitions(
-        assets=build_assets(collection, dimensions),
+        assets=build_assets(collection, profile),
         asset_checks=build_checks(collection),
-        jobs=build_jobs(collection, dimensions),
+        jobs=build_jobs(collection, profile.dimensions),
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,
     )

@@ -16,6 +16,7 @@ class CollectionParams(BaseModel):
     """What the scaffolder asks for."""
 
     table: str = Field(description="The table to embed: `movies` or `schema.movies`.")
+    key: list[str] | None = Field(default=None, description="A column that identifies a row; again for a second one.")
     url: str | None = Field(default=None, description="Another PostgreSQL database that holds it, else the pipeline's.")
 
 
@@ -29,7 +30,8 @@ class CollectionScaffolder(dg.Scaffolder[CollectionParams]):
     def scaffold(self, request: dg.ScaffoldRequest[CollectionParams]) -> None:
         name = re.sub(r"\W+", "_", request.target_path.name.lower())
         try:
-            text = propose_collection(name, request.params.table, request.params.url, load_settings())
+            params = request.params
+            text = propose_collection(name, params.table, params.url, load_settings(), params.key or ())
         except PipelineError as error:
             if request.target_path.is_dir() and not any(request.target_path.iterdir()):
                 shutil.rmtree(request.target_path)

@@ -1,5 +1,7 @@
 """The lake: Parquet files, one a batch, asset and run, in a folder or an object store. Files are never overwritten."""
 
+import contextlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from embeddings_pipeline.collection import batch_key
 from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.settings import Settings
+
+SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 
 HASH = pa.binary(16)
 RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
@@ -84,6 +88,17 @@ class Lake:
                 f"access, then sync again"
             ) from error
         return path
+
+    def sweep(self, folder: str, batch: int, keep: str) -> None:
+        """Remove the batch's files that nobody needs: more than a day old, neither the newest nor the one named."""
+        directory = f"{self.root}/{folder}/{batch_key(batch)}"
+        files = self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True))
+        files = sorted((file for file in files if file.is_file), key=lambda file: file.mtime_ns or 0)
+        for file in files[:-1]:
+            old = file.mtime_ns and time.time_ns() - file.mtime_ns > SWEEP_AFTER_SECONDS * 10**9
+            if old and file.base_name != keep:
+                with contextlib.suppress(FileNotFoundError):  # another run swept it
+                    self.filesystem.delete_file(file.path)
 
     def newest(self, folder: str, batch: int, run: str | None = None) -> tuple[str, pa.Table] | None:
         """Path and content of the batch's newest whole file, of this run where it wrote one; None without any.

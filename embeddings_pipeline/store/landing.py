@@ -47,6 +47,7 @@ def land_batch(
     table, tables = opened.active.table, opened.active.table.tables
     key = {"collection": opened.collection.name, "batch": batch}
     landed = Landed()
+    file = path.rsplit("/", 1)[-1]
     with opened.source.connect() as reading, opened.database.connect() as connection:
         _stage(connection, made, table)
         opened.ledger.lock_batch(connection, batch)
@@ -67,7 +68,7 @@ def land_batch(
         _count(connection, rerendered, landed)
         connection.execute(tables.statement("landing/delete_items"))
         connection.execute(tables.statement("landing/update_items"))
-        definition = {"definition_hash": opened.collection.definition_hash, "file": path.rsplit("/", 1)[-1]}
+        definition = {"definition_hash": opened.collection.definition_hash, "file": file}
         connection.execute(load_sql("landing/batch_landed"), {**key, **definition})
 
         model = {"fingerprint": opened.fingerprint, "changed": landed.vectors_written + landed.vectors_deleted > 0}
@@ -79,6 +80,8 @@ def land_batch(
                 f"encoded with {opened.profile.name!r}; nothing was changed, sync again"
             )
         landed.version = version[0]
+    for asset in ("raw_items", "item_texts", "embeddings"):
+        opened.lake.sweep(opened.folder(asset), batch, keep=file)
     return landed
 
 

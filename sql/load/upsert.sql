@@ -2,7 +2,7 @@
 
 WITH written AS (
     INSERT INTO {table} AS loaded ({names})
-    SELECT {names} FROM load_row
+    SELECT {loaded} FROM load_row
     ON CONFLICT ({key}) DO UPDATE SET ({names}) = ROW ({values})
     WHERE ROW ({old}) IS DISTINCT FROM ROW ({new})
     RETURNING xmax = 0 AS inserted
