@@ -68,7 +68,7 @@ def install(extra: str, version: str | None) -> None:
         print(f"making .venv with Python {sys.version.split()[0]}", flush=True)
         run("making .venv", [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)])
     print("installing the packages into .venv; the first time takes some minutes", flush=True)
-    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(PYTHON), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]  # errors only
     run("installing", [*pip, "-c", "constraints.txt", TORCH, "-e", f".[{extra}]"])
     for done in {extra, "test"}:  # `dev` has all of `test`
         note(done).write_text(json.dumps(wanted(done) | {"python": version_there() or ""}))

@@ -203,8 +203,9 @@ def find_collection(collections: Mapping[str, Collection], name: str | None) -> 
 
 def did_you_mean(word: str, known: Any) -> str:
     """` (did you mean 'x'?)`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    by_lower = {str(name).lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, Collection]:

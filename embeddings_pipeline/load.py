@@ -131,6 +131,8 @@ def _read_csv(path: Path) -> pa.Table:
         )
 
     table = read()
+    if raw := [field.name for field in table.schema if pa.types.is_binary(field.type)]:
+        raise pa.ArrowInvalid(f"column {raw[0]!r} is not UTF-8")
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     if len(set(table.column_names)) == table.num_columns and floats:
         # Numbers that a float would round (ids of 20 digits) stay as they are written.

@@ -94,8 +94,8 @@ def _as_json(value: Any) -> str:
 
 
 def parse_row(row_json: str) -> dict[str, Any]:
-    """The columns of a row from its JSON; numbers stay as the database wrote them (`12.50`, 20 digits)."""
-    return json.loads(row_json, parse_float=_Number, parse_int=_Number)
+    """The columns of a row from its JSON, cleaned; numbers stay as the database wrote them (`12.50`, 20 digits)."""
+    return json.loads(clean_json(row_json), parse_float=_Number, parse_int=_Number)
 
 
 def clean(text: str) -> str:

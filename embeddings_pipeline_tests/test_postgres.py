@@ -80,9 +80,13 @@ def state(open_folder: Path) -> Iterator[Path]:
     """A state folder of this test's own, without a server yet; no process may be left when the test ends."""
     folder = open_folder / uuid.uuid4().hex[:8]
     folder.mkdir(mode=0o711)
+    sockets = set(Path("/tmp").glob("embeddings-pg-*"))
     yield folder
     wait_until(lambda: not processes(folder))
     shutil.rmtree(folder)
+    for left in set(Path("/tmp").glob("embeddings-pg-*")) - sockets:
+        with contextlib.suppress(OSError):  # not empty: another session's
+            left.rmdir()
 
 
 def processes(state: Path) -> list[psutil.Process]:

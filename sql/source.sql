@@ -4,8 +4,8 @@
 
 SELECT
     {key} AS item_key,
-    row_to_json(seen)::text AS row_json,
-    row_to_json(payload)::text AS payload_json
+    row_to_json(seen.*)::text AS row_json,
+    row_to_json(payload.*)::text AS payload_json
 FROM (SELECT {used} FROM {relation} AS source WHERE {condition}) AS source,
     LATERAL (SELECT {seen}) AS seen,
     LATERAL (SELECT {payload}) AS payload

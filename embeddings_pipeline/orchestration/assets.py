@@ -1,5 +1,6 @@
 """The seven assets of a collection. Each is thin: open the collection, call the function, report the metadata."""
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from embeddings_pipeline.store.landing import land_batch
 
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
 BATCHES_PER_RUN = 25
+SAMPLE_WIDTH = 80  # characters a line; the UI does not wrap code
 ENCODER_POOL = "encoder"
 WRITER_POOL = "writer"
 OWNERS = ["team:embeddings"]
@@ -254,8 +256,9 @@ def _view_metadata(collection: Collection, dimensions: int) -> dict[str, Any]:
 
 
 def _as_markdown(texts: list[str]) -> str:
-    """A quotation of each text, which stays what it is: nothing in it counts as markup."""
-    return "\n\n".join(f"````\n{text.replace('````', '')}\n````" for text in texts) or "no text"
+    """The texts as one code block, in which nothing counts as markup."""
+    wrapped = (textwrap.fill(text.replace("`", "'"), SAMPLE_WIDTH) for text in texts)
+    return "```text\n" + "\n\n".join(wrapped) + "\n```" if texts else "no text"
 
 
 def _since(started: float) -> float:
@@ -268,12 +271,9 @@ def _index_metadata(report: IndexReport) -> dict[str, Any]:
         return dg.TableRecord(
             {
                 "vector_name": index.vector_name,
-                "method": index.method,
-                "parameters": parameters,
                 "vectors": index.rows,
-                "bytes": index.bytes,
-                "build_seconds": index.build_seconds,
-                "why_built": index.reason or "was there and fits",
+                "index": f"{index.method} ({parameters})",
+                "built_because": index.reason or "not built: it is there and fits",
             }
         )
 

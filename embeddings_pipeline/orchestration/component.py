@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from embeddings_pipeline.collection import Collection, CollectionConfig, load_collections
+from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import build_assets, build_jobs
 from embeddings_pipeline.orchestration.checks import build_checks
 from embeddings_pipeline.orchestration.resources import EXECUTOR, PIPELINE
@@ -37,7 +38,10 @@ class EmbeddingCollection(dg.Component):
 
 def build_definitions(collection: Collection) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
-    profile = resolve_profile(collection.config.profile, load_settings())
+    try:
+        profile = resolve_profile(collection.config.profile, load_settings())
+    except ProfileError as error:
+        raise ProfileError(f"{collection.path or collection.name}: {error}") from error
     return dg.Definitions(
         assets=build_assets(collection, profile),
         asset_checks=build_checks(collection),
