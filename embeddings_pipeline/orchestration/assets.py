@@ -23,7 +23,7 @@ from embeddings_pipeline.store.landing import land_batch
 
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
 BATCHES_PER_RUN = 25
-SAMPLE_WIDTH = 80  # characters a line; the UI does not wrap code
+SAMPLE_WIDTH = 64  # characters a line; the UI does not wrap code
 ENCODER_POOL = "encoder"
 WRITER_POOL = "writer"
 OWNERS = ["team:embeddings"]
@@ -352,12 +352,18 @@ def _each(
     with failures():
         opened = _open(context, pipeline, collection)
         batches = {batch_key(batch): batch for batch in opened.ledger.batches()}
+        strays = [key for key in context.partition_keys if key not in batches]  # the UI lets people add any partition
+        if strays:
+            message = (
+                f"collection {collection.name!r} has no batch {', '.join(strays)}: delete what was added by hand; "
+                f"item_ledger adds the partitions"
+            )
+            if len(strays) == len(context.partition_keys):
+                raise ConfigurationError(message)
+            context.log.warning(message)
         for key in context.partition_keys:
-            if key not in batches:  # the UI lets people add any partition
-                raise ConfigurationError(
-                    f"there is no batch {key!r} in collection {collection.name!r}: materialize item_ledger, which adds "
-                    f"the partitions, and delete this one"
-                )
+            if key in strays:
+                continue
             try:
                 done = step(opened, batches[key])
             except Exception:

@@ -56,12 +56,17 @@ class Ledger:
     def register(self) -> None:
         """Make the collection's tables where they are missing, and note its definition: what differs becomes dirty."""
         name = self.collection.name
-        with self.database.connect() as connection:
-            self._lock_collection(connection)
+        with self.database.connect(autocommit=True) as connection:
+            made = "SELECT to_regclass(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"
+            names = [self.tables.item.as_string(connection), self.tables.text.as_string(connection)]
+            if connection.execute(made, names).fetchone() != (True,):
+                # By itself, and only where needed: even IF NOT EXISTS waits for landings, which wait for the row below.
+                with connection.transaction():
+                    self._lock_collection(connection)
+                    self.tables.create(connection)
             connection.execute(
                 load_sql("register"), {"collection": name, "definition_hash": self.collection.definition_hash}
             )
-            self.tables.create(connection)
 
     def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
         """Make this model the collection's active one if it has none yet; the active one, whichever that is."""
