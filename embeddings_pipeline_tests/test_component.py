@@ -192,10 +192,9 @@ def test_a_project_that_has_the_package_installed_loads_its_own_collections(proj
     definitions = dg.load_from_defs_folder(path_within_project=project)
     groups = {spec.group_name for spec in definitions.resolve_all_asset_specs()}
     assert groups == {"titles", "credits"}
-    assert (
-        definitions.resolve_all_asset_specs()[0].code_version
-        == definitions_below(project / "defs").resolve_all_asset_specs()[0].code_version
-    )
+    below = definitions_below(project / "defs")
+    versions = [{spec.key: spec.code_version for spec in d.resolve_all_asset_specs()} for d in (definitions, below)]
+    assert versions[0] == versions[1]
 
 
 def causes(error: BaseException | None) -> str:

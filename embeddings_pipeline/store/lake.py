@@ -81,8 +81,11 @@ class Lake:
             while self.filesystem.get_file_info(path).type != pafs.FileType.NotFound:
                 tries += 1
                 path = f"{directory}/{run}-{tries}.parquet"
-            pq.write_table(table, path, filesystem=self.filesystem, compression="zstd")
+            with self.filesystem.open_output_stream(path) as file:
+                pq.write_table(table, file, compression="zstd")
         except OSError as error:
+            with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway
+                self.filesystem.delete_file(path)
             raise LakeError(
                 f"the lake cannot be written at {path}: {_reason(error)}; make room or give write "
                 f"access, then sync again"
