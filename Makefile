@@ -18,7 +18,7 @@ help:
 	@echo "make run     load the sample catalogue (CATALOGUE=another.csv), embed it, search it (QUERY='…')"
 	@echo "make ui      the Dagster UI on http://$(HOST):$(PORT) (PORT=…); Ctrl-C ends it"
 	@echo "make test    the whole test suite (ARGS='-k name')"
-	@echo "make bench   the benchmarks"
+	@echo "make bench   the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and caches; the data in .state stays"
 
@@ -40,8 +40,7 @@ ui:
 
 bench:
 	@.ci/install test
-	@$(PY) benchmarks/bench_encoder.py "$$CATALOGUE"
-	@$(PY) benchmarks/bench_store.py
+	@$(PY) benchmarks/bench.py "$$CATALOGUE" $(ARGS)
 
 lint:
 	@.ci/install dev
