@@ -85,8 +85,13 @@ def ours(catalogue: Path, folder: Path) -> dict[str, object]:
         done = run([*program, "sync", "--json"], environment)
         return done, json.loads(done.output)
 
-    # Keeps the embedded server up between the commands, as the UI or a scheduler does.
-    holder = subprocess.Popen([*program, "psql", "-c", "SELECT pg_sleep(3600)"], env=environment, cwd=HERE.parent)
+    # Keeps the embedded server up between the commands, as the UI does; without a transaction, which would make every
+    # concurrent index build wait.
+    hold = (
+        "from embeddings_pipeline.store.postgres import *; import time; open_database(load_settings()); time.sleep(1e5)"
+    )
+    hold = f"from embeddings_pipeline.settings import load_settings; {hold}"
+    holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, cwd=HERE.parent)
     try:
         run([*program, "load", str(catalogue)], environment)
         first, first_done = sync()

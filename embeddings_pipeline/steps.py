@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import OutageError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
@@ -161,7 +161,7 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
     """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
     try:
         vectors = encoder.encode_documents(texts)
-    except (PipelineError, MemoryError):
+    except (OutageError, ProfileError, MemoryError):
         raise
     except Exception as error:
         if len(texts) == 1:

@@ -57,8 +57,8 @@ def skip_without() -> Callable[[str, bool], None]:
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
     """A temporary folder that other users may pass through: as root, PostgreSQL runs as another user."""
-    folder = Path(tempfile.mkdtemp(prefix="embeddings-tests-"))
-    folder.chmod(0o711)
+    folder = Path(tempfile.gettempdir()) / f"embeddings-tests-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(mode=0o711)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embeddings_pipeline.errors import RefusedError, StaleRunError
+from embeddings_pipeline.errors import OutageError, PipelineError, RefusedError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.source import Source, SourceRow
@@ -171,19 +171,30 @@ class TestLimitsAndFailures:
         assert max(DeterministicEncoder.texts_encoded.values()) == 1
         assert len(landed(database)) == 9
 
-    @pytest.mark.parametrize("bad", [1, 5, 9])
+    @pytest.mark.parametrize(("bad", "error"), [(1, ValueError), (5, PipelineError), (9, RuntimeError)])
     def test_a_bad_text_goes_to_quarantine_and_the_rest_lands(
-        self, database: Database, settings: Settings, bad: int
+        self, database: Database, settings: Settings, bad: int, error: type[Exception]
     ) -> None:
         make_films(database, films(9))
         edit(database, bad, "POISON")
-        DeterministicEncoder.fail_on = "POISON"
+        DeterministicEncoder.fail_on, DeterministicEncoder.error = "POISON", error
         opened, embedded = sync_once(collection(), settings)
         assert embedded == 8
         assert set(landed(database)) == {str(n) for n in range(1, 10) if n != bad}
         assert opened.ledger.dirty_batches() == []
         [(text, reason)] = execute(database, "SELECT text, reason FROM embeddings.quarantine")
-        assert "POISON" in text and "ValueError" in reason
+        assert "POISON" in text and error.__name__ in reason
+
+    @pytest.mark.parametrize("error", [OutageError, MemoryError])
+    def test_an_outage_fails_the_run_and_quarantines_nothing(
+        self, database: Database, settings: Settings, error: type[Exception]
+    ) -> None:
+        make_films(database, films(4))
+        DeterministicEncoder.fail_on, DeterministicEncoder.error = "number 2", error
+        with pytest.raises(error):
+            sync_once(collection(), settings)
+        assert execute(database, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
+        assert landed(database) == {}
 
     def test_a_quarantined_text_that_was_mended_lands(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))
