@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("catalogue", type=Path, help="a CSV file with id, title, overview and genres")
     parser.add_argument("--rows", type=int, help="only the first rows of it")
     parser.add_argument("--without-peers", action="store_true", help="measure this project alone")
+    parser.add_argument("--peers-python", type=Path, help="a Python that has benchmarks/peers/requirements.txt already")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     folder.chmod(0o711)  # as root, PostgreSQL runs as another user
@@ -60,7 +61,9 @@ def main() -> None:
         catalogue = first_rows(arguments.catalogue.resolve(), arguments.rows, folder)
         figures = ours(catalogue, folder)
         peers = (
-            {} if arguments.without_peers else {name: peer(script, catalogue, folder) for name, script in PEERS.items()}
+            {}
+            if arguments.without_peers
+            else {name: peer(script, catalogue, folder, arguments.peers_python) for name, script in PEERS.items()}
         )
         report(figures, peers)
     finally:
@@ -119,9 +122,9 @@ def ours(catalogue: Path, folder: Path) -> dict[str, object]:
     }
 
 
-def peer(script: str, catalogue: Path, folder: Path) -> dict[str, float]:
+def peer(script: str, catalogue: Path, folder: Path, python: Path | None) -> dict[str, float]:
     """Seconds inside the peer's process for: first load, nothing changed, 1 % changed; and of the whole process."""
-    python = folder / "peers-venv" / "bin" / "python"
+    python = python or folder / "peers-venv" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
         requirements = str(HERE / "peers" / "requirements.txt")
@@ -142,9 +145,8 @@ def report(figures: dict, peers: dict[str, dict[str, float]]) -> None:
         cells = [f"{peers[name][key]:.1f} s" if key and key in peers[name] else "–" for name in names]
         print(f"| {what} | {goal} | {value} | {'yes' if met else '**no**'} |" + "".join(f" {cell} |" for cell in cells))
 
-    print(
-        f"\n{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {figures['rows']:,} rows\n"
-    )
+    processor = platform.processor() or platform.machine()
+    print(f"\n{date.today()}, {processor}, {os.cpu_count()} cores, {figures['rows']:,} rows\n")
     print("| | goal | measured | met |" + "".join(f" {name} |" for name in names))
     print("|---|---|---|---|" + "---|" * len(names))
     first, encoder, store = figures["first"], figures["encoder"], figures["store"]

@@ -47,6 +47,8 @@ def load_file(
 
     try:
         with database.connect() as connection:
+            # Two loads at once would both make the table.
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext('embeddings-pipeline load'))")
             there = connection.execute("SELECT to_regclass(%s)", [parts["table"].as_string(None)]).fetchone()
             if there == (None,):
                 execute("table")

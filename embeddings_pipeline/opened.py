@@ -53,8 +53,11 @@ class OpenCollection:
 
     def with_batch_settings(self, *, batch_size: int | None, tokens_per_batch: int | None) -> "OpenCollection":
         """The same with other sizes of the encoder's batches, where they are given."""
-        sizes = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch}
-        profile = replace(self.profile, **{name: size for name, size in sizes.items() if size is not None})
+        profile = replace(
+            self.profile,
+            batch_size=batch_size or self.profile.batch_size,
+            tokens_per_batch=tokens_per_batch or self.profile.tokens_per_batch,
+        )
         return replace(self, active=ActiveModel(profile, self.active.table))
 
     def folder(self, asset: str) -> str:

@@ -16,7 +16,7 @@ def collection_status(collection: Collection, database: Database, settings: Sett
     """Counts from the data itself, the active model and the indexes. Nothing is written, no model loaded."""
     ledger = Ledger(collection, database)
     model = ledger.active()
-    empty = {"generation": None, "vectors": 0, "current": False}
+    empty: dict[str, Any] = {"generation": None, "vectors": 0, "current": False}
     if model is None:
         return {
             "collection": collection.name,

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from embeddings_pipeline.collection import VectorIndex
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index import pgvector_index
 from embeddings_pipeline.index.pgvector_index import (
     AnnIndex,
     build_memory,
@@ -332,3 +333,19 @@ def test_a_build_stays_in_the_memory_that_is_asked_for(database, config):
         except psycopg.errors.ProgramLimitExceeded as error:
             pytest.fail(str(error))
     assert notices == []
+
+
+def test_a_build_that_waits_says_for_whom(database, table, monkeypatch, caplog):
+    monkeypatch.setattr(pgvector_index, "SAY_AFTER_SECONDS", 0.2)
+    with database.connect(application_name="a long report") as report:
+        report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        report.execute("SELECT count(*) FROM pg_class")
+        building = threading.Thread(target=ensure_index, args=(database, table, HNSW, ["base"]))
+        building.start()
+        deadline = time.monotonic() + 20
+        while "a long report" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "waits for a transaction that a long report has had open" in caplog.text
+        assert building.is_alive()
+    building.join()
+    assert [index.valid for index in indexes(database, table)] == [True]

@@ -25,7 +25,7 @@ def arguments():
 
 def rows(catalogue, limit=None):
     """(id, text) pairs; text is 'title | overview | genres' without the empty parts."""
-    with open(catalogue, newline="", encoding="utf8") as file:
+    with Path(catalogue).open(newline="", encoding="utf8") as file:
         pairs = [
             (row["id"], " | ".join(part for part in (row["title"], row["overview"], row["genres"]) if part))
             for row in csv.DictReader(file)

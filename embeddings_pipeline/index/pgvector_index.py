@@ -8,9 +8,11 @@ the vector as a constant: `WHERE vector_name = 'base' ORDER BY embedding <=> …
 """
 
 import contextlib
+import logging
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,11 +23,14 @@ from psycopg import errors, sql
 from psycopg.rows import class_row
 
 from embeddings_pipeline.collection import VectorIndex
-from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.errors import PipelineError, VectorIndexError
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import ModelTable
 
+logger = logging.getLogger(__name__)
+
 DEADLINE_SECONDS = 6 * 3600.0
+SAY_AFTER_SECONDS = 10.0
 MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000}  # of an index: README of pgvector, "HNSW", "IVFFlat"
 MOST_LISTS = 32_768  # IVFFLAT_MAX_LISTS in pgvector's src/ivfflat.h
 MOST_MEMORY = 2 << 30  # bytes for a build on a server that is not ours
@@ -135,15 +140,20 @@ def ensure_index(
         with contextlib.suppress(errors.InvalidParameterValue, errors.UndefinedObject):
             connection.execute("SET client_connection_check_interval = '1s'")
         _wait_for_turn(connection, table, deadline)
-        return _Builder(connection, table, config, deadline, _memory_limit(database)).ensure(names)
+        return _Builder(database, connection, table, config, deadline).ensure(names)
 
 
 class _Builder:
     def __init__(
-        self, connection: psycopg.Connection, table: ModelTable, config: VectorIndex, deadline: float, memory: int
+        self,
+        database: Database,
+        connection: psycopg.Connection,
+        table: ModelTable,
+        config: VectorIndex,
+        deadline: float,
     ) -> None:
-        self.connection, self.table, self.config = connection, table, config
-        self.deadline, self.memory = deadline, memory
+        self.database, self.connection, self.table, self.config = database, connection, table, config
+        self.deadline, self.memory = deadline, _memory_limit(database)
         self.dropped: list[str] = []
 
     def ensure(self, names: list[str]) -> IndexReport:
@@ -213,7 +223,8 @@ class _Builder:
         )
         memory = min(self.memory, build_memory(self.table, parameters, rows))
         try:
-            self._execute(statement, memory)
+            with self._saying_what_it_waits_for():
+                self._execute(statement, memory)
         except errors.DiskFull:
             # A parallel build keeps its graph in /dev/shm, of which a container has 64 MB: build it in one process.
             self._drop(name)
@@ -224,6 +235,33 @@ class _Builder:
             raise VectorIndexError(
                 f"index embeddings.{name} was built and is not valid; run `embeddings-pipeline sync` again"
             )
+
+    @contextlib.contextmanager
+    def _saying_what_it_waits_for(self) -> Iterator[None]:
+        """A concurrent build waits for every older transaction, whatever table it is about: say whose."""
+        done, pid = threading.Event(), self.connection.info.backend_pid
+
+        def watch() -> None:
+            while not done.wait(SAY_AFTER_SECONDS):
+                with contextlib.suppress(PipelineError, psycopg.Error):
+                    with self.database.connect(autocommit=True) as connection:
+                        found = connection.execute(load_sql("index/waits_for"), {"pid": pid}).fetchone()
+                    if found:
+                        blocker, name, seconds = found
+                        logger.warning(
+                            "collection %r: the new index waits for a transaction that %s has had open for %s s; end "
+                            "it, or SELECT pg_terminate_backend(%s)",
+                            *(self.table.collection, name, seconds, blocker),
+                        )
+                        return
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watching.join()
 
     def _drop(self, name: str) -> None:
         self._execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(self._identifier(name)))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from embeddings_pipeline.index.pgvector_index import describe_indexes, index_nam
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, add_partitions, asset_key
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.launcher import worker_alive
+from embeddings_pipeline.orchestration.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.resources import run_lock, run_locked
 from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.settings import Settings, project_root
@@ -178,7 +178,7 @@ class _Sync:
     def _op(self, name: str) -> str:
         return "__".join(asset_key(self.collection, name).path)
 
-    def _execute(self, job_name: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> Counter[str]:
+    def _execute(self, job_name: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> Mapping[str, Any]:
         """Run a job to its end; the sums of its materializations' numbers."""
         job = self.definitions.resolve_job_def(job_name)
         run_id = make_new_run_id()
@@ -187,9 +187,9 @@ class _Sync:
                 job,
                 run_id=run_id,
                 run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags={**tags, SYNC_TAG: "true", REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}"},
+                tags={**tags, **host_tags(), SYNC_TAG: "true", REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}"},
             )
-            sums: Counter[str] = Counter()
+            sums: defaultdict[str, Any] = defaultdict(int)
             failure: str | None = None
             for event in execute_run_iterator(InMemoryJob(job), run, self.instance):
                 if event.is_step_materialization:

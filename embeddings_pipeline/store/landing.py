@@ -122,12 +122,12 @@ def _match(texts: pa.Table, embeddings: pa.Table, opened: OpenCollection) -> _Ma
 
     whole = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
     columns = ["item_key", "vector_name", "chunk", "content_hash", "text", "blank"]
-    picked = [(n, at) for n in whole if (at := vector_of[n]) is not None]
+    picked = [(n, vector_of[n]) for n in whole if vector_of[n] is not None]
     numbers, at = np.array(picked, np.int64).reshape(-1, 2).T
     hashes = np.frombuffer(b"".join(embeddings["content_hash"].to_pylist()), np.uint8).reshape(-1, 16)
     return _Made(
         {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in whole},
-        [(n, *(rows[n][column] for column in columns)) for n in whole],  # type: ignore[misc]
+        [(n, *(rows[n][column] for column in columns)) for n in whole],
         numbers,
         hashes[at],
         np.asarray(embeddings["encoded"].to_pylist(), bool)[at],
@@ -137,7 +137,7 @@ def _match(texts: pa.Table, embeddings: pa.Table, opened: OpenCollection) -> _Ma
 
 def _stage(connection: psycopg.Connection, made: _Made, table: ModelTable) -> None:
     kind = sql.SQL("{}({})").format(sql.SQL(table.storage), sql.Literal(table.dimension))
-    connection.execute(sql.SQL(load_sql("landing/stage")).format(type=kind))  # type: ignore[arg-type]
+    connection.execute(sql.SQL(load_sql("landing/stage")).format(type=kind))
     with connection.cursor() as cursor:
         with cursor.copy("COPY landing_item FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["text", "bytea", "jsonb"])
@@ -147,5 +147,5 @@ def _stage(connection: psycopg.Connection, made: _Made, table: ModelTable) -> No
             copy.set_types(["int8", "text", "text", "int8", "bytea", "text", "bool"])
             for row in made.texts:
                 copy.write_row(row)
-    columns = {"row_number": made.row_numbers, "content_hash": made.hashes, "encoded": made.encoded}
+    columns: dict[str, NDArray] = {"row_number": made.row_numbers, "content_hash": made.hashes, "encoded": made.encoded}
     copy_in(connection, sql.Identifier("landing_vector"), {**columns, "embedding": made.vectors}, storage=table.storage)

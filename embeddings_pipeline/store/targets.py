@@ -35,9 +35,7 @@ class CollectionTables:
 
     def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
         """The statement `sql/NAME.sql` with {item}, {text}, {view} and what else it needs filled in."""
-        return sql.SQL(load_sql(name)).format(  # type: ignore[arg-type]
-            item=self.item, text=self.text, view=self.view, **others
-        )
+        return sql.SQL(load_sql(name)).format(item=self.item, text=self.text, view=self.view, **others)
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the tables where they are not there yet."""
