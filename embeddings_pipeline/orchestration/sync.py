@@ -28,6 +28,7 @@ from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, add_partit
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.resources import run_lock, run_locked
+from embeddings_pipeline.orchestration.storage import StateComputeLogs
 from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.settings import Settings, project_root
 from embeddings_pipeline.steps import pending_texts
@@ -86,6 +87,8 @@ def sync(
     else:
         os.environ.setdefault("DAGSTER_HOME", str(project_root()))
         with nullcontext(instance) if instance else dg.DagsterInstance.get() as instance:
+            if isinstance(instance.compute_log_manager, StateComputeLogs):
+                instance.compute_log_manager.capturing = False
             _Sync(opened, instance, result, progress).run(force, limit, allow_deletes)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
@@ -210,6 +213,8 @@ def _failure(event: dg.DagsterEvent) -> str:
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
     error = data.error
+    if error and error.cls_name == "DagsterExecutionInterruptedError":
+        return "interrupted; what has landed stays, and the next sync goes on from there"
     while error and error.cause:
         error = error.cause
     return " ".join(error.message.split()) if error else event.message or "a step failed"
