@@ -233,10 +233,13 @@ def _progress(name: str, *, show: bool) -> Iterator[Callable[[str, int, int], No
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches")]
+    columns += [TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{name}: scan", total=None)
-        yield lambda phase, done, total: bar.update(task, description=f"{name}: {phase}", completed=done, total=total)
+        task = bar.add_task(f"{name}: starting", total=None)
+        yield lambda phase, done, total: bar.update(
+            task, description=f"{name}: {phase}", completed=done, total=total or None
+        )
 
 
 def _print_json(value: Any) -> None:

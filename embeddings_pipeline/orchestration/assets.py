@@ -16,7 +16,7 @@ from embeddings_pipeline.index.faiss_index import Manifest
 from embeddings_pipeline.index.faiss_index import build as build_faiss
 from embeddings_pipeline.index.pgvector_index import BuiltIndex, IndexReport, ensure_index
 from embeddings_pipeline.opened import OpenCollection
-from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.steps import embed_texts, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
@@ -370,5 +370,6 @@ def _each(
                 with suppress(PipelineError, psycopg.Error):  # the database may be what failed
                     opened.ledger.failed(batches[key])
                 raise
+            batch_done.get()(context.asset_key.path[-1], batches[key])
             if report:
                 context.add_asset_metadata(done, partition_key=key)

@@ -1,7 +1,8 @@
 """The one resource: opens collections, and holds the lock that says a run is alive (rule 11)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from hashlib import blake2b
 
 import dagster as dg
@@ -11,6 +12,9 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import load_settings
 from embeddings_pipeline.store.postgres import Database, open_database
+
+# Called as (asset, batch) when a step of a batch is done; a `sync` in this process listens, for its progress bar.
+batch_done: ContextVar[Callable[[str, int], None]] = ContextVar("batch_done", default=lambda asset, batch: None)
 
 
 class PipelineResource(dg.ConfigurableResource):

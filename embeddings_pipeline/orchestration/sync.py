@@ -27,7 +27,7 @@ from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, add_partitions, asset_key
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.launcher import host_tags, worker_alive
-from embeddings_pipeline.orchestration.resources import run_lock, run_locked
+from embeddings_pipeline.orchestration.resources import batch_done, run_lock, run_locked
 from embeddings_pipeline.orchestration.storage import StateComputeLogs
 from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.settings import Settings, project_root
@@ -38,6 +38,12 @@ from embeddings_pipeline.store.postgres import Database
 LOCATION = "embeddings_pipeline"  # as workspace.yaml and pyproject.toml name it
 SYNC_TAG = "embeddings_pipeline/sync"
 GRACE_SECONDS = 30  # a run that a worker has just started may not have reached its lock
+STEPS = {  # what goes on once a batch has this asset; the texts of all batches are rendered in a moment
+    "raw_items": "reading",
+    "item_texts": "embedding",
+    "embeddings": "embedding",
+    "pgvector_table": "landing",
+}
 PASSES = 3  # rows that change while a sync runs are dirty again at once
 
 
@@ -76,7 +82,7 @@ def sync(
     """Bring a collection up to date, and say what was done.
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
-    `progress(phase, done, total)` is called as batches land. `instance`: Dagster's, the one of dagster.yaml if
+    `progress(phase, done, total)` is called as batches are embedded. `instance`: Dagster's, the one of dagster.yaml if
     left out. Raises PipelineError with one line where a run failed.
     """
     started = time.perf_counter()
@@ -110,6 +116,7 @@ class _Sync:
         progress: Callable[[str, int, int], None],
     ) -> None:
         self.opened, self.instance, self.result, self.progress = opened, instance, result, progress
+        self.batches = self.embedded = 0
         self.collection = opened.collection
         self.definitions = build_definitions(opened.collection)
         self.dimensions = resolve_profile(opened.collection.config.profile, opened.settings).dimensions
@@ -117,7 +124,7 @@ class _Sync:
     def run(self, force: bool, limit: int | None, allow_deletes: bool) -> None:
         ledger, name = self.opened.ledger, self.collection.name
         cancel_dead_runs(self.instance, self.opened.database)
-        self.progress("scan", 0, 1)
+        self.progress("scanning", 0, 0)
         config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
         found = self._execute(f"{name}_scan", config, {})
         result = self.result
@@ -125,7 +132,8 @@ class _Sync:
         ledger.repair()
 
         batches = ledger.batches() if force else ledger.dirty_batches()
-        total, done = len(batches), 0
+        self.batches = len(batches)
+        batch_done.set(self._batch_done)
         for _ in range(PASSES):
             existing = ledger.batches()
             add_partitions(self.instance, self.collection, existing)
@@ -133,23 +141,27 @@ class _Sync:
                 if limit is not None and result.embedded >= limit:
                     break
                 left = None if limit is None else limit - result.embedded
-                self._execute_batches(first, last, force, left, done, total)
-                done += existing.index(last) - existing.index(first) + 1
+                self._execute_batches(first, last, force, left)
             # Rows that changed while we ran; with `limit`, what is left is left on purpose.
             batches = [] if limit is not None else ledger.dirty_batches()
             if not batches:
                 break
-            force, total = False, total + len(batches)
+            force, self.batches = False, self.batches + len(batches)
         if self._indexes_lag():
-            self.progress("index", 0, 1)
+            self.progress("indexing", self.embedded, self.batches)
             self._execute(f"{name}_index", {}, {})
 
-    def _execute_batches(self, first: int, last: int, force: bool, limit: int | None, done: int, total: int) -> None:
+    def _batch_done(self, asset: str, _: int) -> None:
+        name = "embeddings" if asset.startswith("embeddings") else asset
+        self.embedded += name == "embeddings"
+        self.progress(STEPS[name], self.embedded, self.batches)
+
+    def _execute_batches(self, first: int, last: int, force: bool, limit: int | None) -> None:
         name = self.collection.name
         embed = {"force": force, "limit": limit}
         config = {"ops": {self._op(f"embeddings_{self.dimensions}"): {"config": embed}}}
         tags = {ASSET_PARTITION_RANGE_START_TAG: batch_key(first), ASSET_PARTITION_RANGE_END_TAG: batch_key(last)}
-        self.progress("batches", done, total)
+        self.progress("reading", self.embedded, self.batches)
         found = self._execute(f"{name}_batches", config, tags)
         self.result.deleted += found["deleted"]
         self.result.embedded += found["embedded"]
