@@ -56,6 +56,7 @@ def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]
             for column, value in zip(columns.values(), (*values, not text), strict=True):
                 column.append(value)
     table = pa.table(columns, schema=files.ITEM_TEXTS)
+    table = table.replace_schema_metadata({files.DEFINITION_HASH: opened.collection.definition_hash})
     opened.lake.write(table, opened.folder("item_texts"), batch, run)
     lengths = [len(text) for text in columns["text"] if text]
     return {

@@ -451,6 +451,13 @@ class TestInterleavings:
         sync_once(newer, settings, run="settle")
         assert landed(database)["1"][0] == "Film 1: zero"
 
+    def test_texts_of_an_older_template_that_are_landed_alone_leave_the_batch_dirty(
+        self, database: Database, settings: Settings, opened: OpenCollection
+    ) -> None:
+        newer = open_collection(collection(vectors={"base": "{title}: {overview}"}), settings)
+        land_batch(newer, 0, "only the last step, on the files of a former run")
+        assert newer.ledger.dirty_batches() == [0]
+
     def test_a_new_template_that_leaves_an_item_alone_is_not_done_with_its_batch(
         self, database: Database, settings: Settings, opened: OpenCollection
     ) -> None:

@@ -203,6 +203,21 @@ def test_a_sync_that_was_killed_leaves_nothing_to_wait_for(
     assert sum(run.status == dg.DagsterRunStatus.CANCELED for run in instance.get_runs()) == 1
 
 
+def test_a_sync_goes_on_when_the_one_it_waits_for_is_killed(
+    database: Database, project: Settings, instance: dg.DagsterInstance
+) -> None:
+    make_films(database, films(40))
+    storage = instance.event_log_storage
+    killed = start_sync(seconds_per_call=60)
+    wait_until(lambda: any(storage.get_concurrency_info(p).active_slot_count for p in storage.get_concurrency_keys()))
+    waiting = start_sync()
+    wait_until(lambda: any(storage.get_concurrency_info(p).pending_step_count for p in storage.get_concurrency_keys()))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert waiting.wait(timeout=60) == 0
+    assert len(landed(database)) == 40
+
+
 def test_two_syncs_at_once_end_in_the_same_state(database: Database, project: Settings) -> None:
     make_films(database, films(60))
     syncs = [start_sync(seconds_per_call=0.2) for _ in range(2)]

@@ -1,14 +1,17 @@
 """`sync`: scan, then every dirty batch, then the indexes, as Dagster runs in this process."""
 
 import os
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
+import psycopg
+import sqlalchemy.exc
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 from dagster._core.storage.tags import (
@@ -37,6 +40,7 @@ from embeddings_pipeline.store.postgres import Database
 
 LOCATION = "embeddings_pipeline"  # as workspace.yaml and pyproject.toml name it
 SYNC_TAG = "embeddings_pipeline/sync"
+WATCH_SECONDS = 5.0
 GRACE_SECONDS = 30  # a run that a worker has just started may not have reached its lock
 STEPS = {  # what goes on once a batch has this asset; the texts of all batches are rendered in a moment
     "raw_items": "reading",
@@ -122,8 +126,30 @@ class _Sync:
         self.dimensions = resolve_profile(opened.collection.config.profile, opened.settings).dimensions
 
     def run(self, force: bool, limit: int | None, allow_deletes: bool) -> None:
-        ledger, name = self.opened.ledger, self.collection.name
         cancel_dead_runs(self.instance, self.opened.database)
+        with self._others_watched():
+            self._run(force, limit, allow_deletes)
+
+    @contextmanager
+    def _others_watched(self) -> Iterator[None]:
+        """A run that is killed while ours waits for its place in a pool must not keep us waiting."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                with suppress(PipelineError, psycopg.Error, sqlalchemy.exc.SQLAlchemyError):  # until the next round
+                    cancel_dead_runs(self.instance, self.opened.database)
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watching.join()
+
+    def _run(self, force: bool, limit: int | None, allow_deletes: bool) -> None:
+        ledger, name = self.opened.ledger, self.collection.name
         self.progress("scanning", 0, 0)
         config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
         found = self._execute(f"{name}_scan", config, {})

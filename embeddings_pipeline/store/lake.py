@@ -19,6 +19,7 @@ SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 
 HASH = pa.binary(16)
 RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
+DEFINITION_HASH = b"definition_hash"  # in the metadata of an item_texts file: what it was rendered with
 ITEM_TEXTS = pa.schema(
     [
         ("item_key", pa.string()),

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.errors import StaleRunError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.lake import vectors_from_arrow
+from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.postgres import load_sql
 from embeddings_pipeline.store.targets import ModelTable
 
@@ -68,7 +68,8 @@ def land_batch(
         _count(connection, rerendered, landed)
         connection.execute(tables.statement("landing/delete_items"))
         connection.execute(tables.statement("landing/update_items"))
-        definition = {"definition_hash": opened.collection.definition_hash, "file": file}
+        # The texts may be older than the definition, where this step is run alone: then the batch stays dirty.
+        definition = {"definition_hash": (texts.schema.metadata or {}).get(DEFINITION_HASH), "file": file}
         connection.execute(load_sql("landing/batch_landed"), {**key, **definition})
 
         model = {"fingerprint": opened.fingerprint, "changed": landed.vectors_written + landed.vectors_deleted > 0}
