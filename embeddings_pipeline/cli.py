@@ -87,23 +87,33 @@ def sync(
     from embeddings_pipeline.orchestration.sync import sync as run_sync
 
     settings = load_settings()
-    results = []
-    for one in _collections(collection):
-        with _progress(one.name, show=not as_json and not dry_run) as progress:
-            result = run_sync(
-                one,
-                settings,
-                force=force,
-                dry_run=dry_run,
-                limit=limit,
-                allow_deletes=allow_deletes,
-                progress=progress,
-            )
+    results, failed = [], []
+    collections = _collections(collection)
+    for one in collections:
+        try:
+            with _progress(one.name, show=not as_json and not dry_run) as progress:
+                result = run_sync(
+                    one,
+                    settings,
+                    force=force,
+                    dry_run=dry_run,
+                    limit=limit,
+                    allow_deletes=allow_deletes,
+                    progress=progress,
+                )
+        except PipelineError as error:  # the others are no worse for it
+            if len(collections) == 1:
+                raise
+            print(f"error: {one.name}: {error}", file=sys.stderr)
+            failed.append(one.name)
+            continue
         results.append(asdict(result))
         if not as_json:
             print(_sync_line(asdict(result)))
     if as_json:
-        _print_json(results[0] if len(results) == 1 else results)
+        _print_json(results[0] if len(collections) == 1 else results)
+    if failed:
+        raise PipelineError(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
 
 
 def _sync_line(done: dict[str, Any]) -> str:

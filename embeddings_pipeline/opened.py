@@ -1,6 +1,5 @@
 """A collection at work: with its database, ledger, source, lake and active model at hand."""
 
-import logging
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -15,8 +14,6 @@ from embeddings_pipeline.source import Source
 from embeddings_pipeline.store.lake import Lake, open_lake
 from embeddings_pipeline.store.ledger import ActiveModel, Ledger
 from embeddings_pipeline.store.postgres import Database, ensure_schema, open_database
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,15 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
     ledger.register()
     declared = resolve_profile(collection.config.profile, settings)
     active, warning = ledger.active(), None
+    declared_fingerprint = None
     try:
         declared_fingerprint = fingerprint(declared, settings.state_dir)
     except ProfileError:
         if active is None:
             raise
-        declared_fingerprint = "none: its weights cannot be had"
-    if active is None:
+    if declared_fingerprint and (active is None or active.table.fingerprint != declared_fingerprint):
         active = ledger.activate(declared, declared_fingerprint)
+    assert active is not None
     if declared_fingerprint == active.table.fingerprint:
         # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
         active = ActiveModel(declared, active.table)
@@ -106,6 +104,5 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
             f"declare that one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE), or give the "
             f"new one a collection of its own"
         )
-        log.warning(warning)
     source = Source(collection, database)
     return OpenCollection(collection, settings, database, ledger, source, open_lake(settings), active, warning)

@@ -15,10 +15,12 @@ from embeddings_pipeline.errors import ConfigurationError, DatabaseError, Profil
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.ledger import ActiveModel, active_model
-from embeddings_pipeline.store.postgres import open_database
+from embeddings_pipeline.store.postgres import load_sql, open_database
 
 TRIES = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
+ROW_BYTES = 90  # of a row of the model table beside its vector
+EXACT_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,14 @@ def _pgvector(
 ) -> list[Hit]:
     nearest = k * several
     with connection.transaction():
+        # An ANN index does not find every vector that lies apart from the others; where there are few, look at all.
         connection.execute(
-            "SELECT set_config('hnsw.ef_search', %s, true), set_config('ivfflat.probes', '20', true)",
-            [str(min(max(40, 2 * nearest), MOST_HITS))],
+            load_sql("search_settings"),
+            {
+                "table": model.table.identifier.as_string(connection),
+                "exact_below": EXACT_BELOW * (model.table.bytes_per_vector + ROW_BYTES),
+                "ef_search": str(min(max(200, 2 * nearest), MOST_HITS)),
+            },
         )
         statement = model.table.statement(
             "search",

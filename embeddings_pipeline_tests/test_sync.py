@@ -13,7 +13,7 @@ import pytest
 
 from embeddings_pipeline.opened import open_collection
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.sync import RunFailed, SyncResult, sync
+from embeddings_pipeline.orchestration.sync import RunFailed, SyncResult, cancel_dead_runs, sync
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.status import collection_status
 from embeddings_pipeline.store.postgres import Database
@@ -218,6 +218,22 @@ def test_a_sync_goes_on_when_the_one_it_waits_for_is_killed(
     assert len(landed(database)) == 40
 
 
+def test_a_living_run_that_lost_its_lock_is_left_alone(
+    database: Database, project: Settings, instance: dg.DagsterInstance
+) -> None:
+    make_films(database, films(10))
+    running = start_sync(seconds_per_call=8)
+    storage = instance.event_log_storage
+    wait_until(lambda: any(storage.get_concurrency_info(p).active_slot_count for p in storage.get_concurrency_keys()))
+    execute(  # as a PostgreSQL that is killed and started again does
+        database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'embeddings-pipeline run%'",
+    )
+    assert cancel_dead_runs(instance, database) == []
+    assert running.wait(timeout=60) == 0
+    assert len(landed(database)) == 10
+
+
 def test_two_syncs_at_once_end_in_the_same_state(database: Database, project: Settings) -> None:
     make_films(database, films(60))
     syncs = [start_sync(seconds_per_call=0.2) for _ in range(2)]
@@ -308,6 +324,17 @@ class TestChecks:
         table = f"embeddings.{open_collection(collection(), project).active.table.name}"
         execute(database, f"UPDATE {table} SET embedding = (SELECT embedding FROM {table} LIMIT 1)")
         assert self.evaluate(database, project, instance)["integrity"] is False
+
+
+def test_a_profile_that_made_no_vector_yet_can_be_changed(
+    database: Database, project: Settings, run_sync: Callable[..., SyncResult]
+) -> None:
+    make_films(database, films(3))
+    broken = {**collection().config.profile, "name": "typo", "model": "no_such_module:Encoder"}  # type: ignore[dict-item]
+    with pytest.raises(RunFailed, match="no_such_module"):
+        run_sync(attributes={"profile": broken, "storage": "vector"})
+    assert run_sync().embedded == 3
+    assert collection_status(collection(), database, project)["profile"] == "test"
 
 
 def test_another_declared_profile_changes_no_vector_and_is_named(

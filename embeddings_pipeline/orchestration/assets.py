@@ -22,7 +22,7 @@ from embeddings_pipeline.steps import embed_texts, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
 
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
-BATCHES_PER_RUN = 25
+BATCHES_PER_RUN = 10  # searchable after a minute or two, at a second of overhead a run
 SAMPLE_WIDTH = 64  # characters a line; the UI does not wrap code
 ENCODER_POOL = "encoder"
 WRITER_POOL = "writer"

@@ -1,5 +1,6 @@
 """`sync`: scan, then every dirty batch, then the indexes, as Dagster runs in this process."""
 
+import logging
 import os
 import threading
 import time
@@ -38,10 +39,12 @@ from embeddings_pipeline.steps import pending_texts
 from embeddings_pipeline.store.ledger import contiguous_ranges
 from embeddings_pipeline.store.postgres import Database
 
+log = logging.getLogger(__name__)
+
 LOCATION = "embeddings_pipeline"  # as workspace.yaml and pyproject.toml name it
 SYNC_TAG = "embeddings_pipeline/sync"
 WATCH_SECONDS = 5.0
-GRACE_SECONDS = 30  # a run that a worker has just started may not have reached its lock
+GRACE_SECONDS = 10  # a run that has just been started may not have named its process yet
 STEPS = {  # what goes on once a batch has this asset; the texts of all batches are rendered in a moment
     "raw_items": "reading",
     "item_texts": "embedding",
@@ -92,6 +95,8 @@ def sync(
     started = time.perf_counter()
     result = SyncResult(collection.name, dry_run=dry_run)
     opened = open_collection(collection, settings)
+    if opened.warning:
+        log.warning("warning: %s", opened.warning)
     if dry_run:
         _look(opened, result, force)
     else:
@@ -193,7 +198,7 @@ class _Sync:
         self.result.embedded += found["embedded"]
         self.result.reused += found["reused"]
         self.result.quarantined += found["quarantined"]
-        self.result.left += found["left_to_embed"]
+        self.result.left += 0 if force else found["left_to_embed"]
 
     def _indexes_lag(self) -> bool:
         opened, name = self.opened, self.collection.name
@@ -252,7 +257,7 @@ def _failure(event: dg.DagsterEvent) -> str:
         return data.user_failure_data.description
     error = data.error
     if error and error.cls_name == "DagsterExecutionInterruptedError":
-        return "interrupted; what has landed stays, and the next sync goes on from there"
+        return "interrupted; what has landed stays"
     while error and error.cause:
         error = error.cause
     return " ".join(error.message.split()) if error else event.message or "a step failed"
@@ -272,11 +277,12 @@ def cancel_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[s
             run = record.dagster_run
             if run_locked(connection, run.run_id):
                 continue
-            if SYNC_TAG not in run.tags:
-                alive = worker_alive(instance, run)
-                age = time.time() - (record.start_time or record.create_timestamp.timestamp())
-                if alive or (alive is None and age < GRACE_SECONDS) or run.status == dg.DagsterRunStatus.NOT_STARTED:
-                    continue
+            if SYNC_TAG not in run.tags and run.status == dg.DagsterRunStatus.NOT_STARTED:
+                continue  # in the queue, or about to be launched
+            alive = worker_alive(instance, run)  # a PostgreSQL that was killed took the locks of the living with it
+            age = time.time() - (record.start_time or record.create_timestamp.timestamp())
+            if alive or (alive is None and age < GRACE_SECONDS):
+                continue
             instance.report_run_canceled(run, message="Its process is gone: ended by a later sync.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             dead.append(run.run_id)

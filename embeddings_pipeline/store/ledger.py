@@ -69,14 +69,18 @@ class Ledger:
             )
 
     def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
-        """Make this model the collection's active one if it has none yet; the active one, whichever that is."""
+        """Make this model the collection's active one if no vector has landed yet; the active one, whichever it is."""
         name = self.collection.name
         with self.database.connect() as connection:
             self._lock_collection(connection)
             active = connection.execute(
-                "SELECT fingerprint FROM embeddings.collection WHERE name = %s", [name]
+                "SELECT fingerprint, version FROM embeddings.collection WHERE name = %s", [name]
             ).fetchone()
-            if active and active[0] is None:
+            if active and active[1] == 0 and active[0] != fingerprint:  # no vector has landed
+                connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
+                for unused in self.model_tables(connection):
+                    connection.execute(sql.SQL("DROP TABLE {}").format(unused.identifier))
+                connection.execute("DELETE FROM embeddings.model WHERE collection = %s", [name])
                 table = ModelTable(name, fingerprint, profile.dimensions, self.collection.config.storage)
                 table.create(connection)
                 table.show(connection)
