@@ -25,7 +25,7 @@ SHARED_TABLES = ("collection", "model", "batch", "scan", "quarantine", "embeddin
 def _collection_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
-    if name in (*SHARED_TABLES, "schema_version") or re.search(r"_(item|text)$|_vector_", name):
+    if name in (*SHARED_TABLES, "schema_version") or re.search(r"_(item|text)(_|$)|_vector_", name):
         raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
     return name
 

@@ -104,5 +104,10 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
             f"declare that one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE), or give the "
             f"new one a collection of its own"
         )
+    if active.table.storage != collection.config.storage:
+        warning = (
+            f"collection {collection.name!r}: `storage: {collection.config.storage}` is declared, but its vectors are "
+            f"stored as {active.table.storage}, which stays; give it a collection of its own to change that"
+        )
     source = Source(collection, database)
     return OpenCollection(collection, settings, database, ledger, source, open_lake(settings), active, warning)

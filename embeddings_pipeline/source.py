@@ -102,6 +102,8 @@ class Source:
 
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
         """The rows with these keys, as they are now; those that are gone are missing from the list."""
+        columns = len(self.collection.config.source.key)
+        item_keys = [item_key for item_key in item_keys if _is_key(item_key, columns)]
         if not item_keys:
             return []
         types = self.check(connection)
@@ -233,6 +235,17 @@ class Source:
 def split_key(item_key: str, columns: int) -> list[str]:
     """The key columns' values as texts: the inverse of how an item key is made."""
     return [item_key] if columns == 1 else json.loads(item_key)
+
+
+def _is_key(item_key: str, columns: int) -> bool:
+    """Whether a key of the ledger can be one of the source, whose key columns may have been others before."""
+    if columns == 1:
+        return True
+    try:
+        values = json.loads(item_key)
+    except ValueError:
+        return False
+    return isinstance(values, list) and len(values) == columns and all(isinstance(value, str) for value in values)
 
 
 def table_identifier(name: str) -> sql.Identifier:

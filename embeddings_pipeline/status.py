@@ -5,6 +5,7 @@ from typing import Any
 
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.coverage import collection_state, coverage
+from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_index import is_current, read_manifest
 from embeddings_pipeline.index.pgvector_index import describe_indexes
 from embeddings_pipeline.settings import Settings
@@ -39,7 +40,10 @@ def collection_status(collection: Collection, database: Database, settings: Sett
         state = collection_state(connection, collection.name)
         indexes = describe_indexes(connection, model.table)
     assert state is not None
-    manifest = read_manifest(settings.state_dir / "faiss", collection.name)
+    try:
+        manifest = read_manifest(settings.state_dir / "faiss", collection.name)
+    except VectorIndexError:  # damaged: the next sync builds it again
+        manifest = None
     faiss = empty
     if manifest is not None:
         current = is_current(manifest, model.table.fingerprint, state.epoch, state.version)

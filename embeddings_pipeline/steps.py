@@ -35,7 +35,9 @@ def read_items(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
     with opened.source.connect() as connection:
         rows = opened.source.read(connection, keys)
     columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
-    opened.lake.write(pa.table(columns, schema=files.RAW_ITEMS), opened.folder("raw_items"), batch, run)
+    table = pa.table(columns, schema=files.RAW_ITEMS)
+    table = table.replace_schema_metadata({files.DEFINITION_HASH: opened.collection.definition_hash})
+    opened.lake.write(table, opened.folder("raw_items"), batch, run)
     return {"rows": len(rows), "gone": len(keys) - len(rows)}
 
 
@@ -56,7 +58,9 @@ def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]
             for column, value in zip(columns.values(), (*values, not text), strict=True):
                 column.append(value)
     table = pa.table(columns, schema=files.ITEM_TEXTS)
-    table = table.replace_schema_metadata({files.DEFINITION_HASH: opened.collection.definition_hash})
+    # Rows that were read for another definition may hold an older payload: these are not this definition's texts.
+    same = (items.schema.metadata or {}).get(files.DEFINITION_HASH) == opened.collection.definition_hash
+    table = table.replace_schema_metadata({files.DEFINITION_HASH: opened.collection.definition_hash if same else b""})
     opened.lake.write(table, opened.folder("item_texts"), batch, run)
     lengths = [len(text) for text in columns["text"] if text]
     return {

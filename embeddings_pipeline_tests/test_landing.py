@@ -88,6 +88,24 @@ class TestStaleness:
         assert opened.ledger.scan(opened.source).changed == 0
         assert opened.ledger.dirty_batches() == []
 
+    def test_a_template_column_that_becomes_payload_arrives(self, database: Database, settings: Settings) -> None:
+        make_films(database, films(3))
+        sync_once(collection(columns=["revenue"]), settings)
+        _, embedded = sync_once(collection(columns=["revenue", "title"]), settings)
+        assert embedded == 0
+        assert landed(database)["1"][2] == {"revenue": 1001, "title": "Film 1"}
+
+    def test_a_key_of_other_columns_replaces_the_items(self, database: Database, settings: Settings) -> None:
+        make_films(database, films(3))
+        sync_once(collection(), settings)
+        one = collection(source={"table": "films", "key": ["id", "title"]})
+        opened = open_collection(one, settings)
+        opened.ledger.scan(opened.source, allow_deletes=True)
+        for batch in opened.ledger.dirty_batches():
+            run_batch(opened, batch, "other key")
+        assert set(landed(database)) == {f'["{n}", "Film {n}"]' for n in (1, 2, 3)}
+        assert opened.ledger.dirty_batches() == []
+
     def test_one_changed_overview_embeds_one_text(self, database: Database, settings: Settings) -> None:
         make_films(database, films(25))
         sync_once(collection(), settings)
@@ -538,6 +556,23 @@ class TestRepair:
         assert opened.ledger.repair() == 4
         sync_once(collection(), settings, run="repair")
         assert len(landed(database)) == 12
+
+    @pytest.mark.parametrize("dropped", ["VIEW films", "TABLE films_text", "TABLE films_item", "TABLE {vector}"])
+    def test_what_somebody_dropped_is_made_anew(self, database: Database, settings: Settings, dropped: str) -> None:
+        make_films(database, films(12))
+        opened, _ = sync_once(collection(), settings)
+        before = landed(database)
+        [(epoch,)] = execute(database, "SELECT epoch FROM embeddings.collection")
+        kind, name = dropped.format(vector=opened.active.table.name).split()
+        execute(database, f"DROP {kind} embeddings.{name} CASCADE")
+        opened = open_collection(collection(), settings)
+        opened.ledger.scan(opened.source)
+        opened.ledger.repair()
+        for batch in opened.ledger.dirty_batches():
+            run_batch(opened, batch, "again")
+        assert landed(database) == before
+        assert execute(database, "SELECT epoch <> %s FROM embeddings.collection", [epoch]) == [(True,)]
+        assert opened.ledger.dirty_batches() == []
 
     def test_orphans_are_removed(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))

@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from embeddings_pipeline.index.faiss_index import open_index
 from embeddings_pipeline.opened import open_collection
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.sync import RunFailed, SyncResult, cancel_dead_runs, sync
@@ -324,6 +325,20 @@ class TestChecks:
         table = f"embeddings.{open_collection(collection(), project).active.table.name}"
         execute(database, f"UPDATE {table} SET embedding = (SELECT embedding FROM {table} LIMIT 1)")
         assert self.evaluate(database, project, instance)["integrity"] is False
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "base.faiss"])
+def test_a_damaged_faiss_index_is_built_again(
+    database: Database, project: Settings, run_sync: Callable[..., SyncResult], file: str
+) -> None:
+    make_films(database, films(12))
+    run_sync()
+    folder = project.state_dir / "faiss" / "films"
+    damaged = folder / (folder / "CURRENT").read_text().strip() / file
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"oops")
+    run_sync()
+    assert open_index(project.state_dir / "faiss", "films").manifest.count == 12
+    assert collection_status(collection(), database, project)["faiss"]["current"]
 
 
 def test_a_profile_that_made_no_vector_yet_can_be_changed(

@@ -76,7 +76,11 @@ class _RunStorage(_Pooled, PostgresRunStorage):
 
 
 class _EventLogStorage(_Pooled, PostgresEventLogStorage):
-    pass
+    def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
+        # Two processes that both make a pool's row: Dagster catches the conflict and goes on in a failed transaction.
+        with self.database.connect() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext('dagster pools'))")
+            return super().initialize_concurrency_limit_to_default(concurrency_key)
 
 
 class _ScheduleStorage(_Pooled, PostgresScheduleStorage):

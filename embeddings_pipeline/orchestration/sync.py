@@ -21,11 +21,12 @@ from dagster._core.storage.tags import (
     REPOSITORY_LABEL_TAG,
 )
 from dagster._core.utils import make_new_run_id
+from dagster._utils.error import SerializableErrorInfo
 
 from embeddings_pipeline.collection import Collection, batch_key
 from embeddings_pipeline.coverage import collection_state
-from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.index.faiss_index import is_current, read_manifest
+from embeddings_pipeline.errors import PipelineError, VectorIndexError
+from embeddings_pipeline.index.faiss_index import is_current, open_index
 from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, add_partitions, asset_key
@@ -178,6 +179,12 @@ class _Sync:
             if not batches:
                 break
             force, self.batches = False, self.batches + len(batches)
+        if batches:
+            log.warning(
+                "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
+                "whether a column changes at each read",
+                *(name, len(batches)),
+            )
         if self._indexes_lag():
             self.progress("indexing", self.embedded, self.batches)
             self._execute(f"{name}_index", {}, {})
@@ -209,7 +216,7 @@ class _Sync:
             there = {
                 index.name: (index.method, index.parameters)
                 for index in describe_indexes(connection, opened.active.table)
-                if index.valid
+                if index.valid and index.name == index_name(opened.active.table, index.vector_name)
             }
         config = self.collection.config.index
         wanted = {index_name(opened.active.table, vector_name) for vector_name in self.collection.config.vectors}
@@ -218,8 +225,11 @@ class _Sync:
         hnsw = ("hnsw", {"m": config.m, "ef_construction": config.ef_construction})
         if any(index[0] != config.method or (config.method == "hnsw" and index != hnsw) for index in there.values()):
             return True
-        manifest = read_manifest(opened.settings.state_dir / "faiss", name)
-        return manifest is None or not is_current(manifest, opened.fingerprint, state.epoch, state.version)
+        try:  # opened, so that a damaged file is noticed and built again
+            manifest = open_index(opened.settings.state_dir / "faiss", name).manifest
+        except VectorIndexError:
+            return True
+        return not is_current(manifest, opened.fingerprint, state.epoch, state.version)
 
     def _op(self, name: str) -> str:
         return "__".join(asset_key(self.collection, name).path)
@@ -245,7 +255,7 @@ class _Sync:
                 elif event.is_step_failure:
                     failure = _failure(event)
                 elif event.is_failure and failure is None:
-                    failure = event.message or "the run failed"
+                    failure = _innermost(event.job_failure_data.error) or event.message or "the run failed"
         if failure:
             raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
         return sums
@@ -258,9 +268,13 @@ def _failure(event: dg.DagsterEvent) -> str:
     error = data.error
     if error and error.cls_name == "DagsterExecutionInterruptedError":
         return "interrupted; what has landed stays"
+    return _innermost(error) or event.message or "a step failed"
+
+
+def _innermost(error: SerializableErrorInfo | None) -> str:
     while error and error.cause:
         error = error.cause
-    return " ".join(error.message.split()) if error else event.message or "a step failed"
+    return " ".join(error.message.split()) if error else ""
 
 
 def cancel_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[str]:

@@ -87,14 +87,14 @@ def land_batch(
 
 
 def _count(connection: psycopg.Connection, rerendered: set[str], landed: Landed) -> None:
-    for item_key, decision, was, encoded in connection.execute(load_sql("landing/decisions")).fetchall():
+    for item_key, decision, was, encoded, other_payload in connection.execute(load_sql("landing/decisions")).fetchall():
         if decision == "delete":
             landed.deleted += was is not None
         elif decision != "land":
             landed.left += 1
         elif was is None:
             landed.inserted += 1
-        elif was != encoded or item_key in rerendered:
+        elif was != encoded or other_payload or item_key in rerendered:
             landed.updated += 1
         else:
             landed.unchanged += 1

@@ -67,6 +67,16 @@ class Ledger:
             connection.execute(
                 load_sql("register"), {"collection": name, "definition_hash": self.collection.definition_hash}
             )
+            model = active_model(connection, name)
+            if model is None:
+                return
+            names = [model.table.identifier.as_string(connection), self.tables.view.as_string(connection)]
+            if connection.execute(made, names).fetchone() != (True,):  # somebody dropped one; a new epoch begins
+                with connection.transaction():
+                    self._lock_collection(connection)
+                    model.table.create(connection)
+                    model.table.show(connection)
+                    connection.execute(load_sql("new_epoch"), {"collection": name})
 
     def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
         """Make this model the collection's active one if no vector has landed yet; the active one, whichever it is."""

@@ -6,7 +6,8 @@
 
 CREATE TEMPORARY TABLE landing_decision ON COMMIT DROP AS
 SELECT
-    item.item_key, item.landed_hash, encoded.encoded_hash, encoded.payload, now.current_hash,
+    item.item_key, item.landed_hash, encoded.encoded_hash, encoded.payload,
+    item.payload AS old_payload, now.current_hash,
     CASE
         WHEN now.item_key IS NULL AND (item.seen_hash IS NULL OR item.landed_hash IS NULL) THEN 'delete'
         WHEN now.item_key IS NULL THEN 'vanished'

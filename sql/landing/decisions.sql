@@ -1,1 +1,1 @@
-SELECT item_key, decision, landed_hash, encoded_hash FROM landing_decision
+SELECT item_key, decision, landed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM landing_decision

@@ -7,4 +7,5 @@ SET seen_hash = decided.current_hash,
 FROM landing_decision AS decided
 WHERE item.item_key = decided.item_key AND decided.decision IN ('land', 'leave')
   AND (item.seen_hash IS DISTINCT FROM decided.current_hash
-       OR decided.decision = 'land' AND item.landed_hash IS DISTINCT FROM decided.encoded_hash)
+       OR decided.decision = 'land' AND (item.landed_hash IS DISTINCT FROM decided.encoded_hash
+                                         OR item.payload IS DISTINCT FROM decided.payload))
