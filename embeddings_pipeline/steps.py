@@ -5,18 +5,21 @@ step is the landing.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.errors import OutageError, ProfileError
+from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
@@ -24,6 +27,29 @@ from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row
 
 LOOK_AT_ONCE = 1000  # items of a dry run
 SAMPLE_TEXTS, SAMPLE_CHARACTERS = 3, 300
+TEXTS_TOGETHER = 1000  # of several batches in one call of the encoder; a kill loses no more
+
+
+def each_batch(
+    opened: OpenCollection, batches: Iterable[int], step: Callable[[OpenCollection, int], Mapping[str, Any]]
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Do a step batch by batch; yields each batch with what the step returns."""
+    for batch in batches:
+        with _failure_noted(opened, [batch]):
+            done = step(opened, batch)
+        yield batch, done
+
+
+@contextmanager
+def _failure_noted(opened: OpenCollection, batches: Sequence[int]) -> Iterator[None]:
+    """Batches of which a step failed wait before they are tried again."""
+    try:
+        yield
+    except Exception:
+        with suppress(PipelineError, psycopg.Error):  # the database may be what failed
+            for batch in batches:
+                opened.ledger.failed(batch)
+        raise
 
 
 # --- raw_items ---------------------------------------------------------------------------------------------------
@@ -102,19 +128,48 @@ class Embedded:
         return {**vars(self), "seconds": round(self.seconds, 3), "texts_per_second": round(rate, 1)}
 
 
-def embed_texts(
+@dataclass
+class _Plan:
+    """What is to be done for one batch."""
+
+    batch: int
+    texts: pa.Table
+    have: dict[bytes, NDArray]  # content hash → vector
+    wanted: dict[bytes, str]  # content hash → text to encode
+    result: Embedded
+
+
+def embed_batches(
     opened: OpenCollection,
-    batch: int,
+    batches: Iterable[int],
     run: str,
     *,
     force: bool = False,
     dry_run: bool = False,
     limit: int | None = None,
-) -> Embedded:
-    """Give every text of the batch its vector: the one that is there for its content hash, else a new one.
+) -> Iterator[tuple[int, Embedded]]:
+    """Give every text of these batches its vector: the one that is there for its content hash, else a new one.
 
-    `force` encodes all anew, `limit` at most that many texts, `dry_run` none and writes nothing.
+    Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. `force`
+    encodes all anew, `limit` at most that many texts altogether, `dry_run` none and writes nothing.
     """
+    group: list[_Plan] = []
+    for batch in batches:
+        with _failure_noted(opened, [batch]):
+            plan = _plan(opened, batch, run, force)
+        chosen = dict(islice(plan.wanted.items(), 0 if dry_run else limit))
+        plan.result.left_to_embed = len(plan.wanted) - len(chosen)
+        plan.wanted = chosen
+        if limit is not None:
+            limit -= len(chosen)
+        if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
+            yield from _embed_group(opened, group, run, dry_run)
+            group = []
+        group.append(plan)
+    yield from _embed_group(opened, group, run, dry_run)
+
+
+def _plan(opened: OpenCollection, batch: int, run: str, force: bool) -> _Plan:
     started = time.perf_counter()
     _, texts = opened.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
@@ -122,28 +177,46 @@ def embed_texts(
     by_hash = dict(zip(hashes, texts["text"].to_pylist(), strict=True))
     have = {} if force else _vectors_there(opened, batch)
     excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(by_hash))
-    wanted = [digest for digest in by_hash if digest not in have and digest not in excused]
+    wanted = {digest: text for digest, text in by_hash.items() if digest not in have and digest not in excused}
     result = Embedded(reused=sum(digest in have for digest in hashes), quarantined=len(excused))
-    chosen = [] if dry_run else wanted[:limit]
-    result.left_to_embed = len(wanted) - len(chosen)
-    made: dict[bytes, NDArray] = {}
-    if chosen:
-        encoder = opened.encoder()
-        counts = encoder.count_tokens([by_hash[digest] for digest in chosen])
-        result.tokens = int(counts.sum())
-        if longest := opened.profile.max_length:
-            result.truncated = int((counts > longest).sum())
-        bad: dict[bytes, str] = {}
-        vectors = _encode(encoder, chosen, [by_hash[digest] for digest in chosen], bad)
-        made = {digest: vector for digest, vector in zip(chosen, vectors, strict=True) if digest not in bad}
-        reasons = {digest: (by_hash[digest], reason) for digest, reason in bad.items()}
-        opened.ledger.quarantine(opened.fingerprint, good=list(made), bad=reasons)
-        result.embedded, result.quarantined = len(made), result.quarantined + len(bad)
-    if not dry_run:
-        table = _embeddings_table(opened, texts, {**have, **made}, made)
-        opened.lake.write(table, opened.folder("embeddings"), batch, run)
     result.seconds = time.perf_counter() - started
-    return result
+    return _Plan(batch, texts, have, wanted, result)
+
+
+def _embed_group(opened: OpenCollection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
+    with _failure_noted(opened, [plan.batch for plan in group]):
+        texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
+        started = time.perf_counter()
+        made, bad, tokens = _embed(opened, texts) if texts else ({}, {}, {})
+        seconds = time.perf_counter() - started
+        longest = opened.profile.max_length
+        for plan in group:
+            result = plan.result
+            result.embedded = sum(digest in made for digest in plan.wanted)
+            result.quarantined += sum(digest in bad for digest in plan.wanted)
+            result.tokens = sum(tokens[digest] for digest in plan.wanted)
+            result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
+            result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
+            if not dry_run:
+                table = _embeddings_table(opened, plan.texts, {**plan.have, **made}, made)
+                opened.lake.write(table, opened.folder("embeddings"), plan.batch, run)
+    for plan in group:
+        yield plan.batch, plan.result
+
+
+def _embed(
+    opened: OpenCollection, texts: dict[bytes, str]
+) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
+    """Vectors, reasons of those that failed by themselves, and numbers of tokens, by content hash."""
+    encoder = opened.encoder()
+    digests, values = list(texts), list(texts.values())
+    tokens = dict(zip(digests, encoder.count_tokens(values).tolist(), strict=True))
+    bad: dict[bytes, str] = {}
+    vectors = _encode(encoder, digests, values, bad)
+    made = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
+    reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
+    opened.ledger.quarantine(opened.fingerprint, good=list(made), bad=reasons)
+    return made, bad, tokens
 
 
 def pending_texts(opened: OpenCollection, item_keys: list[str], *, force: bool = False) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from embeddings_pipeline.errors import OutageError, PipelineError, RefusedError,
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.source import Source, SourceRow
-from embeddings_pipeline.steps import embed_texts, read_items, render_texts
+from embeddings_pipeline.steps import embed_batches, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
 from embeddings_pipeline.store.ledger import Ledger, contiguous_ranges
 from embeddings_pipeline.store.postgres import Database
@@ -54,7 +54,7 @@ def prepare(opened: OpenCollection, batch: int, run: str) -> None:
     """The first three steps of a run: it has read and encoded, and not landed yet."""
     read_items(opened, batch, run)
     render_texts(opened, batch, run)
-    embed_texts(opened, batch, run)
+    list(embed_batches(opened, [batch], run))
 
 
 class TestStaleness:
@@ -441,7 +441,7 @@ class TestInterleavings:
         opened.ledger.scan(opened.source)
         read_items(opened, 0, "limited")
         render_texts(opened, 0, "limited")
-        embed_texts(opened, 0, "limited", limit=2)
+        list(embed_batches(opened, [0], "limited", limit=2))
         run_batch(opened, 0, "whole")
         land_batch(opened, 0, "limited")
         assert opened.ledger.dirty_batches() == []
@@ -450,7 +450,7 @@ class TestInterleavings:
     def test_force_with_an_older_read_does_not_undo_a_sync(self, database: Database, opened: OpenCollection) -> None:
         read_items(opened, 0, "force")
         render_texts(opened, 0, "force")
-        embed_texts(opened, 0, "force", force=True)
+        list(embed_batches(opened, [0], "force", force=True))
         edit(database, 1, "one")
         opened.ledger.scan(opened.source)
         run_batch(opened, 0, "sync")
@@ -594,8 +594,16 @@ def test_float32_storage_keeps_the_vectors_to_the_bit(database: Database, settin
 
 def test_ranges_have_no_gap_and_are_not_too_long() -> None:
     existing = list(range(12))
-    assert contiguous_ranges([0, 1, 5, 7, 8, 9, 10], existing, 3) == [(0, 1), (5, 5), (7, 9), (10, 10)]
-    assert contiguous_ranges([4, 9], [4, 9, 11], 10) == [(4, 9)]
+    items = dict.fromkeys([0, 1, 5, 7, 8, 9, 10], 10)
+    ranges = contiguous_ranges(items, existing, most_batches=3, most_items=1000)
+    assert ranges == [(0, 1), (5, 5), (7, 9), (10, 10)]
+    assert contiguous_ranges({4: 1, 9: 1}, [4, 9, 11], most_batches=10, most_items=1000) == [(4, 9)]
+
+
+def test_a_run_takes_many_batches_with_little_to_do_and_few_full_ones() -> None:
+    items = {0: 1000, 1: 1000, 2: 1000, 3: 5, 4: 5, 5: 990, 6: 1, 7: 5000, 8: 1}
+    ranges = contiguous_ranges(items, list(range(9)), most_batches=100, most_items=2000)
+    assert ranges == [(0, 1), (2, 5), (6, 6), (7, 7), (8, 8)]
 
 
 def test_old_files_of_a_batch_are_swept_and_the_landed_one_stays(database: Database, settings: Settings) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from embeddings_pipeline.collection import Collection, CollectionConfig
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
-from embeddings_pipeline.steps import Embedded, embed_texts, read_items, render_texts
+from embeddings_pipeline.steps import Embedded, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.landing import Landed, land_batch
 from embeddings_pipeline.store.postgres import Database
 
@@ -56,7 +56,7 @@ def run_batch(opened: OpenCollection, batch: int, run: str, **options: Any) -> t
     """The four steps of one batch, as a run does them."""
     read_items(opened, batch, run)
     render_texts(opened, batch, run)
-    embedded = embed_texts(opened, batch, run, **options)
+    ((_, embedded),) = embed_batches(opened, [batch], run, **options)
     return embedded, land_batch(opened, batch, run)
 
 

@@ -3,11 +3,10 @@
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-import psycopg
 from pydantic import Field
 
 from embeddings_pipeline.collection import Collection, batch_key
@@ -18,11 +17,12 @@ from embeddings_pipeline.index.pgvector_index import BuiltIndex, IndexReport, en
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
 from embeddings_pipeline.profiles import Profile
-from embeddings_pipeline.steps import embed_texts, read_items, render_texts
+from embeddings_pipeline.steps import each_batch, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
 
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
-BATCHES_PER_RUN = 10  # searchable after a minute or two, at a second of overhead a run
+BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
+MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones
 SAMPLE_WIDTH = 64  # characters a line; the UI does not wrap code
 ENCODER_POOL = "encoder"
 WRITER_POOL = "writer"
@@ -121,7 +121,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
 
         Numbers: `rows` read; items of the batch that are `gone` from the source.
         """
-        _each(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
+        _each_alone(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
 
     @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]), metadata=_template_metadata(collection))
     def item_texts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
@@ -135,7 +135,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
             done = render_texts(opened, batch, context.run.run_id)
             return {**done, "sample": dg.MetadataValue.md(_as_markdown(done["sample"]))}
 
-        _each(context, pipeline, collection, step)
+        _each_alone(context, pipeline, collection, step)
 
     @dg.asset(
         **options(embeddings, {ENCODER_KINDS.get(profile.provider, "python"), "parquet"}, ["item_texts"]),
@@ -156,24 +156,25 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
     ) -> Iterator[dg.MaterializeResult]:
         with failures():
             config.check()
-        left = config.limit
 
-        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
-            nonlocal left
-            sizes = {"batch_size": config.batch_size, "tokens_per_batch": config.tokens_per_batch}
-            opened = opened.with_batch_settings(**sizes)
-            done = embed_texts(
-                opened, batch, context.run.run_id, force=config.force, dry_run=config.dry_run, limit=left
+        def steps(opened: OpenCollection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+            opened = opened.with_batch_settings(batch_size=config.batch_size, tokens_per_batch=config.tokens_per_batch)
+            embedding = embed_batches(
+                opened,
+                batches,
+                context.run.run_id,
+                force=config.force,
+                dry_run=config.dry_run,
+                limit=config.limit,
             )
-            if left is not None:
-                left -= done.embedded
-            if config.dry_run:
-                context.log.info(
-                    f"dry run, batch {batch_key(batch)}: {done.left_to_embed} texts to encode, {done.reused} reused"
-                )
-            return done.metadata()
+            for batch, done in embedding:
+                if config.dry_run:
+                    context.log.info(
+                        f"dry run, batch {batch_key(batch)}: {done.left_to_embed} texts to encode, {done.reused} reused"
+                    )
+                yield batch, done.metadata()
 
-        _each(context, pipeline, collection, step, report=not config.dry_run)
+        _each(context, pipeline, collection, steps, report=not config.dry_run)
         if not config.dry_run:
             yield dg.MaterializeResult()
 
@@ -190,7 +191,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         Numbers: items `inserted`, `updated`, `deleted`, `unchanged`; items `left` for the next run because they changed
         meanwhile or have a text without vector; `vectors_written` and `vectors_deleted`.
         """
-        _each(
+        _each_alone(
             context,
             pipeline,
             collection,
@@ -340,19 +341,28 @@ def _open(context: dg.AssetExecutionContext, pipeline: PipelineResource, collect
     return opened
 
 
-def _each(
+def _each_alone(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
     collection: Collection,
     step: Callable[[OpenCollection, int], Mapping[str, Any]],
+) -> None:
+    _each(context, pipeline, collection, lambda opened, batches: each_batch(opened, batches, step))
+
+
+def _each(
+    context: dg.AssetExecutionContext,
+    pipeline: PipelineResource,
+    collection: Collection,
+    steps: Callable[[OpenCollection, list[int]], Iterator[tuple[int, Mapping[str, Any]]]],
     *,
     report: bool = True,
 ) -> None:
-    """Do a step for each batch of the run, with metadata for each partition."""
+    """Do a step for the batches of the run, with metadata for each partition."""
     with failures():
         opened = _open(context, pipeline, collection)
-        batches = {batch_key(batch): batch for batch in opened.ledger.batches()}
-        strays = [key for key in context.partition_keys if key not in batches]  # the UI lets people add any partition
+        existing = {batch_key(batch): batch for batch in opened.ledger.batches()}
+        strays = [key for key in context.partition_keys if key not in existing]  # the UI lets people add any partition
         if strays:
             message = (
                 f"collection {collection.name!r} has no batch {', '.join(strays)}: delete what was added by hand; "
@@ -361,15 +371,8 @@ def _each(
             if len(strays) == len(context.partition_keys):
                 raise ConfigurationError(message)
             context.log.warning(message)
-        for key in context.partition_keys:
-            if key in strays:
-                continue
-            try:
-                done = step(opened, batches[key])
-            except Exception:
-                with suppress(PipelineError, psycopg.Error):  # the database may be what failed
-                    opened.ledger.failed(batches[key])
-                raise
-            batch_done.get()(context.asset_key.path[-1], batches[key])
+        batches = [existing[key] for key in context.partition_keys if key in existing]
+        for batch, done in steps(opened, batches):
+            batch_done.get()(context.asset_key.path[-1], batch)
             if report:
-                context.add_asset_metadata(done, partition_key=key)
+                context.add_asset_metadata(done, partition_key=batch_key(batch))

@@ -29,7 +29,7 @@ from embeddings_pipeline.errors import PipelineError, VectorIndexError
 from embeddings_pipeline.index.faiss_index import is_current, open_index
 from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
 from embeddings_pipeline.opened import OpenCollection, open_collection
-from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, add_partitions, asset_key
+from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, MOST_BATCHES_PER_RUN, add_partitions, asset_key
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.resources import batch_done, run_lock, run_locked
@@ -163,19 +163,22 @@ class _Sync:
         result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
         ledger.repair()
 
-        batches = ledger.batches() if force else ledger.dirty_batches()
+        size = self.collection.config.items_per_batch
+        batches = dict.fromkeys(ledger.batches(), size) if force else ledger.dirty_items()
         self.batches = len(batches)
         batch_done.set(self._batch_done)
         for _ in range(PASSES):
             existing = ledger.batches()
             add_partitions(self.instance, self.collection, existing)
-            for first, last in contiguous_ranges(batches, existing, BATCHES_PER_RUN):
+            for first, last in contiguous_ranges(
+                batches, existing, most_batches=MOST_BATCHES_PER_RUN, most_items=BATCHES_PER_RUN * size
+            ):
                 if limit is not None and result.embedded >= limit:
                     break
                 left = None if limit is None else limit - result.embedded
                 self._execute_batches(first, last, force, left)
             # Rows that changed while we ran; with `limit`, what is left is left on purpose.
-            batches = [] if limit is not None else ledger.dirty_batches()
+            batches = {} if limit is not None else ledger.dirty_items()
             if not batches:
                 break
             force, self.batches = False, self.batches + len(batches)

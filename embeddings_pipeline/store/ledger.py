@@ -1,7 +1,7 @@
 """The pipeline's own record of which items exist, what was last seen of them, and what has landed."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -143,9 +143,13 @@ class Ledger:
 
     def dirty_batches(self) -> list[int]:
         """The batches that have something to do, derived from state (design rule 1), in order."""
+        return list(self.dirty_items())
+
+    def dirty_items(self) -> dict[int, int]:
+        """Batch → how many of its items are to be worked on, for the batches that have something to do, in order."""
         with self.database.connect(autocommit=True) as connection:
             statement = self.tables.statement("dirty_batches")
-            return [row[0] for row in connection.execute(statement, {"collection": self.collection.name})]
+            return dict(connection.execute(statement, {"collection": self.collection.name}).fetchall())
 
     def batches(self) -> list[int]:
         """Every batch of the collection, in order."""
@@ -304,15 +308,24 @@ def active_model(connection: psycopg.Connection, collection: str) -> ActiveModel
     return ActiveModel(Profile(**profile), ModelTable(collection, fingerprint, dimension, storage))
 
 
-def contiguous_ranges(batches: Iterable[int], existing: Sequence[int], longest: int) -> list[tuple[int, int]]:
-    """Batches as (first, last) pairs without a gap among `existing`, each of at most `longest` batches."""
+def contiguous_ranges(
+    items: Mapping[int, int], existing: Sequence[int], *, most_batches: int, most_items: int
+) -> list[tuple[int, int]]:
+    """Batches as (first, last) pairs without a gap among `existing`; `items`: batch → items to work on.
+
+    Each pair holds at most `most_batches`, and at most `most_items` unless it is a single batch.
+    """
     place = {batch: n for n, batch in enumerate(existing)}
     ranges: list[tuple[int, int]] = []
-    for batch in sorted(batches):
+    held = 0
+    for batch in sorted(items):
+        held += items[batch]
         if ranges:
             first, last = ranges[-1]
-            if place[batch] == place[last] + 1 and place[batch] - place[first] < longest:
+            follows = place[batch] == place[last] + 1 and place[batch] - place[first] < most_batches
+            if follows and held <= most_items:
                 ranges[-1] = (first, batch)
                 continue
         ranges.append((batch, batch))
+        held = items[batch]
     return ranges
