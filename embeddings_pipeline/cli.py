@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from embeddings_pipeline.collection import Collection
+    from embeddings_pipeline.store.ledger import Ledger
 
 app = typer.Typer(
     help="Keeps the embeddings of a table up to date, in PostgreSQL (pgvector) and in FAISS.",
@@ -38,6 +39,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for noisy in ("sentence_transformers", "transformers", "dagster", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("embeddings_pipeline.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
     try:
         app()
     except PipelineError as error:
@@ -74,7 +76,9 @@ def load(
 @app.command()
 def sync(
     collection: EachCollectionOption = None,
-    full: Annotated[bool, typer.Option("--full", help="Read the whole source (as every sync does today).")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also compare every copy with the next, mend what differs, run every check.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Encode every text anew.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Encode at most this many texts.")] = None,
@@ -95,6 +99,7 @@ def sync(
                 result = run_sync(
                     one,
                     settings,
+                    full=full,
                     force=force,
                     dry_run=dry_run,
                     limit=limit,
@@ -197,6 +202,76 @@ def search(
         print("nothing found: the collection has no vectors of that name")
 
 
+quarantine = typer.Typer(help="Texts that failed by themselves: the model refused them or gave no usable vector.")
+app.add_typer(quarantine, name="quarantine", no_args_is_help=True)
+
+HashesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Content hashes, or their beginnings, as `list` shows them.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Every text in quarantine.")]
+
+
+@quarantine.command("list")
+def quarantine_list(collection: EachCollectionOption = None, as_json: JsonOption = False) -> None:
+    """What is in quarantine, why, and when it is tried again."""
+    ledgers = _ledgers(collection)
+    entries = {ledger.collection.name: ledger.quarantine_entries() for ledger in ledgers}
+    if as_json:
+        _print_json([{"collection": name, **asdict(entry)} for name, found in entries.items() for entry in found])
+        return
+    for name, found in entries.items():
+        if not found:
+            print(f"{name}: nothing is in quarantine")
+        for entry in found:
+            again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
+            others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
+            item = f"item {entry.item_key}{others}" if entry.item_key is not None else "of no item any more"
+            print(f"{name}  {entry.content_hash[:12]}  {item}, {entry.attempts} attempts, {again}")
+            print(f"    {entry.reason}")
+            print(f"    {_shortened(entry.text)}")
+
+
+@quarantine.command("retry")
+def quarantine_retry(
+    hashes: HashesArgument = None, every: AllOption = False, collection: EachCollectionOption = None
+) -> None:
+    """Have texts tried again with the next sync, with as many attempts as a new one."""
+    count = 0
+    for ledger, chosen in _chosen(_ledgers(collection), hashes, every):
+        count += ledger.quarantine_retry(chosen)
+    print(f"{count:,} texts are tried again with the next `embeddings-pipeline sync`")
+
+
+@quarantine.command("clear")
+def quarantine_clear(
+    hashes: HashesArgument = None, every: AllOption = False, collection: EachCollectionOption = None
+) -> None:
+    """Forget texts: what still stands in an item is embedded as if it were new."""
+    count = 0
+    for ledger, chosen in _chosen(_ledgers(collection), hashes, every):
+        count += ledger.quarantine_clear(chosen)
+    print(f"{count:,} texts are no longer in quarantine; those that items still have are embedded with the next sync")
+
+
+def _chosen(ledgers: "list[Ledger]", hashes: list[str] | None, every: bool) -> "Iterator[tuple[Ledger, list[bytes]]]":
+    """Each ledger with the content hashes that are meant. ConfigurationError where a beginning fits none."""
+    if bool(hashes) == every:
+        raise ConfigurationError("name content hashes as `quarantine list` shows them, or give --all")
+    entries = [(ledger, [entry.content_hash for entry in ledger.quarantine_entries()]) for ledger in ledgers]
+    for beginning in hashes or ():
+        if not any(known.startswith(beginning.lower()) for _, found in entries for known in found):
+            raise ConfigurationError(f"no text in quarantine has a content hash that begins with {beginning!r}")
+    for ledger, found in entries:
+        meant = [h for h in found if every or any(h.startswith(beginning.lower()) for beginning in hashes or ())]
+        if meant:
+            yield ledger, [bytes.fromhex(h) for h in meant]
+
+
+def _shortened(text: str, width: int = 100) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """psql on the pipeline's database; arguments are passed on: `psql -c 'select …'`."""
@@ -216,6 +291,13 @@ def ui(
     from embeddings_pipeline.ui import run_ui
 
     raise SystemExit(run_ui(load_settings(), host, port))
+
+
+def _ledgers(name: str | None) -> "list[Ledger]":
+    from embeddings_pipeline.store.ledger import Ledger
+
+    database = _database(load_settings())
+    return [Ledger(collection, database) for collection in _collections(name)]
 
 
 def _database(settings: Settings) -> Any:

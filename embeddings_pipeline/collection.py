@@ -9,6 +9,7 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -122,6 +123,60 @@ class VectorIndex(_Strict):
             raise ValueError("`ef_construction:` must be at least twice `m:`")
 
 
+def _time_of_day(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
+        return f"{value // 60:02d}:{value % 60:02d}"  # YAML 1.1 reads an unquoted 14:30 as 870
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value)):
+        raise ValueError(f"{value!r} is not a time of day: write it as '04:00'")
+    return value
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        near = did_you_mean(name, available_timezones())
+        raise ValueError(f"{name!r} is not a time zone: write it as 'Europe/Berlin'{near}") from None
+    return name
+
+
+class Automation(_Strict):
+    """What the sensor and the schedules do, once they are switched on in the UI."""
+
+    timezone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        default="UTC", description="Of `daily_refresh`, and of the hours of the refresh of recent items."
+    )
+    daily_refresh: Annotated[str | None, BeforeValidator(_time_of_day, json_schema_input_type=str | int | None)] = (
+        Field(default="04:00", description="When everything is scanned, audited and checked; null: never.")
+    )
+    recent_every_hours: Annotated[int, _whole_number(1, 24)] = Field(
+        default=6, description="How often new items without vectors are embedded, beside the sensor."
+    )
+    recent_days: Annotated[int, _whole_number(1, 3650)] = Field(
+        default=7, description="Which items count as recent: first seen in so many days."
+    )
+    recent_items: Annotated[int, _whole_number(1, 1_000_000)] = Field(
+        default=100, description="Most recent items that one run embeds."
+    )
+    whole_scan_minutes: Annotated[int, _whole_number(1, 525_600)] = Field(
+        default=15, description="How often the sensor has the whole source read, which finds deleted rows too."
+    )
+    index_lag_minutes: Annotated[int, _whole_number(1, 525_600)] = Field(
+        default=10, description="The indexes are brought up to date after so long, though batches are still dirty."
+    )
+
+
+class Quarantine(_Strict):
+    """Texts that fail by themselves."""
+
+    attempts: Annotated[int, _whole_number(1, 1000)] = Field(default=5, description="Tries before a text is given up.")
+    error_percent: float = Field(default=1.0, description="Above this share of all texts the check is an error.")
+
+    def model_post_init(self, _: Any) -> None:
+        if not 0 <= self.error_percent <= 100:
+            raise ValueError("`error_percent:` is a percentage, from 0 to 100")
+
+
 class CollectionConfig(_Strict):
     """The attributes of `type: embeddings_pipeline.EmbeddingCollection`."""
 
@@ -140,6 +195,8 @@ class CollectionConfig(_Strict):
     chunk: Chunking | None = Field(default=None, description="Split long texts. Left out: the model truncates them.")
     storage: Literal["halfvec", "vector"] = Field(default="halfvec", description="float16, or float32.")
     index: VectorIndex = Field(default_factory=VectorIndex, description="The ANN index in PostgreSQL.")
+    automation: Automation = Field(default_factory=Automation, description="The sensor's and the schedules' numbers.")
+    quarantine: Quarantine = Field(default_factory=Quarantine, description="Texts that fail by themselves.")
 
     def model_post_init(self, _: Any) -> None:
         if not self.vectors:
@@ -324,6 +381,8 @@ def _fields(where: list[Any]) -> dict[str, Any]:
         ("source",): Source,
         ("chunk",): Chunking,
         ("index",): VectorIndex,
+        ("automation",): Automation,
+        ("quarantine",): Quarantine,
     }
     model = models.get(tuple(where))
     return dict(model.model_fields) if model else {}

@@ -7,6 +7,7 @@ import psycopg
 
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
+from embeddings_pipeline.store.targets import ModelTable
 
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4
 
@@ -36,6 +37,26 @@ class Coverage:
     def share(self) -> float:
         """Share of items whose every text has its current vector (or is in quarantine); 1.0 for no items."""
         return 1.0 if self.items == 0 else (self.items - self.missing - self.stale) / self.items
+
+
+@dataclass(frozen=True)
+class BatchCoverage:
+    """A batch that is not covered, in items."""
+
+    batch: str
+    items: int
+    not_covered: int
+    attempts: int
+    next_try: str
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How long changes wait, and when the source was last read."""
+
+    oldest_change: datetime | None  # seen, and not landed; None: all has landed
+    whole_scan_at: datetime | None
+    read_at: datetime | None  # incrementally
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,21 @@ def coverage(database: Database, model: ActiveModel) -> Coverage:
         row = connection.execute(table.statement("coverage"), parameters).fetchone()
     assert row is not None
     return Coverage(*row)
+
+
+def uncovered_batches(database: Database, model: ActiveModel, limit: int = 20) -> list[BatchCoverage]:
+    """The batches that are not covered, the worst first."""
+    table = model.table
+    parameters = {"collection": table.collection, "fingerprint": table.fingerprint, "limit": limit}
+    with database.connect(autocommit=True) as connection:
+        return [BatchCoverage(*row) for row in connection.execute(table.statement("coverage_of_batches"), parameters)]
+
+
+def freshness(database: Database, collection: str, table: ModelTable) -> Freshness:
+    """What has been waiting for longest, from the ledger."""
+    with database.connect(autocommit=True) as connection:
+        row = connection.execute(table.statement("freshness"), {"collection": collection}).fetchone()
+    return Freshness(*row) if row else Freshness(None, None, None)
 
 
 def integrity(database: Database, model: ActiveModel) -> Integrity:

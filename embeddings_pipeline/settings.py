@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = None
     lake_uri: str | None = None
+    alert_webhook_url: SecretStr | None = None
     embeddings_state_dir: Path | None = None
     embeddings_defs_dir: Path | None = None
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -23,6 +24,9 @@ from embeddings_pipeline.texts import row_hash
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
 CONNECT_SECONDS = 10
+TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
+OVERLAP = timedelta(minutes=10)
+"""Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
 
 # Both reads of a row must give the same bytes, whatever the role's own settings are, and however long they take.
 _SESSION = """
@@ -37,6 +41,22 @@ class ScannedRow(NamedTuple):
 
     item_key: str
     row_hash: bytes
+
+
+class Position(NamedTuple):
+    """A place in the order in which rows were updated: what `updated_at` says, as text, and the item's key."""
+
+    updated_at: str
+    item_key: str
+
+
+class RecentRow(NamedTuple):
+    """A row as an incremental read sees it."""
+
+    item_key: str
+    row_hash: bytes | None  # None: it does not meet the collection's `where:`
+    position: Position
+    ahead: bool  # its `updated_at` is later than the source's clock
 
 
 class SourceRow(NamedTuple):
@@ -85,6 +105,12 @@ class Source:
                     f"{self}: {where} names a column {column!r} that {self._name} does not have{meant}; "
                     f"correct it in {self._file}"
                 )
+        if config.source.updated_at and types[config.source.updated_at] not in TIMESTAMPS:
+            raise SourceError(
+                f"{self}: `source.updated_at:` names {config.source.updated_at!r} of type "
+                f"{types[config.source.updated_at]}; name a timestamp, or leave it out (whole scans find every change) "
+                f"in {self._file}"
+            )
         return types
 
     def scan(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
@@ -99,6 +125,58 @@ class Source:
                 rows = []
         if rows:
             yield rows
+
+    def newest(self, connection: psycopg.Connection) -> Position | None:
+        """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
+        statement = sql.SQL(load_sql("source_newest")).format(**self._order(connection), overlap=sql.Literal(OVERLAP))
+        with self._errors(connection):
+            row = connection.execute(statement).fetchone()
+        return Position(row[0], "") if row else None
+
+    def recent(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[RecentRow]:
+        """At most `limit` rows that were updated after a position, in the order of their positions.
+
+        Rows without `updated_at` are not among them.
+        """
+        condition: sql.Composable = sql.SQL("true")
+        order = self._order(connection)
+        if after:
+            at = sql.SQL("CAST({} AS {})").format(sql.Literal(after.updated_at), order["type"])
+            position = sql.SQL('({updated_at}, {key} COLLATE "C") > ({at}, {at_key})').format(
+                **order, at=at, at_key=sql.Literal(after.item_key)
+            )
+            condition = sql.SQL("{updated_at} >= {at} AND {position}").format(**order, at=at, position=position)
+        seen = tuple(dict.fromkeys((*self.collection.template_columns, *self.collection.config.columns)))
+        where = _statement((self.collection.config.source.where or "").strip() or "true")
+        columns = dict.fromkeys((*self.collection.config.source.key, *seen, self.collection.config.source.updated_at))
+        statement = sql.SQL(load_sql("source_recent")).format(
+            **order,
+            used=_columns(c for c in columns if c),
+            seen=_columns(seen),
+            meets=sql.SQL("({}\n)").format(where),
+            condition=condition,
+            limit=sql.Literal(limit),
+        )
+        rows = []
+        for item_key, row_json, updated_at, meets, ahead in self._copy(connection, statement, 5):
+            digest = row_hash(item_key, row_json) if meets == "t" else None
+            rows.append(RecentRow(item_key, digest, Position(updated_at, item_key), ahead == "t"))
+        return rows
+
+    def _order(self, connection: psycopg.Connection) -> dict[str, sql.Composable]:
+        """The parts of statements that read in the order of updates."""
+        column = self.collection.config.source.updated_at
+        assert column is not None
+        kind = self.check(connection)[column]
+        # What writers of a timestamp without time zone call now is at most 14 hours ahead of UTC.
+        clock = "clock_timestamp()" if kind == TIMESTAMPS[0] else "(clock_timestamp() AT TIME ZONE 'UTC' + '14 hours')"
+        return {
+            "key": self._key,
+            "updated_at": _column(column),
+            "type": sql.SQL(kind),
+            "clock": sql.SQL(clock),
+            "relation": self._relation,
+        }
 
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
         """The rows with these keys, as they are now; those that are gone are missing from the list."""

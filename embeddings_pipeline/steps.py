@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from psycopg import sql
 
+from embeddings_pipeline.drift import remember
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
@@ -47,8 +48,7 @@ def _failure_noted(opened: OpenCollection, batches: Sequence[int]) -> Iterator[N
         yield
     except Exception:
         with suppress(PipelineError, psycopg.Error):  # the database may be what failed
-            for batch in batches:
-                opened.ledger.failed(batch)
+            opened.ledger.trying(batches)
         raise
 
 
@@ -147,16 +147,19 @@ def embed_batches(
     force: bool = False,
     dry_run: bool = False,
     limit: int | None = None,
+    items: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Embedded]]:
     """Give every text of these batches its vector: the one that is there for its content hash, else a new one.
 
     Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. `force`
-    encodes all anew, `limit` at most that many texts altogether, `dry_run` none and writes nothing.
+    encodes all anew, `limit` at most that many texts altogether, `dry_run` none and writes nothing; `items` are the
+    keys of the items whose texts are encoded, all of them if left out.
     """
     group: list[_Plan] = []
+    chosen_items = None if items is None else set(items)
     for batch in batches:
         with _failure_noted(opened, [batch]):
-            plan = _plan(opened, batch, run, force)
+            plan = _plan(opened, batch, run, force, chosen_items)
         chosen = dict(islice(plan.wanted.items(), 0 if dry_run else limit))
         plan.result.left_to_embed = len(plan.wanted) - len(chosen)
         plan.wanted = chosen
@@ -169,39 +172,43 @@ def embed_batches(
     yield from _embed_group(opened, group, run, dry_run)
 
 
-def _plan(opened: OpenCollection, batch: int, run: str, force: bool) -> _Plan:
+def _plan(opened: OpenCollection, batch: int, run: str, force: bool, items: set[str] | None) -> _Plan:
     started = time.perf_counter()
     _, texts = opened.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
-    hashes = texts["content_hash"].to_pylist()
-    by_hash = dict(zip(hashes, texts["text"].to_pylist(), strict=True))
+    hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
     have = {} if force else _vectors_there(opened, batch)
-    excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(by_hash))
-    wanted = {digest: text for digest, text in by_hash.items() if digest not in have and digest not in excused}
+    excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(set(hashes)), waiting=True)
+    wanted = {
+        digest: text
+        for digest, text, item_key in zip(hashes, values, texts["item_key"].to_pylist(), strict=True)
+        if digest not in have and digest not in excused and (items is None or item_key in items)
+    }
     result = Embedded(reused=sum(digest in have for digest in hashes), quarantined=len(excused))
     result.seconds = time.perf_counter() - started
     return _Plan(batch, texts, have, wanted, result)
 
 
 def _embed_group(opened: OpenCollection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
-    with _failure_noted(opened, [plan.batch for plan in group]):
-        texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
-        started = time.perf_counter()
-        made, bad, tokens = _embed(opened, texts) if texts else ({}, {}, {})
-        seconds = time.perf_counter() - started
-        longest = opened.profile.max_length
-        for plan in group:
-            result = plan.result
-            result.embedded = sum(digest in made for digest in plan.wanted)
-            result.quarantined += sum(digest in bad for digest in plan.wanted)
-            result.tokens = sum(tokens[digest] for digest in plan.wanted)
-            result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
-            result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
-            if not dry_run:
+    texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
+    started = time.perf_counter()
+    if texts:
+        opened.ledger.trying([plan.batch for plan in group])
+    made, bad, tokens = _embed(opened, texts) if texts else ({}, {}, {})
+    seconds = time.perf_counter() - started
+    longest = opened.profile.max_length
+    for plan in group:
+        result = plan.result
+        result.embedded = sum(digest in made for digest in plan.wanted)
+        result.quarantined += sum(digest in bad for digest in plan.wanted)
+        result.tokens = sum(tokens[digest] for digest in plan.wanted)
+        result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
+        result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
+        if not dry_run:
+            with _failure_noted(opened, [plan.batch]):
                 table = _embeddings_table(opened, plan.texts, {**plan.have, **made}, made)
                 opened.lake.write(table, opened.folder("embeddings"), plan.batch, run)
-    for plan in group:
-        yield plan.batch, plan.result
+        yield plan.batch, result
 
 
 def _embed(
@@ -216,6 +223,8 @@ def _embed(
     made = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
     reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
     opened.ledger.quarantine(opened.fingerprint, good=list(made), bad=reasons)
+    if made:
+        remember(opened.database, opened.fingerprint, encoder)
     return made, bad, tokens
 
 

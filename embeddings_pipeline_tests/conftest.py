@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from psycopg import sql
 
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.postgres import Database, ensure_schema, open_database
+from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 
 # What would lead a test to the developer's own database, model or account.
 DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING_.*|EMBEDDINGS_STATE_DIR|PG[A-Z]+")
@@ -97,3 +99,22 @@ def database(server: Database, template: str) -> Iterator[Database]:
 def settings(database: Database, tmp_path: Path) -> Settings:
     """Settings as they are when DATABASE_URL names this test's database; what is written goes below tmp_path."""
     return Settings(database_url=database.url, embeddings_state_dir=tmp_path / ".state")
+
+
+@pytest.fixture
+def project(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The environment in which Dagster, and processes of our own, find this test's database and state folder."""
+    DeterministicEncoder.reset()
+    monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
+    yield settings
+    with database.connect(autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}_dagster" WITH (FORCE)')  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def instance(project: Settings) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.get() as instance:
+        yield instance

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,25 +22,6 @@ from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.workbench import collection, execute, films, landed, make_films
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def project(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """The environment in which Dagster, and processes of our own, find this test's database and state folder."""
-    DeterministicEncoder.reset()
-    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
-    monkeypatch.setenv("DATABASE_URL", database.url)
-    monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
-    yield settings
-    with database.connect(autocommit=True) as connection:
-        name = connection.info.dbname
-        connection.execute(f'DROP DATABASE IF EXISTS "{name}_dagster" WITH (FORCE)')  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def instance(project: Settings) -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.get() as instance:
-        yield instance
 
 
 @pytest.fixture
@@ -309,7 +290,7 @@ class TestChecks:
     ) -> None:
         make_films(database, films(12))
         run_sync()
-        good = {"coverage": True, "integrity": True, "index_parity": True}
+        good = dict.fromkeys(("coverage", "integrity", "quarantine", "freshness", "index_parity"), True)
         assert self.evaluate(database, project, instance) == good
         table = f"embeddings.{open_collection(collection(), project).active.table.name}"
         execute(database, f"UPDATE {table} SET embedding = (embedding + embedding)::halfvec(32) WHERE text_id = 2")

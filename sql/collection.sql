@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS {item} (
     seen_hash         bytea,                             -- row hash last seen in the source; NULL: gone
     landed_hash       bytea,                             -- row hash that the texts and vectors here were made from
     first_seen_at     timestamptz NOT NULL DEFAULT now(),
-    source_updated_at timestamptz,
+    seen_at           timestamptz,                       -- when `seen_hash` was last written: since then it is dirty
     payload           jsonb
 );
 CREATE INDEX IF NOT EXISTS {item_batch} ON {item} (batch);

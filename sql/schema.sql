@@ -1,4 +1,4 @@
--- version: 1
+-- version: 2
 -- The tables that all collections share. Idempotent; run when the stored version is older.
 
 CREATE SCHEMA IF NOT EXISTS embeddings;
@@ -38,8 +38,10 @@ CREATE TABLE IF NOT EXISTS embeddings.batch (
 
 CREATE TABLE IF NOT EXISTS embeddings.scan (
     collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
-    whole_scan_at timestamptz NOT NULL,                  -- when the last whole scan began
-    scanned       bigint NOT NULL
+    whole_scan_at timestamptz,                           -- when the last whole scan ended
+    scanned       bigint,
+    watermark     jsonb,                                 -- how far incremental scans have come; see store/ledger.py
+    read_at       timestamptz                            -- when the last incremental scan wrote it
 );
 
 -- Texts that failed by themselves. Excused is exactly this content hash under this fingerprint.
@@ -51,5 +53,28 @@ CREATE TABLE IF NOT EXISTS embeddings.quarantine (
     reason       text NOT NULL,
     attempts     bigint NOT NULL DEFAULT 1,
     last_try     timestamptz NOT NULL DEFAULT now(),
+    next_try     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (collection, fingerprint, content_hash)
 );
+
+-- Texts whose vectors under a fingerprint are known, encoded again to see whether the model still gives the same.
+CREATE TABLE IF NOT EXISTS embeddings.canary (
+    fingerprint text NOT NULL,
+    number      bigint NOT NULL,
+    text        text NOT NULL,
+    embedding   real[] NOT NULL,
+    PRIMARY KEY (fingerprint, number)
+);
+
+-- From version 1.
+ALTER TABLE embeddings.scan ALTER COLUMN whole_scan_at DROP NOT NULL, ALTER COLUMN scanned DROP NOT NULL,
+    ADD COLUMN IF NOT EXISTS watermark jsonb, ADD COLUMN IF NOT EXISTS read_at timestamptz;
+ALTER TABLE embeddings.quarantine ADD COLUMN IF NOT EXISTS next_try timestamptz NOT NULL DEFAULT now();
+DO $$
+DECLARE collection_name text;
+BEGIN
+    FOR collection_name IN SELECT name FROM embeddings.collection LOOP
+        EXECUTE format('ALTER TABLE IF EXISTS embeddings.%I ADD COLUMN IF NOT EXISTS seen_at timestamptz',
+                       collection_name || '_item');
+    END LOOP;
+END $$;

@@ -4,6 +4,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -20,6 +21,7 @@ from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.steps import each_batch, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
 
+FAIL_HOURS, WARN_HOURS = 50, 26  # since the last whole scan; the daily refresh makes one a day
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
 BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
 MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones
@@ -44,6 +46,7 @@ class EmbedConfig(dg.Config):
         default=False, description="Encode and change nothing: the run's log says how many texts would be encoded."
     )
     limit: int | None = Field(default=None, description="Encode at most this many texts in the run.")
+    items: list[str] | None = Field(default=None, description="Encode only texts of the items with these keys.")
     batch_size: int | None = Field(default=None, description="Most texts that the model gets at once.")
     tokens_per_batch: int | None = Field(default=None, description="Most tokens that the model gets at once.")
 
@@ -58,6 +61,11 @@ class EmbedConfig(dg.Config):
 def asset_key(collection: Collection, name: str) -> dg.AssetKey:
     """Every collection but `items` has its name as prefix."""
     return dg.AssetKey([name] if collection.name == "items" else [collection.name, name])
+
+
+def named(collection: Collection, name: str) -> str:
+    """As asset keys: every collection but `items` has its name as prefix."""
+    return name if collection.name == "items" else f"{collection.name}_{name}"
 
 
 def build_partitions(collection: Collection) -> dg.DynamicPartitionsDefinition:
@@ -95,7 +103,13 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
 
     embeddings = f"embeddings_{profile.dimensions}"
 
-    @dg.asset(**options("item_ledger", {"postgres"}, [], partitioned=False), metadata=_source_metadata(collection))
+    @dg.asset(
+        **options("item_ledger", {"postgres"}, [], partitioned=False),
+        metadata=_source_metadata(collection),
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            fail_window=timedelta(hours=FAIL_HOURS), warn_window=timedelta(hours=WARN_HOURS)
+        ),
+    )
     def item_ledger(
         context: dg.AssetExecutionContext, config: ScanConfig, pipeline: PipelineResource
     ) -> dg.MaterializeResult:
@@ -166,6 +180,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
                 force=config.force,
                 dry_run=config.dry_run,
                 limit=config.limit,
+                items=config.items,
             )
             for batch, done in embedding:
                 if config.dry_run:
@@ -297,32 +312,6 @@ def _faiss_metadata(manifest: Manifest) -> dict[str, Any]:
         "checksum": manifest.checksum,
         "index_type": ", ".join(f"{name} {part.index_type}" for name, part in manifest.vectors.items()),
     }
-
-
-def build_jobs(collection: Collection, dimensions: int) -> list[Any]:
-    """`…_scan`, `…_batches` (partitioned) and `…_index`; checks run with the last, which sees the whole collection."""
-
-    def select(*names: str) -> dg.AssetSelection:
-        return dg.AssetSelection.assets(*(asset_key(collection, name) for name in names))
-
-    batch_assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
-    return [
-        dg.define_asset_job(
-            f"{collection.name}_scan",
-            select("item_ledger").without_checks(),
-            description="Look for new, changed and vanished items.",
-        ),
-        dg.define_asset_job(
-            f"{collection.name}_batches",
-            select(*batch_assets).without_checks(),
-            description="Read, render, embed and land batches.",
-        ),
-        dg.define_asset_job(
-            f"{collection.name}_index",
-            select("pgvector_index", "faiss_index"),
-            description="Bring the indexes up to date, and run every check.",
-        ),
-    ]
 
 
 @contextmanager

@@ -1,38 +1,70 @@
-"""Asset checks of a whole collection: coverage, integrity, index parity. They run with the indexes."""
+"""Asset checks of a whole collection. The quick ones run with the indexes; all of them with the nightly audit."""
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 
+from embeddings_pipeline.audit import REMEDY, audit
 from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.coverage import coverage, integrity
+from embeddings_pipeline.coverage import coverage, freshness, integrity, uncovered_batches
+from embeddings_pipeline.drift import LEAST_COSINE, measure
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
-from embeddings_pipeline.orchestration.assets import asset_key, failures
+from embeddings_pipeline.orchestration.alerts import alert_of_check
+from embeddings_pipeline.orchestration.assets import ENCODER_POOL, asset_key, failures
 from embeddings_pipeline.orchestration.resources import PipelineResource
+
+QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
+NIGHTLY = ("agreement", "model_drift")
+LATE_MINUTES = 60  # a change that has been seen and not landed for so long
+SCAN_HOURS = 26  # since the last whole scan: a day, and what it may take
+
+
+def check_keys(collection: Collection, names: tuple[str, ...]) -> list[dg.AssetCheckKey]:
+    """The keys of checks by name."""
+    assets = {name: "faiss_index" if name == "index_parity" else "pgvector_index" for name in names}
+    return [dg.AssetCheckKey(asset_key(collection, asset), name) for name, asset in assets.items()]
 
 
 def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
     """Checks on pgvector_index and faiss_index: the assets that come after the last batch has landed."""
     table, index = asset_key(collection, "pgvector_index"), asset_key(collection, "faiss_index")
 
+    def result(
+        context: dg.AssetCheckExecutionContext,
+        name: str,
+        passed: bool,
+        description: str,
+        metadata: Mapping[str, Any],
+        severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+    ) -> dg.AssetCheckResult:
+        if not passed and severity == dg.AssetCheckSeverity.ERROR:
+            alert_of_check(context, collection, check_keys(collection, (name,))[0], description)
+        shown = {key: value for key, value in metadata.items() if value is not None}
+        return dg.AssetCheckResult(passed=bool(passed), description=description, metadata=shown, severity=severity)
+
     @dg.asset_check(asset=table, name="coverage")
-    def coverage_check(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    def coverage_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """Every item has its current vectors: none missing, none stale, no vector without an item (orphan). Counted in
-        the data itself. If it fails, run `embeddings-pipeline sync`.
+        the data itself, whole and by batch. If it fails, run `embeddings-pipeline sync`.
         """
         with failures():
             opened = pipeline.open(collection)
             found = coverage(opened.database, opened.active)
+            batches = uncovered_batches(opened.database, opened.active)
         whole = found.missing == found.stale == found.orphans == 0
         counts = f"{found.items:,} items, {found.missing:,} missing, {found.stale:,} stale, {found.orphans:,} orphans"
         # Rounded down: 100 % is said only of what is whole.
-        coverage_percent = math.floor(found.share * 10_000) / 100
-        return _result(whole, counts, {**vars(found), "coverage_percent": coverage_percent})
+        metadata = {**vars(found), "coverage_percent": math.floor(found.share * 10_000) / 100}
+        if batches:
+            rows = [dg.TableRecord(vars(batch)) for batch in batches]
+            metadata["batches_not_covered"] = dg.MetadataValue.table(rows)
+        return result(context, "coverage", whole, counts, metadata)
 
     @dg.asset_check(asset=table, name="integrity")
-    def integrity_check(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    def integrity_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """Every vector can be right: the model's dimension, finite, of unit length, and not all the same. If it fails,
         run `embeddings-pipeline sync --force`.
         """
@@ -41,10 +73,74 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
             found = integrity(opened.database, opened.active)
         wrong = f"{found.wrong_dimension:,} of another dimension, {found.not_finite:,} not finite"
         counts = f"{found.vectors:,} vectors: {wrong}, {found.not_unit:,} not of unit length"
-        return _result(found.sound, counts + (", all the same" if found.all_equal else ""), vars(found))
+        counts += ", all the same" if found.all_equal else ""
+        return result(context, "integrity", found.sound, counts, vars(found))
+
+    @dg.asset_check(asset=table, name="quarantine")
+    def quarantine_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """No text failed by itself. Above none it warns, above `quarantine.error_percent` of all texts it is an error.
+        If it fails, see `embeddings-pipeline quarantine list`.
+        """
+        with failures():
+            opened = pipeline.open(collection)
+            entries = opened.ledger.quarantine_entries()
+            texts = coverage(opened.database, opened.active).vectors + len(entries)
+        percent = 100 * len(entries) / texts if texts else 0.0
+        given_up = sum(entry.next_try is None for entry in entries)
+        error = percent > collection.config.quarantine.error_percent
+        counts = f"{len(entries):,} texts ({percent:.2f} %) in quarantine, {given_up:,} of them given up"
+        reasons = {f"reason_{n}": entry.reason for n, entry in enumerate(entries[:3], 1)}
+        metadata = {"quarantined": len(entries), "given_up": given_up, "percent": round(percent, 4), **reasons}
+        severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN
+        return result(context, "quarantine", not entries, counts, metadata, severity)
+
+    @dg.asset_check(asset=table, name="freshness")
+    def freshness_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """What was seen to have changed has landed within the hour, and the whole source was scanned within a day. If
+        it fails, see whether the sensor and the daily refresh are on and why runs fail, or run
+        `embeddings-pipeline sync`.
+        """
+        with failures():
+            opened = pipeline.open(collection)
+            found = freshness(opened.database, collection.name, opened.active.table)
+        now = datetime.now(UTC)
+        waiting = (now - found.oldest_change).total_seconds() / 60 if found.oldest_change else 0.0
+        scanned = (now - found.whole_scan_at).total_seconds() / 3600 if found.whole_scan_at else math.inf
+        fresh = waiting <= LATE_MINUTES and scanned <= SCAN_HOURS
+        oldest = f"{waiting:.0f} minutes" if found.oldest_change else "none"
+        last = f"{scanned:.1f} hours ago" if found.whole_scan_at else "never"
+        words = f"oldest change that has not landed: {oldest}; last whole scan: {last}"
+        metadata = {
+            "oldest_change_minutes": round(waiting, 2),
+            "hours_since_whole_scan": round(scanned, 3) if found.whole_scan_at else None,
+        }
+        return result(context, "freshness", fresh, words, metadata)
+
+    @dg.asset_check(asset=table, name="agreement")
+    def agreement_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """Ledger, texts, vectors, lake and FAISS index agree with each other. What does not is made dirty, so that the
+        next sync mends it: run `embeddings-pipeline sync --full`, which checks again.
+        """
+        with failures():
+            found = audit(pipeline.open(collection))
+        wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(found).items() if count]
+        words = f"{', '.join(wrong)}; {REMEDY}" if wrong else "all copies agree"
+        return result(context, "agreement", found.agree, words, vars(found))
+
+    @dg.asset_check(asset=table, name="model_drift", pool=ENCODER_POOL)
+    def drift_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """The model gives the vectors that it gave when it was first used: twenty texts are encoded again, and their
+        cosine is at least 0.999. If it fails, a library, the processor's path or the service has changed: go back, or
+        run `embeddings-pipeline sync --force`.
+        """
+        with failures():
+            opened = pipeline.open(collection)
+            found = measure(opened.database, opened.fingerprint, opened.encoder())
+        words = f"{found.texts} texts, lowest cosine {found.lowest_cosine:.6f} (at least {LEAST_COSINE})"
+        return result(context, "model_drift", found.same, words, vars(found))
 
     @dg.asset_check(asset=index, name="index_parity")
-    def parity_check(pipeline: PipelineResource) -> dg.AssetCheckResult:
+    def parity_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """The FAISS index holds exactly the table's vectors, and finds what an exact search in the table finds. An
         index that is behind the table passes: it is built again with the next sync.
         """
@@ -53,14 +149,19 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
             faiss_index = open_index(opened.settings.state_dir / "faiss", collection.name)
             found = check_parity(opened.database, opened.active.table, faiss_index)
         if not found.comparable:
-            return _result(True, "the index is behind the table; the next sync builds it again", {"current": False})
+            behind = "the index is behind the table; the next sync builds it again"
+            return result(context, "index_parity", True, behind, {"current": False})
         ids = f"{found.in_index:,} vectors, {found.missing_in_index:,} missing, {found.not_in_table:,} not in the table"
         searches = f"{found.sampled - found.differing:,} of {found.sampled:,} searches as exact ones"
         metadata = {name: value for name, value in vars(found).items() if name != "comparable"}
-        return _result(found.ok, f"{ids}; {searches}", {**metadata, "current": True})
+        return result(context, "index_parity", found.ok, f"{ids}; {searches}", {**metadata, "current": True})
 
-    return [coverage_check, integrity_check, parity_check]
-
-
-def _result(passed: bool, description: str, metadata: Mapping[str, Any]) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(passed=bool(passed), description=description, metadata=dict(metadata))
+    return [
+        coverage_check,
+        integrity_check,
+        quarantine_check,
+        freshness_check,
+        agreement_check,
+        drift_check,
+        parity_check,
+    ]

@@ -1,4 +1,4 @@
-"""The component: one `defs.yaml` becomes the assets, checks and jobs of a collection."""
+"""The component: one `defs.yaml` becomes the assets, checks, jobs, sensors and schedules of a collection."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +7,10 @@ import dagster as dg
 from pydantic import BaseModel
 
 from embeddings_pipeline.collection import Collection, CollectionConfig, load_collections
-from embeddings_pipeline.errors import ProfileError
-from embeddings_pipeline.orchestration.assets import build_assets, build_jobs
-from embeddings_pipeline.orchestration.checks import build_checks
-from embeddings_pipeline.orchestration.resources import EXECUTOR, PIPELINE
+from embeddings_pipeline.orchestration.alerts import build_alerts
+from embeddings_pipeline.orchestration.automation import build_refresh_jobs, build_schedules, build_sensor
+from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
 from embeddings_pipeline.orchestration.scaffold import CollectionScaffolder
-from embeddings_pipeline.profiles import resolve_profile
-from embeddings_pipeline.settings import load_settings
 
 
 @dg.scaffold_with(CollectionScaffolder)
@@ -38,17 +35,14 @@ class EmbeddingCollection(dg.Component):
 
 def build_definitions(collection: Collection) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
-    try:
-        profile = resolve_profile(collection.config.profile, load_settings())
-    except ProfileError as error:
-        raise ProfileError(f"{collection.path or collection.name}: {error}") from error
-    return dg.Definitions(
-        assets=build_assets(collection, profile),
-        asset_checks=build_checks(collection),
-        jobs=build_jobs(collection, profile.dimensions),
-        resources={"pipeline": PIPELINE},
-        executor=EXECUTOR,
+    pipeline, refresh_jobs = build_pipeline(collection), build_refresh_jobs(collection)
+    dimensions = declared_profile(collection).dimensions
+    automation = dg.Definitions(
+        jobs=refresh_jobs,
+        sensors=[build_sensor(collection, list(pipeline.jobs or ()), dimensions), build_alerts(collection)],
+        schedules=build_schedules(collection, refresh_jobs),
     )
+    return dg.Definitions.merge(pipeline, automation)
 
 
 def definitions_below(folder: Path) -> dg.Definitions:

@@ -23,14 +23,13 @@ from dagster._core.storage.tags import (
 from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
 
+from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection, batch_key
-from embeddings_pipeline.coverage import collection_state
-from embeddings_pipeline.errors import PipelineError, VectorIndexError
-from embeddings_pipeline.index.faiss_index import is_current, open_index
-from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.index.lag import indexes_lag
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, MOST_BATCHES_PER_RUN, add_partitions, asset_key
-from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.jobs import build_pipeline
 from embeddings_pipeline.orchestration.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.resources import batch_done, run_lock, run_locked
 from embeddings_pipeline.orchestration.storage import StateComputeLogs
@@ -72,6 +71,14 @@ class SyncResult:
     dry_run: bool = False
 
 
+@dataclass(frozen=True)
+class Recent:
+    """Work on items first seen in the last `days` of which nothing has landed, at most `items` of them, alone."""
+
+    days: int
+    items: int
+
+
 class RunFailed(PipelineError):
     """A run ended in failure; its message is the failed step's."""
 
@@ -84,14 +91,17 @@ def sync(
     dry_run: bool = False,
     limit: int | None = None,
     allow_deletes: bool = False,
+    full: bool = False,
+    recent: Recent | None = None,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     instance: dg.DagsterInstance | None = None,
 ) -> SyncResult:
     """Bring a collection up to date, and say what was done.
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
-    `progress(phase, done, total)` is called as batches are embedded. `instance`: Dagster's, the one of dagster.yaml if
-    left out. Raises PipelineError with one line where a run failed.
+    `full` audits every copy first and runs every check last; `recent` leaves the whole scan to others, and everything
+    but new items. `progress(phase, done, total)` is called as batches are embedded. `instance`: Dagster's, the one of
+    dagster.yaml if left out. Raises PipelineError with one line where a run failed.
     """
     started = time.perf_counter()
     result = SyncResult(collection.name, dry_run=dry_run)
@@ -105,7 +115,7 @@ def sync(
         with nullcontext(instance) if instance else dg.DagsterInstance.get() as instance:
             if isinstance(instance.compute_log_manager, StateComputeLogs):
                 instance.compute_log_manager.capturing = False
-            _Sync(opened, instance, result, progress).run(force, limit, allow_deletes)
+            _Sync(opened, instance, result, progress).run(_Options(force, limit, allow_deletes, full, recent))
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 
@@ -115,6 +125,15 @@ def _look(opened: OpenCollection, result: SyncResult, force: bool) -> None:
     result.scanned, result.new, result.changed = found.scanned, found.new, found.changed
     result.deleted = found.gone
     result.left, result.reused = pending_texts(opened, item_keys, force=force)
+
+
+@dataclass(frozen=True)
+class _Options:
+    force: bool
+    limit: int | None
+    allow_deletes: bool
+    full: bool
+    recent: Recent | None
 
 
 class _Sync:
@@ -128,13 +147,14 @@ class _Sync:
         self.opened, self.instance, self.result, self.progress = opened, instance, result, progress
         self.batches = self.embedded = 0
         self.collection = opened.collection
-        self.definitions = build_definitions(opened.collection)
+        self.definitions = build_pipeline(opened.collection)
+        self.size = opened.collection.config.items_per_batch
         self.dimensions = resolve_profile(opened.collection.config.profile, opened.settings).dimensions
 
-    def run(self, force: bool, limit: int | None, allow_deletes: bool) -> None:
+    def run(self, options: _Options) -> None:
         cancel_dead_runs(self.instance, self.opened.database)
         with self._others_watched():
-            self._run(force, limit, allow_deletes)
+            self._run(options)
 
     @contextmanager
     def _others_watched(self) -> Iterator[None]:
@@ -154,85 +174,75 @@ class _Sync:
             done.set()
             watching.join()
 
-    def _run(self, force: bool, limit: int | None, allow_deletes: bool) -> None:
-        ledger, name = self.opened.ledger, self.collection.name
+    def _run(self, options: _Options) -> None:
+        ledger, name, result = self.opened.ledger, self.collection.name, self.result
         self.progress("scanning", 0, 0)
-        config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
-        found = self._execute(f"{name}_scan", config, {})
-        result = self.result
-        result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
-        ledger.repair()
+        items = None
+        if options.recent is None:
+            self._scan(options.allow_deletes)
+            if options.full:
+                self.progress("auditing", 0, 0)
+                audit(self.opened)
+            else:
+                ledger.repair()
+            work = dict.fromkeys(ledger.batches(), self.size) if options.force else ledger.work()
+        else:
+            if self.collection.config.source.updated_at:
+                found = ledger.scan_recent(self.opened.source)
+                result.scanned, result.new, result.changed = found.read, found.new, found.changed
+            recent = ledger.recent_items(options.recent.days, options.recent.items)
+            work = {batch: len(keys) for batch, keys in recent.items()}
+            items = [key for keys in recent.values() for key in keys]
 
-        size = self.collection.config.items_per_batch
-        batches = dict.fromkeys(ledger.batches(), size) if force else ledger.dirty_items()
-        self.batches = len(batches)
+        force, limit = options.force, options.limit
+        self.batches = len(work)
         batch_done.set(self._batch_done)
         for _ in range(PASSES):
             existing = ledger.batches()
             add_partitions(self.instance, self.collection, existing)
-            for first, last in contiguous_ranges(
-                batches, existing, most_batches=MOST_BATCHES_PER_RUN, most_items=BATCHES_PER_RUN * size
-            ):
+            for first, last in run_ranges(work, existing, self.size):
                 if limit is not None and result.embedded >= limit:
                     break
                 left = None if limit is None else limit - result.embedded
-                self._execute_batches(first, last, force, left)
-            # Rows that changed while we ran; with `limit`, what is left is left on purpose.
-            batches = {} if limit is not None else ledger.dirty_items()
-            if not batches:
+                self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
+            # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
+            work = {} if limit is not None or items is not None else ledger.dirty_items()
+            if not work:
                 break
-            force, self.batches = False, self.batches + len(batches)
-        if batches:
+            force, self.batches = False, self.batches + len(work)
+        if work:
             log.warning(
                 "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
                 "whether a column changes at each read",
-                *(name, len(batches)),
+                *(name, len(work)),
             )
-        if self._indexes_lag():
+        if indexes_lag(self.opened, verify=True):
             self.progress("indexing", self.embedded, self.batches)
             self._execute(f"{name}_index", {}, {})
+        if options.full:
+            self.progress("checking", self.embedded, self.batches)
+            self._execute(f"{name}_audit", {}, {})
+
+    def _scan(self, allow_deletes: bool) -> None:
+        config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
+        found, result = self._execute(f"{self.collection.name}_scan", config, {}), self.result
+        result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
 
     def _batch_done(self, asset: str, _: int) -> None:
         name = "embeddings" if asset.startswith("embeddings") else asset
         self.embedded += name == "embeddings"
         self.progress(STEPS[name], self.embedded, self.batches)
 
-    def _execute_batches(self, first: int, last: int, force: bool, limit: int | None) -> None:
+    def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
         name = self.collection.name
-        embed = {"force": force, "limit": limit}
         config = {"ops": {self._op(f"embeddings_{self.dimensions}"): {"config": embed}}}
-        tags = {ASSET_PARTITION_RANGE_START_TAG: batch_key(first), ASSET_PARTITION_RANGE_END_TAG: batch_key(last)}
         self.progress("reading", self.embedded, self.batches)
-        found = self._execute(f"{name}_batches", config, tags)
+        found = self._execute(f"{name}_batches", config, range_tags(first, last))
         self.result.deleted += found["deleted"]
         self.result.embedded += found["embedded"]
         self.result.reused += found["reused"]
         self.result.quarantined += found["quarantined"]
-        self.result.left += 0 if force else found["left_to_embed"]
-
-    def _indexes_lag(self) -> bool:
-        opened, name = self.opened, self.collection.name
-        with opened.database.connect(autocommit=True) as connection:
-            state = collection_state(connection, name)
-            if state is None:
-                return True
-            there = {
-                index.name: (index.method, index.parameters)
-                for index in describe_indexes(connection, opened.active.table)
-                if index.valid and index.name == index_name(opened.active.table, index.vector_name)
-            }
-        config = self.collection.config.index
-        wanted = {index_name(opened.active.table, vector_name) for vector_name in self.collection.config.vectors}
-        if set(there) != (wanted if config.method != "none" else set()):
-            return True
-        hnsw = ("hnsw", {"m": config.m, "ef_construction": config.ef_construction})
-        if any(index[0] != config.method or (config.method == "hnsw" and index != hnsw) for index in there.values()):
-            return True
-        try:  # opened, so that a damaged file is noticed and built again
-            manifest = open_index(opened.settings.state_dir / "faiss", name).manifest
-        except VectorIndexError:
-            return True
-        return not is_current(manifest, opened.fingerprint, state.epoch, state.version)
+        self.result.left += 0 if embed["force"] else found["left_to_embed"]
 
     def _op(self, name: str) -> str:
         return "__".join(asset_key(self.collection, name).path)
@@ -262,6 +272,17 @@ class _Sync:
         if failure:
             raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
         return sums
+
+
+def run_ranges(work: Mapping[int, int], existing: list[int], items_per_batch: int) -> list[tuple[int, int]]:
+    """The runs, as (first, last) batch, that do this work (batch → items)."""
+    most = {"most_batches": MOST_BATCHES_PER_RUN, "most_items": BATCHES_PER_RUN * items_per_batch}
+    return contiguous_ranges(work, existing, **most)
+
+
+def range_tags(first: int, last: int) -> dict[str, str]:
+    """The tags of a run over these batches."""
+    return {ASSET_PARTITION_RANGE_START_TAG: batch_key(first), ASSET_PARTITION_RANGE_END_TAG: batch_key(last)}
 
 
 def _failure(event: dg.DagsterEvent) -> str:

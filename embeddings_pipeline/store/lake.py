@@ -104,6 +104,17 @@ class Lake:
                 with contextlib.suppress(FileNotFoundError):  # another run swept it
                     self.filesystem.delete_file(file.path)
 
+    def content_hashes(self, folder: str, batch: int, file: str) -> set[bytes] | None:
+        """The content hashes in one file of a batch; None where it is gone or damaged."""
+        path = f"{self.root}/{folder}/{batch_key(batch)}/{file}"
+        try:
+            column = pq.read_table(path, filesystem=self.filesystem, columns=["content_hash"])["content_hash"]
+        except (pa.ArrowInvalid, FileNotFoundError):
+            return None
+        except OSError as error:
+            raise LakeError(f"the lake cannot be read at {path}: {_reason(error)}; check LAKE_URI") from error
+        return set(column.to_pylist())
+
     def newest(self, folder: str, batch: int, run: str | None = None) -> tuple[str, pa.Table] | None:
         """Path and content of the batch's newest whole file, of this run where it wrote one; None without any.
 

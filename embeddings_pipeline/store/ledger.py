@@ -1,9 +1,11 @@
 """The pipeline's own record of which items exist, what was last seen of them, and what has landed."""
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -14,12 +16,14 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.errors import RefusedError, SourceError
 from embeddings_pipeline.profiles import Profile
-from embeddings_pipeline.source import Source
+from embeddings_pipeline.source import OVERLAP, Position, RecentRow, Source
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import CollectionTables, ModelTable
 
 log = logging.getLogger(__name__)
 
+ROWS_PER_TRANSACTION = 2000  # of an incremental scan: each may lie in another batch, and take its lock
+ANALYZE_FROM = 1000  # new items
 GONE_SHARE = 0.2  # a scan that misses more than this share of what has landed is refused
 
 
@@ -40,6 +44,58 @@ class ScanResult:
     changed: int
     gone: int
     unchanged: int
+
+
+@dataclass(frozen=True)
+class RecentResult:
+    """What an incremental scan found, in items that were not yet known to be so."""
+
+    read: int  # rows
+    new: int
+    changed: int
+    gone: int  # no longer meet the collection's `where:`
+    refused: int  # as gone, and left for a whole scan to judge because they are too many
+    caught_up: bool
+
+
+@dataclass(frozen=True)
+class QuarantineEntry:
+    """A text that failed by itself, and an item that has it (None: no longer any)."""
+
+    content_hash: str  # hexadecimal
+    item_key: str | None
+    items: int
+    reason: str
+    attempts: int
+    last_try: datetime
+    next_try: datetime | None  # None: given up
+    text: str
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """How far incremental scans have come. Stored as JSON in the transaction that writes what they saw.
+
+    Once a scan has caught up, the next goes back to `settled`, so that a row that was committed late is still seen.
+    """
+
+    column: str  # `updated_at:` as it was declared
+    cursor: Position | None  # the next read begins after it
+    settled: Position | None  # where a scan had caught up at least an overlap ago
+    noted: Position | None  # becomes `settled` when an overlap has passed since `noted_at`
+    noted_at: float  # seconds since 1970, by this machine's clock
+
+    def caught_up(self, now: float) -> "Watermark":
+        """The watermark after a scan that has read all there is, at `now`."""
+        settled, noted, noted_at = self.settled, self.noted, self.noted_at
+        if now - noted_at >= OVERLAP.total_seconds() or now < noted_at:  # or the clock was set back
+            settled, noted, noted_at = noted, self.cursor, now
+        return Watermark(self.column, settled, settled, noted, noted_at)
+
+    @classmethod
+    def parse(cls, stored: dict[str, Any]) -> "Watermark":
+        positions = {n: Position(*stored[n]) if stored[n] else None for n in ("cursor", "settled", "noted")}
+        return cls(stored["column"], noted_at=stored["noted_at"], **positions)
 
 
 @dataclass(frozen=True)
@@ -133,6 +189,83 @@ class Ledger:
             )
         return found
 
+    def scan_recent(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> RecentResult:
+        """Read what was updated since the last time, for at most about `seconds`, and note what differs.
+
+        Only notes, as `scan` does. Needs `source.updated_at:`. Rows that no longer meet `where:` are gone; where those
+        are more than 20 % of what has landed, that is left to a whole scan, which refuses.
+        """
+        column = self.collection.config.source.updated_at
+        assert column is not None
+        started = time.monotonic()
+        found = RecentResult(0, 0, 0, 0, 0, False)
+        with source.connect() as reading, self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("scan/stage"))
+            mark = self._watermark(connection)
+            if mark is None or mark.column != column:
+                newest = source.newest(reading)
+                mark = Watermark(column, newest, newest, newest, time.time())
+            while True:
+                rows = source.recent(reading, mark.cursor, rows_at_once)
+                last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
+                whole = len(rows) < rows_at_once or last < 0
+                for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
+                    part = rows[start : start + ROWS_PER_TRANSACTION]
+                    passed = min(start + len(part) - 1, last)
+                    if passed >= 0:
+                        mark = replace(mark, cursor=rows[passed].position)
+                    at_end = whole and start + ROWS_PER_TRANSACTION >= len(rows)
+                    mark = mark.caught_up(time.time()) if at_end else mark
+                    new, changed, gone, refused = self._note_recent(connection, part, mark)
+                    found = RecentResult(
+                        found.read + len(part),
+                        found.new + new,
+                        found.changed + changed,
+                        found.gone + gone,
+                        found.refused + refused,
+                        at_end,
+                    )
+                if found.caught_up or time.monotonic() - started > seconds:
+                    return found
+
+    def _watermark(self, connection: psycopg.Connection) -> Watermark | None:
+        query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
+        row = connection.execute(query, [self.collection.name]).fetchone()
+        return Watermark.parse(row[0]) if row and row[0] else None
+
+    def _note_recent(
+        self, connection: psycopg.Connection, rows: Sequence[RecentRow], mark: Watermark
+    ) -> tuple[int, int, int, int]:
+        """Write what was seen, and how far we have come, in one transaction. Items new, changed, gone and refused."""
+        with connection.transaction():
+            connection.execute("TRUNCATE scan_row")
+            by_key = {row.item_key: row.row_hash for row in rows}
+            if len(by_key) < len(rows):
+                keys = [row.item_key for row in rows]
+                raise self._twice(next(key for key in keys if keys.count(key) > 1))
+            with connection.cursor() as cursor, cursor.copy("COPY scan_row FROM STDIN (FORMAT binary)") as copy:
+                copy.set_types(["text", "bytea"])
+                for row in by_key.items():
+                    copy.write_row(row)
+            connection.execute("ANALYZE scan_row")
+            new = self._insert_new(connection)
+            gone, refused = 0, 0
+            if None in by_key.values():
+                gone, landed = connection.execute(self.tables.statement("recent/gone")).fetchone() or (0, 0)
+                if gone > GONE_SHARE * landed:
+                    connection.execute("DELETE FROM scan_row WHERE row_hash IS NULL")
+                    gone, refused = 0, gone
+            # As in `scan`: batches that a landing works on are compared under their lock, after it has ended.
+            parameters = {"in_flight": list(self._landings_in_flight(connection))}
+            batches = [row[0] for row in connection.execute(self.tables.statement("recent/batches"), parameters)]
+            for batch in batches:
+                self.lock_batch(connection, batch)
+            suspected = connection.execute(self.tables.statement("recent/suspect"), {"batches": batches}).fetchall()
+            values = {"collection": self.collection.name, "watermark": Jsonb(asdict(mark))}
+            connection.execute(load_sql("recent/watermark"), values)
+        vanished = sum(seen is None for (seen,) in suspected)
+        return new, len(suspected) - vanished, vanished, refused
+
     def look(self, source: Source, *, everything: bool = False) -> tuple[ScanResult, list[str]]:
         """What `scan` would find, and the keys of the items that a sync would work on (or of all). Writes nothing."""
         with self._staged(source) as connection:
@@ -145,11 +278,36 @@ class Ledger:
         """The batches that have something to do, derived from state (design rule 1), in order."""
         return list(self.dirty_items())
 
-    def dirty_items(self) -> dict[int, int]:
-        """Batch → how many of its items are to be worked on, for the batches that have something to do, in order."""
+    def dirty_items(self, *, due: bool = False) -> dict[int, int]:
+        """Batch → how many of its items are dirty, for the batches that have any, in order.
+
+        `due`: without the batches that were tried and wait for their next try.
+        """
         with self.database.connect(autocommit=True) as connection:
             statement = self.tables.statement("dirty_batches")
-            return dict(connection.execute(statement, {"collection": self.collection.name}).fetchall())
+            parameters = {"collection": self.collection.name, "due": due}
+            return dict(connection.execute(statement, parameters).fetchall())
+
+    def work(self, *, due: bool = False) -> dict[int, int]:
+        """As `dirty_items`, and the batches with a text whose time in quarantine is over."""
+        with self.database.connect(autocommit=True) as connection:
+            statement = self.tables.statement("quarantine/retries")
+            parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
+            retries: dict[int, int] = dict(connection.execute(statement, parameters).fetchall())
+        return dict(sorted({**retries, **self.dirty_items(due=due)}.items()))
+
+    def recent_items(self, days: int, limit: int) -> dict[int, list[str]]:
+        """Batch → keys of items first seen in the last `days` of which nothing has landed; the `limit` oldest."""
+        found: dict[int, list[str]] = {}
+        with self.database.connect(autocommit=True) as connection:
+            statement = self.tables.statement("recent/items")
+            for batch, item_key in connection.execute(statement, {"days": days, "limit": limit}):
+                found.setdefault(batch, []).append(item_key)
+        return dict(sorted(found.items()))
+
+    @property
+    def _quarantine_attempts(self) -> int:
+        return self.collection.config.quarantine.attempts
 
     def batches(self) -> list[int]:
         """Every batch of the collection, in order."""
@@ -191,17 +349,46 @@ class Ledger:
         name = self.collection.name
         return [ModelTable(name, *row) for row in connection.execute(query, [name]).fetchall()]
 
-    def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes]) -> set[bytes]:
-        """Which of these content hashes are in quarantine under this fingerprint."""
+    def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:
+        """Which of these are in quarantine under this fingerprint; `waiting`: and not to be tried now."""
         if not content_hashes:
             return set()
+        parameters = {
+            "collection": self.collection.name,
+            "fingerprint": fingerprint,
+            "content_hashes": list(content_hashes),
+            "waiting": waiting,
+            "attempts": self._quarantine_attempts,
+        }
         with self.database.connect(autocommit=True) as connection:
-            rows = connection.execute(
-                "SELECT content_hash FROM embeddings.quarantine"
-                " WHERE collection = %s AND fingerprint = %s AND content_hash = ANY (%s)",
-                [self.collection.name, fingerprint, list(content_hashes)],
-            )
-            return {row[0] for row in rows}
+            return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
+
+    def quarantine_entries(self) -> list[QuarantineEntry]:
+        """What is in quarantine under the active model, newest first."""
+        with self.database.connect(autocommit=True) as connection:
+            parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
+            rows = connection.execute(self.tables.statement("quarantine/list"), parameters).fetchall()
+        return [QuarantineEntry(*row) for row in rows]
+
+    def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
+        """Have these texts (or all) tried with the next run, with as many attempts as a new one; how many."""
+        with self.database.connect(autocommit=True) as connection:
+            parameters = {"collection": self.collection.name, "content_hashes": _list_or_none(content_hashes)}
+            return connection.execute(load_sql("quarantine/retry"), parameters).rowcount
+
+    def quarantine_clear(self, content_hashes: Sequence[bytes] | None = None) -> int:
+        """Forget these texts (or all), which are new ones then: their items are dirty. How many."""
+        parameters: dict[str, Any] = {
+            "collection": self.collection.name,
+            "content_hashes": _list_or_none(content_hashes),
+        }
+        with self.database.connect(autocommit=True) as connection:
+            batches = [row[0] for row in connection.execute(self.tables.statement("quarantine/batches"), parameters)]
+            with connection.transaction():
+                for batch in batches:
+                    self.lock_batch(connection, batch)
+                connection.execute(self.tables.statement("quarantine/suspect"), parameters)
+                return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
 
     def quarantine(self, fingerprint: str, *, good: Sequence[bytes], bad: Mapping[bytes, tuple[str, str]]) -> None:
         """Put bad texts (content hash → text and reason) into quarantine, and take out those that went well."""
@@ -216,12 +403,15 @@ class Ledger:
             for digest, (text, reason) in bad.items():
                 log.warning("collection %r: a text went to quarantine: %s", self.collection.name, reason)
                 parameters = {**key, "content_hash": digest, "text": text, "reason": reason}
-                connection.execute(load_sql("quarantine"), parameters)
+                connection.execute(load_sql("quarantine/add"), parameters)
 
-    def failed(self, batch: int) -> None:
-        """Note that a run failed on this batch."""
+    def trying(self, batches: Sequence[int]) -> None:
+        """Note a try at these batches: until they have landed, each waits longer for its next one.
+
+        Called before what may fail, so that a try that kills its process counts as well.
+        """
         with self.database.connect(autocommit=True) as connection:
-            connection.execute(load_sql("batch_failed"), {"collection": self.collection.name, "batch": batch})
+            connection.execute(load_sql("trying"), {"collection": self.collection.name, "batches": list(batches)})
 
     def lock_batch(self, connection: psycopg.Connection, batch: int) -> None:
         """Take the batch's advisory lock until the transaction ends."""
@@ -249,15 +439,16 @@ class Ledger:
             try:
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:
-                detail = (
-                    (error.diag.message_detail or "").removeprefix("Key (item_key)=").removesuffix(" is duplicated.")
-                )
-                key = ", ".join(self.collection.config.source.key)
-                raise SourceError(
-                    f"{source}: the source has the key {detail} more than once; `source.key:` ({key}) must "
-                    f"identify a row"
-                ) from error
+                detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=(")
+                raise self._twice(detail.removesuffix(") is duplicated.")) from error
             yield connection
+
+    def _twice(self, item_key: str) -> SourceError:
+        key = ", ".join(self.collection.config.source.key)
+        return SourceError(
+            f"collection {self.collection.name!r}: the source has the key ({item_key}) more than once; `source.key:` "
+            f"({key}) must identify a row"
+        )
 
     def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> ScanResult:
         row = connection.execute(self.tables.statement("scan/compare")).fetchone()
@@ -272,7 +463,8 @@ class Ledger:
             )
         return found
 
-    def _insert_new(self, connection: psycopg.Connection) -> None:
+    def _insert_new(self, connection: psycopg.Connection) -> int:
+        """Give new items of `scan_row` their batch; how many there are."""
         name, per_batch = self.collection.name, self.collection.config.items_per_batch
         with connection.transaction():
             self._lock_collection(connection)
@@ -289,7 +481,9 @@ class Ledger:
                 size = (size + inserted - 1) % per_batch + 1
                 parameters = {"collection": name, "first": last_batch, "last": last, "size": size}
                 connection.execute(load_sql("scan/batches_added"), parameters)
-                connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
+                if inserted >= ANALYZE_FROM:
+                    connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
+        return inserted
 
     def _landings_in_flight(self, connection: psycopg.Connection) -> set[int]:
         rows = connection.execute(load_sql("scan/landings_in_flight"), {"lock_class": self._lock_class})
@@ -306,6 +500,10 @@ def active_model(connection: psycopg.Connection, collection: str) -> ActiveModel
         return None
     fingerprint, dimension, storage, profile = row
     return ActiveModel(Profile(**profile), ModelTable(collection, fingerprint, dimension, storage))
+
+
+def _list_or_none(values: Sequence[bytes] | None) -> list[bytes] | None:
+    return None if values is None else list(values)
 
 
 def contiguous_ranges(

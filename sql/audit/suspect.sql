@@ -2,7 +2,7 @@
 -- Parameters: collection, fingerprint, batch.
 
 UPDATE {item} AS item
-SET landed_hash = NULL
+SET landed_hash = NULL, seen_at = now()
 WHERE item.batch = %(batch)s AND item.landed_hash IS NOT NULL AND item.seen_hash IS NOT NULL
   AND (NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key)
        OR EXISTS (

@@ -2,6 +2,7 @@
 
 UPDATE {item} AS item
 SET seen_hash = decided.current_hash,
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM decided.current_hash THEN now() ELSE item.seen_at END,
     landed_hash = CASE WHEN decided.decision = 'land' THEN decided.encoded_hash ELSE item.landed_hash END,
     payload = CASE WHEN decided.decision = 'land' THEN decided.payload ELSE item.payload END
 FROM landing_decision AS decided

@@ -4,10 +4,10 @@
 WITH new AS (
     SELECT item_key, row_hash, %(last_batch_size)s::bigint + row_number() OVER (ORDER BY item_key) - 1 AS place
     FROM scan_row AS scan
-    WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = scan.item_key)
+    WHERE row_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = scan.item_key)
 )
-INSERT INTO {item} (item_key, batch, seen_hash)
-SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash
+INSERT INTO {item} (item_key, batch, seen_hash, seen_at)
+SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash, now()
 FROM new
 ORDER BY place
 ON CONFLICT DO NOTHING;

@@ -2,7 +2,7 @@
 -- a scan only suspects, and never makes an item clean. Parameter: batch.
 
 UPDATE {item} AS item
-SET seen_hash = seen.row_hash
+SET seen_hash = seen.row_hash, seen_at = now()
 FROM (
     SELECT item_key, scan.row_hash
     FROM {item} AS inner_item

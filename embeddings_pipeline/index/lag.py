@@ -1,0 +1,55 @@
+"""Are the indexes what the model table asks for?"""
+
+from datetime import datetime
+
+from embeddings_pipeline.coverage import CollectionState, collection_state
+from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.faiss_index import is_current, open_index, read_manifest
+from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
+from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.store.postgres import load_sql
+
+
+def indexes_lag(opened: OpenCollection, *, verify: bool = False) -> bool:
+    """Whether an index is missing, of another kind than declared, or behind the table. `verify`: or damaged."""
+    with opened.database.connect(autocommit=True) as connection:
+        state = collection_state(connection, opened.collection.name)
+        if state is None:
+            return True
+        there = {
+            index.name: (index.method, index.parameters)
+            for index in describe_indexes(connection, opened.active.table)
+            if index.valid and index.name == index_name(opened.active.table, index.vector_name)
+        }
+    config = opened.collection.config.index
+    wanted = {index_name(opened.active.table, vector_name) for vector_name in opened.collection.config.vectors}
+    if set(there) != (wanted if config.method != "none" else set()):
+        return True
+    hnsw = ("hnsw", {"m": config.m, "ef_construction": config.ef_construction})
+    if any(index[0] != config.method or (config.method == "hnsw" and index != hnsw) for index in there.values()):
+        return True
+    return _faiss_lags(opened, state, verify)
+
+
+def _faiss_lags(opened: OpenCollection, state: CollectionState, verify: bool) -> bool:
+    folder = opened.settings.state_dir / "faiss"
+    try:
+        # Opened, a damaged file is noticed; its manifest alone costs nothing.
+        name = opened.collection.name
+        manifest = open_index(folder, name).manifest if verify else read_manifest(folder, name)
+    except VectorIndexError:
+        return True
+    return manifest is None or not is_current(manifest, opened.fingerprint, state.epoch, state.version)
+
+
+def lagging_since(opened: OpenCollection) -> datetime | None:
+    """When the first landing was that the FAISS index lacks; None without one."""
+    try:
+        manifest = read_manifest(opened.settings.state_dir / "faiss", opened.collection.name)
+    except VectorIndexError:
+        manifest = None
+    version = manifest.version if manifest and manifest.fingerprint == opened.fingerprint else -1
+    parameters = {"collection": opened.collection.name, "version": version}
+    with opened.database.connect(autocommit=True) as connection:
+        row = connection.execute(load_sql("index/lagging_since"), parameters).fetchone()
+    return row[0] if row else None

@@ -1,0 +1,79 @@
+"""Failed runs and failed checks are told to people; see alerts.py for how."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from embeddings_pipeline.alerts import alert
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.orchestration.assets import asset_key, named
+from embeddings_pipeline.settings import load_settings
+
+
+def build_alerts(collection: Collection) -> dg.SensorDefinition:
+    """`failure_alerts`: tells of each failed run of the collection. It is on from the start."""
+
+    @dg.run_failure_sensor(
+        name=named(collection, "failure_alerts"),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Logs a structured line for each run that fails, and posts it to ALERT_WEBHOOK_URL if that is set.",
+    )
+    def failure_alerts(context: dg.RunFailureSensorContext) -> None:
+        run = context.dagster_run
+        if not _concerns(run, collection):
+            return
+        error = context.failure_event.message or "it failed"
+        with_reason = [event for event in context.get_step_failure_events() if event.step_failure_data]
+        for event in with_reason[:1]:
+            data = event.step_failure_data
+            error = (data.user_failure_data and data.user_failure_data.description) or (
+                data.error_display_string.strip().splitlines()[0] if data.error_display_string else error
+            )
+        alert(
+            load_settings(),
+            "run_failed",
+            f"collection {collection.name!r}: {run.job_name} failed: {error}",
+            collection=collection.name,
+            job=run.job_name,
+            run_id=run.run_id,
+            partitions=run.tags.get(PARTITION_NAME_TAG) or _range_of(run.tags),
+        )
+
+    return failure_alerts
+
+
+def _concerns(run: dg.DagsterRun, collection: Collection) -> bool:
+    own = {f"{collection.name}_{job}" for job in ("scan", "batches", "index", "audit", "refresh", "recent")}
+    item_assets = {tuple(asset_key(collection, "x").path[:-1])}
+    return run.job_name in own or any(tuple(key.path[:-1]) in item_assets for key in run.asset_selection or ())
+
+
+def _range_of(tags: Mapping[str, str]) -> str | None:
+    first, last = tags.get(ASSET_PARTITION_RANGE_START_TAG), tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    return f"{first}…{last}" if first else None
+
+
+def alert_of_check(
+    context: dg.AssetCheckExecutionContext, collection: Collection, key: dg.AssetCheckKey, text: str
+) -> None:
+    """Tell of a check that fails, unless it failed the last time too."""
+    before = context.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
+    ended = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
+    last = next((record.status for record in before if record.status in ended), None)
+    if last == AssetCheckExecutionRecordStatus.FAILED:
+        return
+    alert(
+        load_settings(),
+        "check_failed",
+        f"collection {collection.name!r}: check {key.name} failed: {text}",
+        collection=collection.name,
+        check=key.name,
+        asset=key.asset_key.to_user_string(),
+        run_id=context.run.run_id,
+    )

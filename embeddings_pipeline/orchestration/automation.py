@@ -1,0 +1,300 @@
+"""What keeps a collection current by itself: the sensor and the schedules.
+
+The sensor is level-triggered (rule 1): each tick derives what is to be done from the ledger, the indexes and the runs
+that are under way, so a tick that failed, a run that was killed or a day without the daemon needs no mending.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+from pydantic import Field
+
+from embeddings_pipeline.collection import Collection, batch_key
+from embeddings_pipeline.coverage import collection_state
+from embeddings_pipeline.index.lag import indexes_lag, lagging_since
+from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
+from embeddings_pipeline.orchestration.sync import (
+    Recent,
+    SyncResult,
+    cancel_dead_runs,
+    range_tags,
+    run_ranges,
+    sync,
+)
+from embeddings_pipeline.settings import load_settings
+from embeddings_pipeline.store.ledger import RecentResult
+
+TICK_SECONDS = 15
+READ_SECONDS = 5.0  # of the source, in one tick
+RUNS_PER_TICK = 4
+FAILED_WAIT = timedelta(minutes=5)  # an index run that failed is asked for again after so long
+UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+class RefreshConfig(dg.Config):
+    """Launchpad settings of the daily refresh."""
+
+    allow_deletes: bool = Field(default=False, description="Go on where more than 20 % of the items are gone.")
+    force: bool = Field(default=False, description="Encode every text anew, also those whose vector is current.")
+
+
+# --- the sensor --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """What runs and backfills are working on now."""
+
+    partitions: frozenset[str]
+    scan: bool
+    index: bool
+    refresh: bool
+
+
+def build_sensor(collection: Collection, jobs: Sequence[Any], dimensions: int) -> dg.SensorDefinition:
+    """`new_rows_sensor`; `jobs` are the collection's."""
+
+    @dg.sensor(
+        name=named(collection, "new_rows_sensor"),
+        jobs=jobs,
+        minimum_interval_seconds=TICK_SECONDS,
+        description=(
+            f"Looks for new, changed and vanished rows of {collection.name!r}, and starts a run for each range of "
+            f"batches with something to do, then one for the indexes. What is to be done is derived from the ledger "
+            f"at each tick: whatever crashed, the next tick goes on."
+        ),
+    )
+    def new_rows_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        return evaluate(context.instance, collection, dimensions)
+
+    return new_rows_sensor
+
+
+def evaluate(instance: dg.DagsterInstance, collection: Collection, dimensions: int) -> dg.SensorResult:
+    """One tick: read what is new, then derive from state which runs are to be started."""
+    opened = open_collection(collection, load_settings())
+    cancel_dead_runs(instance, opened.database)
+    config, name = collection.config.automation, collection.name
+    recent = None
+    if collection.config.source.updated_at and _scanned_at(opened):
+        recent = opened.ledger.scan_recent(opened.source, seconds=READ_SECONDS)
+    existing = opened.ledger.batches()
+    busy = under_way(instance, collection, dimensions)
+    dirty, work = opened.ledger.dirty_items(), opened.ledger.work(due=True)
+    free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
+    ranges = run_ranges(free, existing, collection.config.items_per_batch)[:RUNS_PER_TICK]
+    requests = [dg.RunRequest(job_name=f"{name}_batches", tags=range_tags(first, last)) for first, last in ranges]
+    if _whole_scan_due(instance, opened, busy):
+        requests.append(dg.RunRequest(job_name=f"{name}_scan"))
+    lags = not (busy.index or busy.refresh) and indexes_lag(opened)
+    if lags and _may_index(instance, opened, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
+        requests.append(dg.RunRequest(job_name=f"{name}_index"))
+    if ranges:  # noted before: a run that dies before its first step must not come back at each tick
+        opened.ledger.trying([batch for batch in free if any(first <= batch <= last for first, last in ranges)])
+    known = set(instance.get_dynamic_partitions(collection.partitions_name))
+    added = [key for key in map(batch_key, existing) if key not in known]
+    looked = _what_was_seen(opened, recent, len(existing), dirty, work, busy, lags)
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else dg.SkipReason(looked),
+        dynamic_partitions_requests=[build_partitions(collection).build_add_request(added)] if added else [],
+        cursor=looked,
+    )
+
+
+def under_way(instance: dg.DagsterInstance, collection: Collection, dimensions: int) -> UnderWay:
+    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now."""
+    name = collection.name
+    assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
+    batch_assets = {asset_key(collection, asset) for asset in assets}
+    index_assets = {asset_key(collection, asset) for asset in ("pgvector_index", "faiss_index")}
+    existing = instance.get_dynamic_partitions(collection.partitions_name)
+    place = {key: n for n, key in enumerate(existing)}
+    partitions: set[str] = set()
+    scan = index = refresh = False
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY)):
+        selected = run.asset_selection or set()
+        scan |= run.job_name == f"{name}_scan" or asset_key(collection, "item_ledger") in selected
+        index |= run.job_name == f"{name}_index" or bool(selected & index_assets)
+        refresh |= run.job_name == f"{name}_refresh"
+        if run.job_name != f"{name}_batches" and not selected & batch_assets:
+            continue
+        first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG, run.tags.get(PARTITION_NAME_TAG, ""))
+        last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
+        if first in place and last in place:
+            partitions.update(existing[place[first] : place[last] + 1])
+    open_ones = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
+    for backfill in instance.get_backfills(filters=open_ones):  # their runs may not have been made yet
+        partitions.update(_partitions_of(backfill, batch_assets, f"{name}_batches"))
+    return UnderWay(frozenset(partitions), scan, index, refresh)
+
+
+def _partitions_of(backfill: Any, batch_assets: set[dg.AssetKey], job_name: str) -> set[str]:
+    if backfill.asset_backfill_data is not None:
+        target = backfill.asset_backfill_data.target_subset
+        return {
+            key
+            for asset in batch_assets & set(target.asset_keys)
+            for key in target.get_partitions_subset(asset).get_partition_keys()
+        }
+    origin = backfill.partition_set_origin
+    return set(backfill.partition_names or []) if origin and job_name in origin.partition_set_name else set()
+
+
+def _scanned_at(opened: OpenCollection) -> datetime | None:
+    with opened.database.connect(autocommit=True) as connection:
+        state = collection_state(connection, opened.collection.name)
+    return state.whole_scan_at if state else None
+
+
+def _whole_scan_due(instance: dg.DagsterInstance, opened: OpenCollection, busy: UnderWay) -> bool:
+    every = timedelta(minutes=opened.collection.config.automation.whole_scan_minutes)
+    scanned_at = _scanned_at(opened)
+    if busy.scan or busy.refresh or (scanned_at and datetime.now(UTC) - scanned_at < every):
+        return False
+    # One that was refused or failed is not asked for again at each tick.
+    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{opened.collection.name}_scan"), limit=1)
+    return not tried or datetime.now(UTC) - tried[0].create_timestamp.astimezone(UTC) >= min(every, FAILED_WAIT)
+
+
+def _may_index(
+    instance: dg.DagsterInstance, opened: OpenCollection, dirty: bool, busy: UnderWay, longest: timedelta
+) -> bool:
+    """With batches still to land, the indexes wait, but not for ever."""
+    since = lagging_since(opened)
+    if since is None:
+        return False
+    if (dirty or busy.partitions) and datetime.now(UTC) - since < longest:
+        return False
+    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{opened.collection.name}_index"), limit=1)
+    failed = tried and tried[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
+    return not failed or time.time() - (tried[0].end_time or 0) >= FAILED_WAIT.total_seconds()
+
+
+def _what_was_seen(
+    opened: OpenCollection,
+    recent: RecentResult | None,
+    batches: int,
+    dirty: Mapping[int, int],
+    work: Mapping[int, int],
+    busy: UnderWay,
+    lags: bool,
+) -> str:
+    waiting = len(dirty.keys() - work.keys())
+    parts = []
+    if recent is not None:
+        parts.append(
+            f"{recent.read} rows updated lately were read ({recent.new} new, {recent.changed} changed, "
+            f"{recent.gone} gone)"
+        )
+        if recent.refused:
+            parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the whole scan")
+        if not recent.caught_up:
+            parts.append("there are more rows to read")
+    scanned_at = _scanned_at(opened)
+    minutes = f"{(datetime.now(UTC) - scanned_at).total_seconds() / 60:.0f} minutes ago" if scanned_at else "never"
+    parts.append(f"last whole scan {minutes}" + (", one is under way" if busy.scan or busy.refresh else ""))
+    parts.append(f"{batches} batches, {len(work)} with something to do, {waiting} waiting for their next try")
+    if busy.partitions:
+        parts.append(f"{len(busy.partitions)} batches are being worked on")
+    index = "being built" if busy.index else "behind" if lags else "current"
+    parts.append(f"indexes {index}")
+    return "; ".join(parts)
+
+
+# --- the schedules -----------------------------------------------------------------------------------------------
+
+
+def build_refresh_jobs(collection: Collection) -> list[dg.JobDefinition]:
+    """`…_refresh` and `…_recent`: what the schedules start. Each runs the runs of a `sync` in its own process."""
+    automation = collection.config.automation
+
+    @dg.op(name=f"{collection.name}_refresh_everything", out=dg.Out(dg.Nothing))
+    def refresh_everything(context: dg.OpExecutionContext, config: RefreshConfig) -> None:
+        with failures():
+            result = sync(
+                collection,
+                load_settings(),
+                full=True,
+                force=config.force,
+                allow_deletes=config.allow_deletes,
+                instance=context.instance,
+            )
+        context.log.info(_in_words(result))
+
+    @dg.op(name=f"{collection.name}_refresh_recent", out=dg.Out(dg.Nothing))
+    def refresh_recent(context: dg.OpExecutionContext) -> None:
+        recent = Recent(automation.recent_days, automation.recent_items)
+        with failures():
+            result = sync(collection, load_settings(), recent=recent, instance=context.instance)
+        context.log.info(_in_words(result))
+
+    @dg.job(
+        name=f"{collection.name}_refresh",
+        description="Scan and audit everything, embed what is to be, bring the indexes up to date, run every check.",
+    )
+    def refresh() -> None:
+        refresh_everything()
+
+    @dg.job(
+        name=f"{collection.name}_recent",
+        description=(
+            f"Embed items first seen in the last {automation.recent_days} days that have no vectors, at most "
+            f"{automation.recent_items}."
+        ),
+    )
+    def recent_job() -> None:
+        refresh_recent()
+
+    return [refresh, recent_job]
+
+
+def build_schedules(collection: Collection, jobs: Sequence[dg.JobDefinition]) -> list[dg.ScheduleDefinition]:
+    """`daily_refresh` and `recent_refresh`."""
+    refresh, recent = jobs
+    config = collection.config.automation
+    schedules = [
+        dg.ScheduleDefinition(
+            name=named(collection, "recent_refresh"),
+            job=recent,
+            cron_schedule=f"0 */{config.recent_every_hours} * * *" if config.recent_every_hours < 24 else "0 0 * * *",
+            execution_timezone=config.timezone,
+            description=recent.description,
+        )
+    ]
+    if config.daily_refresh:
+        hour, minute = config.daily_refresh.split(":")
+        daily = dg.ScheduleDefinition(
+            name=named(collection, "daily_refresh"),
+            job=refresh,
+            cron_schedule=f"{int(minute)} {int(hour)} * * *",
+            execution_timezone=config.timezone,
+            description=refresh.description,
+        )
+        schedules.insert(0, daily)
+    return schedules
+
+
+def _in_words(result: SyncResult) -> str:
+    return (
+        f"{result.scanned:,} rows read: {result.new:,} new, {result.changed:,} changed, {result.deleted:,} deleted; "
+        f"{result.embedded:,} texts embedded, {result.reused:,} reused, {result.quarantined:,} in quarantine; "
+        f"{result.seconds:.1f} s"
+    )

@@ -1,0 +1,68 @@
+"""The jobs of a collection, and the definitions that they run in."""
+
+from typing import Any
+
+import dagster as dg
+
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline.orchestration.assets import asset_key, build_assets
+from embeddings_pipeline.orchestration.checks import NIGHTLY, build_checks, check_keys
+from embeddings_pipeline.orchestration.resources import EXECUTOR, PIPELINE
+from embeddings_pipeline.profiles import Profile, resolve_profile
+from embeddings_pipeline.settings import load_settings
+
+
+def declared_profile(collection: Collection) -> Profile:
+    """The profile that the collection or the environment names. ProfileError, with the file, if it is unknown."""
+    try:
+        return resolve_profile(collection.config.profile, load_settings())
+    except ProfileError as error:
+        raise ProfileError(f"{collection.path or collection.name}: {error}") from error
+
+
+def build_pipeline(collection: Collection) -> dg.Definitions:
+    """The collection's assets, checks and jobs, without what starts them by itself."""
+    profile = declared_profile(collection)
+    return dg.Definitions(
+        assets=build_assets(collection, profile),
+        asset_checks=build_checks(collection),
+        jobs=build_jobs(collection, profile.dimensions),
+        resources={"pipeline": PIPELINE},
+        executor=EXECUTOR,
+    )
+
+
+def build_jobs(collection: Collection, dimensions: int) -> list[Any]:
+    """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them."""
+
+    nightly = dg.AssetSelection.checks(*check_keys(collection, NIGHTLY))
+
+    def select(*names: str) -> dg.AssetSelection:
+        return dg.AssetSelection.assets(*(asset_key(collection, name) for name in names))
+
+    batch_assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
+    return [
+        dg.define_asset_job(
+            f"{collection.name}_scan",
+            select("item_ledger").without_checks(),
+            description="Look for new, changed and vanished items.",
+        ),
+        dg.define_asset_job(
+            f"{collection.name}_batches",
+            select(*batch_assets).without_checks(),
+            description="Read, render, embed and land batches.",
+        ),
+        dg.define_asset_job(
+            f"{collection.name}_index",
+            select("pgvector_index", "faiss_index") - nightly,
+            description="Bring the indexes up to date, and run the quick checks.",
+        ),
+        dg.define_asset_job(
+            f"{collection.name}_audit",
+            dg.AssetSelection.checks_for_assets(
+                *(asset_key(collection, name) for name in ("pgvector_index", "faiss_index"))
+            ),
+            description="Run every check. What disagrees is made dirty, so that the next sync mends it.",
+        ),
+    ]

@@ -1,0 +1,13 @@
+-- What is in quarantine under the active model. Parameters: collection, attempts.
+
+SELECT
+    encode(quarantine.content_hash, 'hex'), min(text.item_key), count(DISTINCT text.item_key), quarantine.reason,
+    quarantine.attempts, quarantine.last_try,
+    CASE WHEN quarantine.attempts < %(attempts)s THEN quarantine.next_try END, quarantine.text
+FROM embeddings.quarantine
+JOIN embeddings.collection ON collection.name = quarantine.collection
+                          AND collection.fingerprint = quarantine.fingerprint
+LEFT JOIN {text} AS text ON text.content_hash = quarantine.content_hash
+WHERE quarantine.collection = %(collection)s
+GROUP BY quarantine.collection, quarantine.fingerprint, quarantine.content_hash
+ORDER BY quarantine.last_try DESC, quarantine.content_hash
