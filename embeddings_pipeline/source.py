@@ -47,7 +47,7 @@ class Position(NamedTuple):
     """A place in the order in which rows were updated: what `updated_at` says, as text, and the item's key."""
 
     updated_at: str
-    item_key: str
+    item_key: str | None  # None: after all rows of that time
 
 
 class RecentRow(NamedTuple):
@@ -142,10 +142,11 @@ class Source:
         order = self._order(connection)
         if after:
             at = sql.SQL("CAST({} AS {})").format(sql.Literal(after.updated_at), order["type"])
-            position = sql.SQL('({updated_at}, {key} COLLATE "C") > ({at}, {at_key})').format(
-                **order, at=at, at_key=sql.Literal(after.item_key)
-            )
-            condition = sql.SQL("{updated_at} >= {at} AND {position}").format(**order, at=at, position=position)
+            if after.item_key is None:
+                condition = sql.SQL("{updated_at} > {at}").format(**order, at=at)
+            else:
+                position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
+                condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
         seen = tuple(dict.fromkeys((*self.collection.template_columns, *self.collection.config.columns)))
         where = _statement((self.collection.config.source.where or "").strip() or "true")
         columns = dict.fromkeys((*self.collection.config.source.key, *seen, self.collection.config.source.updated_at))

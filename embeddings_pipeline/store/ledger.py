@@ -89,7 +89,9 @@ class Watermark:
         """The watermark after a scan that has read all there is, at `now`."""
         settled, noted, noted_at = self.settled, self.noted, self.noted_at
         if now - noted_at >= OVERLAP.total_seconds() or now < noted_at:  # or the clock was set back
-            settled, noted, noted_at = noted, self.cursor, now
+            # Every row of that time that was committed within the overlap has been read, whatever its key.
+            settled = Position(noted.updated_at, None) if noted else None
+            noted, noted_at = self.cursor, now
         return Watermark(self.column, settled, settled, noted, noted_at)
 
     @classmethod
