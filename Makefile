@@ -11,7 +11,7 @@ ARGS ?=
 export DAGSTER_HOME := $(CURDIR)
 export CATALOGUE QUERY HOST PORT
 
-.PHONY: help run test ui bench lint clean
+.PHONY: help run test ui bench chaos lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make ui      the Dagster UI on http://$(HOST):$(PORT) (PORT=…); Ctrl-C ends it"
 	@echo "make test    the whole test suite (ARGS='-k name')"
 	@echo "make bench   the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
+	@echo "make chaos   kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and caches; the data in .state stays"
 
@@ -41,6 +42,10 @@ ui:
 bench:
 	@.ci/install test
 	@$(PY) benchmarks/bench.py "$$CATALOGUE" $(ARGS)
+
+chaos:
+	@.ci/install test
+	@$(PY) -m embeddings_pipeline_tests.chaos $(ARGS)
 
 lint:
 	@.ci/install dev
