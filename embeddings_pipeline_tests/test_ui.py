@@ -63,7 +63,7 @@ def project(open_folder: Path, skip_without: Callable[[str, bool], None]) -> Pro
     (folder / "defs" / "items").mkdir(parents=True)
     attributes = {
         "name": "items",
-        "source": {"table": "films", "key": ["id"]},
+        "source": {"table": "films", "key": ["id"], "updated_at": "updated_at"},
         "columns": ["title"],
         "vectors": {"base": "{title} | {overview}"},
         "profile": PROFILE,
@@ -221,6 +221,54 @@ def test_a_partition_is_materialized_from_the_launchpad(page: "Page", setting: s
     # A dry run is no materialization; encoding anew is one more than that of the command line.
     events = 2 if setting == "force" else 1
     page.get_by_text(f"View all historical events ({events})").wait_for()
+
+
+def test_a_backfill_of_three_partitions_takes_configuration_and_runs(page: "Page", project: Project) -> None:
+    page.goto("/locations/embeddings_pipeline/jobs/items_batches/partitions")
+    page.get_by_role("button", name="Materialize").first.click()
+    page.get_by_role("button", name="All", exact=True).click()
+    page.get_by_text("3 partitions").wait_for()
+    page.get_by_text("Config", exact=True).click()
+    page.get_by_role("button", name="Add config").click()
+    page.locator(".CodeMirror").last.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text("ops: {embeddings_32: {config: {force: true}}}")
+    page.get_by_role("button", name="Save config").click()
+    page.get_by_role("button", name="Launch backfill").click()
+    page.get_by_role("link", name=re.compile("View|Backfill")).first.wait_for()
+    landed = "SELECT min(landed_at) > now() - interval '2 minutes' FROM embeddings.batch"
+
+    def all_landed() -> bool:
+        return project.run("psql", "-Atc", landed).stdout.strip() == "t"
+
+    wait_until(all_landed, 2 * RUN_SECONDS)
+    page.goto("/runs")
+    page.get_by_text("3 partitions").first.wait_for()
+    page.goto("/assets/embeddings_32?view=partitions&partition=000002")
+    embedded = page.locator("tr", has=page.get_by_text("embedded", exact=True))
+    embedded.get_by_text("2", exact=True).wait_for()  # by force: the last batch holds two
+
+
+def test_the_sensor_is_switched_on_and_brings_a_new_row_to_the_search(page: "Page", project: Project) -> None:
+    page.goto("/locations/embeddings_pipeline/sensors/new_rows_sensor")
+    page.get_by_text("Sensor has never run").wait_for()
+    page.locator("label:has(input[type=checkbox]), [role=switch]").first.click()
+    page.get_by_text("runs requested").or_(page.get_by_text("run requested")).first.wait_for(timeout=60_000)
+    project.run("psql", "-qc", "INSERT INTO films (id, title, overview) VALUES (99, 'Late', 'a latecomer')")
+
+    def searchable() -> bool:
+        return '"99"' in project.run("search", "Late a latecomer", "-k", "1", "--json").stdout
+
+    wait_until(searchable, 3 * RUN_SECONDS)
+    page.get_by_text("Success").or_(page.get_by_text("run requested")).first.wait_for()
+    page.locator("label:has(input[type=checkbox]), [role=switch]").first.click()
+
+
+def test_the_schedules_are_there_with_their_times(page: "Page") -> None:
+    page.goto("/locations/embeddings_pipeline/schedules/daily_refresh")
+    page.get_by_text("At 04:00 AM").first.wait_for()
+    page.goto("/locations/embeddings_pipeline/schedules/recent_refresh")
+    page.get_by_text("items_recent").first.wait_for()
 
 
 def test_a_second_ui_and_a_taken_port_are_refused_in_one_line(ui: str, project: Project) -> None:

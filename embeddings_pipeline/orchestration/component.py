@@ -37,9 +37,10 @@ def build_definitions(collection: Collection) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
     pipeline, refresh_jobs = build_pipeline(collection), build_refresh_jobs(collection)
     dimensions = declared_profile(collection).dimensions
+    jobs = [job for job in pipeline.jobs or () if job.name != f"{collection.name}_audit"]
     automation = dg.Definitions(
         jobs=refresh_jobs,
-        sensors=[build_sensor(collection, list(pipeline.jobs or ()), dimensions), build_alerts(collection)],
+        sensors=[build_sensor(collection, jobs, dimensions), build_alerts(collection)],
         schedules=build_schedules(collection, refresh_jobs),
     )
     return dg.Definitions.merge(pipeline, automation)
