@@ -182,3 +182,57 @@ def test_status_and_search_start_without_dagster_and_status_without_torch(
 
     assert imported("status") == "[]"
     assert "dagster" not in imported("search", "thief")
+
+
+class TestQuarantine:
+    @pytest.fixture
+    def bad(self, loaded: Command, database: Database) -> str:
+        """The content hash of a text that the encoder is said to have refused."""
+        assert loaded("sync").returncode == 0
+        statement = """
+            INSERT INTO embeddings.quarantine (collection, fingerprint, content_hash, text, reason)
+            SELECT 'films', fingerprint, content_hash, text, 'ValueError: it was refused'
+            FROM embeddings.films_text, embeddings.collection
+            WHERE item_key = '2'
+            RETURNING encode(content_hash, 'hex')"""
+        [(digest,)] = execute(database, statement)
+        return str(digest)
+
+    def test_list_shows_what_and_why_and_when(self, loaded: Command, bad: str) -> None:
+        shown = loaded("quarantine", "list")
+        assert shown.returncode == 0 and not shown.stderr
+        assert f"films  {bad[:12]}  item 2, 1 attempts, tried again from" in shown.stdout
+        assert "ValueError: it was refused" in shown.stdout and "Heat" in shown.stdout
+        [entry] = json.loads(loaded("quarantine", "list", "--json").stdout)
+        assert (entry["collection"], entry["content_hash"], entry["item_key"]) == ("films", bad, "2")
+
+    def test_retry_and_clear_take_the_beginning_of_a_hash_or_all(
+        self, loaded: Command, database: Database, bad: str
+    ) -> None:
+        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts are tried again")
+        assert execute(database, "SELECT attempts, next_try <= now() FROM embeddings.quarantine") == [(0, True)]
+        assert loaded("quarantine", "clear", "--all").returncode == 0
+        assert loaded("quarantine", "list").stdout == "films: nothing is in quarantine\n"
+        assert json.loads(loaded("sync", "--json").stdout)["reused"] == 3
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["retry", "ffff"], "begins with 'ffff'"),
+            (["retry"], "give --all"),
+            (["clear", "--all", "ab"], "give --all"),
+            (["clear"], "quarantine list"),
+        ],
+    )
+    def test_what_fits_nothing_is_one_line(self, loaded: Command, bad: str, arguments: list[str], says: str) -> None:
+        done = loaded("quarantine", *arguments)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and says in done.stderr
+        assert len(json.loads(loaded("quarantine", "list", "--json").stdout)) == 1
+
+
+def test_a_full_sync_audits_and_runs_every_check(loaded: Command, database: Database) -> None:
+    assert loaded("sync").returncode == 0
+    execute(database, "DELETE FROM embeddings.films_text WHERE item_key = '2'")
+    done = loaded("sync", "--full", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["embedded"] == 0
+    assert execute(database, "SELECT count(*) FROM embeddings.films") == [(3,)]

@@ -86,6 +86,17 @@ MISTAKES = {
     "chunk a number": ("items_per_batch: 1000", "chunk: 500", 10, ["chunk: 500 is not a mapping"]),
     "chunk overlap": ("items_per_batch: 1000", "chunk: {characters: 100, overlap: 80}", 10, ["at most half"]),
     "chunk key": ("items_per_batch: 1000", "chunk: {character: 100}", 10, ["did you mean 'characters'"]),
+    "time of day": ("items_per_batch: 1000", "automation: {daily_refresh: noon}", 10, ["'noon' is not a time of day"]),
+    "time zone": (
+        "items_per_batch: 1000",
+        "automation: {timezone: Europe/Berln}",
+        10,
+        ["'Europe/Berln' is not a time zone", "did you mean 'Europe/Berlin'"],
+    ),
+    "hours": ("items_per_batch: 1000", "automation: {recent_every_hours: 25}", 10, ["25 is not a whole number from 1"]),
+    "automation key": ("items_per_batch: 1000", "automation: {recent_day: 3}", 10, ["did you mean 'recent_days'"]),
+    "quarantine share": ("items_per_batch: 1000", "quarantine: {error_percent: 200}", 10, ["from 0 to 100"]),
+    "quarantine text": ("items_per_batch: 1000", "quarantine: {error_percent: much}", 10, ["error_percent"]),
     "index method": ("items_per_batch: 1000", "index: {method: hsnw}", 10, ["'hsnw' is not 'hnsw'"]),
     "columns twice": ("[title]", "[title, title]", 7, ["columns", "'title' stands there twice"]),
     "columns a mapping": ("[title]", "{title: 1}", 7, ["columns: {'title': 1} is not a list"]),
@@ -204,3 +215,16 @@ def test_the_definition_hash_stays_with_what_does_not(change):
 
 def test_the_definition_hash_is_the_same_in_every_version():
     assert collection(columns=[]).definition_hash.hex() == "b867b127813c53005b1d7517ba540fcf"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("'04:00'", "04:00"), ("14:30", "14:30"), ("00:05", "00:05"), ("", None)]
+)
+def test_a_time_of_day_needs_no_quotes(tmp_path: Path, written: str, meant: str | None) -> None:
+    text = GOOD.replace(
+        "items_per_batch: 1000",
+        f"automation: {{daily_refresh: {written}}}" if written else "automation:\n    daily_refresh:",
+    )
+    (tmp_path / "defs.yaml").write_text(text)
+    [collection] = load_collections(tmp_path).values()
+    assert collection.config.automation.daily_refresh == meant
