@@ -31,6 +31,17 @@ def checks(page: Page) -> None:
     page.screenshot(path=DOCS / "checks.png")
 
 
+def sensor(page: Page) -> None:
+    """Switches the sensor on, and waits for some ticks; a row that is edited meanwhile makes a run."""
+    page.set_viewport_size({"width": 1250, "height": 840})
+    page.goto("/locations/embeddings_pipeline/sensors/new_rows_sensor")
+    page.get_by_text("Running", exact=True).wait_for()
+    if page.get_by_text("Sensor has never run").count():
+        page.locator("label:has(input[type=checkbox]), [role=switch]").first.click()
+    page.wait_for_timeout(120_000)
+    page.screenshot(path=DOCS / "sensor.png")
+
+
 if __name__ == "__main__":
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
@@ -39,4 +50,5 @@ if __name__ == "__main__":
         page = browser.new_page(base_url=address, color_scheme="light", device_scale_factor=2)
         asset_graph(page)
         checks(page)
+        sensor(page)
         browser.close()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embeddings_pipeline.coverage import coverage
 from embeddings_pipeline.errors import OutageError, PipelineError, RefusedError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
@@ -313,6 +314,39 @@ class TestDeletes:
         land_batch(opened, 0, "run")
         assert set(landed(database)) == {"1", "3"}
         assert opened.ledger.dirty_batches() == []
+
+    def test_a_deleted_row_leaves_the_lake_too(self, database: Database, settings: Settings) -> None:
+        make_films(database, films(10))
+        sync_once(collection(), settings)
+        edit(database, 4, None)
+        opened, _ = sync_once(collection(), settings, run="later")
+        for asset in ("raw_items", "item_texts", "embeddings"):
+            _, rows = opened.newest(asset, 0, "later")
+            assert "4" not in rows["item_key"].to_pylist() and rows.num_rows == 9
+
+    def test_a_batch_of_blank_texts_and_one_without_items_are_covered(
+        self, database: Database, settings: Settings
+    ) -> None:
+        make_films(database, [(n, " ", None, n) for n in range(1, 11)] + films(100)[10:])
+        opened, _ = sync_once(collection(), settings)
+        execute(
+            database, "DELETE FROM films WHERE id IN (SELECT item_key::int FROM embeddings.films_item WHERE batch = 3)"
+        )
+        opened, _ = sync_once(collection(), settings)
+        assert opened.ledger.dirty_batches() == []
+        found = coverage(opened.database, opened.active)
+        assert (found.items, found.missing, found.stale, found.orphans) == (90, 0, 0, 0)
+        assert set(landed(database)).isdisjoint(map(str, range(1, 11)))
+
+    def test_a_row_inserted_between_a_scans_snapshot_and_its_end_is_found_by_the_next(
+        self, database: Database, settings: Settings
+    ) -> None:
+        make_films(database, films(5))
+        opened = open_collection(collection(), settings)
+        source = _OldSnapshot(opened.source.collection, opened.source.database).remember()
+        execute(database, "INSERT INTO films VALUES (6, 'Late', 'row', 1)")
+        assert opened.ledger.scan(source).new == 5
+        assert opened.ledger.scan(opened.source).new == 1
 
 
 class _OldSnapshot(Source):

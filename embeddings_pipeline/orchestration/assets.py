@@ -204,13 +204,14 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         is overwritten.
 
         Numbers: items `inserted`, `updated`, `deleted`, `unchanged`; items `left` for the next run because they changed
-        meanwhile or have a text without vector; `vectors_written` and `vectors_deleted`.
+        meanwhile or have a text without vector; `coverage_percent` of the batch's items that have landed;
+        `vectors_written` and `vectors_deleted`.
         """
         _each_alone(
             context,
             pipeline,
             collection,
-            lambda opened, batch: vars(land_batch(opened, batch, context.run.run_id)).copy(),
+            lambda opened, batch: land_batch(opened, batch, context.run.run_id).metadata(),
         )
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))

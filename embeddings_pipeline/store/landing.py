@@ -32,6 +32,12 @@ class Landed:
     vectors_deleted: int = 0
     version: int = 0
 
+    def metadata(self) -> dict[str, Any]:
+        """The numbers, and which share of the batch's items has landed as it is in the source now."""
+        covered = self.inserted + self.updated + self.unchanged
+        items = covered + self.left
+        return {**vars(self), "coverage_percent": round(100 * covered / items, 2) if items else 100.0}
+
 
 def land_batch(
     opened: OpenCollection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
