@@ -25,6 +25,7 @@ def run_ui(settings: Settings, host: str, port: int) -> int:
             ) from error
         root = project_root()
         command = [sys.executable, "-m", "dagster", "dev", "--host", host, "--port", str(port)]
+        command += ["--log-level", "warning"]  # else each tick of the sensor is two lines here
         # `dg dev` starts this very command, and prints more beside it.
         filters = [os.environ.get("PYTHONWARNINGS"), "ignore:Function `dev_command` is superseded"]
         warnings = ",".join(filter(None, filters))

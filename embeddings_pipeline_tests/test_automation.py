@@ -90,7 +90,7 @@ class TestSensor:
         result = one.tick()
         assert jobs_of(result) == []
         said = result.skip_reason.skip_message
-        assert "4 batches, 0 with something to do, 0 waiting" in said and "indexes current" in said
+        assert "of 4 batches 0 have something to do and 0 wait" in said and "indexes current" in said
         assert "last whole scan 0 minutes ago" in said
 
     def test_rows_that_are_new_changed_and_gone_arrive_by_themselves(self, database, project, daemon) -> None:
@@ -136,7 +136,7 @@ class TestSensor:
         one.run(one.tick().run_requests[0])
         assert jobs_of(one.tick()) == ["films_batches"]  # and its process is killed before it does anything
         result = one.tick()
-        assert jobs_of(result) == [] and "1 waiting for their next try" in result.skip_reason.skip_message
+        assert jobs_of(result) == [] and "1 wait for their next try" in result.skip_reason.skip_message
         later(database, 60)
         assert jobs_of(one.tick()) == ["films_batches"]
         later(database, 60)

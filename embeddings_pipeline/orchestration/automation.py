@@ -211,7 +211,7 @@ def _what_was_seen(
     scanned_at = _scanned_at(opened)
     minutes = f"{(datetime.now(UTC) - scanned_at).total_seconds() / 60:.0f} minutes ago" if scanned_at else "never"
     parts.append(f"last whole scan {minutes}" + (", one is under way" if busy.scan or busy.refresh else ""))
-    parts.append(f"{batches} batches, {len(work)} with something to do, {waiting} waiting for their next try")
+    parts.append(f"of {batches} batches {len(work)} have something to do and {waiting} wait for their next try")
     if busy.partitions:
         parts.append(f"{len(busy.partitions)} batches are being worked on")
     index = "being built" if busy.index else "behind" if lags else "current"

@@ -8,7 +8,7 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import asset_key, build_assets
 from embeddings_pipeline.orchestration.checks import NIGHTLY, build_checks, check_keys
-from embeddings_pipeline.orchestration.resources import EXECUTOR, PIPELINE
+from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 from embeddings_pipeline.profiles import Profile, resolve_profile
 from embeddings_pipeline.settings import load_settings
 
@@ -30,6 +30,7 @@ def build_pipeline(collection: Collection) -> dg.Definitions:
         jobs=build_jobs(collection, profile.dimensions),
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,
+        loggers=LOGGERS,
     )
 
 

@@ -1,5 +1,6 @@
 """The one resource: opens collections, and holds the lock that says a run is alive (rule 11)."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -7,6 +8,7 @@ from hashlib import blake2b
 
 import dagster as dg
 import psycopg
+from dagster._utils.log import create_console_logger
 
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.opened import OpenCollection, open_collection
@@ -58,6 +60,15 @@ def _lock_key(run_id: str) -> int:
     return int.from_bytes(blake2b(f"run/{run_id}".encode(), digest_size=8).digest(), "big", signed=True)
 
 
+@dg.logger(
+    description="Warnings and errors of runs, on the terminal; the UI has everything.",
+    config_schema={"log_level": dg.Field(str, is_required=False, default_value="WARNING")},
+)
+def console(context: dg.InitLoggerContext) -> logging.Logger:
+    return create_console_logger("dagster", logging.getLevelNamesMapping()[context.logger_config["log_level"]])
+
+
 # One object of each for all collections: merged definitions compare resources and executors by identity.
 PIPELINE = PipelineResource()
 EXECUTOR = dg.in_process_executor
+LOGGERS = {"console": console}
