@@ -6,6 +6,7 @@ that are under way, so a tick that failed, a run that was killed or a day withou
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from embeddings_pipeline.coverage import collection_state
 from embeddings_pipeline.index.lag import indexes_lag, lagging_since
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
+from embeddings_pipeline.orchestration.resources import run_lock
 from embeddings_pipeline.orchestration.sync import (
     Recent,
     SyncResult,
@@ -34,6 +36,7 @@ from embeddings_pipeline.orchestration.sync import (
 )
 from embeddings_pipeline.settings import load_settings
 from embeddings_pipeline.store.ledger import RecentResult
+from embeddings_pipeline.store.postgres import open_database
 
 TICK_SECONDS = 15
 READ_SECONDS = 5.0  # of the source, in one tick
@@ -228,7 +231,7 @@ def build_refresh_jobs(collection: Collection) -> list[dg.JobDefinition]:
 
     @dg.op(name=f"{collection.name}_refresh_everything", out=dg.Out(dg.Nothing))
     def refresh_everything(context: dg.OpExecutionContext, config: RefreshConfig) -> None:
-        with failures():
+        with _alive(context), failures():
             result = sync(
                 collection,
                 load_settings(),
@@ -242,7 +245,7 @@ def build_refresh_jobs(collection: Collection) -> list[dg.JobDefinition]:
     @dg.op(name=f"{collection.name}_refresh_recent", out=dg.Out(dg.Nothing))
     def refresh_recent(context: dg.OpExecutionContext) -> None:
         recent = Recent(automation.recent_days, automation.recent_items)
-        with failures():
+        with _alive(context), failures():
             result = sync(collection, load_settings(), recent=recent, instance=context.instance)
         context.log.info(_in_words(result))
 
@@ -290,6 +293,10 @@ def build_schedules(collection: Collection, jobs: Sequence[dg.JobDefinition]) ->
         )
         schedules.insert(0, daily)
     return schedules
+
+
+def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
+    return run_lock(open_database(load_settings()), context.run_id)
 
 
 def _in_words(result: SyncResult) -> str:

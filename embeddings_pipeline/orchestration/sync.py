@@ -318,6 +318,8 @@ def cancel_dead_runs(instance: dg.DagsterInstance, database: Database) -> list[s
             if SYNC_TAG not in run.tags and run.status == dg.DagsterRunStatus.NOT_STARTED:
                 continue  # in the queue, or about to be launched
             alive = worker_alive(instance, run)  # a PostgreSQL that was killed took the locks of the living with it
+            if alive is None and SYNC_TAG not in run.tags and run.status != dg.DagsterRunStatus.STARTED:
+                continue  # on another machine, which may take minutes to start
             age = time.time() - (record.start_time or record.create_timestamp.timestamp())
             if alive or (alive is None and age < GRACE_SECONDS):
                 continue
