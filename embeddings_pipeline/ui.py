@@ -33,6 +33,8 @@ def run_ui(settings: Settings, host: str, port: int) -> int:
         print(f"Dagster UI: http://{host}:{port}  (Ctrl-C ends it)", flush=True)
         # The lock's descriptor goes with it, so it is held as long as any of its processes lives.
         os.set_inheritable(lock.fileno(), True)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background job, whose children would ignore
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # SIGTERM too: Dagster gives both one handler
         process = subprocess.Popen(command, cwd=root, env=environment, close_fds=False)
         # From a service manager or `kill`; Dagster ends as after Ctrl-C.
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
