@@ -239,7 +239,9 @@ def pending_texts(opened: OpenCollection, item_keys: list[str], *, force: bool =
             statement = opened.active.table.statement("content_hashes")
             there = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
             have = set() if force else digests & {row[0] for row in there}
-            pending += len(digests) - len(have)
+            lacking = digests - have
+            excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(lacking), waiting=True)
+            pending += len(lacking - excused)
             reused += len(have)
     return pending, reused
 

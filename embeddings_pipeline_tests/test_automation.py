@@ -27,6 +27,7 @@ from embeddings_pipeline.orchestration.launcher import host_tags
 from embeddings_pipeline.orchestration.sync import Recent, range_tags, sync
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.status import collection_status
+from embeddings_pipeline.steps import pending_texts
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.workbench import collection, execute, films, landed, make_films, run_batch, sync_once
@@ -336,6 +337,10 @@ class TestQuarantine:
             run_batch(poisoned, batch, "again")
         assert poisoned.ledger.quarantine_entries() == []
         assert len(landed(database)) == 9
+
+    def test_a_dry_look_does_not_count_what_waits(self, poisoned) -> None:
+        assert pending_texts(poisoned, ["5", "6"]) == (0, 1)
+        assert pending_texts(poisoned, ["5", "6"], force=True) == (2, 0)
 
     def test_waits_grow(self, database, poisoned) -> None:
         waits = []
