@@ -69,21 +69,31 @@ def _compare_lake(opened: OpenCollection) -> tuple[int, int, list[int]]:
     """
     missing = lacking = 0
     marked = []
+    name = {"collection": opened.collection.name}
     hashes_of = opened.active.table.statement("audit/hashes_of_batch")
     with opened.database.connect(autocommit=True) as connection:
-        landed = connection.execute(load_sql("audit/landed_files"), {"collection": opened.collection.name}).fetchall()
+        landed = connection.execute(load_sql("audit/landed_files"), name).fetchall()
         for batch, file in landed:
-            in_table = [row[0] for row in connection.execute(hashes_of, {"batch": batch})]
-            if not in_table:
-                continue
-            in_file = opened.lake.content_hashes(opened.folder("embeddings"), batch, file)
-            if in_file is None:
-                missing += 1
-                marked.append(batch)
-            elif lacks := sum(digest not in in_file for digest in in_table):
-                lacking += lacks
+            lacks = _lacks(opened, batch, file, [row[0] for row in connection.execute(hashes_of, {"batch": batch})])
+            if lacks != 0:  # once more: a landing may have come between
+                with connection.transaction():
+                    opened.ledger.lock_batch(connection, batch)
+                    one = connection.execute(load_sql("audit/landed_file"), {**name, "batch": batch}).fetchone()
+                    hashes = [row[0] for row in connection.execute(hashes_of, {"batch": batch})]
+                lacks = _lacks(opened, batch, one[0] if one else file, hashes)
+            missing += lacks is None
+            lacking += lacks or 0
+            if lacks != 0:
                 marked.append(batch)
     return missing, lacking, marked
+
+
+def _lacks(opened: OpenCollection, batch: int, file: str, in_table: list[bytes]) -> int | None:
+    """How many of these content hashes the batch's file lacks; None where there is no such file."""
+    if not in_table:
+        return 0
+    in_file = opened.lake.content_hashes(opened.folder("embeddings"), batch, file)
+    return None if in_file is None else sum(digest not in in_file for digest in in_table)
 
 
 def _compare_faiss(opened: OpenCollection) -> tuple[int, int]:

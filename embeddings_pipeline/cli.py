@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,6 +260,10 @@ def _chosen(ledgers: "list[Ledger]", hashes: list[str] | None, every: bool) -> "
         raise ConfigurationError("name content hashes as `quarantine list` shows them, or give --all")
     entries = [(ledger, [entry.content_hash for entry in ledger.quarantine_entries()]) for ledger in ledgers]
     for beginning in hashes or ():
+        if not re.fullmatch(r"[0-9a-fA-F]{4,}", beginning):
+            raise ConfigurationError(
+                f"{beginning!r} is not the beginning of a content hash: give at least 4 of its digits"
+            )
         if not any(known.startswith(beginning.lower()) for _, found in entries for known in found):
             raise ConfigurationError(f"no text in quarantine has a content hash that begins with {beginning!r}")
     for ledger, found in entries:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.settings import PACKAGE_DEFS
@@ -124,7 +124,7 @@ class VectorIndex(_Strict):
 
 
 def _time_of_day(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
+    if isinstance(value, int) and not isinstance(value, bool) and 60 <= value < 24 * 60:
         return f"{value // 60:02d}:{value % 60:02d}"  # YAML 1.1 reads an unquoted 14:30 as 870
     if value is not None and not (isinstance(value, str) and re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value)):
         raise ValueError(f"{value!r} is not a time of day: write it as '04:00'")
@@ -161,9 +161,14 @@ class Automation(_Strict):
     whole_scan_minutes: Annotated[int, _whole_number(1, 525_600)] = Field(
         default=15, description="How often the sensor has the whole source read, which finds deleted rows too."
     )
+
     index_lag_minutes: Annotated[int, _whole_number(1, 525_600)] = Field(
         default=10, description="The indexes are brought up to date after so long, though batches are still dirty."
     )
+
+    def model_post_init(self, _: Any) -> None:
+        if 24 % self.recent_every_hours:
+            raise ValueError("`recent_every_hours:` must divide a day: 1, 2, 3, 4, 6, 8, 12 or 24")
 
 
 class Quarantine(_Strict):
@@ -171,6 +176,13 @@ class Quarantine(_Strict):
 
     attempts: Annotated[int, _whole_number(1, 1000)] = Field(default=5, description="Tries before a text is given up.")
     error_percent: float = Field(default=1.0, description="Above this share of all texts the check is an error.")
+
+    @field_validator("error_percent", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{value!r} is not a number")
+        return value
 
     def model_post_init(self, _: Any) -> None:
         if not 0 <= self.error_percent <= 100:

@@ -264,6 +264,7 @@ class Source:
         except psycopg.errors.InsufficientPrivilege:  # perhaps only of columns that we do not need
             config = self.collection.config
             named = dict.fromkeys((*config.source.key, *self.collection.template_columns, *config.columns))
+            named |= {config.source.updated_at: None} if config.source.updated_at else {}
             statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(_columns(named), self._relation)
             described = connection.execute(statement).description or []
         oids = [column.type_code for column in described]

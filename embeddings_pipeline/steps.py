@@ -4,6 +4,7 @@ Each reads what the step before wrote into the lake, so a step can be run again,
 step is the landing.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row, split_chunks
+
+log = logging.getLogger(__name__)
 
 LOOK_AT_ONCE = 1000  # items of a dry run
 SAMPLE_TEXTS, SAMPLE_CHARACTERS = 3, 300
@@ -222,9 +225,12 @@ def _embed(
     vectors = _encode(encoder, digests, values, bad)
     made = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
     reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
-    opened.ledger.quarantine(opened.fingerprint, good=list(made), bad=reasons)
+    opened.ledger.quarantine(opened.fingerprint, reasons)
     if made:
-        remember(opened.database, opened.fingerprint, encoder)
+        try:
+            remember(opened.database, opened.fingerprint, encoder)
+        except Exception as error:  # the check of model drift says so again; the texts are not to blame
+            log.warning("collection %r: the canaries could not be encoded: %s", opened.collection.name, error)
     return made, bad, tokens
 
 

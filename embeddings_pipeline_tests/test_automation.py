@@ -19,6 +19,7 @@ from embeddings_pipeline.alerts import alert
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.drift import CANARIES, measure
+from embeddings_pipeline.errors import OutageError, SourceError
 from embeddings_pipeline.opened import open_collection
 from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, evaluate, named, under_way
@@ -27,7 +28,7 @@ from embeddings_pipeline.orchestration.launcher import host_tags
 from embeddings_pipeline.orchestration.sync import Recent, range_tags, sync
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.status import collection_status
-from embeddings_pipeline.steps import pending_texts
+from embeddings_pipeline.steps import embed_batches, pending_texts
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.workbench import collection, execute, films, landed, make_films, run_batch, sync_once
@@ -246,6 +247,42 @@ class TestSensor:
         one.until_quiet()
         assert landed(database)["4"][0] == "Film 4 | meanwhile"
 
+    def test_a_read_that_fails_does_not_keep_the_rest_waiting(self, database, project, daemon, monkeypatch) -> None:
+        columns = "id int PRIMARY KEY, title text, overview text, revenue int, at timestamptz"
+        execute(database, f"CREATE TABLE films ({columns})")
+        execute(database, "INSERT INTO films SELECT n, 'Film', 'story ' || n, n, now() FROM generate_series(1, 12) n")
+        one = daemon(source={"table": "films", "key": ["id"], "updated_at": "at"})
+        one.run(one.tick().run_requests[0])
+
+        def fails(*_: object, **__: object) -> None:
+            raise SourceError("the source cannot be read")
+
+        monkeypatch.setattr("embeddings_pipeline.store.ledger.Ledger.scan_recent", fails)
+        assert jobs_of(one.tick()) == ["films_batches"]
+        assert "could not be read: the source cannot be read" in one.tick().skip_reason.skip_message
+
+    @pytest.mark.parametrize("damage", ["DROP INDEX {index}", "UPDATE embeddings.collection SET version = version + 1"])
+    def test_an_index_that_lags_is_built_though_no_batch_has_landed(self, database, project, daemon, damage) -> None:
+        make_films(database, films(12))
+        one = daemon()
+        one.until_quiet()
+        hnsw = "SELECT schemaname || '.' || indexname FROM pg_indexes WHERE indexdef LIKE '%USING hnsw%'"
+        [(index,)] = execute(database, hnsw)
+        execute(database, damage.format(index=index))
+        assert jobs_of(one.tick()) == ["films_index"]
+
+    def test_partitions_that_somebody_added_out_of_order_do_not_stop_the_work(
+        self, database, project, daemon, instance
+    ) -> None:
+        make_films(database, films(35))
+        one = daemon()
+        instance.add_dynamic_partitions(one.collection.partitions_name, ["000003", "by hand"])
+        one.until_quiet()
+        assert len(landed(database)) == 35
+        execute(database, "UPDATE films SET overview = 'again'")
+        sync(one.collection, project, instance=instance)
+        assert {text for text, *_ in landed(database).values()} == {f"Film {n} | again" for n in range(1, 36)}
+
     def test_its_name_and_those_of_the_schedules_have_the_collections_prefix_but_for_items(self) -> None:
         assert named(collection(name="items"), "new_rows_sensor") == "new_rows_sensor"
         repository = build_definitions(collection()).get_repository_def()
@@ -341,6 +378,40 @@ class TestQuarantine:
     def test_a_dry_look_does_not_count_what_waits(self, poisoned) -> None:
         assert pending_texts(poisoned, ["5", "6"]) == (0, 1)
         assert pending_texts(poisoned, ["5", "6"], force=True) == (2, 0)
+
+    def test_a_retry_that_dies_before_its_landing_is_tried_again(self, database, poisoned) -> None:
+        DeterministicEncoder.reset()
+        later(database, 600)
+        list(embed_batches(poisoned, [0], "killed"))
+        later(database, 3600)
+        assert poisoned.ledger.work(due=True) == {0: 1}
+        run_batch(poisoned, 0, "again")
+        assert len(landed(database)) == 9 and poisoned.ledger.quarantine_entries() == []
+
+    def test_a_text_of_two_batches_leaves_when_both_have_its_vector(self, database, settings) -> None:
+        make_films(database, [(n, "Same", "POISON" if n in (1, 19) else f"story {n}", 1) for n in range(1, 20)])
+        DeterministicEncoder.reset()
+        DeterministicEncoder.fail_on = "POISON"
+        opened, _ = sync_once(collection(), settings)
+        poison = "SELECT batch FROM embeddings.films_item WHERE item_key IN ('1', '19')"
+        batches = {row[0] for row in execute(database, poison)}
+        DeterministicEncoder.reset()
+        later(database, 600)
+        work = list(opened.ledger.work())
+        assert set(work) == batches
+        run_batch(opened, work[0], "one")
+        left = opened.ledger.work()
+        assert set(left) == batches - {work[0]}
+        for batch in left:
+            run_batch(opened, batch, "other")
+        assert opened.ledger.work() == {} and len(landed(database)) == 19
+
+    def test_an_outage_while_a_text_is_tried_again_makes_the_batch_wait(self, database, poisoned) -> None:
+        later(database, 600)
+        DeterministicEncoder.error = OutageError
+        with pytest.raises(OutageError):
+            run_batch(poisoned, 0, "outage")
+        assert poisoned.ledger.work(due=True) == {} and poisoned.ledger.work() == {0: 1}
 
     def test_waits_grow(self, database, poisoned) -> None:
         waits = []

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.errors import SourceError
+from embeddings_pipeline.errors import RefusedError, SourceError
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.steps import embed_batches, read_items, render_texts
@@ -341,3 +341,79 @@ def test_a_source_that_loses_its_connection_mid_scan_is_one_line_and_changes_not
     with pytest.raises(SourceError, match=r"cannot be read.*try again"):
         opened.ledger.scan(opened.source)
     assert execute(database, "SELECT count(*) FROM embeddings.films_item") == [(0,)]
+
+
+def test_a_tick_with_a_new_row_waits_for_a_landing_without_a_deadlock(database, settings, films_of) -> None:
+    films_of(5)
+    opened = open_collection(timed(), settings)
+    settle(opened)
+    execute(database, "UPDATE films SET overview = 'edited', updated_at = now() WHERE id = 2")
+    execute(database, "INSERT INTO films VALUES (77, 'New', 'row', 1, false, now())")
+    read_items(opened, 0, "run")
+    render_texts(opened, 0, "run")
+    list(embed_batches(opened, [0], "run"))
+    found: list[RecentResult] = []
+    ticking = threading.Thread(target=lambda: found.append(tick(opened)))
+
+    def scanned_meanwhile() -> None:
+        ticking.start()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'"
+        for _ in range(100):
+            if execute(database, waiting) == [(1,)]:
+                return
+            ticking.join(0.05)
+        raise AssertionError("the tick does not wait for the landing")
+
+    land_batch(opened, 0, "run", at_second_look=scanned_meanwhile)
+    ticking.join()
+    assert [result.new for result in found] == [1]
+    assert landed(database)["2"][0] == "Film 2 | edited"
+
+
+def test_many_small_ticks_do_not_wipe_what_one_big_one_may_not(database, settings, films_of, monkeypatch) -> None:
+    films_of(50)
+    opened = open_collection(timed(where="is_removed = false"), settings)
+    settle(opened)
+    monkeypatch.setattr(ledger, "ROWS_PER_TRANSACTION", 4)
+    execute(database, "UPDATE films SET is_removed = true, updated_at = now()")
+    for n in range(8):
+        tick(opened, rows=4)
+        for batch in opened.ledger.dirty_batches():
+            run_batch(opened, batch, f"tick{n}-{batch}")
+    assert len(landed(database)) >= 40
+    with pytest.raises(RefusedError):
+        opened.ledger.scan(opened.source)
+
+
+def test_rows_outside_the_condition_break_nothing(database, settings, films_of) -> None:
+    """A history table: one current row an item, and older ones, of which some have no key."""
+    execute(
+        database,
+        """CREATE TABLE films (id bigint, title text, overview text, revenue bigint, is_current boolean,
+               updated_at timestamptz)""",
+    )
+    execute(database, "INSERT INTO films SELECT n, 'T', 'old', 1, false, now() FROM generate_series(1, 9) n")
+    execute(database, "INSERT INTO films SELECT n, 'T', 'new', 1, true, now() FROM generate_series(1, 9) n")
+    execute(database, "INSERT INTO films VALUES (NULL, 'T', 'none', 1, false, now())")
+    opened = open_collection(timed(where="is_current"), settings)
+    settle(opened)
+    for rows in (20_000, 3):
+        found = tick(opened, rows)
+        assert (found.changed, found.gone) == (0, 0)
+    assert opened.ledger.dirty_batches() == []
+    execute(database, "INSERT INTO films VALUES (1, 'T', 'newer', 1, true, now())")
+    with pytest.raises(SourceError, match="more than once"):
+        tick(opened)
+
+
+def test_an_edit_of_a_dirty_item_does_not_make_it_younger(database, settings, films_of) -> None:
+    films_of(5)
+    opened = open_collection(timed(), settings)
+    settle(opened)
+    execute(database, "UPDATE films SET overview = 'one', updated_at = now() WHERE id = 2")
+    tick(opened)
+    execute(database, "UPDATE embeddings.films_item SET seen_at = now() - interval '2 hours' WHERE item_key = '2'")
+    execute(database, "UPDATE films SET overview = 'two', updated_at = now() WHERE id = 2")
+    assert tick(opened).changed == 1
+    old = "SELECT seen_at < now() - interval '1 hour' FROM embeddings.films_item WHERE item_key = '2'"
+    assert execute(database, old) == [(True,)]

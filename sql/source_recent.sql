@@ -10,7 +10,7 @@ SELECT
 FROM (
         SELECT {used}, ({meets} IS TRUE) AS "row meets where"
         FROM {relation} AS source
-        WHERE {condition} AND {updated_at} IS NOT NULL
+        WHERE {condition} AND {updated_at} IS NOT NULL AND (({meets} IS TRUE) OR {key} IS NOT NULL)
         ORDER BY {updated_at}, {key} COLLATE "C"
         LIMIT {limit}
     ) AS source,

@@ -15,6 +15,8 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.orchestration.assets import asset_key, named
 from embeddings_pipeline.settings import load_settings
 
+ASSETS = ("item_ledger", "raw_items", "item_texts", "pgvector_table", "pgvector_index", "faiss_index")
+
 
 def build_alerts(collection: Collection) -> dg.SensorDefinition:
     """`failure_alerts`: tells of each failed run of the collection. It is on from the start."""
@@ -50,8 +52,11 @@ def build_alerts(collection: Collection) -> dg.SensorDefinition:
 
 def _concerns(run: dg.DagsterRun, collection: Collection) -> bool:
     own = {f"{collection.name}_{job}" for job in ("scan", "batches", "index", "audit", "refresh", "recent")}
-    item_assets = {tuple(asset_key(collection, "x").path[:-1])}
-    return run.job_name in own or any(tuple(key.path[:-1]) in item_assets for key in run.asset_selection or ())
+    prefix = asset_key(collection, "item_ledger").path[:-1]
+    return run.job_name in own or any(
+        key.path[:-1] == prefix and (key.path[-1] in ASSETS or key.path[-1].startswith("embeddings_"))
+        for key in run.asset_selection or ()
+    )
 
 
 def _range_of(tags: Mapping[str, str]) -> str | None:
@@ -65,9 +70,11 @@ def alert_of_check(
     """Tell of a check that fails, unless it failed the last time too."""
     before = context.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)
     ended = (AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED)
-    last = next((record.status for record in before if record.status in ended), None)
-    if last == AssetCheckExecutionRecordStatus.FAILED:
-        return
+    last = next((record for record in before if record.status in ended), None)
+    if last is not None and last.status == AssetCheckExecutionRecordStatus.FAILED and last.event is not None:
+        evaluation = last.event.get_dagster_event().asset_check_evaluation_data
+        if evaluation.severity == dg.AssetCheckSeverity.ERROR:
+            return
     alert(
         load_settings(),
         "check_failed",

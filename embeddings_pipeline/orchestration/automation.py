@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+import psycopg
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -22,6 +23,7 @@ from pydantic import Field
 
 from embeddings_pipeline.collection import Collection, batch_key
 from embeddings_pipeline.coverage import collection_state
+from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.index.lag import indexes_lag, lagging_since
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
@@ -29,6 +31,7 @@ from embeddings_pipeline.orchestration.resources import run_lock
 from embeddings_pipeline.orchestration.sync import (
     Recent,
     SyncResult,
+    batches_of,
     cancel_dead_runs,
     range_tags,
     run_ranges,
@@ -95,10 +98,15 @@ def evaluate(instance: dg.DagsterInstance, collection: Collection, dimensions: i
     opened = open_collection(collection, load_settings())
     cancel_dead_runs(instance, opened.database)
     config, name = collection.config.automation, collection.name
-    recent = None
+    recent: RecentResult | str | None = None
     if collection.config.source.updated_at and _scanned_at(opened):
-        recent = opened.ledger.scan_recent(opened.source, seconds=READ_SECONDS)
-    existing = opened.ledger.batches()
+        try:
+            recent = opened.ledger.scan_recent(opened.source, seconds=READ_SECONDS)
+        except (PipelineError, psycopg.Error) as error:  # the rest goes on; whole scans find what this one did not
+            recent = " ".join(str(error).split())
+    known = instance.get_dynamic_partitions(collection.partitions_name)
+    added = [key for key in map(batch_key, opened.ledger.batches()) if key not in set(known)]
+    existing = batches_of([*known, *added])
     busy = under_way(instance, collection, dimensions)
     dirty, work = opened.ledger.dirty_items(), opened.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
@@ -110,9 +118,9 @@ def evaluate(instance: dg.DagsterInstance, collection: Collection, dimensions: i
     if lags and _may_index(instance, opened, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
         requests.append(dg.RunRequest(job_name=f"{name}_index"))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick
-        opened.ledger.trying([batch for batch in free if any(first <= batch <= last for first, last in ranges)])
-    known = set(instance.get_dynamic_partitions(collection.partitions_name))
-    added = [key for key in map(batch_key, existing) if key not in known]
+        place = {batch: n for n, batch in enumerate(existing)}
+        tried = [n for n in free if n in place and any(place[a] <= place[n] <= place[b] for a, b in ranges)]
+        opened.ledger.trying(tried)
     looked = _what_was_seen(opened, recent, len(existing), dirty, work, busy, lags)
     return dg.SensorResult(
         run_requests=requests,
@@ -174,17 +182,23 @@ def _whole_scan_due(instance: dg.DagsterInstance, opened: OpenCollection, busy: 
         return False
     # One that was refused or failed is not asked for again at each tick.
     tried = instance.get_run_records(dg.RunsFilter(job_name=f"{opened.collection.name}_scan"), limit=1)
-    return not tried or datetime.now(UTC) - tried[0].create_timestamp.astimezone(UTC) >= min(every, FAILED_WAIT)
+    if not tried:
+        return True
+    ended = tried[0].end_time or tried[0].start_time or 0
+    return time.time() - ended >= min(every, FAILED_WAIT).total_seconds()
 
 
 def _may_index(
     instance: dg.DagsterInstance, opened: OpenCollection, dirty: bool, busy: UnderWay, longest: timedelta
 ) -> bool:
     """With batches still to land, the indexes wait, but not for ever."""
-    since = lagging_since(opened)
-    if since is None:
+    with opened.database.connect(autocommit=True) as connection:
+        state = collection_state(connection, opened.collection.name)
+    if state is None or state.version == 0:  # nothing to index has landed
         return False
-    if (dirty or busy.partitions) and datetime.now(UTC) - since < longest:
+    since = lagging_since(opened)
+    waited = since is not None and datetime.now(UTC) - since >= longest
+    if (dirty or busy.partitions) and not waited:
         return False
     tried = instance.get_run_records(dg.RunsFilter(job_name=f"{opened.collection.name}_index"), limit=1)
     failed = tried and tried[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
@@ -193,7 +207,7 @@ def _may_index(
 
 def _what_was_seen(
     opened: OpenCollection,
-    recent: RecentResult | None,
+    recent: RecentResult | str | None,
     batches: int,
     dirty: Mapping[int, int],
     work: Mapping[int, int],
@@ -202,7 +216,9 @@ def _what_was_seen(
 ) -> str:
     waiting = len(dirty.keys() - work.keys())
     parts = []
-    if recent is not None:
+    if isinstance(recent, str):
+        parts.append(f"rows updated lately could not be read: {recent}")
+    elif recent is not None:
         parts.append(
             f"{recent.read} rows updated lately were read ({recent.new} new, {recent.changed} changed, "
             f"{recent.gone} gone)"

@@ -83,7 +83,7 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         """
         with failures():
             opened = pipeline.open(collection)
-            entries = opened.ledger.quarantine_entries()
+            entries = [entry for entry in opened.ledger.quarantine_entries() if entry.items]
             texts = coverage(opened.database, opened.active).vectors + len(entries)
         percent = 100 * len(entries) / texts if texts else 0.0
         given_up = sum(entry.next_try is None for entry in entries)

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +175,14 @@ class _Sync:
             watching.join()
 
     def _run(self, options: _Options) -> None:
+        try:
+            self._bring_up_to_date(options)
+        finally:
+            if options.full:  # most of all when something failed
+                self.progress("checking", self.embedded, self.batches)
+                self._execute(f"{self.collection.name}_audit", {}, {})
+
+    def _bring_up_to_date(self, options: _Options) -> None:
         ledger, name, result = self.opened.ledger, self.collection.name, self.result
         self.progress("scanning", 0, 0)
         items = None
@@ -198,8 +206,8 @@ class _Sync:
         self.batches = len(work)
         batch_done.set(self._batch_done)
         for _ in range(PASSES):
-            existing = ledger.batches()
-            add_partitions(self.instance, self.collection, existing)
+            add_partitions(self.instance, self.collection, ledger.batches())
+            existing = batches_of(self.instance.get_dynamic_partitions(self.collection.partitions_name))
             for first, last in run_ranges(work, existing, self.size):
                 if limit is not None and result.embedded >= limit:
                     break
@@ -219,9 +227,6 @@ class _Sync:
         if indexes_lag(self.opened, verify=True):
             self.progress("indexing", self.embedded, self.batches)
             self._execute(f"{name}_index", {}, {})
-        if options.full:
-            self.progress("checking", self.embedded, self.batches)
-            self._execute(f"{name}_audit", {}, {})
 
     def _scan(self, allow_deletes: bool) -> None:
         config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
@@ -274,7 +279,12 @@ class _Sync:
         return sums
 
 
-def run_ranges(work: Mapping[int, int], existing: list[int], items_per_batch: int) -> list[tuple[int, int]]:
+def batches_of(partitions: Sequence[str]) -> list[int | None]:
+    """The batches in the order in which Dagster knows their partitions; None for what was added by hand."""
+    return [int(key) if key.isdecimal() and batch_key(int(key)) == key else None for key in partitions]
+
+
+def run_ranges(work: Mapping[int, int], existing: Sequence[int | None], items_per_batch: int) -> list[tuple[int, int]]:
     """The runs, as (first, last) batch, that do this work (batch → items)."""
     most = {"most_batches": MOST_BATCHES_PER_RUN, "most_items": BATCHES_PER_RUN * items_per_batch}
     return contiguous_ranges(work, existing, **most)

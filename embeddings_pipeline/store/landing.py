@@ -65,12 +65,14 @@ def land_batch(
                 copy.write_row((row.item_key, row.row_hash))
         at_second_look()
 
-        connection.execute(tables.statement("landing/decide"), key)
+        connection.execute(tables.statement("landing/decide"), {**key, "item_keys": item_keys})
         rerendered = {row[0] for row in connection.execute(tables.statement("landing/gone_texts")).fetchall()}
         for target in opened.ledger.model_tables(connection):  # a text that goes, goes from every model
             landed.vectors_deleted += target.delete(connection)
         connection.execute(tables.statement("landing/new_texts"))
         landed.vectors_written = table.write(connection)
+        mended = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
+        connection.execute(table.statement("quarantine/mended"), mended)
         _count(connection, rerendered, landed)
         connection.execute(tables.statement("landing/delete_items"))
         connection.execute(tables.statement("landing/update_items"))

@@ -64,7 +64,7 @@ class QuarantineEntry:
 
     content_hash: str  # hexadecimal
     item_key: str | None
-    items: int
+    items: int  # that lack a vector because of it
     reason: str
     attempts: int
     last_try: datetime
@@ -84,6 +84,8 @@ class Watermark:
     settled: Position | None  # where a scan had caught up at least an overlap ago
     noted: Position | None  # becomes `settled` when an overlap has passed since `noted_at`
     noted_at: float  # seconds since 1970, by this machine's clock
+    gone: int = 0  # items found gone since the whole scan that ended at `gone_since`
+    gone_since: str = ""
 
     def caught_up(self, now: float) -> "Watermark":
         """The watermark after a scan that has read all there is, at `now`."""
@@ -92,12 +94,12 @@ class Watermark:
             # Every row of that time that was committed within the overlap has been read, whatever its key.
             settled = Position(noted.updated_at, None) if noted else None
             noted, noted_at = self.cursor, now
-        return Watermark(self.column, settled, settled, noted, noted_at)
+        return replace(self, cursor=settled, settled=settled, noted=noted, noted_at=noted_at)
 
     @classmethod
     def parse(cls, stored: dict[str, Any]) -> "Watermark":
         positions = {n: Position(*stored[n]) if stored[n] else None for n in ("cursor", "settled", "noted")}
-        return cls(stored["column"], noted_at=stored["noted_at"], **positions)
+        return cls(**{**stored, **positions})
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ class Ledger:
                         mark = replace(mark, cursor=rows[passed].position)
                     at_end = whole and start + ROWS_PER_TRANSACTION >= len(rows)
                     mark = mark.caught_up(time.time()) if at_end else mark
-                    new, changed, gone, refused = self._note_recent(connection, part, mark)
+                    seen = self._seen(source, reading, part)
+                    new, changed, gone, refused, mark = self._note_recent(connection, seen, mark)
                     found = RecentResult(
                         found.read + len(part),
                         found.new + new,
@@ -236,37 +239,67 @@ class Ledger:
         return Watermark.parse(row[0]) if row and row[0] else None
 
     def _note_recent(
-        self, connection: psycopg.Connection, rows: Sequence[RecentRow], mark: Watermark
-    ) -> tuple[int, int, int, int]:
-        """Write what was seen, and how far we have come, in one transaction. Items new, changed, gone and refused."""
+        self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
+    ) -> tuple[int, int, int, int, Watermark]:
+        """Write what was seen, and how far we have come. Items new, changed, gone and refused; the watermark written.
+
+        A landing holds its batch's lock and then wants the collection's, so never is one taken here under the other.
+        """
         with connection.transaction():
             connection.execute("TRUNCATE scan_row")
-            by_key = {row.item_key: row.row_hash for row in rows}
-            if len(by_key) < len(rows):
-                keys = [row.item_key for row in rows]
-                raise self._twice(next(key for key in keys if keys.count(key) > 1))
             with connection.cursor() as cursor, cursor.copy("COPY scan_row FROM STDIN (FORMAT binary)") as copy:
                 copy.set_types(["text", "bytea"])
-                for row in by_key.items():
+                for row in seen.items():
                     copy.write_row(row)
             connection.execute("ANALYZE scan_row")
-            new = self._insert_new(connection)
-            gone, refused = 0, 0
-            if None in by_key.values():
-                gone, landed = connection.execute(self.tables.statement("recent/gone")).fetchone() or (0, 0)
-                if gone > GONE_SHARE * landed:
-                    connection.execute("DELETE FROM scan_row WHERE row_hash IS NULL")
-                    gone, refused = 0, gone
-            # As in `scan`: batches that a landing works on are compared under their lock, after it has ended.
-            parameters = {"in_flight": list(self._landings_in_flight(connection))}
+        new = self._insert_new(connection)
+        refused = 0
+        if None in seen.values():
+            mark, refused = self._judge_gone(connection, mark)
+        # As in `scan`: batches that a landing works on are compared under their lock, after it has ended.
+        in_flight = self._landings_in_flight(connection)
+        with connection.transaction():
+            parameters: dict[str, Any] = {"in_flight": list(in_flight)}
             batches = [row[0] for row in connection.execute(self.tables.statement("recent/batches"), parameters)]
             for batch in batches:
                 self.lock_batch(connection, batch)
             suspected = connection.execute(self.tables.statement("recent/suspect"), {"batches": batches}).fetchall()
-            values = {"collection": self.collection.name, "watermark": Jsonb(asdict(mark))}
-            connection.execute(load_sql("recent/watermark"), values)
-        vanished = sum(seen is None for (seen,) in suspected)
-        return new, len(suspected) - vanished, vanished, refused
+            if not in_flight:
+                self._write_watermark(connection, mark)
+        if in_flight:  # such a landing may also have deleted an item that is back
+            with connection.transaction():
+                new += self._insert_new(connection)
+                self._write_watermark(connection, mark)
+        vanished = sum(hash_seen is None for (hash_seen,) in suspected)
+        return new, len(suspected) - vanished, vanished, refused, mark
+
+    def _write_watermark(self, connection: psycopg.Connection, mark: Watermark) -> None:
+        values = {"collection": self.collection.name, "watermark": Jsonb(asdict(mark))}
+        connection.execute(load_sql("recent/watermark"), values)
+
+    def _judge_gone(self, connection: psycopg.Connection, mark: Watermark) -> tuple[Watermark, int]:
+        """Leave gone items to a whole scan where they are too many since the last one; the watermark that counts them,
+        and how many were refused.
+        """
+        parameters = {"collection": self.collection.name}
+        row = connection.execute(self.tables.statement("recent/gone"), parameters).fetchone()
+        gone, scanned, scanned_at = row or (0, 0, "")
+        before = mark.gone if mark.gone_since == scanned_at else 0
+        if before + gone > GONE_SHARE * scanned:
+            connection.execute("DELETE FROM scan_row WHERE row_hash IS NULL")
+            return mark, gone
+        return replace(mark, gone=before + gone, gone_since=scanned_at), 0
+
+    def _seen(self, source: Source, reading: psycopg.Connection, rows: Sequence[RecentRow]) -> dict[str, bytes | None]:
+        """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
+        seen: dict[str, bytes | None] = {}
+        for row in rows:
+            if seen.get(row.item_key) is not None and row.row_hash is not None:
+                raise self._twice(row.item_key)
+            seen[row.item_key] = row.row_hash or seen.get(row.item_key)
+        # Another row of that key, an older or a newer one, may still meet it.
+        doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
+        return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
 
     def look(self, source: Source, *, everything: bool = False) -> tuple[ScanResult, list[str]]:
         """What `scan` would find, and the keys of the items that a sync would work on (or of all). Writes nothing."""
@@ -293,9 +326,12 @@ class Ledger:
     def work(self, *, due: bool = False) -> dict[int, int]:
         """As `dirty_items`, and the batches with a text whose time in quarantine is over."""
         with self.database.connect(autocommit=True) as connection:
-            statement = self.tables.statement("quarantine/retries")
-            parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
-            retries: dict[int, int] = dict(connection.execute(statement, parameters).fetchall())
+            model = active_model(connection, self.collection.name)
+            retries: dict[int, int] = {}
+            if model is not None:
+                statement = model.table.statement("quarantine/retries")
+                parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts, "due": due}
+                retries = dict(connection.execute(statement, parameters).fetchall())
         return dict(sorted({**retries, **self.dirty_items(due=due)}.items()))
 
     def recent_items(self, days: int, limit: int) -> dict[int, list[str]]:
@@ -303,7 +339,9 @@ class Ledger:
         found: dict[int, list[str]] = {}
         with self.database.connect(autocommit=True) as connection:
             statement = self.tables.statement("recent/items")
-            for batch, item_key in connection.execute(statement, {"days": days, "limit": limit}):
+            for batch, item_key in connection.execute(
+                statement, {"collection": self.collection.name, "days": days, "limit": limit}
+            ):
                 found.setdefault(batch, []).append(item_key)
         return dict(sorted(found.items()))
 
@@ -338,6 +376,7 @@ class Ledger:
                     parameters["batch"] = batch
                     found += connection.execute(model.table.statement("audit/suspect"), parameters).rowcount
             found += connection.execute(model.table.statement("audit/orphans")).rowcount
+            connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.collection.name})
         return found
 
     def active(self) -> ActiveModel | None:
@@ -368,8 +407,11 @@ class Ledger:
     def quarantine_entries(self) -> list[QuarantineEntry]:
         """What is in quarantine under the active model, newest first."""
         with self.database.connect(autocommit=True) as connection:
+            model = active_model(connection, self.collection.name)
+            if model is None:
+                return []
             parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
-            rows = connection.execute(self.tables.statement("quarantine/list"), parameters).fetchall()
+            rows = connection.execute(model.table.statement("quarantine/list"), parameters).fetchall()
         return [QuarantineEntry(*row) for row in rows]
 
     def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
@@ -392,19 +434,13 @@ class Ledger:
                 connection.execute(self.tables.statement("quarantine/suspect"), parameters)
                 return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
 
-    def quarantine(self, fingerprint: str, *, good: Sequence[bytes], bad: Mapping[bytes, tuple[str, str]]) -> None:
-        """Put bad texts (content hash → text and reason) into quarantine, and take out those that went well."""
-        key = {"collection": self.collection.name, "fingerprint": fingerprint}
+    def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]]) -> None:
+        """Put bad texts (content hash → text and reason) into quarantine. The landing takes out what went well."""
         with self.database.connect() as connection:
-            connection.execute(
-                "DELETE FROM embeddings.quarantine"
-                " WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s"
-                " AND content_hash = ANY (%(good)s)",
-                {**key, "good": list(good)},
-            )
             for digest, (text, reason) in bad.items():
                 log.warning("collection %r: a text went to quarantine: %s", self.collection.name, reason)
-                parameters = {**key, "content_hash": digest, "text": text, "reason": reason}
+                parameters: dict[str, Any] = {"collection": self.collection.name, "fingerprint": fingerprint}
+                parameters |= {"content_hash": digest, "text": text, "reason": reason}
                 connection.execute(load_sql("quarantine/add"), parameters)
 
     def trying(self, batches: Sequence[int]) -> None:
@@ -509,16 +545,17 @@ def _list_or_none(values: Sequence[bytes] | None) -> list[bytes] | None:
 
 
 def contiguous_ranges(
-    items: Mapping[int, int], existing: Sequence[int], *, most_batches: int, most_items: int
+    items: Mapping[int, int], existing: Sequence[int | None], *, most_batches: int, most_items: int
 ) -> list[tuple[int, int]]:
     """Batches as (first, last) pairs without a gap among `existing`; `items`: batch → items to work on.
 
-    Each pair holds at most `most_batches`, and at most `most_items` unless it is a single batch.
+    `existing` is in the order in which Dagster knows the partitions; None where one is no batch. Each pair holds at
+    most `most_batches`, and at most `most_items` unless it is a single batch.
     """
-    place = {batch: n for n, batch in enumerate(existing)}
+    place = {batch: n for n, batch in enumerate(existing) if batch is not None}
     ranges: list[tuple[int, int]] = []
     held = 0
-    for batch in sorted(items):
+    for batch in sorted(items.keys() & place.keys(), key=place.__getitem__):
         held += items[batch]
         if ranges:
             first, last = ranges[-1]

@@ -1,4 +1,5 @@
--- Rule 3, an item at a time. Parameter: batch.
+-- Rule 3, an item at a time. Items that came into the batch since its keys were read are not looked at.
+-- Parameters: batch, item_keys.
 --   delete:   gone, and a scan said so (or nothing of it has landed)
 --   vanished: gone, but no scan has said so yet: a scan decides, which refuses to wipe
 --   leave:    not encoded by this run, or landed with the current hash while this run encoded another
@@ -18,4 +19,4 @@ SELECT
 FROM {item} AS item
 LEFT JOIN landing_now AS now USING (item_key)
 LEFT JOIN landing_item AS encoded USING (item_key)
-WHERE item.batch = %(batch)s
+WHERE item.batch = %(batch)s AND item.item_key = ANY (%(item_keys)s::text[])

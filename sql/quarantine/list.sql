@@ -1,4 +1,4 @@
--- What is in quarantine under the active model. Parameters: collection, attempts.
+-- What is in quarantine under the active model, and the items that lack a vector because of it. Parameters: collection, attempts.
 
 SELECT
     encode(quarantine.content_hash, 'hex'), min(text.item_key), count(DISTINCT text.item_key), quarantine.reason,
@@ -7,7 +7,9 @@ SELECT
 FROM embeddings.quarantine
 JOIN embeddings.collection ON collection.name = quarantine.collection
                           AND collection.fingerprint = quarantine.fingerprint
-LEFT JOIN {text} AS text ON text.content_hash = quarantine.content_hash
+LEFT JOIN {text} AS text
+  ON text.content_hash = quarantine.content_hash
+ AND NOT EXISTS (SELECT FROM {vector} AS vector WHERE vector.text_id = text.id)
 WHERE quarantine.collection = %(collection)s
 GROUP BY quarantine.collection, quarantine.fingerprint, quarantine.content_hash
 ORDER BY quarantine.last_try DESC, quarantine.content_hash

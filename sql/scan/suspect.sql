@@ -2,7 +2,9 @@
 -- a scan only suspects, and never makes an item clean. Parameter: batch.
 
 UPDATE {item} AS item
-SET seen_hash = seen.row_hash, seen_at = now()
+SET seen_hash = seen.row_hash,
+    -- Since when it is dirty: another edit does not make it any younger.
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.landed_hash THEN coalesce(item.seen_at, now()) ELSE now() END
 FROM (
     SELECT item_key, scan.row_hash
     FROM {item} AS inner_item
