@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
@@ -56,7 +56,7 @@ class Daemon:
 
     def run(self, request: dg.RunRequest) -> bool:
         job = self.definitions.resolve_job_def(request.job_name or "")
-        run = self.instance.create_run_for_job(job, tags=dict(request.tags))
+        run = self.instance.create_run_for_job(job, run_config=request.run_config, tags=dict(request.tags))
         return execute_run(InMemoryJob(job), run, self.instance, raise_on_error=False).success
 
     def until_quiet(self, most: int = 10) -> int:
@@ -92,7 +92,10 @@ class TestSensor:
         result = one.tick()
         assert jobs_of(result) == []
         said = result.skip_reason.skip_message
-        assert "of 4 batches 0 have something to do and 0 wait" in said and "indexes current" in said
+        assert (
+            "batches: 4, with something to do: 0, being worked on: 0, waiting for their next try: 0" in said
+            and "indexes current" in said
+        )
         assert "last whole scan 0 minutes ago" in said
 
     def test_rows_that_are_new_changed_and_gone_arrive_by_themselves(self, database, project, daemon) -> None:
@@ -138,7 +141,7 @@ class TestSensor:
         one.run(one.tick().run_requests[0])
         assert jobs_of(one.tick()) == ["films_batches"]  # and its process is killed before it does anything
         result = one.tick()
-        assert jobs_of(result) == [] and "1 wait for their next try" in result.skip_reason.skip_message
+        assert jobs_of(result) == [] and "waiting for their next try: 1" in result.skip_reason.skip_message
         later(database, 60)
         assert jobs_of(one.tick()) == ["films_batches"]
         later(database, 60)
@@ -227,7 +230,8 @@ class TestSensor:
         run_batch(opened, 1, "run")
         opened.ledger.trying([0])
         assert "indexes behind" in one.tick().skip_reason.skip_message
-        execute(database, "UPDATE embeddings.batch SET landed_at = now() - interval '11 minutes'")
+        built = datetime.now(UTC) - timedelta(minutes=11)
+        monkeypatch.setattr(automation, "lagging_since", lambda opened: built)
         assert jobs_of(one.tick()) == ["films_index"]
 
     def test_a_day_without_the_daemon_and_a_tick_that_failed_need_no_mending(

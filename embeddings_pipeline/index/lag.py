@@ -7,7 +7,6 @@ from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_index import is_current, open_index, read_manifest
 from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
 from embeddings_pipeline.opened import OpenCollection
-from embeddings_pipeline.store.postgres import load_sql
 
 
 def indexes_lag(opened: OpenCollection, *, verify: bool = False) -> bool:
@@ -43,13 +42,14 @@ def _faiss_lags(opened: OpenCollection, state: CollectionState, verify: bool) ->
 
 
 def lagging_since(opened: OpenCollection) -> datetime | None:
-    """When the first landing was that the FAISS index lacks; None without one."""
+    """Since when a FAISS index that lags may have lagged: its last build, or the first landing; None without either."""
     try:
         manifest = read_manifest(opened.settings.state_dir / "faiss", opened.collection.name)
     except VectorIndexError:
         manifest = None
-    version = manifest.version if manifest and manifest.fingerprint == opened.fingerprint else -1
-    parameters = {"collection": opened.collection.name, "version": version}
+    if manifest is not None and manifest.fingerprint == opened.fingerprint:
+        return datetime.fromisoformat(manifest.built_at)
+    first = "SELECT min(landed_at) FROM embeddings.batch WHERE collection = %s"
     with opened.database.connect(autocommit=True) as connection:
-        row = connection.execute(load_sql("index/lagging_since"), parameters).fetchone()
+        row = connection.execute(first, [opened.collection.name]).fetchone()
     return row[0] if row else None

@@ -111,12 +111,12 @@ def evaluate(instance: dg.DagsterInstance, collection: Collection, dimensions: i
     dirty, work = opened.ledger.dirty_items(), opened.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
     ranges = run_ranges(free, existing, collection.config.items_per_batch)[:RUNS_PER_TICK]
-    requests = [dg.RunRequest(job_name=f"{name}_batches", tags=range_tags(first, last)) for first, last in ranges]
+    requests = [_request(f"{name}_batches", range_tags(first, last)) for first, last in ranges]
     if _whole_scan_due(instance, opened, busy):
-        requests.append(dg.RunRequest(job_name=f"{name}_scan"))
+        requests.append(_request(f"{name}_scan"))
     lags = not (busy.index or busy.refresh) and indexes_lag(opened)
     if lags and _may_index(instance, opened, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
-        requests.append(dg.RunRequest(job_name=f"{name}_index"))
+        requests.append(_request(f"{name}_index"))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick
         place = {batch: n for n, batch in enumerate(existing)}
         tried = [n for n in free if n in place and any(place[a] <= place[n] <= place[b] for a, b in ranges)]
@@ -128,6 +128,11 @@ def evaluate(instance: dg.DagsterInstance, collection: Collection, dimensions: i
         dynamic_partitions_requests=[build_partitions(collection).build_add_request(added)] if added else [],
         cursor=looked,
     )
+
+
+def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequest:
+    # Our console logger, which is quiet, counts only where the run's configuration names it.
+    return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 
 def under_way(instance: dg.DagsterInstance, collection: Collection, dimensions: int) -> UnderWay:
@@ -214,7 +219,8 @@ def _what_was_seen(
     busy: UnderWay,
     lags: bool,
 ) -> str:
-    waiting = len(dirty.keys() - work.keys())
+    waiting = sum(batch_key(batch) not in busy.partitions for batch in dirty.keys() - work.keys())
+    to_do = sum(batch_key(batch) not in busy.partitions for batch in work)
     parts = []
     if isinstance(recent, str):
         parts.append(f"rows updated lately could not be read: {recent}")
@@ -230,9 +236,9 @@ def _what_was_seen(
     scanned_at = _scanned_at(opened)
     minutes = f"{(datetime.now(UTC) - scanned_at).total_seconds() / 60:.0f} minutes ago" if scanned_at else "never"
     parts.append(f"last whole scan {minutes}" + (", one is under way" if busy.scan or busy.refresh else ""))
-    parts.append(f"of {batches} batches {len(work)} have something to do and {waiting} wait for their next try")
-    if busy.partitions:
-        parts.append(f"{len(busy.partitions)} batches are being worked on")
+    counts = {"batches": batches, "with something to do": to_do, "being worked on": len(busy.partitions)}
+    counts["waiting for their next try"] = waiting
+    parts.append(", ".join(f"{what}: {count}" for what, count in counts.items()))
     index = "being built" if busy.index else "behind" if lags else "current"
     parts.append(f"indexes {index}")
     return "; ".join(parts)
