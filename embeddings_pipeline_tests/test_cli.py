@@ -196,6 +196,8 @@ class TestQuarantine:
             WHERE item_key = '2'
             RETURNING encode(content_hash, 'hex')"""
         [(digest,)] = execute(database, statement)
+        [(table,)] = execute(database, "SELECT 'films_vector_' || fingerprint FROM embeddings.collection")
+        execute(database, f"DELETE FROM embeddings.{table} WHERE encode(content_hash, 'hex') = '{digest}'")
         return str(digest)
 
     def test_list_shows_what_and_why_and_when(self, loaded: Command, bad: str) -> None:
