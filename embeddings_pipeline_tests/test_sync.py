@@ -345,3 +345,14 @@ def test_another_declared_profile_changes_no_vector_and_is_named(
     assert opened.profile == replace(opened.profile, name="test", dimensions=32)
     run_sync(attributes={"profile": other})
     assert landed(database) == before
+
+
+def test_a_full_sync_that_fails_says_why_and_still_runs_every_check(
+    database: Database, project: Settings, run_sync: Callable[..., SyncResult], instance: dg.DagsterInstance
+) -> None:
+    make_films(database, films(5))
+    run_sync()
+    execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
+    with pytest.raises(RunFailed, match="names a column 'title'"):
+        run_sync(full=True)
+    assert instance.get_runs(dg.RunsFilter(job_name="films_audit"))

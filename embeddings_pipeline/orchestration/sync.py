@@ -177,10 +177,17 @@ class _Sync:
     def _run(self, options: _Options) -> None:
         try:
             self._bring_up_to_date(options)
-        finally:
-            if options.full:  # most of all when something failed
-                self.progress("checking", self.embedded, self.batches)
-                self._execute(f"{self.collection.name}_audit", {}, {})
+        except PipelineError:
+            if options.full:  # then most of all; what failed first is what is told
+                with suppress(PipelineError):
+                    self._run_every_check()
+            raise
+        if options.full:
+            self._run_every_check()
+
+    def _run_every_check(self) -> None:
+        self.progress("checking", self.embedded, self.batches)
+        self._execute(f"{self.collection.name}_audit", {}, {})
 
     def _bring_up_to_date(self, options: _Options) -> None:
         ledger, name, result = self.opened.ledger, self.collection.name, self.result
