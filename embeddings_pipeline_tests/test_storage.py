@@ -79,6 +79,32 @@ def test_processes_that_start_together_make_the_tables_once(deployment: Settings
             part.dispose()
 
 
+def test_processes_that_meet_a_new_pool_together_make_it_once(deployment: Settings, tmp_path: Path) -> None:
+    def meets(number: int) -> bool:
+        with project_instance(tmp_path / f"scratch {number}") as instance:
+            return instance.event_log_storage.initialize_concurrency_limit_to_default("encoder")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(meets, range(4))) == [True] * 4
+    with project_instance(tmp_path / "scratch") as instance:
+        info = instance.event_log_storage.get_concurrency_info("encoder")
+        assert (info.limit, info.slot_count, info.using_default_limit) == (1, 1, True)
+
+
+def test_a_pool_follows_a_changed_default_limit(
+    deployment: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with project_instance(tmp_path / "scratch") as instance:
+        for limit in (1, 3, 2):
+            monkeypatch.setattr(DagsterInstance, "global_op_concurrency_default_limit", limit)
+            instance.event_log_storage.initialize_concurrency_limit_to_default("encoder")
+            info = instance.event_log_storage.get_concurrency_info("encoder")
+            assert (info.limit, info.slot_count, info.using_default_limit) == (limit, limit, True)
+        monkeypatch.setattr(DagsterInstance, "global_op_concurrency_default_limit", None)
+        instance.event_log_storage.initialize_concurrency_limit_to_default("encoder")
+        assert instance.event_log_storage.get_pool_limits() == []
+
+
 def test_a_role_without_the_right_gets_the_statement_for_dagsters_database(
     database: Database, server: Database, settings: Settings
 ) -> None:

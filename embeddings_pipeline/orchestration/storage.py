@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import sqlalchemy
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.compute_log_manager import CapturedLogContext
+from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
@@ -77,10 +78,18 @@ class _RunStorage(_Pooled, PostgresRunStorage):
 
 class _EventLogStorage(_Pooled, PostgresEventLogStorage):
     def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
-        # Two processes that both make a pool's row: Dagster catches the conflict and goes on in a failed transaction.
+        # Where the pool has a row (another process made it, or its default limit was changed), Dagster catches the
+        # conflict of its INSERT and goes on in the failed transaction.
+        limit = self._instance.global_op_concurrency_default_limit
         with self.database.connect() as connection:
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('dagster pools'))")
-            return super().initialize_concurrency_limit_to_default(concurrency_key)
+            if limit is None or not any(pool.name == concurrency_key for pool in self.get_pool_limits()):
+                return super().initialize_concurrency_limit_to_default(concurrency_key)
+        own = ConcurrencyLimitsTable.c.concurrency_key == concurrency_key
+        with self.index_transaction() as transaction:
+            transaction.execute(ConcurrencyLimitsTable.update().where(own).values(limit=limit))
+            self._allocate_concurrency_slots(transaction, concurrency_key, limit)
+        return True
 
 
 class _ScheduleStorage(_Pooled, PostgresScheduleStorage):
