@@ -25,6 +25,10 @@ class OutageError(PipelineError):
     """Something outside failed that another try may mend (memory, network, a service): no text is at fault."""
 
 
+class OutOfMemoryError(OutageError):
+    """The memory does not suffice to encode one text: the text is too large where others can be encoded."""
+
+
 class RefusedError(PipelineError):
     """Something that would lose data was asked for and is done only with an explicit flag."""
 

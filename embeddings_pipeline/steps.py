@@ -21,7 +21,7 @@ from psycopg import sql
 
 from embeddings_pipeline.drift import remember
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
@@ -256,13 +256,13 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
     """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
     try:
         vectors = encoder.encode_documents(texts)
-    except (OutageError, ProfileError, MemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError):
+            raise
         if len(texts) == 1:
             if not _works(encoder):
                 raise
-            bad[digests[0]] = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+            bad[digests[0]] = _reason(error, texts[0])
             return np.zeros((1, encoder.dimensions), np.float32)
         half = len(texts) // 2
         first = _encode(encoder, digests[:half], texts[:half], bad)
@@ -271,6 +271,12 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
     for n in np.flatnonzero(~(np.isfinite(length) & (length > 0))):
         bad[digests[n]] = "the model gave a vector that is not finite, or zero"
     return vectors
+
+
+def _reason(error: Exception, text: str) -> str:
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return f"memory ran out for this text of {len(text):,} characters alone: `chunk:` splits long texts"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
 
 
 def _works(encoder: Encoder) -> bool:

@@ -4,12 +4,14 @@ python -m embeddings_pipeline_tests.chaos [--rounds 50] [--seed 1] [--keep]
 
 A deployment of its own: embedded PostgreSQL, Dagster's daemon with the sensor on, and syncs from the command line. Each
 round ends with SIGKILL for one of them: a sync, a run's process, the daemon, its code server, or PostgreSQL itself.
-What was killed is started again by whoever needs it, as in life. In the end the table must hold exactly what a clean
-build of the same source holds, and the FAISS index must agree.
+What was killed is started again by whoever needs it, as in life. Some texts are poison, and go to quarantine. In the
+end the sensor alone must have brought the table to exactly what a clean build of the same source holds, and the FAISS
+index must agree.
 """
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -22,6 +24,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,10 @@ import yaml
 
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection, load_collections
-from embeddings_pipeline.coverage import coverage
+from embeddings_pipeline.coverage import collection_state, coverage
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.index.lag import indexes_lag
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.postgres import Database, open_database
@@ -45,7 +49,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 FILMS = 300
 MODEL = "embeddings_pipeline_tests.chaos:SlowEncoder"
 VICTIMS = ("sync", "run", "daemon", "code server", "postgres")
-SETTLE_SECONDS = 240
+SETTLE_SECONDS = 600  # a whole scan a minute, and failed batches wait up to some minutes
+WHOLE_SCAN = timedelta(seconds=20)  # more than one takes: what ended so long after a moment began after it
 WAIT_SECONDS = 60  # for a process to kill
 SYNC_CHANCE = 0.02  # five times a second
 CHANGES = (
@@ -53,6 +58,7 @@ CHANGES = (
     "UPDATE films SET overview = 'v' || %(new)s, updated_at = now() WHERE id = %(one)s",
     "UPDATE films SET overview = 'flip', updated_at = now() WHERE id = %(one)s",
     "UPDATE films SET overview = 'flop', updated_at = now() WHERE id = %(one)s",
+    "UPDATE films SET overview = 'poison', updated_at = now() WHERE id = %(one)s",
     "UPDATE films SET revenue = %(new)s, updated_at = now() WHERE id = %(one)s",
     "UPDATE films SET overview = NULL, title = ' ' WHERE id = %(one)s",  # only a whole scan can see it
     "UPDATE films SET is_removed = NOT is_removed, updated_at = now() WHERE id = %(one)s",
@@ -66,9 +72,10 @@ ORDER BY 1, 2, 3
 
 
 class SlowEncoder(DeterministicEncoder):
-    """Takes its time, so that runs are killed while they encode."""
+    """Takes its time, so that runs are killed while they encode, and no poison."""
 
     seconds_per_call = 0.2
+    fail_on = "poison"
 
 
 def definition(name: str) -> dict[str, Any]:
@@ -140,8 +147,8 @@ class Chaos:
 
     # --- the processes ---
 
-    def keep_running(self, *, always: bool = False) -> None:
-        """Start the daemon where it is not running, and at times (or `always`) a sync."""
+    def keep_running(self, *, syncs: bool = True) -> None:
+        """Start the daemon where it is not running, and at times a sync."""
         log = (self.folder / "processes.log").open("ab")
         if self.daemon is None or self.daemon.poll() is not None:
             command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(PROJECT / "workspace.yaml")]
@@ -150,7 +157,7 @@ class Chaos:
             )
         # Not at once: what a sync does, the sensor has no need to.
         ended = self.sync is None or self.sync.poll() is not None
-        if ended and (always or self.chance.random() < SYNC_CHANCE):
+        if syncs and ended and self.chance.random() < SYNC_CHANCE:
             command = [sys.executable, "-m", "embeddings_pipeline", "sync", "--allow-deletes", "--json"]
             self.sync = subprocess.Popen(command, env=self.environment, cwd=PROJECT, stdout=log, stderr=log)
 
@@ -211,21 +218,36 @@ class Chaos:
     # --- the end ---
 
     def settle(self, collection: Collection) -> OpenCollection:
-        """Wait for the sensor, then sync until nothing is left to do."""
+        """Wait until the sensor has nothing left to do; a sync finds nothing more then."""
+        written = datetime.now(UTC)
         deadline = time.monotonic() + SETTLE_SECONDS
-        while self.sync is not None and self.sync.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+        while not self._quiet(collection, written):
+            assert time.monotonic() < deadline, "the sensor does not come to an end"
+            self.keep_running(syncs=False)
+            time.sleep(2)
         self.end()
         # What was killed left no damage that an audit would have to mend; the lake may be behind the table.
-        found = replace(audit(open_collection(collection, self.settings)), vectors_not_in_lake=0)
+        opened = open_collection(collection, self.settings)
+        found = replace(audit(opened), vectors_not_in_lake=0)
         assert found.agree, found
-        command = [sys.executable, "-m", "embeddings_pipeline", "sync", "--allow-deletes", "--json"]
-        for _ in range(3):
-            done = subprocess.run(command, env=self.environment, cwd=PROJECT, capture_output=True, check=False)
-            assert done.returncode == 0, done.stderr.decode()[-2000:]
+        command = [sys.executable, "-m", "embeddings_pipeline", "sync", "--json"]
+        done = subprocess.run(command, env=self.environment, cwd=PROJECT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
         last = json.loads(done.stdout)
         assert (last["new"], last["changed"], last["deleted"], last["embedded"]) == (0, 0, 0, 0), last
-        return open_collection(collection, self.settings)
+        return opened
+
+    def _quiet(self, collection: Collection, since: datetime) -> bool:
+        """Whether all that a whole scan begun after `since` has seen has landed, and the indexes are current."""
+        if self.sync is not None and self.sync.poll() is None:
+            return False
+        with suppress(PipelineError, psycopg.Error):
+            opened = open_collection(collection, self.settings)
+            with opened.database.connect() as connection:
+                state = collection_state(connection, collection.name)
+            scanned = state is not None and state.whole_scan_at is not None and state.whole_scan_at - since > WHOLE_SCAN
+            return scanned and not opened.ledger.dirty_items() and not indexes_lag(opened)
+        return False
 
     def compare(self, opened: OpenCollection) -> dict[str, int]:
         """AssertionError where the table is not what a clean build of the same source is."""
@@ -233,6 +255,7 @@ class Chaos:
             Collection(opened.collection.config.model_copy(update={"name": "clean"})), self.settings
         )
         clean.ledger.scan(clean.source)
+        logging.getLogger("embeddings_pipeline").setLevel(logging.ERROR)  # not each poison text
         for batch in clean.ledger.dirty_batches():
             run_batch(clean, batch, "clean")
         with opened.database.connect() as connection:
@@ -271,7 +294,6 @@ def run(rounds: int, seed: int, *, keep: bool = False, say: Any = print) -> dict
             say(f"{number:3}  killed: {chaos.kill_one()}")
         stop.set()
         writer.join()
-        chaos.keep_running(always=True)
         opened = chaos.settle(load_collections(folder / "defs")["films"])
         found = chaos.compare(opened)
     finally:

@@ -19,8 +19,8 @@ from embeddings_pipeline.alerts import alert
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.drift import CANARIES, measure
-from embeddings_pipeline.errors import OutageError, SourceError
-from embeddings_pipeline.opened import open_collection
+from embeddings_pipeline.errors import OutageError, ProfileError, SourceError
+from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, evaluate, named, under_way
 from embeddings_pipeline.orchestration.component import build_definitions
@@ -166,7 +166,7 @@ class TestSensor:
         make_films(database, films(25))
         one = daemon()
         one.run(one.tick().run_requests[0])
-        DeterministicEncoder.fail_on, DeterministicEncoder.error = "number 2 ", MemoryError
+        DeterministicEncoder.fail_on, DeterministicEncoder.error = "number 2 ", OutageError
         for request in one.tick().run_requests:
             assert not one.run(request)
         later(database, 240)
@@ -529,6 +529,32 @@ class TestDrift:
         execute(database, "UPDATE embeddings.canary SET embedding[1] = embedding[1] + 0.5 WHERE number = 7")
         changed = measure(database, opened.fingerprint, opened.encoder())
         assert changed.lowest_cosine < 0.999 and not changed.same and changed.worst_text == CANARIES[7]
+
+    def test_weights_that_are_not_those_of_the_fingerprint_fail_the_check_in_one_line(
+        self, database, project, instance, monkeypatch
+    ) -> None:
+        make_films(database, films(3))
+        sync(collection(), project, instance=instance)
+
+        def other_weights(_: object) -> None:
+            raise ProfileError("Profile test: the weights are not those that the vectors were made with")
+
+        monkeypatch.setattr(OpenCollection, "encoder", other_weights)
+        done = build_definitions(collection()).resolve_job_def("films_audit").execute_in_process(instance=instance)
+        by_name = {evaluation.check_name: evaluation for evaluation in done.get_asset_check_evaluations()}
+        assert not by_name["model_drift"].passed and by_name["agreement"].passed
+        assert "the weights are not those" in by_name["model_drift"].description
+
+    def test_the_audit_keeps_its_checks_evaluated_when_the_indexes_are_built_again(
+        self, database, project, instance
+    ) -> None:
+        make_films(database, films(3))
+        sync(collection(), project, full=True, instance=instance)
+        numbers = instance.get_latest_materialization_event(dg.AssetKey(["films", "audit"]))
+        assert numbers.asset_materialization.metadata["vectors_not_in_faiss"].value == 0
+        again = build_definitions(collection()).resolve_job_def("films_index").execute_in_process(instance=instance)
+        checked = {evaluation.check_name for evaluation in again.get_asset_check_evaluations()}
+        assert checked == {"coverage", "integrity", "quarantine", "freshness", "index_parity"}
 
     def test_a_model_of_other_dimensions_or_without_a_number_is_drift(self, database, settings) -> None:
         make_films(database, films(3))

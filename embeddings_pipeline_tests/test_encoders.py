@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Co
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.local import LocalEncoder
-from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.profiles import BUILT_IN, Profile, resolve_weights
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 
@@ -163,10 +163,10 @@ def test_a_real_allocation_that_fails_is_recognised(tiny: Profile) -> None:
     assert np.isfinite(encoder.encode_documents(WORDS)).all()
 
 
-def test_memory_too_small_for_one_text_is_an_outage_not_a_bad_text(tiny: Profile) -> None:
+def test_memory_too_small_for_one_text_says_so(tiny: Profile) -> None:
     encoder = LocalEncoder(tiny)
     fail_on_more_than(encoder, 0, MemoryError())
-    with pytest.raises(OutageError, match="one text of 4 tokens"):
+    with pytest.raises(OutOfMemoryError, match="one text of 4 tokens"):
         encoder.encode_documents(["one", "one two"])
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from embeddings_pipeline.coverage import coverage
-from embeddings_pipeline.errors import OutageError, PipelineError, RefusedError, StaleRunError
+from embeddings_pipeline.errors import (
+    OutageError,
+    OutOfMemoryError,
+    PipelineError,
+    ProfileError,
+    RefusedError,
+    StaleRunError,
+)
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.source import Source, SourceRow
@@ -204,7 +211,7 @@ class TestLimitsAndFailures:
         [(text, reason)] = execute(database, "SELECT text, reason FROM embeddings.quarantine")
         assert "POISON" in text and error.__name__ in reason
 
-    @pytest.mark.parametrize("error", [OutageError, MemoryError])
+    @pytest.mark.parametrize("error", [OutageError, ProfileError])
     def test_an_outage_fails_the_run_and_quarantines_nothing(
         self, database: Database, settings: Settings, error: type[Exception]
     ) -> None:
@@ -214,6 +221,21 @@ class TestLimitsAndFailures:
             sync_once(collection(), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
         assert landed(database) == {}
+
+    @pytest.mark.parametrize("error", [OutOfMemoryError, MemoryError])
+    def test_memory_that_runs_out_for_one_text_is_that_texts_fault_and_for_all_an_outage(
+        self, database: Database, settings: Settings, error: type[Exception]
+    ) -> None:
+        make_films(database, films(9))
+        DeterministicEncoder.fail_on, DeterministicEncoder.error = " ", error
+        with pytest.raises(error):
+            sync_once(collection(), settings)
+        assert execute(database, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
+        DeterministicEncoder.fail_on = "number 2 "
+        _, embedded = sync_once(collection(), settings)
+        assert embedded == 8
+        [(reason,)] = execute(database, "SELECT reason FROM embeddings.quarantine")
+        assert reason.startswith("memory ran out for this text of")
 
     def test_a_quarantined_text_that_was_mended_lands(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))

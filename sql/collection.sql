@@ -1,4 +1,4 @@
--- The tables of one collection. {item} {text}: its tables; {item_batch} {item_dirty} {text_item}: their indexes.
+-- The tables of one collection. {item} {text}: its tables; {item_batch} {item_dirty} {text_item} {text_hash}: their indexes.
 
 CREATE TABLE IF NOT EXISTS {item} (
     item_key          text COLLATE "C" PRIMARY KEY,
@@ -23,3 +23,4 @@ CREATE TABLE IF NOT EXISTS {text} (
     blank        boolean NOT NULL,
     CONSTRAINT {text_item} UNIQUE (item_key, vector_name, chunk)
 );
+CREATE INDEX IF NOT EXISTS {text_hash} ON {text} (content_hash);   -- the items that have a text of the quarantine

@@ -1,4 +1,4 @@
--- version: 2
+-- version: 3
 -- The tables that all collections share. Idempotent; run when the stored version is older.
 
 CREATE SCHEMA IF NOT EXISTS embeddings;
@@ -66,7 +66,7 @@ CREATE TABLE IF NOT EXISTS embeddings.canary (
     PRIMARY KEY (fingerprint, number)
 );
 
--- From version 1.
+-- From versions 1 and 2.
 ALTER TABLE embeddings.scan ALTER COLUMN whole_scan_at DROP NOT NULL, ALTER COLUMN scanned DROP NOT NULL,
     ADD COLUMN IF NOT EXISTS watermark jsonb, ADD COLUMN IF NOT EXISTS read_at timestamptz;
 ALTER TABLE embeddings.quarantine ADD COLUMN IF NOT EXISTS next_try timestamptz NOT NULL DEFAULT now();
@@ -76,5 +76,9 @@ BEGIN
     FOR collection_name IN SELECT name FROM embeddings.collection LOOP
         EXECUTE format('ALTER TABLE IF EXISTS embeddings.%I ADD COLUMN IF NOT EXISTS seen_at timestamptz',
                        collection_name || '_item');
+        IF to_regclass(format('embeddings.%I', collection_name || '_text')) IS NOT NULL THEN
+            EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON embeddings.%I (content_hash)',
+                           collection_name || '_text_hash', collection_name || '_text');
+        END IF;
     END LOOP;
 END $$;

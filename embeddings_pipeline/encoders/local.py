@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.profiles import Profile, resolve_weights
 
 Features = dict[str, Any]
@@ -113,7 +113,7 @@ class LocalEncoder:
                 if not _out_of_memory(error):
                     raise
                 if len(batch) == 1:
-                    raise OutageError(
+                    raise OutOfMemoryError(
                         f"Profile {self.profile.name}: memory ran out while encoding one text of {longest} tokens on "
                         f"{self.device}; free memory, or use a smaller model or max_length"
                     ) from error

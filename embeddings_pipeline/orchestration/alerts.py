@@ -15,7 +15,7 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.orchestration.assets import asset_key, named
 from embeddings_pipeline.settings import load_settings
 
-ASSETS = ("item_ledger", "raw_items", "item_texts", "pgvector_table", "pgvector_index", "faiss_index")
+ASSETS = ("item_ledger", "raw_items", "item_texts", "pgvector_table", "pgvector_index", "faiss_index", "audit")
 
 
 def build_alerts(collection: Collection) -> dg.SensorDefinition:
@@ -65,7 +65,10 @@ def _range_of(tags: Mapping[str, str]) -> str | None:
 
 
 def alert_of_check(
-    context: dg.AssetCheckExecutionContext, collection: Collection, key: dg.AssetCheckKey, text: str
+    context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
+    collection: Collection,
+    key: dg.AssetCheckKey,
+    text: str,
 ) -> None:
     """Tell of a check that fails, unless it failed the last time too."""
     before = context.instance.event_log_storage.get_asset_check_execution_history(key, limit=5)

@@ -1,10 +1,11 @@
-"""The seven assets of a collection. Each is thin: open the collection, call the function, report the metadata."""
+"""The assets of a collection. Each is thin: open the collection, call the function, report the metadata."""
 
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -81,26 +82,28 @@ def add_partitions(instance: dg.DagsterInstance, collection: Collection, batches
     return new
 
 
+def asset_options(
+    collection: Collection, name: str, kinds: set[str], deps: list[str], *, partitioned: bool = True
+) -> dict[str, Any]:
+    """What every asset of a collection is declared with."""
+    common: dict[str, Any] = {
+        "key": asset_key(collection, name),
+        "deps": [asset_key(collection, dep) for dep in deps],
+        "group_name": collection.name,
+        "kinds": kinds,
+        "owners": OWNERS,
+        "code_version": f"{CODE_VERSION}-{collection.definition_hash.hex()[:8]}",
+        "tags": {"collection": collection.name},
+    }
+    if partitioned:
+        policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=BATCHES_PER_RUN)
+        common |= {"partitions_def": build_partitions(collection), "backfill_policy": policy}
+    return common
+
+
 def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefinition]:
     """The assets of one collection; `profile` is the declared one."""
-    partitions = build_partitions(collection)
-    code_version = f"{CODE_VERSION}-{collection.definition_hash.hex()[:8]}"
-
-    def options(name: str, kinds: set[str], deps: list[str], *, partitioned: bool = True) -> dict[str, Any]:
-        common: dict[str, Any] = {
-            "key": asset_key(collection, name),
-            "deps": [asset_key(collection, dep) for dep in deps],
-            "group_name": collection.name,
-            "kinds": kinds,
-            "owners": OWNERS,
-            "code_version": code_version,
-            "tags": {"collection": collection.name},
-        }
-        if partitioned:
-            policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=BATCHES_PER_RUN)
-            common |= {"partitions_def": partitions, "backfill_policy": policy}
-        return common
-
+    options = partial(asset_options, collection)
     embeddings = f"embeddings_{profile.dimensions}"
 
     @dg.asset(

@@ -1,4 +1,4 @@
-"""Asset checks of a whole collection. The quick ones run with the indexes; all of them with the nightly audit."""
+"""A collection's checks, and its nightly audit. The quick checks run with the indexes, all of them with the audit."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,10 @@ from embeddings_pipeline.audit import REMEDY, audit
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.coverage import coverage, freshness, integrity, uncovered_batches
 from embeddings_pipeline.drift import LEAST_COSINE, measure
+from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
 from embeddings_pipeline.orchestration.alerts import alert_of_check
-from embeddings_pipeline.orchestration.assets import ENCODER_POOL, asset_key, failures
+from embeddings_pipeline.orchestration.assets import ENCODER_POOL, asset_key, asset_options, failures
 from embeddings_pipeline.orchestration.resources import PipelineResource
 
 QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
@@ -24,12 +25,47 @@ SCAN_HOURS = 26  # since the last whole scan: a day, and what it may take
 
 def check_keys(collection: Collection, names: tuple[str, ...]) -> list[dg.AssetCheckKey]:
     """The keys of checks by name."""
-    assets = {name: "faiss_index" if name == "index_parity" else "pgvector_index" for name in names}
-    return [dg.AssetCheckKey(asset_key(collection, asset), name) for name, asset in assets.items()]
+
+    def asset_of(name: str) -> str:
+        return "audit" if name in NIGHTLY else "faiss_index" if name == "index_parity" else "pgvector_index"
+
+    return [dg.AssetCheckKey(asset_key(collection, asset_of(name)), name) for name in names]
+
+
+def build_audit(collection: Collection) -> dg.AssetsDefinition:
+    """The asset `audit`, with its check `agreement`."""
+    options = asset_options(collection, "audit", {"postgres"}, ["pgvector_index", "faiss_index"], partitioned=False)
+    [key] = check_keys(collection, ("agreement",))
+    spec = dg.AssetCheckSpec(
+        key.name,
+        asset=key.asset_key,
+        description=(
+            "Ledger, texts, vectors, lake and FAISS index agree with each other. What does not is made dirty, so that "
+            "the next sync mends it: run `embeddings-pipeline sync --full`, which checks again."
+        ),
+    )
+
+    @dg.asset(**options, check_specs=[spec])
+    def audit_asset(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
+        """Every copy compared with the next one: ledger, texts, vectors, lake and FAISS index. What disagrees is
+        counted here and made dirty, so that the next sync mends it. Every check runs with it.
+        """
+        with failures():
+            found = audit(pipeline.open(collection))
+        wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(found).items() if count]
+        words = f"{', '.join(wrong)}; {REMEDY}" if wrong else "all copies agree"
+        if not found.agree:
+            alert_of_check(context, collection, key, words)
+        agreement = dg.AssetCheckResult(
+            check_name=key.name, passed=found.agree, description=words, metadata=vars(found)
+        )
+        return dg.MaterializeResult(metadata=vars(found), check_results=[agreement])
+
+    return audit_asset
 
 
 def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
-    """Checks on pgvector_index and faiss_index: the assets that come after the last batch has landed."""
+    """Checks on the assets that come after the last batch has landed."""
     table, index = asset_key(collection, "pgvector_index"), asset_key(collection, "faiss_index")
 
     def result(
@@ -116,18 +152,7 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         }
         return result(context, "freshness", fresh, words, metadata)
 
-    @dg.asset_check(asset=table, name="agreement")
-    def agreement_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-        """Ledger, texts, vectors, lake and FAISS index agree with each other. What does not is made dirty, so that the
-        next sync mends it: run `embeddings-pipeline sync --full`, which checks again.
-        """
-        with failures():
-            found = audit(pipeline.open(collection))
-        wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(found).items() if count]
-        words = f"{', '.join(wrong)}; {REMEDY}" if wrong else "all copies agree"
-        return result(context, "agreement", found.agree, words, vars(found))
-
-    @dg.asset_check(asset=table, name="model_drift", pool=ENCODER_POOL)
+    @dg.asset_check(asset=asset_key(collection, "audit"), name="model_drift", pool=ENCODER_POOL)
     def drift_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """The model gives the vectors that it gave when it was first used: twenty texts are encoded again, and their
         cosine is at least 0.999. If it fails, a library, the processor's path or the service has changed: go back, or
@@ -135,7 +160,10 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         """
         with failures():
             opened = pipeline.open(collection)
-            found = measure(opened.database, opened.fingerprint, opened.encoder())
+            try:
+                found = measure(opened.database, opened.fingerprint, opened.encoder())
+            except ProfileError as error:  # its weights are no longer those of the fingerprint, or are gone
+                return result(context, "model_drift", False, str(error), {})
         words = f"{found.texts} texts, lowest cosine {found.lowest_cosine:.6f} (at least {LEAST_COSINE})"
         return result(context, "model_drift", found.same, words, vars(found))
 
@@ -161,7 +189,6 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         integrity_check,
         quarantine_check,
         freshness_check,
-        agreement_check,
         drift_check,
         parity_check,
     ]

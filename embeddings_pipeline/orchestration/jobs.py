@@ -7,7 +7,7 @@ import dagster as dg
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import asset_key, build_assets
-from embeddings_pipeline.orchestration.checks import NIGHTLY, build_checks, check_keys
+from embeddings_pipeline.orchestration.checks import build_audit, build_checks
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 from embeddings_pipeline.profiles import Profile, resolve_profile
 from embeddings_pipeline.settings import load_settings
@@ -25,7 +25,7 @@ def build_pipeline(collection: Collection) -> dg.Definitions:
     """The collection's assets, checks and jobs, without what starts them by itself."""
     profile = declared_profile(collection)
     return dg.Definitions(
-        assets=build_assets(collection, profile),
+        assets=[*build_assets(collection, profile), build_audit(collection)],
         asset_checks=build_checks(collection),
         jobs=build_jobs(collection, profile.dimensions),
         resources={"pipeline": PIPELINE},
@@ -36,8 +36,6 @@ def build_pipeline(collection: Collection) -> dg.Definitions:
 
 def build_jobs(collection: Collection, dimensions: int) -> list[Any]:
     """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them."""
-
-    nightly = dg.AssetSelection.checks(*check_keys(collection, NIGHTLY))
 
     def select(*names: str) -> dg.AssetSelection:
         return dg.AssetSelection.assets(*(asset_key(collection, name) for name in names))
@@ -56,14 +54,15 @@ def build_jobs(collection: Collection, dimensions: int) -> list[Any]:
         ),
         dg.define_asset_job(
             f"{collection.name}_index",
-            select("pgvector_index", "faiss_index") - nightly,
+            select("pgvector_index", "faiss_index"),
             description="Bring the indexes up to date, and run the quick checks.",
         ),
         dg.define_asset_job(
             f"{collection.name}_audit",
-            dg.AssetSelection.checks_for_assets(
+            select("audit")
+            | dg.AssetSelection.checks_for_assets(
                 *(asset_key(collection, name) for name in ("pgvector_index", "faiss_index"))
             ),
-            description="Run every check. What disagrees is made dirty, so that the next sync mends it.",
+            description="Compare every copy with the next, and run every check. What disagrees becomes dirty.",
         ),
     ]

@@ -39,9 +39,8 @@ class CollectionTables:
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the tables where they are not there yet."""
-        indexes = {
-            name: sql.Identifier(f"{self.collection}_{name}") for name in ("item_batch", "item_dirty", "text_item")
-        }
+        names = ("item_batch", "item_dirty", "text_item", "text_hash")
+        indexes = {name: sql.Identifier(f"{self.collection}_{name}") for name in names}
         connection.execute(self.statement("collection", **indexes))
 
 
