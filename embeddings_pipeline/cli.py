@@ -197,7 +197,9 @@ def search(
         _print_json([asdict(hit) for hit in hits])
         return
     for hit in hits:
-        values = [str(hit.item[column]) for column in one.config.columns if hit.item.get(column) is not None]
+        there = [(column, hit.item[column]) for column in one.config.columns if hit.item.get(column) is not None]
+        # A number says nothing without its name.
+        values = [f"{column} {value}" if isinstance(value, int | float) else str(value) for column, value in there]
         print(f"{hit.score:.3f}  {' · '.join(values) or hit.item_key}")
     if not hits:
         print("nothing found: the collection has no vectors of that name")

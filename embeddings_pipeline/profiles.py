@@ -156,7 +156,7 @@ def resolve_profile(declared: str | Mapping[str, Any] | None, settings: "Setting
 def _built_in(name: str) -> Profile:
     if profile := BUILT_IN.get(name):
         return profile
-    close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
+    close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.7)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise ProfileError(f"There is no profile {name!r}: the built-in ones are {', '.join(BUILT_IN)}.{hint}")
 

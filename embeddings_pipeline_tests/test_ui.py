@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -31,7 +32,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 START_SECONDS, RUN_SECONDS, END_SECONDS = 120, 90, 60  # on a busy machine; 15, 5 and 8 on an idle one
 GRAPH = "/locations/embeddings_pipeline/asset-groups/items/lineage"
 LAUNCHPAD = "/locations/embeddings_pipeline/jobs/items_batches/playground"
-ASSETS = ["item_ledger", "raw_items", "item_texts", "embeddings_32", "pgvector_table", "pgvector_index", "faiss_index"]
+ASSETS = ["item_ledger", "raw_items", "item_texts", "embeddings_32", "pgvector_table"]
+ASSETS += ["pgvector_index", "faiss_index", "audit"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def wait_until(true: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.2)
 
 
-def test_asset_graph_shows_the_seven_assets_of_the_group(page: "Page") -> None:
+def test_asset_graph_shows_the_assets_of_the_group(page: "Page") -> None:
     page.goto(GRAPH)
     for name in ASSETS:
         page.get_by_text(name, exact=True).first.wait_for()
@@ -223,19 +225,45 @@ def test_a_partition_is_materialized_from_the_launchpad(page: "Page", setting: s
     page.get_by_text(f"View all historical events ({events})").wait_for()
 
 
-def test_a_backfill_of_three_partitions_takes_configuration_and_runs(page: "Page", project: Project) -> None:
+def launch_backfill(page: "Page", settings: str) -> None:
+    """Backfill every partition of the job, with these settings of embeddings_32."""
     page.goto("/locations/embeddings_pipeline/jobs/items_batches/partitions")
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_role("button", name="All", exact=True).click()
-    page.get_by_text("3 partitions").wait_for()
+    page.get_by_role("dialog").get_by_text("3 partitions").wait_for()
     page.get_by_text("Config", exact=True).click()
     page.get_by_role("button", name="Add config").click()
     page.locator(".CodeMirror").last.click()
     page.keyboard.press("Control+A")
-    page.keyboard.insert_text("ops: {embeddings_32: {config: {force: true}}}")
+    page.keyboard.insert_text(f"ops: {{embeddings_32: {{config: {{{settings}}}}}}}")
     page.get_by_role("button", name="Save config").click()
     page.get_by_role("button", name="Launch backfill").click()
     page.get_by_role("link", name=re.compile("View|Backfill")).first.wait_for()
+
+
+def newest_run(ui: str) -> tuple[str, str]:
+    """The id and the status of the newest run."""
+    query = b'{"query": "{ runsOrError(limit: 1) { ... on Runs { results { runId status } } } }"}'
+    request = urllib.request.Request(f"{ui}/graphql", query, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        [run] = json.load(response)["data"]["runsOrError"]["results"]
+    return run["runId"], run["status"]
+
+
+def test_a_backfill_of_three_partitions_dry_changes_nothing(page: "Page", ui: str, project: Project) -> None:
+    newest = newest_run(ui)
+    state = ("psql", "-Atc", "SELECT max(landed_at), max(version) FROM embeddings.batch")
+    before = project.run(*state).stdout
+    launch_backfill(page, "dry_run: true")
+    wait_until(lambda: newest_run(ui) != newest and newest_run(ui)[1] == "SUCCESS", 2 * RUN_SECONDS)
+    page.goto(f"/runs/{newest_run(ui)[0]}")
+    for dry in ("000000: 0 texts to encode, 5 reused", "000002: 0 texts to encode, 2 reused"):
+        page.get_by_text(f"dry run, batch {dry}").first.wait_for()
+    assert project.run(*state).stdout == before
+
+
+def test_a_backfill_of_three_partitions_takes_configuration_and_runs(page: "Page", project: Project) -> None:
+    launch_backfill(page, "force: true")
     landed = "SELECT min(landed_at) > now() - interval '2 minutes' FROM embeddings.batch"
 
     def all_landed() -> bool:
