@@ -104,7 +104,7 @@ def test_people_get_text_and_nothing_on_stderr(loaded: Command) -> None:
         (["sync", "--dry-run"], "dry run, nothing was written"),
         (["sync"], "3 texts embedded"),
         (["status"], "100.0% covered"),
-        (["search", "thief"], "Heat · 187"),
+        (["search", "thief"], "Heat · revenue 187"),
         (["psql", "-Atc", "select count(*) from embeddings.films"], "3"),
     ):
         done = loaded(*arguments)
