@@ -20,13 +20,13 @@ from embeddings_pipeline.texts import Template
 
 COMPONENT_TYPE = "embeddings_pipeline.EmbeddingCollection"
 DOCUMENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")  # Dagster's
-SHARED_TABLES = ("collection", "model", "batch", "scan", "quarantine", "embedding_cache", "migration", "canary")
+SHARED_TABLES = ("collection", "model", "batch", "scan", "fill", "quarantine", "embedding_cache", "migration", "canary")
 
 
 def _collection_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
-    if name in (*SHARED_TABLES, "schema_version") or re.search(r"_(item|text)(_|$)|_vector_", name):
+    if name in (*SHARED_TABLES, "schema_version") or re.search(r"_(item|text)(_|$)|_(vector|active)_", name):
         raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
     return name
 
@@ -171,18 +171,35 @@ class Automation(_Strict):
             raise ValueError("`recent_every_hours:` must divide a day: 1, 2, 3, 4, 6, 8, 12 or 24")
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    return value
+
+
+class Migration(_Strict):
+    """What a change of the model has to reach before it swaps, and how long it can be undone."""
+
+    least_recall: float = Field(default=0.95, description="Recall@10 of the new ANN index against an exact search.")
+    golden_tolerance: float = Field(default=0.02, description="How much nDCG@10 of golden_queries.jsonl may drop.")
+    grace_hours: float = Field(default=24, description="From the swap until the former model may be dropped.")
+
+    _are_numbers = field_validator("least_recall", "golden_tolerance", "grace_hours", mode="before")(_number)
+
+    def model_post_init(self, _: Any) -> None:
+        if not 0 <= self.least_recall <= 1 or not 0 <= self.golden_tolerance <= 1:
+            raise ValueError("`least_recall:` and `golden_tolerance:` are shares, from 0 to 1")
+        if self.grace_hours < 0:
+            raise ValueError("`grace_hours:` is a number of hours, 0 or more")
+
+
 class Quarantine(_Strict):
     """Texts that fail by themselves."""
 
     attempts: Annotated[int, _whole_number(1, 1000)] = Field(default=5, description="Tries before a text is given up.")
     error_percent: float = Field(default=1.0, description="Above this share of all texts the check is an error.")
 
-    @field_validator("error_percent", mode="before")
-    @classmethod
-    def _is_number(cls, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{value!r} is not a number")
-        return value
+    _is_number = field_validator("error_percent", mode="before")(_number)
 
     def model_post_init(self, _: Any) -> None:
         if not 0 <= self.error_percent <= 100:
@@ -201,6 +218,9 @@ class CollectionConfig(_Strict):
     profile: str | dict[str, Any] | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
     )
+    profiles: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Profiles of your own by name, for `profile` here and `profile switch`."
+    )
     items_per_batch: Annotated[int, _whole_number(1, 100_000)] = Field(
         default=1000, description="Items of one partition."
     )
@@ -209,6 +229,7 @@ class CollectionConfig(_Strict):
     index: VectorIndex = Field(default_factory=VectorIndex, description="The ANN index in PostgreSQL.")
     automation: Automation = Field(default_factory=Automation, description="The sensor's and the schedules' numbers.")
     quarantine: Quarantine = Field(default_factory=Quarantine, description="Texts that fail by themselves.")
+    migration: Migration = Field(default_factory=Migration, description="Changes of the model.")
 
     def model_post_init(self, _: Any) -> None:
         if not self.vectors:
@@ -225,6 +246,20 @@ class Collection:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def declared_profile(self) -> str | dict[str, Any] | None:
+        """`profile:` as `resolve_profile` takes it."""
+        declared = self.config.profile
+        return self.profile_named(declared) if isinstance(declared, str) else declared
+
+    def profile_named(self, name: str) -> str | dict[str, Any]:
+        """One of the collection's own profiles, as a mapping; a built-in one's name as it is."""
+        declared = self.config.profile
+        own = {**self.config.profiles}
+        if isinstance(declared, dict) and "name" in declared:
+            own.setdefault(str(declared["name"]), declared)
+        return {**own[name], "name": name} if name in own else name
 
     @cached_property
     def templates(self) -> dict[str, Template]:

@@ -1,6 +1,6 @@
 """A collection at work: with its database, ledger, source, lake and active model at hand."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
@@ -48,6 +48,16 @@ class OpenCollection:
             )
         return load_encoder(self.profile)
 
+    def beside(self) -> "list[OpenCollection]":
+        """The same collection with each model that is kept current beside the active one, in its place."""
+        return [self.with_model(model) for model in self.ledger.beside()]
+
+    def with_model(self, model: ActiveModel) -> "OpenCollection":
+        """The same collection with another of its models in the active one's place."""
+        # What does not change vectors (device, batch size, where the weights lie) is this machine's.
+        profile = resolve_profile(asdict(model.profile), self.settings)
+        return replace(self, active=ActiveModel(profile, model.table), warning=None)
+
     def with_batch_settings(self, *, batch_size: int | None, tokens_per_batch: int | None) -> "OpenCollection":
         """The same with other sizes of the encoder's batches, where they are given."""
         profile = replace(
@@ -83,7 +93,7 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
     ensure_schema(database)
     ledger = Ledger(collection, database)
     ledger.register()
-    declared = resolve_profile(collection.config.profile, settings)
+    declared = resolve_profile(collection.declared_profile, settings)
     active, warning = ledger.active(), None
     declared_fingerprint = None
     try:
@@ -101,8 +111,8 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
         warning = (
             f"collection {collection.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
             f"vectors were made with {active.profile.name!r} ({active.profile.model}), which stays active; "
-            f"declare that one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE), or give the "
-            f"new one a collection of its own"
+            f"move to the declared one with `embeddings-pipeline profile switch {declared.name}`, or declare the "
+            f"active one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE)"
         )
     if active.table.storage != collection.config.storage:
         warning = (

@@ -1,5 +1,6 @@
 """The query path: a text in, the nearest items out, never with another model's vectors (rule 6)."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,11 +12,14 @@ from psycopg import sql
 from embeddings_pipeline.collection import Collection, did_you_mean
 from embeddings_pipeline.coverage import CollectionState, collection_state
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, VectorIndexError
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.settings import Settings
-from embeddings_pipeline.store.ledger import ActiveModel, active_model
-from embeddings_pipeline.store.postgres import load_sql, open_database
+from embeddings_pipeline.store.ledger import ActiveModel, Ledger, active_model
+from embeddings_pipeline.store.postgres import Database, load_sql, open_database
+from embeddings_pipeline.store.targets import ModelTable
+
+log = logging.getLogger(__name__)
 
 TRIES = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
@@ -40,11 +44,13 @@ def search(
     k: int = 10,
     vector_name: str | None = None,
     index: Literal["pgvector", "faiss"] = "pgvector",
+    profile: str | None = None,
 ) -> list[Hit]:
     """The `k` items nearest to `query`, best first, by the collection's active model.
 
     `vector_name`: which of the item's vectors; the first one if left out. `index`: where to look; hits from FAISS are
-    joined to live rows, so what has changed since the index was built is not returned with a wrong payload.
+    joined to live rows, so what has changed since the index was built is not returned with a wrong payload; where it
+    is still of a former model, PostgreSQL answers. `profile`: another model that is kept beside the active one.
     """
     if not query.strip():
         raise ConfigurationError("the query is blank: say what to search for")
@@ -65,15 +71,33 @@ def search(
                 raise DatabaseError(
                     f"collection {collection.name!r} has no vectors yet; run `embeddings-pipeline sync` first"
                 )
+            beside = _beside(collection, database, model, profile)
+            model = beside or model
             vector = _encode(collection, settings, model, query)
             try:
-                if index == "faiss":
-                    return _faiss(connection, settings, state, model, name, vector, k)
-                return _pgvector(connection, model, name, vector, k, several=_several(collection))
+                hits = None
+                if index == "faiss" and beside is None:
+                    hits = _faiss(connection, settings, state, model, name, vector, k)
+                return nearest_items(connection, collection, model, name, vector, k) if hits is None else hits
             except psycopg.errors.UndefinedTable:
                 if attempt + 1 == TRIES:
                     raise
     raise AssertionError("unreachable")
+
+
+def _beside(collection: Collection, database: Database, active: ActiveModel, name: str | None) -> ActiveModel | None:
+    """The model beside the active one that `name` names; None for the active one itself."""
+    if name is None or name in (active.profile.name, active.table.fingerprint):
+        return None
+    beside = Ledger(collection, database).beside()
+    for model in beside:
+        if name in (model.profile.name, model.table.fingerprint):
+            return model
+    there = ", ".join(one.profile.name for one in [active, *beside])
+    raise ConfigurationError(
+        f"collection {collection.name!r} has no vectors of profile {name!r}, but of {there}; "
+        f"`embeddings-pipeline profile add {name}` keeps one more"
+    )
 
 
 def _several(collection: Collection) -> int:
@@ -88,7 +112,7 @@ def _encode(collection: Collection, settings: Settings, model: ActiveModel, quer
 
 def _runnable(collection: Collection, settings: Settings, model: ActiveModel) -> Profile:
     """The declared profile where it makes the active model's vectors, else the profile that they were made with."""
-    declared = resolve_profile(collection.config.profile, settings)
+    declared = resolve_profile(collection.declared_profile, settings)
     for profile in (declared, model.profile):
         try:
             if fingerprint(profile, settings.state_dir) == model.table.fingerprint:
@@ -103,27 +127,47 @@ def _runnable(collection: Collection, settings: Settings, model: ActiveModel) ->
     )
 
 
-def _pgvector(
-    connection: psycopg.Connection, model: ActiveModel, name: str, vector: NDArray[np.float32], k: int, several: int
+def nearest_items(
+    connection: psycopg.Connection,
+    collection: Collection,
+    model: ActiveModel,
+    name: str,
+    vector: NDArray[np.float32],
+    k: int,
 ) -> list[Hit]:
-    nearest = k * several
+    """The `k` items nearest to a vector of that model, by PostgreSQL."""
+    nearest = k * _several(collection)
     with connection.transaction():
-        # An ANN index does not find every vector that lies apart from the others; where there are few, look at all.
-        connection.execute(
-            load_sql("search_settings"),
-            {
-                "table": model.table.identifier.as_string(connection),
-                "exact_below": EXACT_BELOW * (model.table.bytes_per_vector + ROW_BYTES),
-                "ef_search": str(min(max(200, 2 * nearest), MOST_HITS)),
-            },
-        )
-        statement = model.table.statement(
-            "search",
-            vector_name=sql.Literal(name),
-            type=sql.SQL("{}({})").format(sql.SQL(model.table.storage), sql.Literal(model.table.dimension)),
-        )
+        _search_settings(connection, model.table, nearest)
+        statement = model.table.statement("search", vector_name=sql.Literal(name), type=_type(model.table))
         rows = connection.execute(statement, {"query": _text(vector), "nearest": nearest, "k": k})
         return [Hit(item_key, score, payload) for item_key, score, payload in rows]
+
+
+def nearest_texts(
+    connection: psycopg.Connection, table: ModelTable, name: str, vector: NDArray[np.float32], n: int
+) -> list[tuple[int, float]]:
+    """Ids and cosines of the `n` texts nearest to a vector, found as searches find them."""
+    with connection.transaction():
+        _search_settings(connection, table, n)
+        statement = table.statement("search_texts", vector_name=sql.Literal(name), type=_type(table))
+        return connection.execute(statement, {"query": _text(vector), "n": n}).fetchall()
+
+
+def _search_settings(connection: psycopg.Connection, table: ModelTable, nearest: int) -> None:
+    # An ANN index does not find every vector that lies apart from the others; where there are few, look at all.
+    connection.execute(
+        load_sql("search_settings"),
+        {
+            "table": table.identifier.as_string(connection),
+            "exact_below": EXACT_BELOW * (table.bytes_per_vector + ROW_BYTES),
+            "ef_search": str(min(max(200, 2 * nearest), MOST_HITS)),
+        },
+    )
+
+
+def _type(table: ModelTable) -> sql.Composed:
+    return sql.SQL("{}({})").format(sql.SQL(table.storage), sql.Literal(table.dimension))
 
 
 def _faiss(
@@ -134,15 +178,18 @@ def _faiss(
     name: str,
     vector: NDArray[np.float32],
     k: int,
-) -> list[Hit]:
+) -> list[Hit] | None:
+    """None where the index is of another model: it has just been switched."""
     from embeddings_pipeline.index.faiss_index import open_index
 
     opened = open_index(settings.state_dir / "faiss", model.table.collection)
     if (opened.manifest.fingerprint, opened.manifest.epoch) != (model.table.fingerprint, state.epoch):
-        raise VectorIndexError(
-            f"collection {model.table.collection!r}: the FAISS index was built for another model; "
-            f"run `embeddings-pipeline sync`, or search without --faiss"
+        log.warning(
+            "warning: collection %r: the FAISS index was built for another model; PostgreSQL answers until the next "
+            "`embeddings-pipeline sync`",
+            model.table.collection,
         )
+        return None
     scores, ids = opened.search(name, vector[None, :], 2 * k + 10)
     found = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
     rows = connection.execute(

@@ -180,7 +180,7 @@ def _plan(opened: OpenCollection, batch: int, run: str, force: bool, items: set[
     _, texts = opened.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
     hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
-    have = {} if force else _vectors_there(opened, batch)
+    have = {} if force else vectors_there(opened, batch)
     excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(set(hashes)), waiting=True)
     wanted = {
         digest: text
@@ -197,7 +197,7 @@ def _embed_group(opened: OpenCollection, group: list[_Plan], run: str, dry_run: 
     started = time.perf_counter()
     if texts:
         opened.ledger.trying([plan.batch for plan in group])
-    made, bad, tokens = _embed(opened, texts) if texts else ({}, {}, {})
+    made, bad, tokens = embed_texts(opened, texts) if texts else ({}, {}, {})
     seconds = time.perf_counter() - started
     longest = opened.profile.max_length
     for plan in group:
@@ -209,12 +209,12 @@ def _embed_group(opened: OpenCollection, group: list[_Plan], run: str, dry_run: 
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
         if not dry_run:
             with _failure_noted(opened, [plan.batch]):
-                table = _embeddings_table(opened, plan.texts, {**plan.have, **made}, made)
+                table = embeddings_table(opened, plan.texts, {**plan.have, **made}, made)
                 opened.lake.write(table, opened.folder("embeddings"), plan.batch, run)
         yield plan.batch, result
 
 
-def _embed(
+def embed_texts(
     opened: OpenCollection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
     """Vectors, reasons of those that failed by themselves, and numbers of tokens, by content hash."""
@@ -288,7 +288,7 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-def _vectors_there(opened: OpenCollection, batch: int) -> dict[bytes, NDArray]:
+def vectors_there(opened: OpenCollection, batch: int) -> dict[bytes, NDArray]:
     """Content hash → vector: what a run of this batch encoded before it was killed, and what has landed."""
     there: dict[bytes, NDArray] = {}
     newest = opened.lake.newest(opened.folder("embeddings"), batch)
@@ -305,7 +305,7 @@ def _vectors_there(opened: OpenCollection, batch: int) -> dict[bytes, NDArray]:
     return there
 
 
-def _embeddings_table(
+def embeddings_table(
     opened: OpenCollection, texts: pa.Table, vectors: dict[bytes, NDArray], made: dict[bytes, NDArray]
 ) -> pa.Table:
     table = opened.active.table

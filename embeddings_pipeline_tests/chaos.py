@@ -255,9 +255,11 @@ class Chaos:
             Collection(opened.collection.config.model_copy(update={"name": "clean"})), self.settings
         )
         clean.ledger.scan(clean.source)
-        logging.getLogger("embeddings_pipeline").setLevel(logging.ERROR)  # not each poison text
+        ledger_log = logging.getLogger("embeddings_pipeline.store.ledger")
+        ledger_log.disabled = True  # it tells of each poison text
         for batch in clean.ledger.dirty_batches():
             run_batch(clean, batch, "clean")
+        ledger_log.disabled = False
         with opened.database.connect() as connection:
             ours = connection.execute(RESULT.format(name="films")).fetchall()  # type: ignore[arg-type]
             theirs = connection.execute(RESULT.format(name="clean")).fetchall()  # type: ignore[arg-type]

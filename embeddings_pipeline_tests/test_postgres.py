@@ -22,7 +22,7 @@ from psycopg import sql
 
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.settings import Settings
-from embeddings_pipeline.store.embedded_server import ROOTS_FOLDER
+from embeddings_pipeline.store.embedded_server import ROOTS_FOLDER, _digest
 from embeddings_pipeline.store.postgres import (
     EMBEDDED_DATABASE,
     Database,
@@ -80,12 +80,14 @@ def state(open_folder: Path) -> Iterator[Path]:
     """A state folder of this test's own, without a server yet; no process may be left when the test ends."""
     folder = open_folder / uuid.uuid4().hex[:8]
     folder.mkdir(mode=0o711)
-    sockets = set(Path("/tmp").glob("embeddings-pg-*"))
     yield folder
     wait_until(lambda: not processes(folder))
+    # Only this test's: another session's may be empty because its server is about to start.
+    servers = [path for path in folder.rglob("postgres") if path.is_dir()]
+    ours = [_digest(str(path), str(path.stat().st_ino)) for path in servers]
     shutil.rmtree(folder)
-    for left in set(Path("/tmp").glob("embeddings-pg-*")) - sockets:
-        with contextlib.suppress(OSError):  # not empty: another session's
+    for left in (path for digest in ours for path in Path("/tmp").glob(f"embeddings-pg-*-{digest}")):
+        with contextlib.suppress(OSError):
             left.rmdir()
 
 

@@ -1,4 +1,4 @@
--- version: 3
+-- version: 4
 -- The tables that all collections share. Idempotent; run when the stored version is older.
 
 CREATE SCHEMA IF NOT EXISTS embeddings;
@@ -66,19 +66,70 @@ CREATE TABLE IF NOT EXISTS embeddings.canary (
     PRIMARY KEY (fingerprint, number)
 );
 
--- From versions 1 and 2.
+-- How far a model beside the active one has come. No row: an open migration has not come to the batch yet.
+CREATE TABLE IF NOT EXISTS embeddings.fill (
+    collection  text NOT NULL,
+    fingerprint text NOT NULL,
+    batch       bigint NOT NULL,
+    complete    boolean NOT NULL,                        -- each text of the batch has its vector, or is in quarantine
+    file        text,                                    -- the lake's file with them
+    PRIMARY KEY (collection, fingerprint, batch),
+    FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE
+);
+
+-- Changes of a collection's model, one open at a time.
+CREATE TABLE IF NOT EXISTS embeddings.migration (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    collection       text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    from_fingerprint text NOT NULL,
+    to_fingerprint   text NOT NULL,
+    phase            text NOT NULL CHECK (phase IN ('expanded', 'swapped', 'contracted', 'abandoned')),
+    expanded_at      timestamptz NOT NULL DEFAULT now(),
+    swapped_at       timestamptz,
+    ended_at         timestamptz,
+    gate             jsonb                               -- what the last check before a swap measured
+);
+CREATE UNIQUE INDEX IF NOT EXISTS migration_open ON embeddings.migration (collection)
+    WHERE phase IN ('expanded', 'swapped');
+
+-- For other programs: which model the view of a collection shows.
+CREATE OR REPLACE FUNCTION embeddings.active_model(collection_name text)
+RETURNS TABLE (profile text, fingerprint text, dimension bigint)
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT model.profile ->> 'name', model.fingerprint, model.dimension
+    FROM embeddings.collection
+    JOIN embeddings.model ON model.collection = collection.name AND model.fingerprint = collection.fingerprint
+    WHERE collection.name = collection_name
+$$;
+
+-- For other programs, in the query itself: true, or an error with the code EMB01 where another model is the active one.
+-- It asks the catalog, which is never older than the view that the query reads: the swap changes both at once.
+CREATE OR REPLACE FUNCTION embeddings.assert_model(collection_name text, model_fingerprint text)
+RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+BEGIN
+    IF to_regclass(format('embeddings.%I', collection_name || '_active_' || model_fingerprint)) IS NULL THEN
+        RAISE EXCEPTION 'collection %: model % is not the active one', collection_name, model_fingerprint
+            USING ERRCODE = 'EMB01', HINT = 'Read embeddings.active_model() again, encode with that model, and retry.';
+    END IF;
+    RETURN true;
+END $$;
+
+-- From versions 1 to 3.
 ALTER TABLE embeddings.scan ALTER COLUMN whole_scan_at DROP NOT NULL, ALTER COLUMN scanned DROP NOT NULL,
     ADD COLUMN IF NOT EXISTS watermark jsonb, ADD COLUMN IF NOT EXISTS read_at timestamptz;
 ALTER TABLE embeddings.quarantine ADD COLUMN IF NOT EXISTS next_try timestamptz NOT NULL DEFAULT now();
 DO $$
-DECLARE collection_name text;
+DECLARE collection_name text; active text;
 BEGIN
-    FOR collection_name IN SELECT name FROM embeddings.collection LOOP
+    FOR collection_name, active IN SELECT name, fingerprint FROM embeddings.collection LOOP
         EXECUTE format('ALTER TABLE IF EXISTS embeddings.%I ADD COLUMN IF NOT EXISTS seen_at timestamptz',
                        collection_name || '_item');
         IF to_regclass(format('embeddings.%I', collection_name || '_text')) IS NOT NULL THEN
             EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON embeddings.%I (content_hash)',
                            collection_name || '_text_hash', collection_name || '_text');
+        END IF;
+        IF active IS NOT NULL THEN
+            EXECUTE format('CREATE TABLE IF NOT EXISTS embeddings.%I ()', collection_name || '_active_' || active);
         END IF;
     END LOOP;
 END $$;

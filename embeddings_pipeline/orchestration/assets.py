@@ -13,6 +13,7 @@ from pydantic import Field
 
 from embeddings_pipeline.collection import Collection, batch_key
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
+from embeddings_pipeline.fill import embed_beside, fill_beside
 from embeddings_pipeline.index.faiss_index import Manifest
 from embeddings_pipeline.index.faiss_index import build as build_faiss
 from embeddings_pipeline.index.pgvector_index import BuiltIndex, IndexReport, ensure_index
@@ -191,6 +192,8 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
                         f"dry run, batch {batch_key(batch)}: {done.left_to_embed} texts to encode, {done.reused} reused"
                     )
                 yield batch, done.metadata()
+            if not config.dry_run and config.limit is None and config.items is None:
+                embed_beside(opened.beside(), batches, context.run.run_id)
 
         _each(context, pipeline, collection, steps, report=not config.dry_run)
         if not config.dry_run:
@@ -210,12 +213,13 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         meanwhile or have a text without vector; `coverage_percent` of the batch's items that have landed;
         `vectors_written` and `vectors_deleted`.
         """
-        _each_alone(
-            context,
-            pipeline,
-            collection,
-            lambda opened, batch: land_batch(opened, batch, context.run.run_id).metadata(),
-        )
+
+        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
+            landed = land_batch(opened, batch, context.run.run_id)
+            fill_beside(opened.beside(), batch, context.run.run_id)
+            return landed.metadata()
+
+        _each_alone(context, pipeline, collection, step)
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:

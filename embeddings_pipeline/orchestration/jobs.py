@@ -16,7 +16,7 @@ from embeddings_pipeline.settings import load_settings
 def declared_profile(collection: Collection) -> Profile:
     """The profile that the collection or the environment names. ProfileError, with the file, if it is unknown."""
     try:
-        return resolve_profile(collection.config.profile, load_settings())
+        return resolve_profile(collection.declared_profile, load_settings())
     except ProfileError as error:
         raise ProfileError(f"{collection.path or collection.name}: {error}") from error
 

@@ -149,7 +149,7 @@ class _Sync:
         self.collection = opened.collection
         self.definitions = build_pipeline(opened.collection)
         self.size = opened.collection.config.items_per_batch
-        self.dimensions = resolve_profile(opened.collection.config.profile, opened.settings).dimensions
+        self.dimensions = resolve_profile(opened.collection.declared_profile, opened.settings).dimensions
 
     def run(self, options: _Options) -> None:
         cancel_dead_runs(self.instance, self.opened.database)

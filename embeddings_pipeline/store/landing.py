@@ -69,7 +69,9 @@ def land_batch(
         rerendered = {row[0] for row in connection.execute(tables.statement("landing/gone_texts")).fetchall()}
         for target in opened.ledger.model_tables(connection):  # a text that goes, goes from every model
             landed.vectors_deleted += target.delete(connection)
-        connection.execute(tables.statement("landing/new_texts"))
+        new_texts = connection.execute(tables.statement("landing/new_texts")).rowcount
+        unfilled = {"fingerprint": opened.fingerprint, "new_texts": new_texts}
+        connection.execute(load_sql("landing/mark_fill"), {**key, **unfilled})
         landed.vectors_written = table.write(connection)
         mended = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
         connection.execute(table.statement("quarantine/mended"), mended)

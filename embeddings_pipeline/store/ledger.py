@@ -136,6 +136,7 @@ class Ledger:
                     self._lock_collection(connection)
                     model.table.create(connection)
                     model.table.show(connection)
+                    model.table.mark(connection)
                     connection.execute(load_sql("new_epoch"), {"collection": name})
 
     def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
@@ -150,10 +151,12 @@ class Ledger:
                 connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
                 for unused in self.model_tables(connection):
                     connection.execute(sql.SQL("DROP TABLE {}").format(unused.identifier))
+                    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(unused.marker))
                 connection.execute("DELETE FROM embeddings.model WHERE collection = %s", [name])
                 table = ModelTable(name, fingerprint, profile.dimensions, self.collection.config.storage)
                 table.create(connection)
                 table.show(connection)
+                table.mark(connection)
                 connection.execute(
                     load_sql("activate"),
                     {
@@ -324,15 +327,22 @@ class Ledger:
             return dict(connection.execute(statement, parameters).fetchall())
 
     def work(self, *, due: bool = False) -> dict[int, int]:
-        """As `dirty_items`, and the batches with a text whose time in quarantine is over."""
+        """As `dirty_items`, and batches with a text whose time in quarantine is over, or in which a model beside the
+        active one lacks vectors.
+        """
+        name, found = self.collection.name, self.dirty_items(due=due)
+        active, beside = self.active(), self.beside()
         with self.database.connect(autocommit=True) as connection:
-            model = active_model(connection, self.collection.name)
-            retries: dict[int, int] = {}
-            if model is not None:
+            parameters = {"collection": name, "attempts": self._quarantine_attempts, "due": due}
+            for model in [active, *beside] if active else []:
                 statement = model.table.statement("quarantine/retries")
-                parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts, "due": due}
-                retries = dict(connection.execute(statement, parameters).fetchall())
-        return dict(sorted({**retries, **self.dirty_items(due=due)}.items()))
+                retries = connection.execute(statement, {**parameters, "fingerprint": model.table.fingerprint})
+                found = {**dict(retries.fetchall()), **found}
+            if beside:
+                size = self.collection.config.items_per_batch
+                unfilled = connection.execute(load_sql("fill/work"), parameters).fetchall()
+                found = {**{batch: size for (batch,) in unfilled}, **found}
+        return dict(sorted(found.items()))
 
     def recent_items(self, days: int, limit: int) -> dict[int, list[str]]:
         """Batch → keys of items first seen in the last `days` of which nothing has landed; the `limit` oldest."""
@@ -384,9 +394,16 @@ class Ledger:
         with self.database.connect(autocommit=True) as connection:
             return active_model(connection, self.collection.name)
 
+    def beside(self) -> list[ActiveModel]:
+        """The models that are kept current beside the active one."""
+        name = self.collection.name
+        with self.database.connect(autocommit=True) as connection:
+            rows = connection.execute(load_sql("fill/models"), {"collection": name}).fetchall()
+        return [ActiveModel(Profile(**row[3]), ModelTable(name, *row[:3])) for row in rows]
+
     def model_tables(self, connection: psycopg.Connection) -> list[ModelTable]:
-        """Every model table of the collection, the active one and others."""
-        query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s"
+        """Every model table of the collection, the active one and others; none of them is dropped meanwhile."""
+        query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s FOR KEY SHARE"
         name = self.collection.name
         return [ModelTable(name, *row) for row in connection.execute(query, [name]).fetchall()]
 
@@ -432,6 +449,7 @@ class Ledger:
                 for batch in batches:
                     self.lock_batch(connection, batch)
                 connection.execute(self.tables.statement("quarantine/suspect"), parameters)
+                connection.execute(load_sql("fill/again"), {**parameters, "batches": batches})
                 return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
 
     def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]]) -> None:

@@ -85,6 +85,11 @@ class ModelTable:
         return sql.Identifier("embeddings", self.name)
 
     @property
+    def marker(self) -> sql.Identifier:
+        """An empty table that is there while this is the active model: see embeddings.assert_model()."""
+        return sql.Identifier("embeddings", f"{self.collection}_active_{self.fingerprint}")
+
+    @property
     def bytes_per_vector(self) -> int:
         return 8 + self.dimension * (2 if self.storage == "halfvec" else 4)
 
@@ -106,6 +111,10 @@ class ModelTable:
     def show(self, connection: psycopg.Connection) -> None:
         """Point the collection's view at this table."""
         connection.execute(self.statement("view", bare_type=sql.SQL(self.storage)))
+
+    def mark(self, connection: psycopg.Connection) -> None:
+        """Make the marker of the active model where it is not there yet."""
+        connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ()").format(self.marker))
 
     def delete(self, connection: psycopg.Connection) -> int:
         return connection.execute(self.statement("landing/delete_vectors")).rowcount

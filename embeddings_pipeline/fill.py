@@ -1,0 +1,149 @@
+"""A model beside the active one gets the vectors that it lacks.
+
+Which texts there are is in the collection's tables, so nothing is read from the source again. The encoder works outside
+every transaction, and what it makes is in the lake first; the vectors of a batch reach the model's table under the
+batch's lock, where no landing can change its texts.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+
+from embeddings_pipeline.errors import PipelineError, StaleRunError
+from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
+from embeddings_pipeline.store.copy_binary import copy_in
+from embeddings_pipeline.store.postgres import load_sql
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Filled:
+    """What filling one batch did, in texts."""
+
+    texts: int = 0
+    embedded: int = 0
+    reused: int = 0
+    quarantined: int = 0
+    vectors_written: int = 0
+    complete: bool = False
+    seconds: float = 0.0
+
+    def metadata(self) -> dict[str, Any]:
+        rate = self.texts / self.seconds if self.seconds else 0.0
+        return {**vars(self), "seconds": round(self.seconds, 3), "texts_per_second": round(rate, 1)}
+
+
+def wanted_batches(model: OpenCollection, batches: Sequence[int]) -> list[int]:
+    """Which of these batches a run keeps current for the model; the others are an open migration's to fill."""
+    parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batches": list(batches)}
+    with model.database.connect(autocommit=True) as connection:
+        return [row[0] for row in connection.execute(load_sql("fill/wanted"), parameters)]
+
+
+def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = True) -> Filled:
+    """Give each text of the batch its vector under `model`, which is not the active one (`OpenCollection.with_model`).
+
+    Without `encode`, only what the lake has is written. Raises StaleRunError where the model is kept no longer.
+    """
+    started = time.perf_counter()
+    with model.database.connect(autocommit=True) as connection:
+        try:
+            rows = connection.execute(model.active.table.statement("fill/texts"), {"batch": batch}).fetchall()
+        except psycopg.errors.UndefinedTable as error:
+            raise _no_longer(model) from error
+    filled = Filled(texts=len(rows))
+    lacking = {digest: text for _, _, _, _, digest, text, there in rows if not there}
+    vectors = vectors_there(model, batch) if lacking else {}
+    file = None
+    if encode:
+        excused = model.ledger.quarantined(model.fingerprint, list(lacking), waiting=True)
+        wanted = {d: text for d, text in lacking.items() if d not in vectors and d not in excused}
+        made, bad, _ = embed_texts(model, wanted) if wanted else ({}, {}, {})
+        vectors |= made
+        filled.embedded, filled.quarantined = len(made), len(bad) + len(excused)
+        filled.reused = sum(digest in vectors for digest in lacking) - len(made)
+        if lacking:
+            columns = list(zip(*(row[1:5] for row in rows), strict=True))
+            names = ("item_key", "vector_name", "chunk", "content_hash")
+            texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
+            table = embeddings_table(model, texts, vectors, made)
+            file = model.lake.write(table, model.folder("embeddings"), batch, run).rsplit("/", 1)[-1]
+    else:
+        newest = model.lake.newest(model.folder("embeddings"), batch, run) if lacking else None
+        file = newest[0].rsplit("/", 1)[-1] if newest else None
+    _write(model, batch, rows, vectors, file, filled)
+    filled.seconds = time.perf_counter() - started
+    return filled
+
+
+def _write(
+    model: OpenCollection, batch: int, rows: list[Any], vectors: dict[bytes, Any], file: str | None, filled: Filled
+) -> None:
+    table = model.active.table
+    key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batch": batch}
+    name_of = {row[0]: row[2] for row in rows}
+    with model.database.connect() as connection:
+        model.ledger.lock_batch(connection, batch)
+        if table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
+            raise _no_longer(model)
+        lacking = connection.execute(table.statement("fill/lacking"), key).fetchall()
+        # A text that has come since `rows` were read is left: the batch is not complete then.
+        put = [(i, name_of[i], digest) for i, digest, _ in lacking if digest in vectors and i in name_of]
+        for vector_name in sorted({name for _, name, _ in put}):
+            own = [(i, digest) for i, name, digest in put if name == vector_name]
+            columns = {
+                "text_id": np.array([i for i, _ in own], np.int64),
+                "vector_name": np.full(len(own), vector_name.encode(), f"S{len(vector_name)}"),
+                "content_hash": np.frombuffer(b"".join(digest for _, digest in own), np.uint8).reshape(-1, 16),
+                "embedding": np.stack([vectors[digest] for _, digest in own]),
+            }
+            copy_in(connection, table.identifier, columns, storage=table.storage)
+        filled.vectors_written = len(put)
+        if put:
+            mended = {**key, "content_hashes": [digest for _, _, digest in put]}
+            connection.execute(table.statement("fill/mended"), mended)
+        written = {i for i, _, _ in put}
+        filled.complete = all(i in written or excused for i, _, excused in lacking)
+        connection.execute(load_sql("fill/done"), {**key, "complete": filled.complete, "file": file})
+
+
+def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: str) -> None:
+    """Encode what a run rendered with each model beside the active one, for `fill_beside` to write. An outage of such a
+    model does not stop the run: what it lacks stays marked.
+    """
+    for model in models:
+        try:
+            for _ in embed_batches(model, wanted_batches(model, batches), run):
+                pass
+        except (PipelineError, psycopg.Error) as error:
+            _warn(model, error)
+
+
+def fill_beside(models: Sequence[OpenCollection], batch: int, run: str) -> None:
+    """After a landing: each model beside the active one gets what the run made for it; what it lacks stays marked."""
+    for model in models:
+        try:
+            if wanted_batches(model, [batch]):
+                fill_batch(model, batch, run, encode=False)
+        except (PipelineError, psycopg.Error) as error:
+            _warn(model, error)
+
+
+def _warn(model: OpenCollection, error: Exception) -> None:
+    name = (model.collection.name, model.profile.name)
+    log.warning("collection %r: profile %s, beside the active one, is behind: %s", *name, error)
+
+
+def _no_longer(model: OpenCollection) -> StaleRunError:
+    return StaleRunError(
+        f"collection {model.collection.name!r}: profile {model.profile.name!r} ({model.fingerprint}) is kept no longer; "
+        "nothing was changed"
+    )

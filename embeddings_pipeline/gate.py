@@ -1,0 +1,220 @@
+"""Is the next model good enough to take over? Coverage, what its index finds, and how it compares with the former one.
+
+Where `golden_queries.jsonl` lies beside the collection's `defs.yaml` (a line each: `{"query": "…", "relevant":
+["item key", …]}`), both models answer its queries, and nDCG@10 decides [1]; without it, how far the nearest ten of the
+two agree is told, and decides nothing.
+
+[1] Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4), 2002.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+
+from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.search import nearest_items, nearest_texts
+from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out
+
+GOLDEN = "golden_queries.jsonl"
+SAMPLES = 100  # texts whose neighbours are compared
+NEAREST = 10
+TIE = 2.0**-10  # scores that differ by less may stand in either order: float16 has 11 significant bits
+BINS = 20
+BAR = 40  # characters of the longest bar
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was measured, and why the next model is refused (empty: it may take over)."""
+
+    texts: int
+    missing: int  # texts without a vector under the next model, less those in quarantine
+    quarantined: int
+    recall_at_10: float  # of searches with the next model's ANN index, against an exact search
+    neighbour_overlap: float | None  # the share of the nearest ten that both models agree on
+    ndcg_former: float | None
+    ndcg_next: float | None
+    golden_queries: int
+    histogram_former: list[int]  # cosines of the sampled texts' nearest ten, in BINS bins from 0 to 1
+    histogram_next: list[int]
+    refused: list[str] = field(default_factory=list)
+
+    def plot(self) -> str:
+        """Both distributions of scores, as bars of text."""
+        return plot(self.histogram_former, self.histogram_next)
+
+
+@dataclass(frozen=True)
+class GoldenQuery:
+    """A query and the keys of the items that answer it."""
+
+    query: str
+    relevant: tuple[str, ...]
+
+
+def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
+    """Compare the next model with the former one, both of the same collection. Nothing is written."""
+    limits = former.collection.config.migration
+    golden = golden_queries(former)
+    with former.database.connect() as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        texts, lacking, quarantined = _coverage(connection, following)
+        name = next(iter(former.collection.config.vectors))
+        samples = _samples(connection, former, following, name)
+        before, after = (_neighbours(connection, one, name, samples) for one in (former, following))
+        found = _found(connection, following, name, samples, after)
+    both = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(before.ids, after.ids, strict=True)]
+    ndcg = [_ndcg(one, golden, name) for one in (former, following)] if golden else [None, None]
+    missing = lacking - quarantined
+    refused = []
+    if missing:
+        refused.append(f"{missing:,} of {texts:,} texts have no vector")
+    if found < limits.least_recall:
+        refused.append(f"its index finds {found:.1%} of the nearest ten, and {limits.least_recall:.1%} are asked for")
+    if ndcg[0] is not None and ndcg[1] is not None and ndcg[1] < ndcg[0] - limits.golden_tolerance:
+        refused.append(
+            f"nDCG@10 of {len(golden)} golden queries drops from {ndcg[0]:.3f} to {ndcg[1]:.3f}, by more than "
+            f"{limits.golden_tolerance}"
+        )
+    return Gate(
+        texts,
+        missing,
+        quarantined,
+        round(found, 4),
+        round(float(np.mean(both)), 4) if both else None,
+        ndcg[0] if ndcg[0] is None else round(ndcg[0], 4),
+        ndcg[1] if ndcg[1] is None else round(ndcg[1], 4),
+        len(golden),
+        _histogram(before.scores),
+        _histogram(after.scores),
+        refused,
+    )
+
+
+def golden_queries(opened: OpenCollection) -> list[GoldenQuery]:
+    """The collection's golden queries; none without the file. ConfigurationError names a line that is wrong."""
+    path = opened.collection.path.parent / GOLDEN if opened.collection.path else Path(GOLDEN)
+    if opened.collection.path is None or not path.is_file():
+        return []
+    queries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            said = json.loads(line)
+            queries.append(GoldenQuery(str(said["query"]), tuple(map(_key, said["relevant"]))))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f'{path}, line {number}: a line is {{"query": "…", "relevant": ["item key", …]}} ({error!r})'
+            ) from error
+    return queries
+
+
+def _key(value: object) -> str:
+    return json.dumps(list(map(str, value)), ensure_ascii=False) if isinstance(value, list) else str(value)
+
+
+def _coverage(connection: psycopg.Connection, model: OpenCollection) -> tuple[int, int, int]:
+    parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint}
+    row = connection.execute(model.active.table.statement("migrate/coverage"), parameters).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    vectors: NDArray  # (samples, dimension), of the samples themselves
+    scores: NDArray  # (samples, NEAREST) cosines, -inf where there are fewer
+    ids: list[list[int]]
+
+
+def _samples(connection: psycopg.Connection, former: OpenCollection, following: OpenCollection, name: str) -> list[int]:
+    """Ids of texts that have a vector under both models."""
+    query = sql.SQL(
+        "SELECT text_id FROM {} AS a JOIN {} AS b USING (text_id) WHERE a.vector_name = %s ORDER BY random() LIMIT %s"
+    ).format(former.active.table.identifier, following.active.table.identifier)
+    return sorted(row[0] for row in connection.execute(query, [name, SAMPLES]))
+
+
+def _neighbours(connection: psycopg.Connection, model: OpenCollection, name: str, samples: Sequence[int]) -> _Nearest:
+    """The exact nearest ten of each sample, itself left out, in one pass over the table."""
+    table = model.active.table
+    columns: Mapping[str, object] = {"text_id": "bigint", "embedding": table.storage}
+    own = sql.SQL("SELECT text_id, embedding FROM {} WHERE text_id = ANY ({}::bigint[]) ORDER BY text_id")
+    chosen = copy_out(
+        connection,
+        own.format(table.identifier, sql.Literal(list(samples))),
+        columns,  # type: ignore[arg-type]
+        dimension=table.dimension,
+    )
+    queries = _unit(chosen["embedding"].astype(np.float32))
+    scores = np.full((len(samples), NEAREST), -np.inf, np.float32)
+    ids = np.full((len(samples), NEAREST), -1, np.int64)
+    every = sql.SQL("SELECT text_id, embedding FROM {} WHERE vector_name = {}")
+    query = every.format(table.identifier, sql.Literal(name))
+    for block in copy_blocks(connection, query, columns, dimension=table.dimension):  # type: ignore[arg-type]
+        here = queries @ _unit(block["embedding"].astype(np.float32)).T
+        here[block["text_id"][None, :] == chosen["text_id"][:, None]] = -np.inf
+        all_scores = np.concatenate([scores, here], axis=1)
+        all_ids = np.concatenate([ids, np.broadcast_to(block["text_id"], here.shape)], axis=1)
+        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :NEAREST]
+        scores, ids = np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_ids, best, 1)
+    return _Nearest(queries, scores, [[int(i) for i in row if i >= 0] for row in ids])
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = vectors / np.where(lengths > 0, lengths, 1).astype(np.float32)
+    return unit
+
+
+def _found(
+    connection: psycopg.Connection, model: OpenCollection, name: str, samples: Sequence[int], exact: _Nearest
+) -> float:
+    """Recall@10 of searches as `search` makes them, ties aside."""
+    found = wanted = 0
+    for n, own in enumerate(samples):
+        tenth = [score for score in exact.scores[n] if np.isfinite(score)]
+        if not tenth:
+            continue
+        hits = nearest_texts(connection, model.active.table, name, exact.vectors[n], NEAREST + 1)
+        good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
+        found, wanted = found + min(good, len(tenth)), wanted + len(tenth)
+    return found / wanted if wanted else 1.0
+
+
+def _ndcg(model: OpenCollection, golden: Sequence[GoldenQuery], name: str) -> float:
+    vectors = model.encoder().encode_queries([one.query for one in golden])
+    gains = []
+    with model.database.connect(autocommit=True) as connection:
+        for one, vector in zip(golden, vectors, strict=True):
+            hits = nearest_items(connection, model.collection, model.active, name, vector, NEAREST)
+            gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in one.relevant)
+            best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(one.relevant))))
+            gains.append(gain / best if best else 0.0)
+    return float(np.mean(gains))
+
+
+def _histogram(scores: NDArray) -> list[int]:
+    finite = np.clip(scores[np.isfinite(scores)], 0, 1)
+    return np.histogram(finite, bins=BINS, range=(0, 1))[0].tolist()
+
+
+def plot(former: Sequence[int], following: Sequence[int]) -> str:
+    """Two histograms of scores beside each other."""
+    most = max([*former, *following, 1])
+    lines = [f"{'cosine':<11} {'former':<{BAR}} next"]
+    for n, (a, b) in enumerate(zip(former, following, strict=True)):
+        if a or b:
+            bars = [("█" * round(BAR * value / most)) or "▏" * bool(value) for value in (a, b)]
+            lines.append(f"{n / BINS:.2f}-{(n + 1) / BINS:.2f}   {bars[0]:<{BAR}} {bars[1]}")
+    return "\n".join(lines)

@@ -1,0 +1,488 @@
+"""Changing the model of a collection without a failed query: expand, backfill, swap, roll back, contract.
+
+| phase | does |
+|---|---|
+| expand | makes the next model's table; from here on each landing keeps it current, where it has been filled |
+| backfill | gives each batch's texts their vectors under the next model (`fill.py`); nothing is read from the source |
+| swap | builds its index, checks it (`gate.py`), and then in one transaction makes it the active one |
+| roll back | the same the other way: the former model has been kept current. Before a swap: drops the next model |
+| contract | drops the former model, once the grace period is over |
+
+Whatever fails or is killed, the active model serves, and the same step goes on where it was.
+"""
+
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.types.json import Jsonb
+
+from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.errors import MigrationError, ProfileError
+from embeddings_pipeline.fill import Filled, fill_batch
+from embeddings_pipeline.gate import Gate, measure_gate
+from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index
+from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
+from embeddings_pipeline.store.ledger import ActiveModel, active_model
+from embeddings_pipeline.store.postgres import Database, load_sql
+from embeddings_pipeline.store.targets import ModelTable
+
+LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
+DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
+LOCK_SECONDS = 600  # tries to get such a lock for so long
+SWAP_TRIES = 20  # rows that change while a swap is prepared are filled again
+ROW_BYTES = 90  # of a row of the model table beside its vector, its keys' index included
+INDEX_FACTOR = 1.3  # an HNSW index beside the vectors it holds a copy of
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A change of the model that is under way."""
+
+    id: int
+    collection: str
+    phase: str  # expanded: before the swap; swapped: until the former model is dropped
+    former: ActiveModel
+    next: ActiveModel
+    expanded_at: datetime
+    swapped_at: datetime | None
+    gate: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a model beside the active one is filled, in batches that have landed."""
+
+    batches: int
+    filled: int
+
+    @property
+    def percent(self) -> float:
+        return round(100 * self.filled / self.batches, 2) if self.batches else 100.0
+
+
+@dataclass(frozen=True)
+class Exclusive:
+    """How a transaction that excludes others went."""
+
+    tries: int
+    locked_ms: float  # from the first statement that excludes others to the end, its own waiting included
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What a swap did."""
+
+    gate: Gate | None  # None: rolled back, where only coverage is asked for
+    index: IndexReport | None
+    exclusive: Exclusive
+    seconds: float
+
+
+def open_migration(opened: OpenCollection) -> Migration | None:
+    """The change of the model that is under way, or None."""
+    with opened.database.connect(autocommit=True) as connection:
+        row = connection.execute(load_sql("migrate/open"), {"collection": opened.collection.name}).fetchone()
+    if row is None:
+        return None
+    number, former, following, phase, expanded_at, swapped_at, gate = row
+    models = {model.table.fingerprint: model for model in _models(opened)}
+    return Migration(
+        number, opened.collection.name, phase, models[former], models[following], expanded_at, swapped_at, gate
+    )
+
+
+def progress(opened: OpenCollection, model: ActiveModel) -> Progress:
+    """How far a model beside the active one is filled."""
+    parameters = {"collection": opened.collection.name, "fingerprint": model.table.fingerprint}
+    with opened.database.connect(autocommit=True) as connection:
+        row = connection.execute(load_sql("migrate/progress"), parameters).fetchone()
+    return Progress(*row) if row else Progress(0, 0)
+
+
+def target_profile(opened: OpenCollection, name: str) -> Profile:
+    """The profile of that name: the collection's own or a built-in one. ProfileError if there is none."""
+    return resolve_profile(opened.collection.profile_named(name), opened.settings)
+
+
+# --- expand ------------------------------------------------------------------------------------------------------
+
+
+def expand(opened: OpenCollection, profile: Profile) -> Migration:
+    """Make the next model's table. Everything that can be refused is refused before anything is touched.
+
+    Where a migration to that very model is open, it is returned as it is. Raises MigrationError, ProfileError.
+    """
+    there = open_migration(opened)
+    if there is not None:
+        if there.phase == "expanded" and there.next.table.fingerprint == _fingerprint(opened, profile):
+            return there
+        raise MigrationError(
+            f"collection {there.collection!r}: a change from {_named(there.former)} to {_named(there.next)} is open "
+            f"({there.phase}); finish it with `embeddings-pipeline profile "
+            f"{'contract' if there.phase == 'swapped' else 'switch ' + there.next.profile.name}`, or undo it with "
+            f"`embeddings-pipeline profile rollback`"
+        )
+    table = _check_target(opened, profile)
+    name = opened.collection.name
+    with opened.database.connect() as connection:
+        _make_model(opened, connection, profile, table)
+        parameters = {"collection": name, "from": opened.fingerprint, "to": table.fingerprint}
+        try:
+            connection.execute(load_sql("migrate/begin"), parameters)
+        except errors.UniqueViolation as error:
+            raise MigrationError(f"collection {name!r}: another change of the model has just been opened") from error
+    migration = open_migration(opened)
+    assert migration is not None
+    return migration
+
+
+def add_model(opened: OpenCollection, profile: Profile) -> ActiveModel:
+    """Keep a second model current beside the active one, to be searched by its name; `sync` fills it."""
+    table = _check_target(opened, profile)
+    with opened.database.connect() as connection:
+        _make_model(opened, connection, profile, table)
+    return ActiveModel(profile, table)
+
+
+def remove_model(opened: OpenCollection, name: str) -> ActiveModel:
+    """Drop a model that `add_model` keeps beside the active one."""
+    migration = open_migration(opened)
+    open_ones = {migration.former.table, migration.next.table} if migration else set()
+    for model in opened.ledger.beside():
+        if name in (model.profile.name, model.table.fingerprint) and model.table not in open_ones:
+            _drop_model(opened, model.table, lambda connection: None)
+            return model
+    raise MigrationError(
+        f"collection {opened.collection.name!r}: no profile {name!r} is kept beside the active one; see "
+        f"`embeddings-pipeline profile status`"
+    )
+
+
+def _fingerprint(opened: OpenCollection, profile: Profile) -> str:
+    return fingerprint(profile, opened.settings.state_dir)
+
+
+def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
+    """The table of a model that may be made; nothing is touched. MigrationError or ProfileError says why not."""
+    name = opened.collection.name
+    table = ModelTable(name, _fingerprint(opened, profile), profile.dimensions, opened.active.table.storage)
+    if table.fingerprint == opened.fingerprint:
+        raise MigrationError(f"collection {name!r}: profile {profile.name!r} is its active model already")
+    if table.fingerprint in {model.table.fingerprint for model in opened.ledger.beside()}:
+        return table
+    most = MOST_DIMENSIONS[table.storage]
+    method = opened.collection.config.index.method
+    if method != "none" and table.dimension > most:
+        raise MigrationError(
+            f"collection {name!r}: pgvector's {method} takes up to {most} dimensions of a {table.storage}, and profile "
+            f"{profile.name!r} has {table.dimension}; set `index: {{method: none}}` in its defs.yaml first"
+        )
+    with opened.database.connect(autocommit=True) as connection:
+        landed = "SELECT version > 0 FROM embeddings.collection WHERE name = %s"
+        if connection.execute(landed, [name]).fetchone() != (True,):
+            raise MigrationError(
+                f"collection {name!r} has no vectors yet, so there is nothing to migrate: declare the profile "
+                f"(`profile: {profile.name}` in its defs.yaml) and sync"
+            )
+        [(stranger,)] = connection.execute("SELECT to_regclass(%s)", [table.identifier.as_string(connection)])
+        if stranger is not None:
+            raise MigrationError(
+                f"there is a table {stranger} that the pipeline has not made: rename or drop it, then try again"
+            )
+        texts = _count_texts(opened, connection)
+        _check_disk(connection, needed_bytes(texts, table, method), table)
+    vectors = load_encoder(profile).encode_documents(["a plain sentence"])
+    if vectors.shape != (1, profile.dimensions):
+        raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
+    return table
+
+
+def needed_bytes(texts: int, table: ModelTable, method: str) -> int:
+    """What that many vectors take on disk, with their index, in bytes."""
+    rows = texts * (table.bytes_per_vector + ROW_BYTES)
+    return round(rows + (INDEX_FACTOR * texts * table.bytes_per_vector if method != "none" else 0))
+
+
+def _check_disk(connection: psycopg.Connection, needed: int, table: ModelTable) -> None:
+    """MigrationError where the server's disk can be seen from here and has not the room."""
+    with contextlib.suppress(errors.InsufficientPrivilege, OSError):
+        row = connection.execute("SELECT current_setting('data_directory', true)").fetchone()
+        if row and row[0] and Path(row[0]).is_dir():
+            free = shutil.disk_usage(row[0]).free
+            if free < needed:
+                raise MigrationError(
+                    f"collection {table.collection!r}: the vectors of the next model and their index need about "
+                    f"{needed / 1e9:.1f} GB beside the present ones, and the database's disk has {free / 1e9:.1f} GB "
+                    f"free; make room first"
+                )
+
+
+def _count_texts(opened: OpenCollection, connection: psycopg.Connection) -> int:
+    query = sql.SQL("SELECT count(*) FROM {} WHERE NOT blank").format(opened.active.table.tables.text)
+    row = connection.execute(query).fetchone()
+    return row[0] if row else 0
+
+
+def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile: Profile, table: ModelTable) -> None:
+    table.create(connection)
+    parameters = {
+        "collection": table.collection,
+        "fingerprint": table.fingerprint,
+        "profile": Jsonb(asdict(profile)),
+        "dimension": table.dimension,
+        "storage": table.storage,
+    }
+    connection.execute(load_sql("migrate/model"), parameters)
+
+
+# --- backfill ----------------------------------------------------------------------------------------------------
+
+
+def backfill_batch(opened: OpenCollection, batch: int, run: str) -> Filled:
+    """Fill one batch of the next model. MigrationError unless a migration is expanded and not yet swapped."""
+    return fill_batch(opened.with_model(_expanded(opened, "backfill").next), batch, run)
+
+
+def unfilled_batches(opened: OpenCollection, model: ActiveModel) -> list[int]:
+    """The batches in which a model beside the active one lacks vectors, in order."""
+    with opened.database.connect(autocommit=True) as connection:
+        return _unfilled(connection, opened.collection.name, model.table.fingerprint)
+
+
+def _unfilled(connection: psycopg.Connection, collection: str, to: str) -> list[int]:
+    parameters = {"collection": collection, "to": to}
+    return [row[0] for row in connection.execute(load_sql("migrate/unfilled"), parameters)]
+
+
+def _expanded(opened: OpenCollection, step: str) -> Migration:
+    migration = open_migration(opened)
+    if migration is None:
+        raise MigrationError(
+            f"collection {opened.collection.name!r}: no change of its model is open, so there is nothing to {step}; "
+            f"begin with `embeddings-pipeline profile switch NAME`, or materialize migration/expand"
+        )
+    if migration.phase != "expanded":
+        raise MigrationError(
+            f"collection {opened.collection.name!r}: {_named(migration.next)} is the active model already; go on with "
+            f"`embeddings-pipeline profile contract`, or back with `embeddings-pipeline profile rollback`"
+        )
+    return migration
+
+
+# --- swap and roll back ------------------------------------------------------------------------------------------
+
+
+def swap(opened: OpenCollection, run: str) -> Swapped:
+    """Make the next model the active one, if it passes the gate. MigrationError, with the figures, if it does not."""
+    started = time.perf_counter()
+    migration = _expanded(opened, "swap")
+    following = opened.with_model(migration.next)
+    done = progress(opened, migration.next)
+    never = _never_filled(opened, migration)
+    if never:
+        raise MigrationError(
+            f"collection {migration.collection!r}: {never:,} of {done.batches:,} batches are not backfilled; "
+            f"materialize migration/backfill first, or run `embeddings-pipeline profile switch "
+            f"{migration.next.profile.name}`"
+        )
+    config = opened.collection.config
+    index = ensure_index(opened.database, migration.next.table, config.index, list(config.vectors))
+    _fill_marked(following, run)
+    gate = measure_gate(opened, following)
+    with opened.database.connect() as connection:
+        connection.execute(
+            "UPDATE embeddings.migration SET gate = %s WHERE id = %s", [Jsonb(asdict(gate)), migration.id]
+        )
+    if gate.refused:
+        raise MigrationError(
+            f"collection {migration.collection!r}: {_named(migration.next)} does not take over: "
+            f"{'; '.join(gate.refused)}. {_named(migration.former)} goes on serving"
+        )
+    exclusive = _exchange(opened, migration, migration.former.table, migration.next.table, "swapped", following, run)
+    return Swapped(gate, index, exclusive, round(time.perf_counter() - started, 3))
+
+
+def roll_back(opened: OpenCollection, run: str) -> Swapped | None:
+    """Make the former model the active one again; before a swap, drop the next model instead, and return None."""
+    started = time.perf_counter()
+    migration = open_migration(opened)
+    if migration is None:
+        raise MigrationError(
+            f"collection {opened.collection.name!r}: no change of its model is open, so there is nothing to roll back"
+        )
+    if migration.phase == "expanded":
+        ended = {"id": migration.id, "phase": "abandoned"}
+        _drop_model(
+            opened, migration.next.table, lambda connection: connection.execute(load_sql("migrate/swapped"), ended)
+        )
+        return None
+    former = opened.with_model(migration.former)
+    _fill_marked(former, run)
+    exclusive = _exchange(opened, migration, migration.next.table, migration.former.table, "expanded", former, run)
+    return Swapped(None, None, exclusive, round(time.perf_counter() - started, 3))
+
+
+def _never_filled(opened: OpenCollection, migration: Migration) -> int:
+    """Batches that the backfill has not come to."""
+    query = "SELECT count(*) FROM embeddings.fill WHERE collection = %s AND fingerprint = %s"
+    with opened.database.connect(autocommit=True) as connection:
+        row = connection.execute(query, [migration.collection, migration.next.table.fingerprint]).fetchone()
+    done = progress(opened, migration.next)
+    return max(0, done.batches - (row[0] if row else 0))
+
+
+def _fill_marked(model: OpenCollection, run: str) -> None:
+    """Fill what landings have marked since the model was last whole."""
+    for batch in unfilled_batches(model, model.active):
+        fill_batch(model, batch, run)
+
+
+def _exchange(
+    opened: OpenCollection,
+    migration: Migration,
+    of: ModelTable,
+    to: ModelTable,
+    phase: str,
+    following: OpenCollection,
+    run: str,
+) -> Exclusive:
+    """One transaction: the active model, its marker and the view. Where a text lacks its vector: fill, and again."""
+    pair = {"collection": migration.collection, "from": of.fingerprint, "to": to.fingerprint}
+
+    def flip(connection: psycopg.Connection) -> None:
+        if connection.execute(load_sql("migrate/flip"), pair).fetchone() is None:
+            raise MigrationError(f"collection {migration.collection!r}: somebody else has changed its model meanwhile")
+        if unfilled := _unfilled(connection, migration.collection, to.fingerprint):
+            raise _UnfilledError(unfilled)
+        connection.execute(load_sql("migrate/exchange_files"), pair)
+        connection.execute(load_sql("migrate/swapped"), {"id": migration.id, "phase": phase})
+
+    for _ in range(SWAP_TRIES):
+        try:
+            return exclusively(opened.database, [of.tables.view, of.marker], flip, swap_statements(of, to))
+        except _UnfilledError as error:
+            for batch in error.batches:
+                fill_batch(following, batch, run)
+    raise MigrationError(
+        f"collection {migration.collection!r}: rows change faster than {_named(following.active)} can be filled; "
+        f"nothing was swapped, try again when fewer change"
+    )
+
+
+class _UnfilledError(Exception):
+    """Batches that a landing has marked since the last look."""
+
+    def __init__(self, batches: list[int]) -> None:
+        self.batches = batches
+
+
+def swap_statements(of: ModelTable, to: ModelTable) -> list[sql.Composed]:
+    """The statements of the swap that exclude others: the view and the marker of the active model."""
+    marker = sql.Identifier(f"{to.collection}_active_{to.fingerprint}")
+    return [
+        to.statement("view", bare_type=sql.SQL(to.storage)),
+        sql.SQL(load_sql("migrate/marker")).format(marker=of.marker, next_marker=marker),
+    ]
+
+
+# --- contract ----------------------------------------------------------------------------------------------------
+
+
+def contract(opened: OpenCollection, *, now: bool = False) -> Exclusive:
+    """Drop the former model, after which there is no way back. `now`: also within the grace period."""
+    migration = open_migration(opened)
+    name = opened.collection.name
+    if migration is None or migration.swapped_at is None or migration.phase != "swapped":
+        raise MigrationError(
+            f"collection {name!r}: nothing has been swapped, so there is no former model to drop; "
+            f"{'swap first' if migration else 'see `embeddings-pipeline profile status`'}"
+        )
+    grace = timedelta(hours=opened.collection.config.migration.grace_hours)
+    ends = migration.swapped_at + grace
+    if not now and datetime.now(UTC) < ends:
+        raise MigrationError(
+            f"collection {name!r}: the grace period runs until {ends:%Y-%m-%d %H:%M %Z}; until then "
+            f"`embeddings-pipeline profile rollback` brings {_named(migration.former)} back at once. `--now` (in the "
+            f"launchpad `now: true`) drops it all the same"
+        )
+    ended = {"id": migration.id, "phase": "contracted"}
+    return _drop_model(
+        opened, migration.former.table, lambda connection: connection.execute(load_sql("migrate/swapped"), ended)
+    )
+
+
+def _drop_model(opened: OpenCollection, table: ModelTable, also: Callable[[psycopg.Connection], Any]) -> Exclusive:
+    def forget(connection: psycopg.Connection) -> None:
+        # Its row first: landings that hold it are waited for here, and those to come pass the table by.
+        also(connection)
+        parameters = {"collection": table.collection, "fingerprint": table.fingerprint}
+        connection.execute(load_sql("migrate/forget"), parameters)
+
+    return exclusively(opened.database, [table.identifier], forget, [table.statement("migrate/drop")])
+
+
+# --- locks -------------------------------------------------------------------------------------------------------
+
+
+def exclusively(
+    database: Database,
+    relations: Sequence[sql.Identifier],
+    prepare: Callable[[psycopg.Connection], Any],
+    statements: Sequence[sql.Composed],
+    *,
+    seconds: float | None = None,
+) -> Exclusive:
+    """One transaction: what `prepare` does, and then statements that exclude others from `relations`.
+
+    Waits first until no longer transaction holds a lock there, since whoever came after would wait behind us; then
+    tries, with a short `lock_timeout`, again and again. MigrationError after `seconds` (LOCK_SECONDS).
+    """
+    seconds = LOCK_SECONDS if seconds is None else seconds
+    deadline = time.monotonic() + seconds
+    tries = 0
+    with database.connect(autocommit=True) as connection:
+        names = [relation.as_string(connection) for relation in relations]
+        while True:
+            if connection.execute(load_sql("migrate/held"), {"relations": names}).fetchone() == (0,):
+                tries += 1
+                with contextlib.suppress(errors.LockNotAvailable, errors.DeadlockDetected):
+                    with connection.transaction():
+                        _short_waits(connection)
+                        prepare(connection)
+                        began = time.perf_counter()
+                        for statement in statements:
+                            connection.execute(statement)
+                    return Exclusive(tries, round(1000 * (time.perf_counter() - began), 2))
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"{', '.join(names)} could not be locked within {seconds:.0f} s: long transactions hold it (see "
+                    f"pg_stat_activity); nothing was changed, try again"
+                )
+            time.sleep(random.uniform(0.01, 0.05))
+
+
+def _short_waits(connection: psycopg.Connection) -> None:
+    connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+    # A role without the right waits a little longer for an autovacuum to give way.
+    with contextlib.suppress(errors.InsufficientPrivilege), connection.transaction():
+        connection.execute(f"SET LOCAL deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
+
+
+def _models(opened: OpenCollection) -> list[ActiveModel]:
+    with opened.database.connect(autocommit=True) as connection:
+        active = active_model(connection, opened.collection.name)
+    return [*([active] if active else []), *opened.ledger.beside()]
+
+
+def _named(model: ActiveModel) -> str:
+    return f"{model.profile.name} ({model.table.fingerprint})"

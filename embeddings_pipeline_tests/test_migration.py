@@ -1,0 +1,418 @@
+"""Changing the model: three phases, both ways, with landings, edits and kills in between."""
+
+import json
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import errors
+
+from embeddings_pipeline import migration
+from embeddings_pipeline.audit import audit
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.errors import MigrationError, ProfileError, StaleRunError
+from embeddings_pipeline.fill import embed_beside, fill_batch, fill_beside
+from embeddings_pipeline.migration import (
+    Migration,
+    add_model,
+    backfill_batch,
+    contract,
+    expand,
+    open_migration,
+    progress,
+    remove_model,
+    roll_back,
+    swap,
+    target_profile,
+    unfilled_batches,
+)
+from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.search import search
+from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.store.landing import land_batch
+from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline_tests.deterministic import DeterministicEncoder
+from embeddings_pipeline_tests.workbench import PROFILE, execute, films, make_films, run_batch, sync_once
+from embeddings_pipeline_tests.workbench import collection as plain_collection
+
+WIDE = {**PROFILE, "name": "wide", "dimensions": 48}
+OTHER = {**PROFILE, "name": "other", "document_prompt": "passage: "}  # other vectors of the same dimension
+NEXT = pytest.mark.parametrize("name", ["wide", "other"])
+
+
+def collection(**attributes: Any) -> Collection:
+    return plain_collection(**{"profiles": {"wide": WIDE, "other": OTHER}, **attributes})
+
+
+@pytest.fixture(autouse=True)
+def _fresh_encoder() -> None:
+    DeterministicEncoder.reset()
+
+
+@pytest.fixture
+def opened(database: Database, settings: Settings) -> OpenCollection:
+    """Twenty-five films in three batches, landed."""
+    make_films(database, films(25))
+    return sync_once(collection(), settings)[0]
+
+
+def begin(opened: OpenCollection, name: str) -> Migration:
+    return expand(opened, target_profile(opened, name))
+
+
+def backfill(opened: OpenCollection) -> int:
+    return sum(backfill_batch(opened, batch, "backfill").embedded for batch in opened.ledger.batches())
+
+
+def again(opened: OpenCollection) -> OpenCollection:
+    return open_collection(opened.collection, opened.settings)
+
+
+def land(opened: OpenCollection, batch: int, run: str) -> None:
+    """The four steps as a run does them, with the models beside the active one."""
+    read_items(opened, batch, run)
+    render_texts(opened, batch, run)
+    for _ in embed_batches(opened, [batch], run):
+        pass
+    embed_beside(opened.beside(), [batch], run)
+    land_batch(opened, batch, run)
+    fill_beside(opened.beside(), batch, run)
+
+
+def land_all(opened: OpenCollection, run: str = "later") -> None:
+    opened.ledger.scan(opened.source)
+    for batch in opened.ledger.work():
+        land(opened, batch, run)
+
+
+def assert_whole(opened: OpenCollection) -> None:
+    """Every text has the vector that its model makes of it, in each model, and the view shows the active one."""
+    for model in [again(opened), *again(opened).beside()]:
+        query = f"""SELECT text.text, vector.embedding::real[] FROM embeddings.films_text AS text
+                    LEFT JOIN embeddings.{model.active.table.name} AS vector ON vector.text_id = text.id"""
+        rows = execute(opened.database, query)
+        count = f"SELECT count(*) FROM embeddings.{model.active.table.name}"
+        assert execute(opened.database, count) == [(len(rows),)]
+        assert all(vector is not None for _, vector in rows), model.profile.name
+        expected = model.encoder().encode_documents([text for text, _ in rows])
+        assert np.allclose(np.array([vector for _, vector in rows]), expected, atol=1e-3), model.profile.name
+    shown = execute(opened.database, "SELECT text, embedding::real[] FROM embeddings.films")
+    expected = again(opened).encoder().encode_documents([text for text, _ in shown])
+    assert np.allclose(np.array([vector for _, vector in shown]), expected, atol=1e-3)
+
+
+class TestPhases:
+    @NEXT
+    def test_expand_backfill_swap_roll_back_swap_contract(self, database, settings, opened, name) -> None:
+        former = opened.fingerprint
+        begun = begin(opened, name)
+        assert (begun.phase, progress(opened, begun.next).filled) == ("expanded", 0)
+        assert again(opened).fingerprint == former  # the old one serves
+        assert backfill(opened) == 25
+        assert progress(opened, begun.next).percent == 100.0
+        done = swap(opened, "swap")
+        assert done.gate is not None and done.gate.missing == 0 and done.gate.recall_at_10 == 1.0
+        following = again(opened)
+        assert following.profile.name == name and following.fingerprint == begun.next.table.fingerprint
+        assert search(opened.collection, settings, "Film 7 number 7")[0].item_key == "7"
+        assert_whole(opened)
+        assert roll_back(following, "back") is not None
+        assert again(opened).fingerprint == former
+        assert_whole(opened)
+        swap(again(opened), "swap again")
+        with pytest.raises(MigrationError, match="grace period"):
+            contract(again(opened))
+        contract(again(opened), now=True)
+        assert open_migration(opened) is None
+        assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+        assert execute(database, f"SELECT to_regclass('embeddings.films_vector_{former}')") == [(None,)]
+        assert_whole(opened)
+        assert audit(again(opened)).agree
+        assert again(opened).ledger.work() == {}
+
+    def test_a_backfill_reads_nothing_from_the_source(self, database, opened) -> None:
+        begin(opened, "wide")
+        execute(database, "DROP TABLE films CASCADE")
+        assert backfill(opened) == 25
+
+    def test_before_a_swap_a_roll_back_drops_the_next_model(self, database, opened) -> None:
+        begun = begin(opened, "wide")
+        backfill_batch(opened, 0, "one")
+        assert roll_back(opened, "back") is None
+        assert open_migration(opened) is None
+        assert opened.ledger.beside() == []
+        assert execute(database, f"SELECT to_regclass('embeddings.{begun.next.table.name}')") == [(None,)]
+        begin(opened, "wide")
+        assert backfill(opened) == 15  # and it can begin anew: what was encoded is in the lake
+
+    def test_a_step_done_twice_changes_nothing(self, opened) -> None:
+        assert begin(opened, "wide") == begin(opened, "wide")
+        assert backfill(opened) == 25
+        assert backfill(opened) == 0
+        swap(opened, "swap")
+        with pytest.raises(MigrationError, match="is the active model already"):
+            swap(again(opened), "swap")
+
+
+class TestRefused:
+    def test_the_wrong_order_is_refused_in_one_line_and_changes_nothing(self, opened) -> None:
+        for step in (lambda: backfill(opened), lambda: swap(opened, "x"), lambda: roll_back(opened, "x")):
+            with pytest.raises(MigrationError, match="no change of its model is open"):
+                step()
+        with pytest.raises(MigrationError, match="nothing has been swapped"):
+            contract(opened)
+        begin(opened, "wide")
+        backfill_batch(opened, 0, "one")
+        with pytest.raises(MigrationError, match="2 of 3 batches are not backfilled"):
+            swap(opened, "x")
+        with pytest.raises(MigrationError, match="nothing has been swapped"):
+            contract(opened)
+        with pytest.raises(MigrationError, match=r"a change from test .* to wide .* is open"):
+            begin(opened, "other")
+        assert again(opened).profile.name == "test"
+
+    def test_the_active_model_an_unknown_and_an_unloadable_one(self, database, opened) -> None:
+        with pytest.raises(MigrationError, match="is its active model already"):
+            begin(opened, "test")
+        with pytest.raises(ProfileError, match="There is no profile 'nope'"):
+            begin(opened, "nope")
+        broken = {**PROFILE, "name": "broken", "model": "no_such_module:Encoder"}
+        other = OpenCollection(**{**vars(opened), "collection": collection(profiles={"broken": broken})})
+        with pytest.raises(ProfileError, match="cannot be loaded"):
+            begin(other, "broken")
+        assert execute(database, "SELECT count(*) FROM embeddings.migration") == [(0,)]
+        assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+
+    def test_a_collection_without_vectors(self, database, settings) -> None:
+        make_films(database, films(3))
+        with pytest.raises(MigrationError, match="nothing to migrate"):
+            begin(open_collection(collection(), settings), "wide")
+
+    def test_a_strangers_table_of_that_name(self, database, settings, opened) -> None:
+        begun = begin(opened, "wide")
+        roll_back(opened, "x")
+        execute(database, f"CREATE TABLE embeddings.{begun.next.table.name} (mine int)")
+        with pytest.raises(MigrationError, match="rename or drop it"):
+            begin(opened, "wide")
+
+    def test_too_small_a_disk(self, opened, monkeypatch) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+        with pytest.raises(MigrationError, match="GB free; make room first"):
+            begin(opened, "wide")
+        assert opened.ledger.beside() == []
+
+    def test_more_dimensions_than_an_index_takes(self, opened) -> None:
+        huge = {**PROFILE, "name": "huge", "dimensions": 5000}
+        other = OpenCollection(**{**vars(opened), "collection": collection(profiles={"huge": huge})})
+        with pytest.raises(MigrationError, match="up to 4000 dimensions"):
+            begin(other, "huge")
+
+    def test_a_text_that_the_next_model_cannot_encode_is_excused_and_no_other(self, database, opened) -> None:
+        execute(database, "UPDATE films SET overview = 'POISON' WHERE id = 3")
+        land_all(opened)
+        begin(opened, "wide")
+        DeterministicEncoder.fail_on = "POISON"
+        assert backfill(opened) == 24
+        done = swap(opened, "swap")
+        assert done.gate is not None and (done.gate.missing, done.gate.quarantined) == (0, 1)
+        execute(database, f"DELETE FROM embeddings.{again(opened).active.table.name} WHERE text_id = 5")
+        roll_back(again(opened), "back")
+        with pytest.raises(MigrationError, match="1 of 25 texts have no vector"):
+            swap(again(opened), "swap")
+
+    def test_an_index_that_finds_too_little(self, opened, monkeypatch) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        monkeypatch.setattr("embeddings_pipeline.gate.nearest_texts", lambda *_: [])
+        with pytest.raises(MigrationError, match=r"its index finds 0\.0% .* goes on serving"):
+            swap(opened, "swap")
+        assert again(opened).profile.name == "test"
+
+    def test_golden_queries_decide(self, database, settings, tmp_path) -> None:
+        make_films(database, films(25))
+        one = Collection(collection().config, tmp_path / "defs.yaml")
+        opened = sync_once(one, settings)[0]
+        golden = [{"query": f"Film {n} number {n}", "relevant": [n]} for n in range(1, 6)]
+        (tmp_path / "golden_queries.jsonl").write_text("\n".join(map(json.dumps, golden)))
+        begin(opened, "wide")
+        backfill(opened)
+        execute(
+            database,
+            f"""UPDATE embeddings.{opened.ledger.beside()[0].table.name} SET embedding =
+                ('[1' || repeat(',0', 47) || ']')::halfvec""",
+        )
+        with pytest.raises(MigrationError, match="nDCG@10 of 5 golden queries drops from 1"):
+            swap(opened, "swap")
+        (tmp_path / "golden_queries.jsonl").write_text('{"query": "no items"}')
+        with pytest.raises(Exception, match="line 1"):
+            swap(opened, "swap")
+
+
+class TestBesideLandings:
+    """While a migration is open, and after the swap until contract, both models are current."""
+
+    @NEXT
+    @pytest.mark.parametrize("swapped", [False, True])
+    def test_new_edited_and_deleted_rows_reach_both_models(self, database, opened, name, swapped) -> None:
+        begin(opened, name)
+        backfill(opened)
+        if swapped:
+            swap(opened, "swap")
+        execute(database, "UPDATE films SET overview = 'edited' WHERE id IN (2, 24)")
+        execute(database, "DELETE FROM films WHERE id = 5")
+        execute(database, "INSERT INTO films SELECT n, 'Film ' || n, 'new ' || n FROM generate_series(26, 40) AS n")
+        land_all(again(opened))
+        assert again(opened).ledger.work() == {}
+        assert_whole(opened)
+        if swapped:
+            roll_back(again(opened), "back")
+        else:
+            swap(again(opened), "swap")
+        assert_whole(opened)
+        assert audit(again(opened)).agree
+
+    def test_a_batch_that_the_backfill_has_not_come_to_is_its_alone(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill_batch(opened, 0, "one")
+        execute(database, "UPDATE films SET overview = 'edited' WHERE id IN (2, 24)")
+        land_all(opened)
+        assert opened.ledger.work() == {}
+        assert unfilled_batches(opened, opened.ledger.beside()[0]) == [1, 2]
+        assert backfill(opened) == 15
+        assert_whole(opened)
+
+    def test_what_the_second_model_could_not_encode_stays_marked_and_is_done_later(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        [model] = opened.beside()
+        execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
+        opened.ledger.scan(opened.source)
+        run_batch(opened, 0, "without the second model")
+        assert unfilled_batches(opened, model.active) == [0]
+        assert opened.ledger.work() == {0: 10}
+        land_all(opened)
+        assert opened.ledger.work() == {}
+        assert_whole(opened)
+
+    def test_what_lands_between_the_check_and_the_swap_is_filled_before_it(self, database, opened, monkeypatch) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        measured = migration.measure_gate
+
+        def then_an_edit(*arguments: Any) -> Any:
+            gate = measured(*arguments)
+            execute(database, "UPDATE films SET overview = 'just now' WHERE id = 1")
+            opened.ledger.scan(opened.source)
+            run_batch(opened, 0, "just now")
+            return gate
+
+        monkeypatch.setattr(migration, "measure_gate", then_an_edit)
+        swap(opened, "swap")
+        assert again(opened).profile.name == "wide"
+        assert_whole(opened)
+
+    def test_a_landing_that_encoded_with_the_former_model_is_rolled_back(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
+        opened.ledger.scan(opened.source)
+        with pytest.raises(StaleRunError):
+            read_items(opened, 0, "late")
+            render_texts(opened, 0, "late")
+            list(embed_batches(opened, [0], "late"))
+            land_batch(opened, 0, "late", at_second_look=lambda: swap(opened, "swap"))
+        land_all(again(opened))
+        assert_whole(opened)
+
+    def test_a_landing_whose_own_commit_comes_first_is_seen_by_the_swap(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
+        opened.ledger.scan(opened.source)
+        run_batch(opened, 0, "early")
+        swap(opened, "swap")
+        assert_whole(opened)
+
+
+class TestTwoModels:
+    def test_a_second_model_is_kept_current_and_searched_by_name(self, database, settings, opened) -> None:
+        add_model(opened, target_profile(opened, "wide"))
+        assert opened.ledger.work() == {0: 10, 1: 10, 2: 10}
+        land_all(opened)
+        assert opened.ledger.work() == {}
+        assert_whole(opened)
+        execute(database, "UPDATE films SET overview = 'dragons everywhere' WHERE id = 2")
+        land_all(opened)
+        for profile in ("wide", "test", None):
+            assert search(opened.collection, settings, "Film 2 dragons everywhere", profile=profile)[0].item_key == "2"
+        with pytest.raises(Exception, match="has no vectors of profile 'other', but of test, wide"):
+            search(opened.collection, settings, "dragons", profile="other")
+        assert progress(opened, begin(opened, "wide").next).percent == 100.0  # nothing left to backfill
+        swap(opened, "swap")
+        assert_whole(opened)
+
+    def test_it_can_be_removed(self, opened) -> None:
+        add_model(opened, target_profile(opened, "wide"))
+        with pytest.raises(MigrationError, match="no profile 'other' is kept"):
+            remove_model(opened, "other")
+        remove_model(opened, "wide")
+        assert opened.ledger.beside() == []
+
+    def test_a_fill_of_a_model_that_is_gone_says_so(self, opened) -> None:
+        begun = begin(opened, "wide")
+        roll_back(opened, "back")
+        with pytest.raises(StaleRunError, match="kept no longer"):
+            fill_batch(opened.with_model(begun.next), 0, "late")
+
+
+class TestOtherPrograms:
+    def test_the_active_model_is_told_and_asserted(self, database, opened) -> None:
+        active = "SELECT * FROM embeddings.active_model('films')"
+        former = opened.fingerprint
+        assert execute(database, active) == [("test", former, 32)]
+        begin(opened, "wide")
+        backfill(opened)
+        swap(opened, "swap")
+        following = again(opened).fingerprint
+        assert execute(database, active) == [("wide", following, 48)]
+        asserted = "SELECT item_key FROM embeddings.films WHERE (SELECT embeddings.assert_model('films', %s)) LIMIT 1"
+        assert len(execute(database, asserted, [following])) == 1
+        with pytest.raises(psycopg.Error, match="is not the active one") as error:
+            execute(database, asserted, [former])
+        assert error.value.sqlstate == "EMB01"
+        roll_back(again(opened), "back")
+        assert len(execute(database, asserted, [former])) == 1
+
+    def test_a_long_transaction_on_the_view_is_waited_for_and_nobody_waits_behind_the_swap(
+        self, database, opened, monkeypatch
+    ) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        with database.connect() as reader:
+            reader.execute("SELECT count(*) FROM embeddings.films")
+            monkeypatch.setattr("embeddings_pipeline.migration.LOCK_SECONDS", 1)
+            with pytest.raises(MigrationError, match="could not be locked"):
+                swap(opened, "swap")
+            assert reader.execute("SELECT count(*) FROM embeddings.films").fetchone() == (25,)
+        assert again(opened).profile.name == "test"
+        swap(opened, "swap")
+
+    def test_the_view_uses_the_index_of_the_new_model(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        swap(opened, "swap")
+        with database.connect() as connection:
+            connection.execute("SET enable_seqscan = off; SET enable_sort = off")
+            plan = connection.execute(
+                "EXPLAIN SELECT item_key FROM embeddings.films WHERE vector_name = 'base' "
+                "ORDER BY embedding <=> ('[1' || repeat(',0', 47) || ']')::halfvec(48) LIMIT 3"
+            ).fetchall()
+        assert "films_base_" in str(plan)
+
+    def test_a_role_that_may_not_set_deadlock_timeout(self, database, settings, opened) -> None:
+        with database.connect() as connection:
+            connection.execute("SET ROLE pg_database_owner")
+            with pytest.raises(errors.InsufficientPrivilege):
+                connection.execute("SET LOCAL deadlock_timeout = 50")

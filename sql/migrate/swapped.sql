@@ -1,0 +1,7 @@
+-- Parameters: id, phase.
+
+UPDATE embeddings.migration
+SET phase = %(phase)s,
+    swapped_at = CASE WHEN %(phase)s = 'swapped' THEN now() ELSE swapped_at END,
+    ended_at = CASE WHEN %(phase)s IN ('contracted', 'abandoned') THEN now() END
+WHERE id = %(id)s
