@@ -1,14 +1,12 @@
 """The command line. Each command prints for people, with --json for programs; errors are one line and exit 1."""
 
-import json
 import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
+from embeddings_pipeline.console import print_json, progress_bar
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
+from embeddings_pipeline.profile_commands import app as profile_app
 from embeddings_pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def load(
     database = _database(load_settings())
     loaded = load_file(database, file, table, key=tuple(key or ("id",)), replace=replace)
     if as_json:
-        _print_json({"table": table, **loaded})
+        print_json({"table": table, **loaded})
     else:
         print(f"{table}: {loaded['rows']:,} rows, {loaded['inserted']:,} new, {loaded['updated']:,} changed")
 
@@ -96,7 +96,7 @@ def sync(
     collections = _collections(collection)
     for one in collections:
         try:
-            with _progress(one.name, show=not as_json and not dry_run) as progress:
+            with progress_bar(one.name, show=not as_json and not dry_run) as progress:
                 result = run_sync(
                     one,
                     settings,
@@ -117,7 +117,7 @@ def sync(
         if not as_json:
             print(_sync_line(asdict(result)))
     if as_json:
-        _print_json(results[0] if len(collections) == 1 else results)
+        print_json(results[0] if len(collections) == 1 else results)
     if failed:
         raise PipelineError(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
 
@@ -145,7 +145,7 @@ def status(collection: EachCollectionOption = None, as_json: JsonOption = False)
     database = _database(settings)
     found = [collection_status(one, database, settings) for one in _collections(collection)]
     if as_json:
-        _print_json(found[0] if len(found) == 1 else found)
+        print_json(found[0] if len(found) == 1 else found)
         return
     for one in found:
         print(_status_text(one))
@@ -183,6 +183,9 @@ def search(
     collection: CollectionOption = None,
     vector: Annotated[str | None, typer.Option(help="Which of the items' vectors; left out: the first.")] = None,
     faiss: Annotated[bool, typer.Option("--faiss", help="Ask the FAISS index instead of PostgreSQL.")] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="Another model that `profile add` keeps; left out: the active one.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The items nearest in meaning, best first, with their cosine."""
@@ -192,9 +195,9 @@ def search(
     settings = load_settings()
     one = find_collection(load_collections(settings.defs_dir), collection)
     index = "faiss" if faiss else "pgvector"
-    hits = run_search(one, settings, query, k=k, vector_name=vector, index=index)  # type: ignore[arg-type]
+    hits = run_search(one, settings, query, k=k, vector_name=vector, index=index, profile=profile)  # type: ignore[arg-type]
     if as_json:
-        _print_json([asdict(hit) for hit in hits])
+        print_json([asdict(hit) for hit in hits])
         return
     for hit in hits:
         there = [(column, hit.item[column]) for column in one.config.columns if hit.item.get(column) is not None]
@@ -204,6 +207,8 @@ def search(
     if not hits:
         print("nothing found: the collection has no vectors of that name")
 
+
+app.add_typer(profile_app, name="profile", no_args_is_help=True)
 
 quarantine = typer.Typer(help="Texts that failed by themselves: the model refused them or gave no usable vector.")
 app.add_typer(quarantine, name="quarantine", no_args_is_help=True)
@@ -220,7 +225,7 @@ def quarantine_list(collection: EachCollectionOption = None, as_json: JsonOption
     ledgers = _ledgers(collection)
     entries = {ledger.collection.name: ledger.quarantine_entries() for ledger in ledgers}
     if as_json:
-        _print_json([{"collection": name, **asdict(entry)} for name, found in entries.items() for entry in found])
+        print_json([{"collection": name, **asdict(entry)} for name, found in entries.items() for entry in found])
         return
     for name, found in entries.items():
         if not found:
@@ -322,24 +327,3 @@ def _collections(name: str | None) -> "list[Collection]":
     if name is None and collections:
         return list(collections.values())
     return [find_collection(collections, name)]
-
-
-@contextmanager
-def _progress(name: str, *, show: bool) -> Iterator[Callable[[str, int, int], None]]:
-    if not show or not sys.stderr.isatty():
-        yield lambda phase, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches")]
-    columns += [TimeElapsedColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{name}: starting", total=None)
-        yield lambda phase, done, total: bar.update(
-            task, description=f"{name}: {phase}", completed=done, total=total or None
-        )
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=str))

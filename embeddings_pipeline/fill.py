@@ -144,6 +144,5 @@ def _warn(model: OpenCollection, error: Exception) -> None:
 
 def _no_longer(model: OpenCollection) -> StaleRunError:
     return StaleRunError(
-        f"collection {model.collection.name!r}: profile {model.profile.name!r} ({model.fingerprint}) is kept no longer; "
-        "nothing was changed"
+        f"collection {model.collection.name!r}: profile {model.profile.name!r} ({model.fingerprint}) is kept no longer"
     )

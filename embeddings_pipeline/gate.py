@@ -172,9 +172,8 @@ def _neighbours(connection: psycopg.Connection, model: OpenCollection, name: str
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = vectors / np.where(lengths > 0, lengths, 1).astype(np.float32)
-    return unit
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
 
 
 def _found(
@@ -188,7 +187,7 @@ def _found(
             continue
         hits = nearest_texts(connection, model.active.table, name, exact.vectors[n], NEAREST + 1)
         good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
-        found, wanted = found + min(good, len(tenth)), wanted + len(tenth)
+        found, wanted = found + min(int(good), len(tenth)), wanted + len(tenth)
     return found / wanted if wanted else 1.0
 
 

@@ -142,6 +142,7 @@ def test_a_second_collection_is_synced_by_dagster_and_searched(catalogue, settin
 # --- in Dagster --------------------------------------------------------------------------------------------------
 
 ASSETS = {"item_ledger", "raw_items", "item_texts", "embeddings_32", "pgvector_table"}
+PHASES = ("expand", "backfill", "swap", "contract")
 ASSETS |= {"pgvector_index", "faiss_index", "audit"}
 
 
@@ -156,6 +157,8 @@ def test_each_collection_has_its_name_as_prefix_and_group_and_only_items_has_non
     }
     expected = {(name,): "items" for name in ASSETS}
     expected |= {(group, name): group for group in ("titles", "credits") for name in ASSETS}
+    prefixes = {"items": (), "titles": ("titles",), "credits": ("credits",)}
+    expected |= {(*p, "migration", phase): f"{name}_migration" for name, p in prefixes.items() for phase in PHASES}
     assert keys == expected
     jobs = {job.name for job in definitions.resolve_all_job_defs()} - {"__ASSET_JOB"}
     assert jobs >= {
@@ -192,7 +195,7 @@ def test_a_project_that_has_the_package_installed_loads_its_own_collections(proj
     write(project / "defs", titles=TITLES, credits=CREDITS)
     definitions = dg.load_from_defs_folder(path_within_project=project)
     groups = {spec.group_name for spec in definitions.resolve_all_asset_specs()}
-    assert groups == {"titles", "credits"}
+    assert groups == {"titles", "credits", "titles_migration", "credits_migration"}
     below = definitions_below(project / "defs")
     versions = [{spec.key: spec.code_version for spec in d.resolve_all_asset_specs()} for d in (definitions, below)]
     assert versions[0] == versions[1]

@@ -189,9 +189,7 @@ class _Builder:
         )
 
     def _parameters(self, rows: int) -> dict[str, int]:
-        if self.config.method == "ivfflat":
-            return {"lists": _lists(rows)}
-        return {"m": self.config.m, "ef_construction": self.config.ef_construction}
+        return _parameters(self.config, rows)
 
     def _reason(self, index: AnnIndex | None, rows: int) -> str:
         """Why `index` does not do for that many rows; empty where it does."""
@@ -211,16 +209,7 @@ class _Builder:
         return ", ".join(changed)
 
     def _create(self, name: str, vector_name: str, parameters: dict[str, int], rows: int) -> None:
-        statement = self.table.statement(
-            "index/create",
-            index=sql.Identifier(name),
-            method=sql.SQL(self.config.method),
-            operator_class=sql.SQL(f"{self.table.storage}_cosine_ops"),
-            parameters=sql.SQL(", ").join(
-                sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in parameters.items()
-            ),
-            vector_name=sql.Literal(vector_name),
-        )
+        statement = _create_statement(self.table, self.config, name, vector_name, parameters)
         memory = min(self.memory, build_memory(self.table, parameters, rows))
         try:
             with self._saying_what_it_waits_for():
@@ -300,6 +289,36 @@ def build_memory(table: ModelTable, parameters: dict[str, int], rows: int) -> in
     else:
         needed = rows * (table.bytes_per_vector + 32 * parameters["m"] + 320)
     return (64 << 20) + needed * 5 // 4
+
+
+def index_statements(
+    table: ModelTable, config: VectorIndex, vector_names: Iterable[str], rows: int
+) -> list[sql.Composed]:
+    """What `ensure_index` runs for a table without indexes, with that many rows of each vector name."""
+    if config.method == "none":
+        return []
+    parameters = _parameters(config, rows)
+    return [_create_statement(table, config, index_name(table, one), one, parameters) for one in vector_names]
+
+
+def _create_statement(
+    table: ModelTable, config: VectorIndex, name: str, vector_name: str, parameters: dict[str, int]
+) -> sql.Composed:
+    given = (sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in parameters.items())
+    return table.statement(
+        "index/create",
+        index=sql.Identifier(name),
+        method=sql.SQL(config.method),
+        operator_class=sql.SQL(f"{table.storage}_cosine_ops"),
+        parameters=sql.SQL(", ").join(given),
+        vector_name=sql.Literal(vector_name),
+    )
+
+
+def _parameters(config: VectorIndex, rows: int) -> dict[str, int]:
+    if config.method == "ivfflat":
+        return {"lists": _lists(rows)}
+    return {"m": config.m, "ef_construction": config.ef_construction}
 
 
 def _lists(rows: int) -> int:

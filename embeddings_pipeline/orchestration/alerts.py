@@ -15,6 +15,8 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.orchestration.assets import asset_key, named
 from embeddings_pipeline.settings import load_settings
 
+PHASES = ("expand", "backfill", "swap", "roll_back", "contract")
+JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
 ASSETS = ("item_ledger", "raw_items", "item_texts", "pgvector_table", "pgvector_index", "faiss_index", "audit")
 
 
@@ -51,10 +53,11 @@ def build_alerts(collection: Collection) -> dg.SensorDefinition:
 
 
 def _concerns(run: dg.DagsterRun, collection: Collection) -> bool:
-    own = {f"{collection.name}_{job}" for job in ("scan", "batches", "index", "audit", "refresh", "recent")}
+    own = {f"{collection.name}_{job}" for job in JOBS}
     prefix = asset_key(collection, "item_ledger").path[:-1]
     return run.job_name in own or any(
-        key.path[:-1] == prefix and (key.path[-1] in ASSETS or key.path[-1].startswith("embeddings_"))
+        key.path[:-1] == [*prefix, "migration"]
+        or (key.path[:-1] == prefix and (key.path[-1] in ASSETS or key.path[-1].startswith("embeddings_")))
         for key in run.asset_selection or ()
     )
 

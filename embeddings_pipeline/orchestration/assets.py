@@ -61,8 +61,8 @@ class EmbedConfig(dg.Config):
 
 
 def asset_key(collection: Collection, name: str) -> dg.AssetKey:
-    """Every collection but `items` has its name as prefix."""
-    return dg.AssetKey([name] if collection.name == "items" else [collection.name, name])
+    """Every collection but `items` has its name as prefix; `name` may have several parts, `migration/swap`."""
+    return dg.AssetKey([*([] if collection.name == "items" else [collection.name]), *name.split("/")])
 
 
 def named(collection: Collection, name: str) -> str:
@@ -125,7 +125,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         """
         started = time.perf_counter()
         with failures():
-            opened = _open(context, pipeline, collection)
+            opened = open_logged(context, pipeline, collection)
             found = opened.ledger.scan(opened.source, allow_deletes=config.allow_deletes)
             added = add_partitions(context.instance, collection, opened.ledger.batches())
             dirty = opened.ledger.dirty_batches()
@@ -139,7 +139,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
 
         Numbers: `rows` read; items of the batch that are `gone` from the source.
         """
-        _each_alone(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
+        each_alone(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
 
     @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]), metadata=_template_metadata(collection))
     def item_texts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
@@ -153,7 +153,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
             done = render_texts(opened, batch, context.run.run_id)
             return {**done, "sample": dg.MetadataValue.md(_as_markdown(done["sample"]))}
 
-        _each_alone(context, pipeline, collection, step)
+        each_alone(context, pipeline, collection, step)
 
     @dg.asset(
         **options(embeddings, {ENCODER_KINDS.get(profile.provider, "python"), "parquet"}, ["item_texts"]),
@@ -219,7 +219,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
             fill_beside(opened.beside(), batch, context.run.run_id)
             return landed.metadata()
 
-        _each_alone(context, pipeline, collection, step)
+        each_alone(context, pipeline, collection, step)
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
@@ -227,7 +227,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         and swapped in when it is valid; nothing is done where it is there and fits.
         """
         with failures():
-            opened = _open(context, pipeline, collection)
+            opened = open_logged(context, pipeline, collection)
             config = collection.config
             report = ensure_index(opened.database, opened.active.table, config.index, list(config.vectors))
         return dg.MaterializeResult(metadata=_index_metadata(report))
@@ -240,7 +240,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         Numbers: `recall_at_10` is the share of the ten nearest vectors that it finds, compared with an exact search.
         """
         with failures():
-            opened = _open(context, pipeline, collection)
+            opened = open_logged(context, pipeline, collection)
             folder = opened.settings.state_dir / "faiss"
             manifest = build_faiss(opened.database, opened.active.table, folder)
         location = dg.MetadataValue.path(str(folder / collection.name / manifest.generation))
@@ -331,14 +331,16 @@ def failures() -> Iterator[None]:
         raise dg.Failure(description=str(error), allow_retries=False) from error
 
 
-def _open(context: dg.AssetExecutionContext, pipeline: PipelineResource, collection: Collection) -> OpenCollection:
+def open_logged(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, collection: Collection
+) -> OpenCollection:
     opened = pipeline.open(collection)
     if opened.warning:
         context.log.warning(opened.warning)
     return opened
 
 
-def _each_alone(
+def each_alone(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
     collection: Collection,
@@ -357,7 +359,7 @@ def _each(
 ) -> None:
     """Do a step for the batches of the run, with metadata for each partition."""
     with failures():
-        opened = _open(context, pipeline, collection)
+        opened = open_logged(context, pipeline, collection)
         existing = {batch_key(batch): batch for batch in opened.ledger.batches()}
         strays = [key for key in context.partition_keys if key not in existing]  # the UI lets people add any partition
         if strays:

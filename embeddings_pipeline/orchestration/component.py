@@ -37,7 +37,8 @@ def build_definitions(collection: Collection) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
     pipeline, refresh_jobs = build_pipeline(collection), build_refresh_jobs(collection)
     dimensions = declared_profile(collection).dimensions
-    jobs = [job for job in pipeline.jobs or () if job.name != f"{collection.name}_audit"]
+    asked_for = {f"{collection.name}_{job}" for job in ("scan", "batches", "index")}
+    jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
     automation = dg.Definitions(
         jobs=refresh_jobs,
         sensors=[build_sensor(collection, jobs, dimensions), build_alerts(collection)],

@@ -8,6 +8,7 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import asset_key, build_assets
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
+from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 from embeddings_pipeline.profiles import Profile, resolve_profile
 from embeddings_pipeline.settings import load_settings
@@ -25,9 +26,9 @@ def build_pipeline(collection: Collection) -> dg.Definitions:
     """The collection's assets, checks and jobs, without what starts them by itself."""
     profile = declared_profile(collection)
     return dg.Definitions(
-        assets=[*build_assets(collection, profile), build_audit(collection)],
+        assets=[*build_assets(collection, profile), build_audit(collection), *build_migration_assets(collection)],
         asset_checks=build_checks(collection),
-        jobs=build_jobs(collection, profile.dimensions),
+        jobs=[*build_jobs(collection, profile.dimensions), *build_migration_jobs(collection)],
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,
         loggers=LOGGERS,

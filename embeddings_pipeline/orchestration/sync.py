@@ -136,30 +136,22 @@ class _Options:
     recent: Recent | None
 
 
-class _Sync:
-    def __init__(
-        self,
-        opened: OpenCollection,
-        instance: dg.DagsterInstance,
-        result: SyncResult,
-        progress: Callable[[str, int, int], None],
-    ) -> None:
-        self.opened, self.instance, self.result, self.progress = opened, instance, result, progress
-        self.batches = self.embedded = 0
-        self.collection = opened.collection
-        self.definitions = build_pipeline(opened.collection)
-        self.size = opened.collection.config.items_per_batch
-        self.dimensions = resolve_profile(opened.collection.declared_profile, opened.settings).dimensions
+class JobRunner:
+    """Runs a collection's jobs in this process, as runs that the UI shows."""
 
-    def run(self, options: _Options) -> None:
-        cancel_dead_runs(self.instance, self.opened.database)
-        with self._others_watched():
-            self._run(options)
+    def __init__(self, opened: OpenCollection, instance: dg.DagsterInstance) -> None:
+        self.opened, self.instance, self.collection = opened, instance, opened.collection
+        self.definitions = build_pipeline(opened.collection)
+
+    def op(self, name: str) -> str:
+        """The op of an asset, as runs' configuration names it."""
+        return "__".join(asset_key(self.collection, name).path)
 
     @contextmanager
-    def _others_watched(self) -> Iterator[None]:
+    def others_watched(self) -> Iterator[None]:
         """A run that is killed while ours waits for its place in a pool must not keep us waiting."""
         done = threading.Event()
+        cancel_dead_runs(self.instance, self.opened.database)
 
         def watch() -> None:
             while not done.wait(WATCH_SECONDS):
@@ -174,92 +166,7 @@ class _Sync:
             done.set()
             watching.join()
 
-    def _run(self, options: _Options) -> None:
-        try:
-            self._bring_up_to_date(options)
-        except PipelineError:
-            if options.full:  # then most of all; what failed first is what is told
-                with suppress(PipelineError):
-                    self._run_every_check()
-            raise
-        if options.full:
-            self._run_every_check()
-
-    def _run_every_check(self) -> None:
-        self.progress("checking", self.embedded, self.batches)
-        self._execute(f"{self.collection.name}_audit", {}, {})
-
-    def _bring_up_to_date(self, options: _Options) -> None:
-        ledger, name, result = self.opened.ledger, self.collection.name, self.result
-        self.progress("scanning", 0, 0)
-        items = None
-        if options.recent is None:
-            self._scan(options.allow_deletes)
-            if options.full:
-                self.progress("auditing", 0, 0)
-                audit(self.opened)
-            else:
-                ledger.repair()
-            work = dict.fromkeys(ledger.batches(), self.size) if options.force else ledger.work()
-        else:
-            if self.collection.config.source.updated_at:
-                found = ledger.scan_recent(self.opened.source)
-                result.scanned, result.new, result.changed = found.read, found.new, found.changed
-            recent = ledger.recent_items(options.recent.days, options.recent.items)
-            work = {batch: len(keys) for batch, keys in recent.items()}
-            items = [key for keys in recent.values() for key in keys]
-
-        force, limit = options.force, options.limit
-        self.batches = len(work)
-        batch_done.set(self._batch_done)
-        for _ in range(PASSES):
-            add_partitions(self.instance, self.collection, ledger.batches())
-            existing = batches_of(self.instance.get_dynamic_partitions(self.collection.partitions_name))
-            for first, last in run_ranges(work, existing, self.size):
-                if limit is not None and result.embedded >= limit:
-                    break
-                left = None if limit is None else limit - result.embedded
-                self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
-            # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
-            work = {} if limit is not None or items is not None else ledger.dirty_items()
-            if not work:
-                break
-            force, self.batches = False, self.batches + len(work)
-        if work:
-            log.warning(
-                "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
-                "whether a column changes at each read",
-                *(name, len(work)),
-            )
-        if indexes_lag(self.opened, verify=True):
-            self.progress("indexing", self.embedded, self.batches)
-            self._execute(f"{name}_index", {}, {})
-
-    def _scan(self, allow_deletes: bool) -> None:
-        config = {"ops": {self._op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
-        found, result = self._execute(f"{self.collection.name}_scan", config, {}), self.result
-        result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
-
-    def _batch_done(self, asset: str, _: int) -> None:
-        name = "embeddings" if asset.startswith("embeddings") else asset
-        self.embedded += name == "embeddings"
-        self.progress(STEPS[name], self.embedded, self.batches)
-
-    def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
-        name = self.collection.name
-        config = {"ops": {self._op(f"embeddings_{self.dimensions}"): {"config": embed}}}
-        self.progress("reading", self.embedded, self.batches)
-        found = self._execute(f"{name}_batches", config, range_tags(first, last))
-        self.result.deleted += found["deleted"]
-        self.result.embedded += found["embedded"]
-        self.result.reused += found["reused"]
-        self.result.quarantined += found["quarantined"]
-        self.result.left += 0 if embed["force"] else found["left_to_embed"]
-
-    def _op(self, name: str) -> str:
-        return "__".join(asset_key(self.collection, name).path)
-
-    def _execute(self, job_name: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> Mapping[str, Any]:
+    def execute(self, job_name: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> Mapping[str, Any]:
         """Run a job to its end; the sums of its materializations' numbers."""
         job = self.definitions.resolve_job_def(job_name)
         run_id = make_new_run_id()
@@ -284,6 +191,121 @@ class _Sync:
         if failure:
             raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
         return sums
+
+
+class _Sync:
+    def __init__(
+        self,
+        opened: OpenCollection,
+        instance: dg.DagsterInstance,
+        result: SyncResult,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.opened, self.instance, self.result, self.progress = opened, instance, result, progress
+        self.batches = self.embedded = 0
+        self.collection = opened.collection
+        self.runner = JobRunner(opened, instance)
+        self.size = opened.collection.config.items_per_batch
+        self.dimensions = resolve_profile(opened.collection.declared_profile, opened.settings).dimensions
+
+    def run(self, options: _Options) -> None:
+        listening = batch_done.set(self._batch_done)
+        try:
+            with self.runner.others_watched():
+                self._run(options)
+        finally:
+            batch_done.reset(listening)
+
+    def _run(self, options: _Options) -> None:
+        try:
+            self._bring_up_to_date(options)
+        except PipelineError:
+            if options.full:  # then most of all; what failed first is what is told
+                with suppress(PipelineError):
+                    self._run_every_check()
+            raise
+        if options.full:
+            self._run_every_check()
+
+    def _run_every_check(self) -> None:
+        self.progress("checking", self.embedded, self.batches)
+        self.runner.execute(f"{self.collection.name}_audit", {}, {})
+
+    def _bring_up_to_date(self, options: _Options) -> None:
+        ledger, name, result = self.opened.ledger, self.collection.name, self.result
+        self.progress("scanning", 0, 0)
+        items = None
+        if options.recent is None:
+            self._scan(options.allow_deletes)
+            if options.full:
+                self.progress("auditing", 0, 0)
+                audit(self.opened)
+            else:
+                ledger.repair()
+            work = dict.fromkeys(ledger.batches(), self.size) if options.force else ledger.work()
+        else:
+            if self.collection.config.source.updated_at:
+                found = ledger.scan_recent(self.opened.source)
+                result.scanned, result.new, result.changed = found.read, found.new, found.changed
+            recent = ledger.recent_items(options.recent.days, options.recent.items)
+            work = {batch: len(keys) for batch, keys in recent.items()}
+            items = [key for keys in recent.values() for key in keys]
+
+        force, limit = options.force, options.limit
+        self.batches = len(work)
+        for _ in range(PASSES):
+            add_partitions(self.instance, self.collection, ledger.batches())
+            existing = batches_of(self.instance.get_dynamic_partitions(self.collection.partitions_name))
+            for first, last in run_ranges(work, existing, self.size):
+                if limit is not None and result.embedded >= limit:
+                    break
+                left = None if limit is None else limit - result.embedded
+                self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
+            # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
+            work = {} if limit is not None or items is not None else ledger.dirty_items()
+            if not work:
+                break
+            force, self.batches = False, self.batches + len(work)
+        if work:
+            log.warning(
+                "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
+                "whether a column changes at each read",
+                *(name, len(work)),
+            )
+        if indexes_lag(self.opened, verify=True):
+            self.progress("indexing", self.embedded, self.batches)
+            self.runner.execute(f"{name}_index", {}, {})
+
+    def _scan(self, allow_deletes: bool) -> None:
+        config = {"ops": {self.runner.op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
+        found, result = self.runner.execute(f"{self.collection.name}_scan", config, {}), self.result
+        result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
+
+    def _batch_done(self, asset: str, _: int) -> None:
+        name = "embeddings" if asset.startswith("embeddings") else asset
+        self.embedded += name == "embeddings"
+        self.progress(STEPS[name], self.embedded, self.batches)
+
+    def _active_fingerprint(self) -> str | None:
+        active = self.opened.ledger.active()
+        return active.table.fingerprint if active else None
+
+    def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
+        name = self.collection.name
+        config = {"ops": {self.runner.op(f"embeddings_{self.dimensions}"): {"config": embed}}}
+        self.progress("reading", self.embedded, self.batches)
+        before = self._active_fingerprint()
+        try:
+            found = self.runner.execute(f"{name}_batches", config, range_tags(first, last))
+        except RunFailed:
+            if self._active_fingerprint() == before:
+                raise
+            return  # another model became active meanwhile: what this run did not land is dirty, for the next pass
+        self.result.deleted += found["deleted"]
+        self.result.embedded += found["embedded"]
+        self.result.reused += found["reused"]
+        self.result.quarantined += found["quarantined"]
+        self.result.left += 0 if embed["force"] else found["left_to_embed"]
 
 
 def batches_of(partitions: Sequence[str]) -> list[int | None]:

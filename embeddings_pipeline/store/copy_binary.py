@@ -6,7 +6,7 @@ int16 of -1 ends it. A `vector` is int16 dimension, int16 zero and big-endian fl
 Rows are of one width here, as every field is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -39,8 +39,7 @@ def copy_in(
     if any(len(array) != rows for array in columns.values()):
         raise ValueError(f"columns of different lengths: { {name: len(array) for name, array in columns.items()} }")
     row_type = _row_type({name: _field(array, storage) for name, array in columns.items()})
-    names = sql.SQL(", ").join(map(sql.Identifier, columns))
-    query = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table, names)
+    query = copy_statement(table, columns)
     rows_a_block = max(1, BLOCK_BYTES // row_type.itemsize)
     with connection.cursor() as cursor, cursor.copy(query) as copy:
         copy.write(SIGNATURE)
@@ -49,6 +48,12 @@ def copy_in(
             copy.write(_pack(block, row_type).tobytes())
         copy.write(TRAILER)
     return rows
+
+
+def copy_statement(table: sql.Identifier, columns: Iterable[str]) -> sql.Composed:
+    """The COPY that `copy_in` runs."""
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table, names)
 
 
 def _pack(columns: Mapping[str, NDArray], row_type: np.dtype) -> NDArray[np.void]:

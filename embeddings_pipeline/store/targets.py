@@ -97,16 +97,18 @@ class ModelTable:
         """As `CollectionTables.statement`, with {vector} for this table."""
         return self.tables.statement(name, vector=self.identifier, **others)
 
+    def create_statement(self) -> sql.Composed:
+        """Makes the table where it is not there yet."""
+        plain = self.bytes_per_vector + 100 <= PAGE_BYTES
+        return self.statement(
+            "model_table",
+            type=sql.SQL("{}({})").format(sql.SQL(self.storage), sql.Literal(self.dimension)),
+            vector_storage=sql.SQL("PLAIN" if plain else "EXTERNAL"),
+        )
+
     def create(self, connection: psycopg.Connection) -> None:
         """Make the table where it is not there yet."""
-        plain = self.bytes_per_vector + 100 <= PAGE_BYTES
-        connection.execute(
-            self.statement(
-                "model_table",
-                type=sql.SQL("{}({})").format(sql.SQL(self.storage), sql.Literal(self.dimension)),
-                vector_storage=sql.SQL("PLAIN" if plain else "EXTERNAL"),
-            )
-        )
+        connection.execute(self.create_statement())
 
     def show(self, connection: psycopg.Connection) -> None:
         """Point the collection's view at this table."""

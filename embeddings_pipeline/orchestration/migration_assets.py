@@ -1,0 +1,192 @@
+"""Changing a collection's model as assets: expand, backfill by batch, swap, contract; and the job that rolls back."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.errors import MigrationError
+from embeddings_pipeline.migration import (
+    Exclusive,
+    Migration,
+    backfill_batch,
+    contract,
+    expand,
+    open_migration,
+    progress,
+    roll_back,
+    swap,
+    target_profile,
+)
+from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.orchestration.assets import (
+    ENCODER_POOL,
+    asset_key,
+    asset_options,
+    each_alone,
+    failures,
+    open_logged,
+)
+from embeddings_pipeline.orchestration.resources import PipelineResource
+
+
+class ExpandConfig(dg.Config):
+    """Launchpad settings of migration/expand."""
+
+    target_profile: str = Field(
+        description="The profile to change to: speed, quality, … or one of the collection's own."
+    )
+
+
+class ContractConfig(dg.Config):
+    """Launchpad settings of migration/contract."""
+
+    now: bool = Field(default=False, description="Drop the former model within the grace period too.")
+
+
+def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
+    """migration/expand, migration/backfill, migration/swap and migration/contract of one collection."""
+
+    def options(name: str, kinds: set[str], deps: list[str], *, partitioned: bool = False) -> dict[str, Any]:
+        common = asset_options(collection, f"migration/{name}", kinds, deps, partitioned=partitioned)
+        return {**common, "group_name": f"{collection.name}_migration"}
+
+    @dg.asset(**options("expand", {"postgres"}, ["pgvector_table"]))
+    def migration_expand(
+        context: dg.AssetExecutionContext, config: ExpandConfig, pipeline: PipelineResource
+    ) -> dg.MaterializeResult:
+        """The table of the next model, beside the one that serves. What cannot be done is refused here, before anything
+        is touched: an unknown profile, weights that are not there, a disk that is too small.
+
+        Launchpad: `target_profile`. Then materialize migration/backfill.
+        """
+        with failures():
+            opened = open_logged(context, pipeline, collection)
+            migration = expand(opened, target_profile(opened, config.target_profile))
+        return dg.MaterializeResult(metadata=_state(opened, migration))
+
+    @dg.asset(**options("backfill", {"postgres"}, ["migration/expand"], partitioned=True), pool=ENCODER_POOL)
+    def migration_backfill(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
+        """The batch's vectors under the next model, from the texts that are there; nothing is read from the source, and
+        what a killed run had encoded is not encoded again.
+
+        Numbers: `texts` of the batch, of which `embedded`, `reused` or `quarantined`; `percent` of the batches done and
+        `minutes_left` at this run's speed.
+        """
+        started, done = time.monotonic(), 0
+
+        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
+            nonlocal done
+            filled = backfill_batch(opened, batch, context.run.run_id)
+            migration = open_migration(opened)
+            if migration is None:
+                raise MigrationError(f"collection {collection.name!r}: the change of its model was ended meanwhile")
+            done += 1
+            state = _state(opened, migration)
+            left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / done / 60
+            return {**filled.metadata(), **state, "minutes_left": round(left, 1)}
+
+        each_alone(context, pipeline, collection, step)
+
+    @dg.asset(**options("swap", {"postgres"}, ["migration/backfill"]), pool=ENCODER_POOL)
+    def migration_swap(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
+        """The next model becomes the active one, if it passes: its index is built beside the one in use, coverage,
+        recall and golden queries are checked, and one transaction changes model, fingerprint and view. Queries go on
+        all the while. Until migration/contract the former model is kept current, and the job `…_migration_roll_back`
+        brings it back at once.
+
+        Numbers: `recall_at_10` of its index, `neighbour_overlap` of the two models, `ndcg_former` and `ndcg_next` where
+        golden queries are given; `locked_ms` of the transaction.
+        """
+        with failures():
+            opened = open_logged(context, pipeline, collection)
+            done = swap(opened, context.run.run_id)
+            migration = open_migration(opened)
+        assert done.gate is not None and done.index is not None
+        figures = {
+            name: value
+            for name, value in vars(done.gate).items()
+            if value is not None and isinstance(value, int | float)
+        }
+        metadata = {
+            **figures,
+            **_locks(done.exclusive),
+            "index_build_seconds": done.index.build_seconds,
+            "seconds": done.seconds,
+            "scores": dg.MetadataValue.md(f"```text\n{done.gate.plot()}\n```"),
+        }
+        return dg.MaterializeResult(metadata={**metadata, **(_state(opened, migration) if migration else {})})
+
+    @dg.asset(**options("contract", {"postgres"}, ["migration/swap"]))
+    def migration_contract(
+        context: dg.AssetExecutionContext, config: ContractConfig, pipeline: PipelineResource
+    ) -> dg.MaterializeResult:
+        """Drops the former model; after it there is no way back. Refuses within the grace period.
+
+        Launchpad: `now` drops it all the same.
+        """
+        with failures():
+            opened = open_logged(context, pipeline, collection)
+            done = contract(opened, now=config.now)
+        return dg.MaterializeResult(metadata={**_locks(done), "phase": "contracted"})
+
+    return [migration_expand, migration_backfill, migration_swap, migration_contract]
+
+
+def build_migration_jobs(collection: Collection) -> list[Any]:
+    """A job for each phase, and one that rolls back."""
+
+    @dg.op(name=f"{collection.name}_roll_back_model", out=dg.Out(dg.Nothing))
+    def roll_back_model(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
+        with failures():
+            done = roll_back(pipeline.open(collection), context.run_id)
+        context.log.info(
+            "the next model was dropped: nothing had been swapped"
+            if done is None
+            else f"the former model is the active one again; locked for {done.exclusive.locked_ms} ms"
+        )
+
+    @dg.job(
+        name=f"{collection.name}_migration_roll_back",
+        description="Bring the former model back; before a swap, drop the next one instead.",
+    )
+    def migration_roll_back() -> None:
+        roll_back_model()
+
+    phases = {
+        "expand": "Make the next model's table (launchpad: target_profile).",
+        "backfill": "Fill batches of the next model.",
+        "swap": "Check the next model, and make it the active one.",
+        "contract": "Drop the former model (launchpad: now).",
+    }
+    jobs: list[Any] = [
+        dg.define_asset_job(
+            f"{collection.name}_migration_{phase}",
+            dg.AssetSelection.assets(asset_key(collection, f"migration/{phase}")),
+            description=description,
+        )
+        for phase, description in phases.items()
+    ]
+    return [*jobs, migration_roll_back]
+
+
+def _state(opened: OpenCollection, migration: Migration) -> dict[str, Any]:
+    """What every step tells: phase, models, and how far the one beside the active model is filled."""
+    beside = migration.next if migration.phase == "expanded" else migration.former
+    done = progress(opened, beside)
+    return {
+        "phase": migration.phase,
+        "former_profile": migration.former.profile.name,
+        "next_profile": migration.next.profile.name,
+        "next_fingerprint": migration.next.table.fingerprint,
+        "batches": done.batches,
+        "filled_batches": done.filled,
+        "percent": done.percent,
+    }
+
+
+def _locks(exclusive: Exclusive) -> dict[str, Any]:
+    return {"tries": exclusive.tries, "locked_ms": exclusive.locked_ms}
