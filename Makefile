@@ -11,7 +11,7 @@ ARGS ?=
 export DAGSTER_HOME := $(CURDIR)
 export CATALOGUE QUERY HOST PORT
 
-.PHONY: help run test ui bench chaos lint clean
+.PHONY: help run test ui bench chaos migration-drill lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test    the whole test suite (ARGS='-k name')"
 	@echo "make bench   the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
 	@echo "make chaos   kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"
+	@echo "make migration-drill  change the model under load, and look at every answer (ARGS='--rows 1000000')"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and caches; the data in .state stays"
 
@@ -46,6 +47,10 @@ bench:
 chaos:
 	@.ci/install test
 	@$(PY) -m embeddings_pipeline_tests.chaos $(ARGS)
+
+migration-drill:
+	@.ci/install test
+	@$(PY) benchmarks/drill_migration.py $(ARGS)
 
 lint:
 	@.ci/install dev

@@ -51,11 +51,17 @@ class Drift:
         return self.texts == 0 or self.lowest_cosine >= LEAST_COSINE
 
 
+_known: set[tuple[str, str]] = set()  # what this process need not ask for again
+
+
 def remember(database: Database, fingerprint: str, encoder: Encoder) -> bool:
     """Store what the canaries give now, unless that is already known; whether it was stored."""
+    if (database.url, fingerprint) in _known:
+        return False
     there = "SELECT EXISTS (SELECT FROM embeddings.canary WHERE fingerprint = %s)"
     with database.connect(autocommit=True) as connection:
         if connection.execute(there, [fingerprint]).fetchone() == (True,):
+            _known.add((database.url, fingerprint))
             return False
         vectors = encoder.encode_documents(CANARIES)
         rows = [(fingerprint, n, CANARIES[n], vector.tolist()) for n, vector in enumerate(vectors)]
@@ -66,6 +72,7 @@ def remember(database: Database, fingerprint: str, encoder: Encoder) -> bool:
 
 def measure(database: Database, fingerprint: str, encoder: Encoder) -> Drift:
     """Encode the stored canaries again and compare by cosine. The first time, they are stored."""
+    _known.discard((database.url, fingerprint))
     remember(database, fingerprint, encoder)
     query = "SELECT text, embedding FROM embeddings.canary WHERE fingerprint = %s ORDER BY number"
     with database.connect(autocommit=True) as connection:

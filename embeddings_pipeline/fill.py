@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import PipelineError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection
@@ -59,60 +60,73 @@ def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = Tr
             rows = connection.execute(model.active.table.statement("fill/texts"), {"batch": batch}).fetchall()
         except psycopg.errors.UndefinedTable as error:
             raise _no_longer(model) from error
-    filled = Filled(texts=len(rows))
-    lacking = {digest: text for _, _, _, _, digest, text, there in rows if not there}
-    vectors = vectors_there(model, batch) if lacking else {}
-    file = None
-    if encode:
-        excused = model.ledger.quarantined(model.fingerprint, list(lacking), waiting=True)
-        wanted = {d: text for d, text in lacking.items() if d not in vectors and d not in excused}
-        made, bad, _ = embed_texts(model, wanted) if wanted else ({}, {}, {})
-        vectors |= made
-        filled.embedded, filled.quarantined = len(made), len(bad) + len(excused)
-        filled.reused = sum(digest in vectors for digest in lacking) - len(made)
-        if lacking:
-            columns = list(zip(*(row[1:5] for row in rows), strict=True))
-            names = ("item_key", "vector_name", "chunk", "content_hash")
-            texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
-            table = embeddings_table(model, texts, vectors, made)
-            file = model.lake.write(table, model.folder("embeddings"), batch, run).rsplit("/", 1)[-1]
-    else:
-        newest = model.lake.newest(model.folder("embeddings"), batch, run) if lacking else None
-        file = newest[0].rsplit("/", 1)[-1] if newest else None
-    _write(model, batch, rows, vectors, file, filled)
+        filled = Filled(texts=len(rows))
+        vectors, file = _made(model, batch, run, rows, encode, filled)
+        with connection.transaction():
+            _write(model, connection, batch, rows, vectors, file, filled)
     filled.seconds = time.perf_counter() - started
     return filled
 
 
+def _made(
+    model: OpenCollection, batch: int, run: str, rows: list[Any], encode: bool, filled: Filled
+) -> tuple[dict[bytes, NDArray], str | None]:
+    """Vectors by content hash of the texts that lack theirs, and the lake's file with them."""
+    lacking = {digest: text for _, _, _, _, digest, text, there in rows if not there}
+    if not lacking:
+        return {}, None
+    vectors = vectors_there(model, batch)
+    if not encode:
+        newest = model.lake.newest(model.folder("embeddings"), batch, run)
+        return vectors, newest[0].rsplit("/", 1)[-1] if newest else None
+    wanted = {digest: text for digest, text in lacking.items() if digest not in vectors}
+    excused = model.ledger.quarantined(model.fingerprint, list(wanted), waiting=True)
+    wanted = {digest: text for digest, text in wanted.items() if digest not in excused}
+    made, bad, _ = embed_texts(model, wanted) if wanted else ({}, {}, {})
+    vectors |= made
+    filled.embedded, filled.quarantined = len(made), len(bad) + len(excused)
+    filled.reused = sum(digest in vectors for digest in lacking) - len(made)
+    columns = list(zip(*(row[1:5] for row in rows), strict=True))
+    names = ("item_key", "vector_name", "chunk", "content_hash")
+    texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
+    path = model.lake.write(embeddings_table(model, texts, vectors, made), model.folder("embeddings"), batch, run)
+    return vectors, path.rsplit("/", 1)[-1]
+
+
 def _write(
-    model: OpenCollection, batch: int, rows: list[Any], vectors: dict[bytes, Any], file: str | None, filled: Filled
+    model: OpenCollection,
+    connection: psycopg.Connection,
+    batch: int,
+    rows: list[Any],
+    vectors: dict[bytes, NDArray],
+    file: str | None,
+    filled: Filled,
 ) -> None:
+    """Under the batch's lock, until the transaction ends."""
     table = model.active.table
     key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batch": batch}
     name_of = {row[0]: row[2] for row in rows}
-    with model.database.connect() as connection:
-        model.ledger.lock_batch(connection, batch)
-        if table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
-            raise _no_longer(model)
-        lacking = connection.execute(table.statement("fill/lacking"), key).fetchall()
-        # A text that has come since `rows` were read is left: the batch is not complete then.
-        put = [(i, name_of[i], digest) for i, digest, _ in lacking if digest in vectors and i in name_of]
-        for vector_name in sorted({name for _, name, _ in put}):
-            own = [(i, digest) for i, name, digest in put if name == vector_name]
-            columns = {
-                "text_id": np.array([i for i, _ in own], np.int64),
-                "vector_name": np.full(len(own), vector_name.encode(), f"S{len(vector_name)}"),
-                "content_hash": np.frombuffer(b"".join(digest for _, digest in own), np.uint8).reshape(-1, 16),
-                "embedding": np.stack([vectors[digest] for _, digest in own]),
-            }
-            copy_in(connection, table.identifier, columns, storage=table.storage)
-        filled.vectors_written = len(put)
-        if put:
-            mended = {**key, "content_hashes": [digest for _, _, digest in put]}
-            connection.execute(table.statement("fill/mended"), mended)
-        written = {i for i, _, _ in put}
-        filled.complete = all(i in written or excused for i, _, excused in lacking)
-        connection.execute(load_sql("fill/done"), {**key, "complete": filled.complete, "file": file})
+    model.ledger.lock_batch(connection, batch)
+    if table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
+        raise _no_longer(model)
+    lacking = connection.execute(table.statement("fill/lacking"), key).fetchall()
+    # A text that has come since `rows` were read is left: the batch is not complete then.
+    put = [(i, name_of[i], digest) for i, digest, _ in lacking if digest in vectors and i in name_of]
+    for vector_name in sorted({name for _, name, _ in put}):
+        own = [(i, digest) for i, name, digest in put if name == vector_name]
+        columns = {
+            "text_id": np.array([i for i, _ in own], np.int64),
+            "vector_name": np.full(len(own), vector_name.encode(), f"S{len(vector_name)}"),
+            "content_hash": np.frombuffer(b"".join(digest for _, digest in own), np.uint8).reshape(-1, 16),
+            "embedding": np.stack([vectors[digest] for _, digest in own]),
+        }
+        copy_in(connection, table.identifier, columns, storage=table.storage)
+    filled.vectors_written = len(put)
+    if put:
+        connection.execute(table.statement("fill/mended"), key)
+    written = {i for i, _, _ in put}
+    filled.complete = all(i in written or excused for i, _, excused in lacking)
+    connection.execute(load_sql("fill/done"), {**key, "complete": filled.complete, "file": file})
 
 
 def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: str) -> None:
@@ -123,6 +137,8 @@ def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: 
         try:
             for _ in embed_batches(model, wanted_batches(model, batches), run):
                 pass
+        except StaleRunError:
+            continue
         except (PipelineError, psycopg.Error) as error:
             _warn(model, error)
 
@@ -133,6 +149,8 @@ def fill_beside(models: Sequence[OpenCollection], batch: int, run: str) -> None:
         try:
             if wanted_batches(model, [batch]):
                 fill_batch(model, batch, run, encode=False)
+        except StaleRunError:  # it was dropped meanwhile
+            continue
         except (PipelineError, psycopg.Error) as error:
             _warn(model, error)
 

@@ -15,7 +15,7 @@ import contextlib
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -248,9 +248,13 @@ def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile:
 # --- backfill ----------------------------------------------------------------------------------------------------
 
 
-def backfill_batch(opened: OpenCollection, batch: int, run: str) -> Filled:
-    """Fill one batch of the next model. MigrationError unless a migration is expanded and not yet swapped."""
-    return fill_batch(opened.with_model(_expanded(opened, "backfill").next), batch, run)
+def backfill(opened: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
+    """Fill batches of the next model; yields each when it is done. MigrationError unless a migration is expanded and
+    not yet swapped, StaleRunError where it was given up meanwhile.
+    """
+    model = opened.with_model(_expanded(opened, "backfill").next)
+    for batch in batches:
+        yield batch, fill_batch(model, batch, run)
 
 
 def unfilled_batches(opened: OpenCollection, model: ActiveModel) -> list[int]:

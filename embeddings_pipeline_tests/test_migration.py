@@ -1,11 +1,14 @@
 """Changing the model: three phases, both ways, with landings, edits and kills in between."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+import sqlalchemy
 from psycopg import errors
 
 from embeddings_pipeline import migration
@@ -16,7 +19,6 @@ from embeddings_pipeline.fill import embed_beside, fill_batch, fill_beside
 from embeddings_pipeline.migration import (
     Migration,
     add_model,
-    backfill_batch,
     contract,
     expand,
     open_migration,
@@ -62,8 +64,9 @@ def begin(opened: OpenCollection, name: str) -> Migration:
     return expand(opened, target_profile(opened, name))
 
 
-def backfill(opened: OpenCollection) -> int:
-    return sum(backfill_batch(opened, batch, "backfill").embedded for batch in opened.ledger.batches())
+def backfill(opened: OpenCollection, *batches: int) -> int:
+    filled = migration.backfill(opened, batches or opened.ledger.batches(), "backfill")
+    return sum(one.embedded for _, one in filled)
 
 
 def again(opened: OpenCollection) -> OpenCollection:
@@ -139,7 +142,7 @@ class TestPhases:
 
     def test_before_a_swap_a_roll_back_drops_the_next_model(self, database, opened) -> None:
         begun = begin(opened, "wide")
-        backfill_batch(opened, 0, "one")
+        backfill(opened, 0)
         assert roll_back(opened, "back") is None
         assert open_migration(opened) is None
         assert opened.ledger.beside() == []
@@ -164,7 +167,7 @@ class TestRefused:
         with pytest.raises(MigrationError, match="nothing has been swapped"):
             contract(opened)
         begin(opened, "wide")
-        backfill_batch(opened, 0, "one")
+        backfill(opened, 0)
         with pytest.raises(MigrationError, match="2 of 3 batches are not backfilled"):
             swap(opened, "x")
         with pytest.raises(MigrationError, match="nothing has been swapped"):
@@ -275,7 +278,7 @@ class TestBesideLandings:
 
     def test_a_batch_that_the_backfill_has_not_come_to_is_its_alone(self, database, opened) -> None:
         begin(opened, "wide")
-        backfill_batch(opened, 0, "one")
+        backfill(opened, 0)
         execute(database, "UPDATE films SET overview = 'edited' WHERE id IN (2, 24)")
         land_all(opened)
         assert opened.ledger.work() == {}
@@ -411,8 +414,54 @@ class TestOtherPrograms:
             ).fetchall()
         assert "films_base_" in str(plan)
 
-    def test_a_role_that_may_not_set_deadlock_timeout(self, database, settings, opened) -> None:
-        with database.connect() as connection:
-            connection.execute("SET ROLE pg_database_owner")
-            with pytest.raises(errors.InsufficientPrivilege):
-                connection.execute("SET LOCAL deadlock_timeout = 50")
+    def test_the_documented_queries_find_their_way_to_the_next_model(self, database, opened) -> None:
+        """docs/changing-the-model.md: in Python as it stands there, and with SQLAlchemy."""
+        page = (Path(__file__).parents[1] / "docs" / "changing-the-model.md").read_text(encoding="utf-8")
+        code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+        assert code is not None
+        there: dict[str, Any] = {"psycopg": psycopg}
+        exec(code[1].replace("embeddings.items", "embeddings.films").replace("'items'", "'films'"), there)
+        encoders = {"test": opened.encoder(), "wide": DeterministicEncoder(target_profile(opened, "wide"))}
+        swapped = []
+
+        def encode(profile: str, text: str) -> list[float]:
+            vector = encoders[profile].encode_queries([text])[0].tolist()
+            if not swapped:  # the model changes between the encoding of the query and the query
+                begin(opened, "wide")
+                backfill(opened)
+                swapped.append(swap(opened, "swap"))
+            return vector
+
+        with database.connect(autocommit=True) as connection:
+            assert there["nearest"](connection, encode, "Film 7 number 7")[0] == ("7",)
+        films_view = sqlalchemy.table("films", sqlalchemy.column("item_key"), schema="embeddings")
+        asserted = sqlalchemy.select(sqlalchemy.func.embeddings.assert_model("films", opened.fingerprint))
+        query = sqlalchemy.select(films_view).where(asserted.scalar_subquery())
+        engine = sqlalchemy.create_engine(database.sqlalchemy_url)
+        with engine.connect() as connection, pytest.raises(sqlalchemy.exc.DBAPIError) as error:
+            connection.execute(query)
+        assert error.value.orig.sqlstate == "EMB01"
+
+    def test_a_role_without_the_right_to_set_deadlock_timeout_swaps_too(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        execute(database, "CREATE ROLE plain_owner LOGIN")
+        try:
+            relations = """SELECT format('ALTER TABLE embeddings.%I OWNER TO plain_owner', relname) FROM pg_class
+                           WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
+            for (change,) in execute(database, relations):
+                execute(database, change)
+            execute(database, "ALTER SCHEMA embeddings OWNER TO plain_owner")
+            execute(database, "GRANT SELECT ON films TO plain_owner")
+            url = database.url.replace("postgres@", "plain_owner@", 1)
+            own = open_collection(
+                opened.collection, Settings(database_url=url, embeddings_state_dir=opened.settings.state_dir)
+            )
+            with own.database.connect() as connection, pytest.raises(errors.InsufficientPrivilege):
+                connection.execute("SET deadlock_timeout = 50")
+            swap(own, "swap")
+            assert again(opened).profile.name == "wide"
+        finally:
+            execute(database, "REASSIGN OWNED BY plain_owner TO postgres")
+            execute(database, "DROP OWNED BY plain_owner")
+            execute(database, "DROP ROLE plain_owner")

@@ -69,6 +69,7 @@ def project(open_folder: Path, skip_without: Callable[[str, bool], None]) -> Pro
         "columns": ["title"],
         "vectors": {"base": "{title} | {overview}"},
         "profile": PROFILE,
+        "profiles": {"wide": {**PROFILE, "name": "wide", "dimensions": 48}},
         "items_per_batch": 5,
     }
     component = {"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes}
@@ -225,18 +226,19 @@ def test_a_partition_is_materialized_from_the_launchpad(page: "Page", setting: s
     page.get_by_text(f"View all historical events ({events})").wait_for()
 
 
-def launch_backfill(page: "Page", settings: str) -> None:
+def launch_backfill(page: "Page", settings: str, job: str = "items_batches") -> None:
     """Backfill every partition of the job, with these settings of embeddings_32."""
-    page.goto("/locations/embeddings_pipeline/jobs/items_batches/partitions")
+    page.goto(f"/locations/embeddings_pipeline/jobs/{job}/partitions")
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_role("button", name="All", exact=True).click()
     page.get_by_role("dialog").get_by_text("3 partitions").wait_for()
-    page.get_by_text("Config", exact=True).click()
-    page.get_by_role("button", name="Add config").click()
-    page.locator(".CodeMirror").last.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.insert_text(f"ops: {{embeddings_32: {{config: {{{settings}}}}}}}")
-    page.get_by_role("button", name="Save config").click()
+    if settings:
+        page.get_by_text("Config", exact=True).click()
+        page.get_by_role("button", name="Add config").click()
+        page.locator(".CodeMirror").last.click()
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(f"ops: {{embeddings_32: {{config: {{{settings}}}}}}}")
+        page.get_by_role("button", name="Save config").click()
     page.get_by_role("button", name="Launch backfill").click()
     page.get_by_role("link", name=re.compile("View|Backfill")).first.wait_for()
 
@@ -297,6 +299,44 @@ def test_the_schedules_are_there_with_their_times(page: "Page") -> None:
     page.get_by_text("At 04:00 AM").first.wait_for()
     page.goto("/locations/embeddings_pipeline/schedules/recent_refresh")
     page.get_by_text("items_recent").first.wait_for()
+
+
+def launch(page: "Page", job: str, settings: str = "") -> None:
+    """Start a job from its launchpad, and wait until its run has ended well."""
+    page.goto(f"/locations/embeddings_pipeline/jobs/items_migration_{job}/playground")
+    page.get_by_role("button", name="Launch Run").wait_for()
+    if settings:
+        page.locator(".CodeMirror").first.click()
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(f"ops: {{migration__{job}: {{config: {{{settings}}}}}}}")
+    page.get_by_role("button", name="Launch Run").click()
+    page.wait_for_url(re.compile("/runs/"))
+    page.get_by_text("Success", exact=True).first.wait_for(timeout=RUN_SECONDS * 1000)
+
+
+def test_the_phases_of_a_migration_from_the_launchpad(page: "Page", ui: str, project: Project) -> None:
+    def active() -> str:
+        return project.run("psql", "-Atc", "SELECT profile FROM embeddings.active_model('items')").stdout.strip()
+
+    page.goto("/locations/embeddings_pipeline/asset-groups/items_migration/lineage")
+    for phase in ("expand", "backfill", "swap", "contract"):
+        page.get_by_text(phase, exact=False).first.wait_for()
+    launch(page, "expand", "target_profile: wide")
+    newest = newest_run(ui)
+    launch_backfill(page, "", job="items_migration_backfill")
+    wait_until(lambda: newest_run(ui) != newest and newest_run(ui)[1] == "SUCCESS", 2 * RUN_SECONDS)
+    assert active() == "test"
+    launch(page, "swap")
+    assert active() == "wide"
+    page.goto("/assets/migration/swap")
+    page.get_by_text("recall_at_10", exact=True).first.wait_for()
+    page.get_by_text("neighbour_overlap", exact=True).first.wait_for()
+    launch(page, "roll_back")
+    assert active() == "test"
+    launch(page, "swap")
+    launch(page, "contract", "now: true")
+    assert active() == "wide"
+    assert project.run("profile", "status").stdout.count("no change of the model is under way") == 1
 
 
 def test_a_second_ui_and_a_taken_port_are_refused_in_one_line(ui: str, project: Project) -> None:

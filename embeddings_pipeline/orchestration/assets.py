@@ -195,7 +195,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
             if not config.dry_run and config.limit is None and config.items is None:
                 embed_beside(opened.beside(), batches, context.run.run_id)
 
-        _each(context, pipeline, collection, steps, report=not config.dry_run)
+        each(context, pipeline, collection, steps, report=not config.dry_run)
         if not config.dry_run:
             yield dg.MaterializeResult()
 
@@ -346,10 +346,10 @@ def each_alone(
     collection: Collection,
     step: Callable[[OpenCollection, int], Mapping[str, Any]],
 ) -> None:
-    _each(context, pipeline, collection, lambda opened, batches: each_batch(opened, batches, step))
+    each(context, pipeline, collection, lambda opened, batches: each_batch(opened, batches, step))
 
 
-def _each(
+def each(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
     collection: Collection,

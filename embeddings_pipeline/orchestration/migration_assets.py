@@ -1,18 +1,17 @@
 """Changing a collection's model as assets: expand, backfill by batch, swap, contract; and the job that rolls back."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.errors import MigrationError
 from embeddings_pipeline.migration import (
     Exclusive,
     Migration,
-    backfill_batch,
+    backfill,
     contract,
     expand,
     open_migration,
@@ -26,7 +25,7 @@ from embeddings_pipeline.orchestration.assets import (
     ENCODER_POOL,
     asset_key,
     asset_options,
-    each_alone,
+    each,
     failures,
     open_logged,
 )
@@ -76,20 +75,17 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
         Numbers: `texts` of the batch, of which `embedded`, `reused` or `quarantined`; `percent` of the batches done and
         `minutes_left` at this run's speed.
         """
-        started, done = time.monotonic(), 0
+        started = time.monotonic()
 
-        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
-            nonlocal done
-            filled = backfill_batch(opened, batch, context.run.run_id)
+        def steps(opened: OpenCollection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
             migration = open_migration(opened)
-            if migration is None:
-                raise MigrationError(f"collection {collection.name!r}: the change of its model was ended meanwhile")
-            done += 1
-            state = _state(opened, migration)
-            left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / done / 60
-            return {**filled.metadata(), **state, "minutes_left": round(left, 1)}
+            for done, (batch, filled) in enumerate(backfill(opened, batches, context.run.run_id), 1):
+                assert migration is not None  # else there were nothing to backfill
+                state = _state(opened, migration)
+                left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / done / 60
+                yield batch, {**filled.metadata(), **state, "minutes_left": round(left, 1)}
 
-        each_alone(context, pipeline, collection, step)
+        each(context, pipeline, collection, steps)
 
     @dg.asset(**options("swap", {"postgres"}, ["migration/backfill"]), pool=ENCODER_POOL)
     def migration_swap(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:

@@ -454,6 +454,8 @@ class Ledger:
 
     def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]]) -> None:
         """Put bad texts (content hash → text and reason) into quarantine. The landing takes out what went well."""
+        if not bad:
+            return
         with self.database.connect() as connection:
             for digest, (text, reason) in bad.items():
                 log.warning("collection %r: a text went to quarantine: %s", self.collection.name, reason)

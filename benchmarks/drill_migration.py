@@ -1,0 +1,407 @@
+"""Change the model under load: readers, writers, a sync loop, long transactions and VACUUM, through every phase.
+
+python benchmarks/drill_migration.py [--rows 200000] [--former 1536] [--next 384] [--index ivfflat] [--keep]
+
+No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right answer under
+each model, its own row at a cosine of 1. Every answer is looked at. One line of JSON at the end.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from embeddings_pipeline.collection import Collection, CollectionConfig
+from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.errors import PipelineError, StaleRunError
+from embeddings_pipeline.fill import embed_beside, fill_beside
+from embeddings_pipeline.migration import (
+    backfill,
+    contract,
+    expand,
+    roll_back,
+    swap,
+    target_profile,
+    unfilled_batches,
+)
+from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.profiles import Profile
+from embeddings_pipeline.search import search
+from embeddings_pipeline.settings import Settings, load_settings
+from embeddings_pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.store.landing import land_batch
+from embeddings_pipeline.store.postgres import open_database
+
+TOPICS, SUBTOPICS, PARTS = 200, 50, 4096
+RIGHT = 0.99  # cosine of a row's own text; of the next best it is 0.9
+AGAIN = ("EMB01", "22000", "0A000", "42804", "42P01")  # what the docs tell other programs to try again on
+ROLES = ("library", "foreign", "writer", "sync", "blocker", "vacuum")
+FOREIGN = """
+SELECT item_key, 1 - (embedding <=> %(query)s::halfvec) AS score
+FROM embeddings.items
+WHERE vector_name = 'base' AND (SELECT embeddings.assert_model('items', %(fingerprint)s))
+ORDER BY embedding <=> %(query)s::halfvec({dimension}) LIMIT 1
+"""
+SOURCE = """
+CREATE TABLE films (id bigint PRIMARY KEY, title text NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
+INSERT INTO films SELECT n, 'topic ' || n %% 200 || ' sub ' || n / 200 %% 50 || ' film ' || n
+FROM generate_series(1, %(rows)s) AS n;
+CREATE INDEX ON films (updated_at);
+ANALYZE films
+"""
+
+
+class NumberEncoder:
+    """Vectors from the numbers in a text: topic, subtopic, film and version."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.dimensions = profile.dimensions
+        tables = np.random.default_rng(len(profile.document_prompt) + profile.dimensions)
+        self.tables = [
+            tables.standard_normal((size, profile.dimensions), np.float32) for size in (997, 997, PARTS, PARTS)
+        ]
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        numbers = [([*map(int, re.findall(r"\d+", text)), 0, 0, 0, 0])[:4] for text in texts]
+        topic, sub, film, version = np.array(numbers, np.uint64).T
+        mixed = film * np.uint64(0x9E3779B97F4A7C15) + version * np.uint64(0xD1B54A32D192ED03)
+        one, two = (mixed >> np.uint64(20)) % np.uint64(PARTS), (mixed >> np.uint64(40)) % np.uint64(PARTS)
+        vectors = self.tables[0][topic % np.uint64(997)] + 0.6 * self.tables[1][(sub + topic) % np.uint64(997)]
+        vectors += 0.3 * (self.tables[2][one] + self.tables[3][two])
+        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit.astype(np.float32)
+
+    encode_queries = encode_documents
+
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        return np.array([len(text.split()) for text in texts], np.int64)
+
+
+def collection(former: int, following: int, index: str) -> Collection:
+    model = {"provider": "python", "model": "drill_migration:NumberEncoder"}
+    profile = {"name": "former", "dimensions": former, **model}
+    # The same dimension is another model by its prompt.
+    other = {"dimensions": following, "document_prompt": "next: ", **model}
+    return Collection(
+        CollectionConfig.model_validate(
+            {
+                "name": "items",
+                "source": {"table": "films", "key": ["id"], "updated_at": "updated_at"},
+                "columns": ["title"],
+                "vectors": {"base": "{title}"},
+                "profile": profile,
+                "profiles": {"next": other},
+                "index": {"method": index},
+                "migration": {"grace_hours": 24},
+            }
+        )
+    )
+
+
+# --- those who go on working -------------------------------------------------------------------------------------
+
+
+def work(role: str, one: Collection, rows: int) -> None:
+    """Until stdin is closed; then a line of JSON: what was done, milliseconds by phase, and what failed."""
+    stop, phase = threading.Event(), ["before"]
+
+    def listen() -> None:
+        for line in sys.stdin:
+            phase[0] = line.strip()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    settings, chance = load_settings(), random.Random(role)
+    took: dict[str, list[float]] = {}
+    failed: list[str] = []
+    wrong: list[str] = []
+    act = {"library": _library, "foreign": _foreign, "writer": _writer, "sync": _sync, "blocker": _blocker}.get(
+        role, _vacuum
+    )
+    state: dict[str, Any] = {"again": 0}
+    for _ in range(3 if role in ("library", "foreign") else 0):  # imports, connections, the first plan
+        act(one, settings, chance, rows, state)
+    while not stop.is_set():
+        began, during = time.perf_counter(), phase[0]
+        try:
+            answer = act(one, settings, chance, rows, state)
+            if answer:
+                wrong.append(f"{during}: {answer}")
+        except StaleRunError:
+            state["again"] += 1
+        except (PipelineError, psycopg.Error) as error:
+            failed.append(f"{during}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        took.setdefault(during, []).append(1000 * (time.perf_counter() - began))
+        stop.wait(state.get("pause", 0.02))
+    print(json.dumps({"role": role, "took": took, "failed": failed, "wrong": wrong, "again": state["again"]}))
+
+
+def _row(chance: random.Random, rows: int) -> tuple[int, str]:
+    """A row of the first half, which nobody edits."""
+    n = chance.randint(1, rows // 2)
+    return n, f"topic {n % TOPICS} sub {n // TOPICS % SUBTOPICS} film {n}"
+
+
+def _library(one: Collection, settings: Settings, chance: random.Random, rows: int, _: Any) -> str | None:
+    n, text = _row(chance, rows)
+    hits = search(one, settings, text, k=1)
+    return None if hits and hits[0].item_key == str(n) and hits[0].score > RIGHT else f"{text}: {hits}"
+
+
+def _foreign(
+    one: Collection, settings: Settings, chance: random.Random, rows: int, state: dict[str, Any]
+) -> str | None:
+    """A program of somebody else's, as the documentation tells it to ask."""
+    if "connection" not in state:
+        state["connection"] = open_database(settings).connect(autocommit=True)
+        state["model"] = None
+    connection = state["connection"]
+    n, text = _row(chance, rows)
+    for _ in range(10):
+        if state["model"] is None:
+            row = connection.execute("SELECT * FROM embeddings.active_model('items')").fetchone()
+            declared = {"former": one.config.profile, **one.config.profiles}[row[0]]
+            state["model"] = (row[1], row[2], load_encoder(Profile(**{**declared, "name": row[0]})))
+        fingerprint, dimension, encoder = state["model"]
+        query = str(encoder.encode_queries([text])[0].tolist())
+        try:
+            found = connection.execute(
+                FOREIGN.format(dimension=dimension), {"query": query, "fingerprint": fingerprint}
+            ).fetchone()
+        except psycopg.Error as error:
+            if error.sqlstate not in AGAIN:
+                raise
+            state["model"], state["again"] = None, state["again"] + 1
+            continue
+        return None if found and found[0] == str(n) and found[1] > RIGHT else f"{text}: {found}"
+    return f"{text}: no answer after ten tries"
+
+
+def _writer(_: Collection, settings: Settings, chance: random.Random, rows: int, state: dict[str, Any]) -> None:
+    """Edits and inserts in the second half, and new rows."""
+    if "connection" not in state:
+        state["connection"], state["next"] = open_database(settings).connect(autocommit=True), rows
+    n = chance.randint(rows // 2 + 1, rows)
+    if chance.random() < 0.8:
+        edit = "UPDATE films SET title = title || ' version 1', updated_at = clock_timestamp() WHERE id = %s"
+        state["connection"].execute(edit, [n])
+    else:
+        state["next"] += 1
+        insert = "INSERT INTO films VALUES (%s, 'topic 1 sub 1 film ' || %s, clock_timestamp())"
+        state["connection"].execute(insert, [state["next"], state["next"]])
+
+
+def _sync(one: Collection, settings: Settings, *_: Any) -> None:
+    opened = open_collection(one, settings)
+    opened.ledger.scan_recent(opened.source, seconds=1)
+    for batch in list(opened.ledger.work())[:3]:
+        land(open_collection(one, settings), batch, f"sync-{time.time_ns()}")
+
+
+def _blocker(_: Collection, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
+    """A report that reads the view and takes two seconds over it."""
+    state["pause"] = 3.0
+    with open_database(settings).connect() as connection:
+        connection.execute("SELECT count(*) FROM (SELECT 1 FROM embeddings.items LIMIT 10) AS few")
+        time.sleep(2)
+
+
+def _vacuum(_: Collection, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
+    state["pause"] = 2.0
+    with open_database(settings).connect(autocommit=True) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'embeddings'").fetchall()
+        for (table,) in tables:
+            if "_vector_" in table or table.endswith("_text"):
+                with contextlib.suppress(psycopg.errors.UndefinedTable):
+                    connection.execute(f'VACUUM embeddings."{table}"')
+
+
+def land(opened: OpenCollection, batch: int, run: str) -> None:
+    """The four steps of a batch, as a run does them."""
+    read_items(opened, batch, run)
+    render_texts(opened, batch, run)
+    for _ in embed_batches(opened, [batch], run):
+        pass
+    embed_beside(opened.beside(), [batch], run)
+    land_batch(opened, batch, run)
+    fill_beside(opened.beside(), batch, run)
+
+
+class LockWaits:
+    """Who waits for a lock, and for how long, seen every 5 ms; the change's own statements do not count."""
+
+    QUERY = """SELECT pid, left(query, 60), query_start FROM pg_stat_activity
+               WHERE wait_event_type = 'Lock' AND wait_event <> 'advisory' AND datname = current_database()
+                 AND query !~ '^(CREATE|ALTER|DROP|VACUUM|UPDATE embeddings.collection SET fingerprint)'"""
+
+    def __init__(self, settings: Settings) -> None:
+        self.longest_ms, self.seen, self.done = 0.0, 0, threading.Event()
+        self.settings, self.what = settings, ""
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        since: dict[tuple[int, Any], float] = {}
+        with open_database(self.settings).connect(autocommit=True) as connection:
+            while not self.done.wait(0.005):
+                now = time.perf_counter()
+                rows = {(pid, start): query for pid, query, start in connection.execute(self.QUERY)}
+                since = {key: since.get(key, now) for key in rows}
+                self.seen += len(rows)
+                for key, began in since.items():
+                    waited = 1000 * (now - began) + 5
+                    if waited > self.longest_ms:
+                        self.longest_ms, self.what = round(waited, 1), " ".join(rows[key].split())
+
+    def end(self) -> dict[str, Any]:
+        self.done.set()
+        self.thread.join()
+        return {"longest_lock_wait_ms": self.longest_ms, "lock_waits_seen": self.seen, "waited": self.what}
+
+
+# --- the drill ---------------------------------------------------------------------------------------------------
+
+
+def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    os.environ["EMBEDDINGS_STATE_DIR"] = str(folder)
+    os.environ.pop("DATABASE_URL", None)
+    one, settings = collection(arguments.former, arguments.next, arguments.index), load_settings()
+    opened = open_collection(one, settings)
+    with opened.database.connect() as connection:
+        connection.execute(SOURCE % {"rows": arguments.rows})
+    opened.ledger.scan(opened.source)
+    for batch in opened.ledger.dirty_batches():
+        land(opened, batch, "first")
+    from embeddings_pipeline.index.pgvector_index import ensure_index
+
+    ensure_index(opened.database, opened.active.table, one.config.index, ["base"])
+    say(f"{arguments.rows:,} rows landed and indexed")
+    numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--role", role, *numbers],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        for role in ROLES
+    ]
+
+    def tell(phase: str) -> None:
+        say(phase)
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write(f"{phase}\n")
+            worker.stdin.flush()
+
+    found: dict[str, Any] = {}
+    waits = LockWaits(settings)
+    try:
+        time.sleep(12)
+        tell("expand")
+        began = time.perf_counter()
+        migration = expand(opened, target_profile(opened, "next"))
+        found["expand_seconds"] = round(time.perf_counter() - began, 2)
+        tell("backfill")
+        began, written = time.perf_counter(), 0
+        for _, filled in backfill(opened, unfilled_batches(opened, migration.next), "backfill"):
+            written += filled.vectors_written
+        found["backfill_rows_per_second_under_load"] = round(written / (time.perf_counter() - began))
+        tell("swap")
+        done = swap(opened, "swap")
+        assert done.gate is not None
+        found["recall_at_10"], found["swap_locked_ms"] = done.gate.recall_at_10, done.exclusive.locked_ms
+        time.sleep(6)
+        tell("roll back")
+        back = roll_back(open_collection(one, settings), "back")
+        assert back is not None
+        found["roll_back_locked_ms"] = back.exclusive.locked_ms
+        time.sleep(6)
+        tell("swap again")
+        found["swap_again_locked_ms"] = swap(open_collection(one, settings), "again").exclusive.locked_ms
+        time.sleep(6)
+        tell("contract")
+        found["contract_locked_ms"] = contract(open_collection(one, settings), now=True).locked_ms
+        tell("after")
+        time.sleep(6)
+    finally:
+        found |= waits.end()
+        results = []
+        for worker in workers:
+            out, _ = worker.communicate(timeout=300)
+            results.append(json.loads(out) if out else {"role": "?", "failed": ["died"], "wrong": [], "took": {}})
+    for result in results:
+        took = [value for values in result["took"].values() for value in values]
+        before = result["took"].get("before", [])
+        entry: dict[str, Any] = {"done": len(took), "failed": len(result["failed"]), "wrong": len(result["wrong"])}
+        if result["role"] in ("library", "foreign", "writer") and took:
+            entry |= {"p99_ms": _percentile(took, 99), "longest_ms": round(max(took), 1), "again": result["again"]}
+            entry |= {"p99_before_ms": _percentile(before, 99), "longest_before_ms": round(max(before, default=0), 1)}
+            entry["longest_by_phase"] = {phase: round(max(values), 1) for phase, values in result["took"].items()}
+        entry["said"] = [*result["failed"], *result["wrong"]][:3]
+        found[result["role"]] = entry
+    return {**vars(arguments), **found, **_settled(one, settings)}
+
+
+def _settled(one: Collection, settings: Settings) -> dict[str, Any]:
+    """Land what is left, and see that each text has the vector that the new model gives it."""
+    opened = open_collection(one, settings)
+    opened.ledger.scan(opened.source)
+    for batch in opened.ledger.work():
+        land(opened, batch, "last")
+    from embeddings_pipeline.coverage import coverage
+
+    covered = coverage(opened.database, opened.active)
+    return {"coverage": covered.share, "orphans": covered.orphans, "vectors": covered.vectors}
+
+
+def _percentile(values: Sequence[float], percent: float) -> float:
+    return round(float(np.percentile(values, percent)), 1) if values else 0.0
+
+
+def say(words: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--former", type=int, default=1536)
+    parser.add_argument("--next", type=int, default=384)
+    parser.add_argument("--index", choices=("hnsw", "ivfflat"), default="ivfflat")
+    parser.add_argument("--keep", action="store_true", help="leave the folder, to look at it")
+    sys.path.insert(0, str(Path(__file__).parent))
+    if sys.argv[1:2] == ["--role"]:
+        role, rows, former, following, index = sys.argv[2:7]
+        work(role, collection(int(former), int(following), index), int(rows))
+        return 0
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="drill-"))
+    folder.chmod(0o711)  # as root, PostgreSQL runs as another user
+    try:
+        print(json.dumps(drill(arguments, folder)))
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""A switch whose process is killed, wherever that is, goes on and ends in the same state."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embeddings_pipeline.audit import audit
+from embeddings_pipeline.collection import load_collections
+from embeddings_pipeline.migration import open_migration
+from embeddings_pipeline.opened import open_collection
+from embeddings_pipeline.orchestration.sync import sync
+from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline_tests.test_migration import assert_whole
+from embeddings_pipeline_tests.test_switch import DEFINITION
+from embeddings_pipeline_tests.workbench import PROFILE, execute, films, make_films
+
+PROJECT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("EMBEDDINGS_TESTS_KILLS", "4"))
+SLOW = {**PROFILE, "name": "slow", "dimensions": 48, "model": "embeddings_pipeline_tests.chaos:SlowEncoder"}
+
+
+@pytest.mark.parametrize("after", ["profile switch slow --yes", "profile rollback", "profile contract --now"])
+def test_killed_anywhere_it_goes_on(
+    database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """`after`: the command that is killed; those before it have been done."""
+    defs = tmp_path / "defs" / "films" / "defs.yaml"
+    defs.parent.mkdir(parents=True)
+    defs.write_text(DEFINITION + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
+    defs.write_text(defs.read_text() + "    slow: " + yaml.safe_dump(SLOW, default_flow_style=True, width=1000))
+    monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(defs.parents[1]))
+    make_films(database, films(60))
+    one = load_collections(defs.parents[1])["films"]
+    sync(one, project)
+    commands = ["profile switch slow --yes", "profile rollback", "profile switch slow --yes", "profile contract --now"]
+    chance = random.Random(after)
+    for command in commands[: len(commands) - commands[::-1].index(after) - 1]:
+        assert run(command) == 0
+    killed = 0
+    while True:
+        longest = 0.2 + (9 if "switch" in after else 3) * chance.random() if killed < KILLS else None
+        code = run(after, longest)
+        killed += code == -signal.SIGKILL
+        if code == 0:
+            break
+        execute(database, "UPDATE films SET overview = 'edit ' || %s WHERE id = %s", [killed, chance.randint(1, 60)])
+        execute(database, "INSERT INTO films VALUES (%s, 'New', 'row')", [1000 + killed])
+        if code != -signal.SIGKILL:  # what was killed had been done
+            break
+    sync(one, project)
+    opened = open_collection(one, project)
+    assert opened.profile.name == ("test" if "rollback" in after else "slow")
+    assert (open_migration(opened) is None) == ("contract" in after)
+    assert opened.ledger.work() == {}
+    assert_whole(opened)
+    assert audit(opened).agree
+
+
+def run(command: str, seconds: float | None = None) -> int:
+    """The exit code of a command; it is killed after so many seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embeddings_pipeline", *command.split()],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        time.sleep(0.1)
+        return process.wait()
