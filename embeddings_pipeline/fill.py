@@ -144,11 +144,13 @@ def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: 
 
 
 def fill_beside(models: Sequence[OpenCollection], batch: int, run: str) -> None:
-    """After a landing: each model beside the active one gets what the run made for it; what it lacks stays marked."""
+    """After a landing: each model beside the active one gets what the run made for it. What it lacks stays marked, and
+    the batch waits before it is tried again.
+    """
     for model in models:
         try:
-            if wanted_batches(model, [batch]):
-                fill_batch(model, batch, run, encode=False)
+            if wanted_batches(model, [batch]) and not fill_batch(model, batch, run, encode=False).complete:
+                model.ledger.trying([batch])
         except StaleRunError:  # it was dropped meanwhile
             continue
         except (PipelineError, psycopg.Error) as error:

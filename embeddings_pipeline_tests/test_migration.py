@@ -295,6 +295,8 @@ class TestBesideLandings:
         run_batch(opened, 0, "without the second model")
         assert unfilled_batches(opened, model.active) == [0]
         assert opened.ledger.work() == {0: 10}
+        fill_beside([model], 0, "still without")
+        assert opened.ledger.work(due=True) == {}  # it waits before it is tried again
         land_all(opened)
         assert opened.ledger.work() == {}
         assert_whole(opened)
