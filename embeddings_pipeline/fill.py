@@ -75,7 +75,7 @@ def _made(
     lacking = {digest: text for _, _, _, _, digest, text, there in rows if not there}
     if not lacking:
         return {}, None
-    vectors = vectors_there(model, batch)
+    vectors = vectors_there(model, batch, landed=any(row[6] for row in rows))
     if not encode:
         newest = model.lake.newest(model.folder("embeddings"), batch, run)
         return vectors, newest[0].rsplit("/", 1)[-1] if newest else None

@@ -288,20 +288,22 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-def vectors_there(opened: OpenCollection, batch: int) -> dict[bytes, NDArray]:
-    """Content hash → vector: what a run of this batch encoded before it was killed, and what has landed."""
+def vectors_there(opened: OpenCollection, batch: int, *, landed: bool = True) -> dict[bytes, NDArray]:
+    """Content hash → vector: what a run of this batch encoded before it was killed, and (`landed`) what has landed."""
     there: dict[bytes, NDArray] = {}
     newest = opened.lake.newest(opened.folder("embeddings"), batch)
     if newest and newest[1].num_rows and newest[1]["embedding"].type.list_size == opened.active.table.dimension:
         vectors = files.vectors_from_arrow(newest[1]["embedding"])
         there.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
+    if not landed:
+        return there
     table = opened.active.table
     query = table.statement("vectors_of_batch", batch=sql.Literal(batch))
     with opened.database.connect(autocommit=True) as connection:
-        landed = copy_out(
+        found = copy_out(
             connection, query, {"content_hash": "bytea16", "embedding": table.storage}, dimension=table.dimension
         )
-    there.update(zip((digest.tobytes() for digest in landed["content_hash"]), landed["embedding"], strict=True))
+    there.update(zip((digest.tobytes() for digest in found["content_hash"]), found["embedding"], strict=True))
     return there
 
 

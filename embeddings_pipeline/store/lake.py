@@ -82,8 +82,10 @@ class Lake:
             while self.filesystem.get_file_info(path).type != pafs.FileType.NotFound:
                 tries += 1
                 path = f"{directory}/{run}-{tries}.parquet"
+            # Numbers of vectors hardly repeat: a dictionary of them costs three times the writing, and room.
+            others = [name for name in table.column_names if name != "embedding"]
             with self.filesystem.open_output_stream(path) as file:
-                pq.write_table(table, file, compression="zstd")
+                pq.write_table(table, file, compression="zstd", use_dictionary=others, write_statistics=others)
         except OSError as error:
             with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway
                 self.filesystem.delete_file(path)

@@ -3,5 +3,5 @@
 
 SELECT content_hash
 FROM embeddings.quarantine
-WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(content_hashes)s)
+WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(content_hashes)b)
   AND NOT (%(waiting)s AND attempts < %(attempts)s AND next_try <= now())
