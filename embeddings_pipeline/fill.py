@@ -124,6 +124,12 @@ def _write(
     filled.vectors_written = len(put)
     if put:
         connection.execute(table.statement("fill/mended"), key)
+    # Last, since landings of other batches wait for it: no swap makes this model the active one until we have ended.
+    active = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"
+    if connection.execute(active, [model.collection.name]).fetchone() == (model.fingerprint,):
+        raise StaleRunError(
+            f"collection {model.collection.name!r}: profile {model.profile.name!r} has become the active model"
+        )
     written = {i for i, _, _ in put}
     filled.complete = all(i in written or excused for i, _, excused in lacking)
     connection.execute(load_sql("fill/done"), {**key, "complete": filled.complete, "file": file})

@@ -68,6 +68,7 @@ def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         texts, lacking, quarantined = _coverage(connection, following)
+        _, _, excused = _coverage(connection, former)
         name = next(iter(former.collection.config.vectors))
         samples = _samples(connection, former, following, name)
         before, after = (_neighbours(connection, one, name, samples) for one in (former, following))
@@ -78,6 +79,12 @@ def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
     refused = []
     if missing:
         refused.append(f"{missing:,} of {texts:,} texts have no vector")
+    percent = former.collection.config.quarantine.error_percent
+    if quarantined > max(excused, texts * percent / 100):
+        refused.append(
+            f"{quarantined:,} of {texts:,} texts are in quarantine under it, more than {percent:g} % "
+            f"(`quarantine.error_percent`)"
+        )
     if found < limits.least_recall:
         refused.append(f"its index finds {found:.1%} of the nearest ten, and {limits.least_recall:.1%} are asked for")
     if ndcg[0] is not None and ndcg[1] is not None and ndcg[1] < ndcg[0] - limits.golden_tolerance:
@@ -106,15 +113,18 @@ def golden_queries(opened: OpenCollection) -> list[GoldenQuery]:
     if opened.collection.path is None or not path.is_file():
         return []
     queries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            said = json.loads(line)
-            queries.append(GoldenQuery(str(said["query"]), tuple(map(_key, said["relevant"]))))
+            said = json.loads(line.decode())
+            query, relevant = said["query"], said["relevant"]
+            if not isinstance(query, str) or not query.strip() or not isinstance(relevant, list) or not relevant:
+                raise ValueError("a text, and a list of at least one key")
+            queries.append(GoldenQuery(query, tuple(map(_key, relevant))))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
-                f'{path}, line {number}: a line is {{"query": "…", "relevant": ["item key", …]}} ({error!r})'
+                f'{path}, line {number}: a line is {{"query": "…", "relevant": ["item key", …]}} in UTF-8 ({error!r})'
             ) from error
     return queries
 

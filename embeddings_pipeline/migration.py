@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
@@ -28,11 +30,11 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import MigrationError, ProfileError
 from embeddings_pipeline.fill import Filled, fill_batch
-from embeddings_pipeline.gate import Gate, measure_gate
+from embeddings_pipeline.gate import Gate, golden_queries, measure_gate
 from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
-from embeddings_pipeline.store.ledger import ActiveModel, active_model
+from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import ModelTable
 
@@ -56,6 +58,7 @@ class Migration:
     expanded_at: datetime
     swapped_at: datetime | None
     gate: dict[str, Any] | None
+    made_by_expand: bool  # the next model's table; else `profile add` keeps it
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,16 @@ class Swapped:
 
 def open_migration(opened: OpenCollection) -> Migration | None:
     """The change of the model that is under way, or None."""
+    name = opened.collection.name
     with opened.database.connect(autocommit=True) as connection:
-        row = connection.execute(load_sql("migrate/open"), {"collection": opened.collection.name}).fetchone()
+        row = connection.execute(load_sql("migrate/open"), {"collection": name}).fetchone()
     if row is None:
         return None
-    number, former, following, phase, expanded_at, swapped_at, gate = row
-    models = {model.table.fingerprint: model for model in _models(opened)}
-    return Migration(
-        number, opened.collection.name, phase, models[former], models[following], expanded_at, swapped_at, gate
+    number, phase, expanded_at, swapped_at, gate, expand_made_it, *models = row
+    former, following = (
+        ActiveModel(Profile(**profile), ModelTable(name, *table)) for *table, profile in (models[:4], models[4:])
     )
+    return Migration(number, name, phase, former, following, expanded_at, swapped_at, gate, expand_made_it)
 
 
 def progress(opened: OpenCollection, model: ActiveModel) -> Progress:
@@ -126,6 +130,12 @@ def expand(opened: OpenCollection, profile: Profile) -> Migration:
     if there is not None:
         if there.phase == "expanded" and there.next.table.fingerprint == _fingerprint(opened, profile):
             return there
+        if there.next.profile.name == profile.name and there.phase == "expanded":
+            raise MigrationError(
+                f"collection {there.collection!r}: profile {profile.name!r} is not what it was when the change to it "
+                f"began ({there.next.table.fingerprint}); put it back, or end the change with "
+                f"`embeddings-pipeline profile rollback` and begin anew"
+            )
         raise MigrationError(
             f"collection {there.collection!r}: a change from {_named(there.former)} to {_named(there.next)} is open "
             f"({there.phase}); finish it with `embeddings-pipeline profile "
@@ -135,10 +145,11 @@ def expand(opened: OpenCollection, profile: Profile) -> Migration:
     table = _check_target(opened, profile)
     name = opened.collection.name
     with opened.database.connect() as connection:
-        _make_model(opened, connection, profile, table)
-        parameters = {"collection": name, "from": opened.fingerprint, "to": table.fingerprint}
+        made = _make_model(opened, connection, profile, table)
+        parameters = {"collection": name, "from": opened.fingerprint, "to": table.fingerprint, "made": made}
         try:
-            connection.execute(load_sql("migrate/begin"), parameters)
+            if connection.execute(load_sql("migrate/begin"), parameters).rowcount == 0:
+                raise MigrationError(f"collection {name!r}: profile {profile.name!r} has just been removed; try again")
         except errors.UniqueViolation as error:
             raise MigrationError(f"collection {name!r}: another change of the model has just been opened") from error
     migration = open_migration(opened)
@@ -157,15 +168,30 @@ def add_model(opened: OpenCollection, profile: Profile) -> ActiveModel:
 def remove_model(opened: OpenCollection, name: str) -> ActiveModel:
     """Drop a model that `add_model` keeps beside the active one."""
     migration = open_migration(opened)
-    open_ones = {migration.former.table, migration.next.table} if migration else set()
+    open_ones = [migration.former, migration.next] if migration else []
     for model in opened.ledger.beside():
-        if name in (model.profile.name, model.table.fingerprint) and model.table not in open_ones:
-            _drop_model(opened, model.table, lambda connection: None)
+        free = model.table not in [one.table for one in open_ones]
+        if free and name in (model.profile.name, model.table.fingerprint):
+            _drop_model(opened, model.table, partial(_not_in_a_migration, table=model.table))
             return model
+    if any(name in (one.profile.name, one.table.fingerprint) for one in open_ones):
+        raise MigrationError(
+            f"collection {opened.collection.name!r}: {name!r} is part of a change that is under way; end that with "
+            f"`embeddings-pipeline profile contract` or `profile rollback`"
+        )
     raise MigrationError(
         f"collection {opened.collection.name!r}: no profile {name!r} is kept beside the active one; see "
         f"`embeddings-pipeline profile status`"
     )
+
+
+def _not_in_a_migration(connection: psycopg.Connection, table: ModelTable) -> None:
+    parameters = {"collection": table.collection, "fingerprint": table.fingerprint}
+    if connection.execute(load_sql("migrate/holds"), parameters).fetchone() is not None:
+        raise MigrationError(
+            f"collection {table.collection!r}: a change of its model has just been opened with this one; see "
+            f"`embeddings-pipeline profile status`"
+        )
 
 
 def _fingerprint(opened: OpenCollection, profile: Profile) -> str:
@@ -201,9 +227,12 @@ def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
             )
         texts = _count_texts(opened, connection)
         _check_disk(connection, needed_bytes(texts, table, method), table)
+    golden_queries(opened)  # what is wrong with them is said now, not after the backfill
     vectors = load_encoder(profile).encode_documents(["a plain sentence"])
     if vectors.shape != (1, profile.dimensions):
         raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
+    if not np.isfinite(vectors).all() or not vectors.any():
+        raise ProfileError(f"Profile {profile.name}: its vector of a plain sentence is not finite, or zero")
     return table
 
 
@@ -233,7 +262,8 @@ def _count_texts(opened: OpenCollection, connection: psycopg.Connection) -> int:
     return row[0] if row else 0
 
 
-def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile: Profile, table: ModelTable) -> None:
+def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile: Profile, table: ModelTable) -> bool:
+    """Whether it was not there yet."""
     table.create(connection)
     parameters = {
         "collection": table.collection,
@@ -242,7 +272,7 @@ def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile:
         "dimension": table.dimension,
         "storage": table.storage,
     }
-    connection.execute(load_sql("migrate/model"), parameters)
+    return connection.execute(load_sql("migrate/model"), parameters).rowcount == 1
 
 
 # --- backfill ----------------------------------------------------------------------------------------------------
@@ -301,6 +331,7 @@ def swap(opened: OpenCollection, run: str) -> Swapped:
         )
     config = opened.collection.config
     index = ensure_index(opened.database, migration.next.table, config.index, list(config.vectors))
+    _mark_lacking(following)
     _fill_marked(following, run)
     gate = measure_gate(opened, following)
     with opened.database.connect() as connection:
@@ -325,15 +356,36 @@ def roll_back(opened: OpenCollection, run: str) -> Swapped | None:
             f"collection {opened.collection.name!r}: no change of its model is open, so there is nothing to roll back"
         )
     if migration.phase == "expanded":
-        ended = {"id": migration.id, "phase": "abandoned"}
-        _drop_model(
-            opened, migration.next.table, lambda connection: connection.execute(load_sql("migrate/swapped"), ended)
-        )
+        if migration.made_by_expand:
+            _drop_model(opened, migration.next.table, lambda connection: _enter(connection, migration, "abandoned"))
+        else:  # `profile add` keeps it, before and after
+            with opened.database.connect() as connection:
+                _enter(connection, migration, "abandoned")
         return None
     former = opened.with_model(migration.former)
+    _mark_lacking(former)
     _fill_marked(former, run)
+    config = opened.collection.config
+    ensure_index(opened.database, migration.former.table, config.index, list(config.vectors))
     exclusive = _exchange(opened, migration, migration.next.table, migration.former.table, "expanded", former, run)
     return Swapped(None, None, exclusive, round(time.perf_counter() - started, 3))
+
+
+def _enter(connection: psycopg.Connection, migration: Migration, phase: str) -> None:
+    """The migration's next phase. MigrationError where somebody else has changed it meanwhile."""
+    parameters = {"id": migration.id, "from_phase": migration.phase, "phase": phase}
+    if connection.execute(load_sql("migrate/swapped"), parameters).rowcount == 0:
+        raise MigrationError(
+            f"collection {migration.collection!r}: somebody else has gone on with the change of its model meanwhile; "
+            f"see `embeddings-pipeline profile status`"
+        )
+
+
+def _mark_lacking(model: OpenCollection) -> None:
+    """Mark the batches in which a text lacks its vector, as the data itself says, whatever was noted of them."""
+    parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint}
+    with model.database.connect(autocommit=True) as connection:
+        connection.execute(model.active.table.statement("fill/mark_lacking"), parameters)
 
 
 def _never_filled(opened: OpenCollection, migration: Migration) -> int:
@@ -369,7 +421,7 @@ def _exchange(
         if unfilled := _unfilled(connection, migration.collection, to.fingerprint):
             raise _UnfilledError(unfilled)
         connection.execute(load_sql("migrate/exchange_files"), pair)
-        connection.execute(load_sql("migrate/swapped"), {"id": migration.id, "phase": phase})
+        _enter(connection, migration, phase)
 
     for _ in range(SWAP_TRIES):
         try:
@@ -419,10 +471,7 @@ def contract(opened: OpenCollection, *, now: bool = False) -> Exclusive:
             f"`embeddings-pipeline profile rollback` brings {_named(migration.former)} back at once. `--now` (in the "
             f"launchpad `now: true`) drops it all the same"
         )
-    ended = {"id": migration.id, "phase": "contracted"}
-    return _drop_model(
-        opened, migration.former.table, lambda connection: connection.execute(load_sql("migrate/swapped"), ended)
-    )
+    return _drop_model(opened, migration.former.table, lambda connection: _enter(connection, migration, "contracted"))
 
 
 def _drop_model(opened: OpenCollection, table: ModelTable, also: Callable[[psycopg.Connection], Any]) -> Exclusive:
@@ -480,12 +529,6 @@ def _short_waits(connection: psycopg.Connection) -> None:
     # A role without the right waits a little longer for an autovacuum to give way.
     with contextlib.suppress(errors.InsufficientPrivilege), connection.transaction():
         connection.execute(f"SET LOCAL deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
-
-
-def _models(opened: OpenCollection) -> list[ActiveModel]:
-    with opened.database.connect(autocommit=True) as connection:
-        active = active_model(connection, opened.collection.name)
-    return [*([active] if active else []), *opened.ledger.beside()]
 
 
 def _named(model: ActiveModel) -> str:

@@ -137,11 +137,11 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
             said("swap", load_sql("migrate/unfilled"), "ACCESS SHARE of embeddings.batch and embeddings.fill")
         )
         planned.append(said("swap", load_sql("migrate/exchange_files"), "ROW EXCLUSIVE of embeddings.fill, .batch"))
-        planned.append(said("swap", load_sql("migrate/swapped"), own_row, phase="swapped"))
+        planned.append(said("swap", load_sql("migrate/swapped"), own_row, phase="swapped", from_phase="expanded"))
         view, marker = swap_statements(of, to)
         planned.append(said("swap", view, f"ACCESS EXCLUSIVE of the view embeddings.{to.collection}"))
         planned.append(said("swap", marker, "ACCESS EXCLUSIVE of the marker, an empty table"))
-        planned.append(said("contract", load_sql("migrate/swapped"), own_row, phase="contracted"))
+        planned.append(said("contract", load_sql("migrate/swapped"), own_row, phase="contracted", from_phase="swapped"))
         forgotten = "ROW EXCLUSIVE of embeddings.model, .fill and .quarantine"
         planned.append(said("contract", load_sql("migrate/forget"), forgotten, fingerprint=of.fingerprint))
         former = -needed_bytes(texts, of, config.index.method)

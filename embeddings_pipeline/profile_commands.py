@@ -166,6 +166,10 @@ def switch(
             f"collection {one.name!r}: a change to {migration.next.profile.name} is open ({migration.phase}); finish "
             f"or undo it first: `embeddings-pipeline profile status`"
         )
+    if migration is not None and migration.phase == "swapped":
+        print(f"{one.name}: {profile.name} is the active model already; see `embeddings-pipeline profile status`")
+        _declare(one, name, write=write)
+        return
     if not yes:
         found = price(opened, profile)
         print(
@@ -270,6 +274,7 @@ def rollback(collection: CollectionOption = None, yes: YesOption = False) -> Non
         f"{one.name}: {back.profile.name} is the active model again, locked for {done.exclusive.locked_ms:.1f} ms; "
         f"{opened.profile.name} is kept current: `profile switch` brings it back, `profile rollback` once more drops it"
     )
+    _declare(one, back.profile.name, write=False)
 
 
 @app.command()
@@ -376,17 +381,28 @@ def _declare(collection: "Collection", name: str, *, write: bool) -> None:
 
 def _write_profile(path: Path, name: str) -> None:
     """Set `profile:` of the attributes, and leave the rest as it is. ConfigurationError where that fails."""
-    text = path.read_text(encoding="utf-8")
-    wanted = yaml.safe_load(text)
+    by_hand = ConfigurationError(f"{path}: set `profile: {name}` there by hand; the rest of the switch is done")
+    with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
+        text = file.read()
+    try:
+        wanted = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise by_hand from None
     wanted["attributes"]["profile"] = name
-    line = re.compile(r"^(?P<indent> +)profile:[ \t]*[^\s#{][^\n#]*?(?P<rest>[ \t]*(#[^\n]*)?)$", re.MULTILINE)
+    line = re.compile(r"^(?P<indent> +)profile:[ \t]*[\w./-]+(?P<rest>[ \t]*(#[^\r\n]*)?)(?=\r?$)", re.MULTILINE)
     if line.search(text):
         changed = line.sub(lambda found: f"{found['indent']}profile: {name}{found['rest']}", text, count=1)
     else:
-        changed = re.sub(r"^( +)name:[^\n]*$", rf"\g<0>\n\g<1>profile: {name}", text, count=1, flags=re.MULTILINE)
-    if yaml.safe_load(changed) != wanted:
-        raise ConfigurationError(f"{path}: set `profile: {name}` there by hand; the rest of the switch is done")
-    path.write_text(changed, encoding="utf-8")
+        after_name = re.compile(r"^( +)name:[^\r\n]*(\r?\n)", re.MULTILINE)
+        changed = after_name.sub(rf"\g<0>\g<1>profile: {name}\g<2>", text, count=1)
+    try:
+        right = yaml.safe_load(changed) == wanted
+    except yaml.YAMLError:
+        right = False
+    if not right:
+        raise by_hand
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(changed)
 
 
 def _grace(collection: "Collection") -> str:

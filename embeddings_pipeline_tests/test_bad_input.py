@@ -143,7 +143,9 @@ def test_a_profile_that_does_not_match_the_vectors_warns_and_the_active_one_stay
     opened, encoded = sync_once(other, settings, "second")
     assert encoded == 0 and opened.profile.name == "test" and everything(database) == before
     assert opened.warning and "'other'" in opened.warning and "EMBEDDING_PROFILE" in opened.warning
-    assert all(part in opened.warning for part in ("'films'", "'other'", "'test'", "stays active", "profile switch other"))
+    assert all(
+        part in opened.warning for part in ("'films'", "'other'", "'test'", "stays active", "profile switch other")
+    )
     execute(database, "UPDATE films SET title = 'New' WHERE id = 1")
     assert sync_once(other, settings, "third")[1] == 1
     assert execute(database, "SELECT DISTINCT vector_dims(embedding) FROM embeddings.films") == [(32,)]

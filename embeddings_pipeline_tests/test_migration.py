@@ -14,7 +14,7 @@ from psycopg import errors
 from embeddings_pipeline import migration
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.errors import MigrationError, ProfileError, StaleRunError
+from embeddings_pipeline.errors import ConfigurationError, MigrationError, ProfileError, StaleRunError
 from embeddings_pipeline.fill import embed_beside, fill_batch, fill_beside
 from embeddings_pipeline.migration import (
     Migration,
@@ -104,6 +104,12 @@ def assert_whole(opened: OpenCollection) -> None:
     shown = execute(opened.database, "SELECT text, embedding::real[] FROM embeddings.films")
     expected = again(opened).encoder().encode_documents([text for text, _ in shown])
     assert np.allclose(np.array([vector for _, vector in shown]), expected, atol=1e-3)
+
+
+def assert_whole_but(opened: OpenCollection, marker: str) -> None:
+    execute(opened.database, f"UPDATE films SET overview = 'mended' WHERE overview = '{marker}'")
+    land_all(again(opened))
+    assert_whole(opened)
 
 
 class TestPhases:
@@ -212,7 +218,8 @@ class TestRefused:
         with pytest.raises(MigrationError, match="up to 4000 dimensions"):
             begin(other, "huge")
 
-    def test_a_text_that_the_next_model_cannot_encode_is_excused_and_no_other(self, database, opened) -> None:
+    def test_a_text_that_the_next_model_cannot_encode_is_excused_and_no_other(self, database, settings, opened) -> None:
+        opened = open_collection(collection(quarantine={"error_percent": 5}), settings)
         execute(database, "UPDATE films SET overview = 'POISON' WHERE id = 3")
         land_all(opened)
         begin(opened, "wide")
@@ -222,8 +229,47 @@ class TestRefused:
         assert done.gate is not None and (done.gate.missing, done.gate.quarantined) == (0, 1)
         execute(database, f"DELETE FROM embeddings.{again(opened).active.table.name} WHERE text_id = 5")
         roll_back(again(opened), "back")
-        with pytest.raises(MigrationError, match="1 of 25 texts have no vector"):
-            swap(again(opened), "swap")
+        DeterministicEncoder.reset()
+        swap(again(opened), "swap")  # what was deleted by hand is filled first
+        assert_whole_but(opened, "POISON")
+
+    def test_a_model_that_encodes_too_few_texts_does_not_take_over(self, opened) -> None:
+        begin(opened, "wide")
+        DeterministicEncoder.nan_on = "number 1"
+        assert backfill(opened) == 14
+        with pytest.raises(MigrationError, match=r"11 of 25 texts are in quarantine under it, more than 1 %"):
+            swap(opened, "swap")
+
+    def test_a_model_that_gives_no_numbers_is_refused_at_once(self, database, opened) -> None:
+        DeterministicEncoder.nan_on = "plain sentence"
+        with pytest.raises(ProfileError, match="not finite, or zero"):
+            begin(opened, "wide")
+        assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+
+    def test_vectors_that_somebody_deleted_are_filled_before_a_swap_and_before_a_roll_back(
+        self, database, opened
+    ) -> None:
+        begun = begin(opened, "wide")
+        backfill(opened)
+        execute(database, f"DELETE FROM embeddings.{begun.next.table.name} WHERE text_id IN (5, 6)")
+        swap(opened, "swap")
+        assert_whole(opened)
+        execute(database, f"DELETE FROM embeddings.{begun.former.table.name} WHERE text_id IN (7, 8)")
+        roll_back(again(opened), "back")
+        assert_whole(opened)
+
+    def test_steps_that_meet_end_in_one_line(self, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        before = open_migration(opened)
+        swap(opened, "swap")
+        stale = opened.with_model(before.next)
+        with pytest.raises(StaleRunError, match="has become the active model"):
+            fill_batch(stale, 0, "late")
+        with opened.database.connect() as connection, pytest.raises(MigrationError, match="somebody else has gone on"):
+            migration._enter(connection, before, "abandoned")
+        roll_back(again(opened), "back")
+        assert_whole(opened)
 
     def test_an_index_that_finds_too_little(self, opened, monkeypatch) -> None:
         begin(opened, "wide")
@@ -249,8 +295,13 @@ class TestRefused:
         with pytest.raises(MigrationError, match="nDCG@10 of 5 golden queries drops from 1"):
             swap(opened, "swap")
         (tmp_path / "golden_queries.jsonl").write_text('{"query": "no items"}')
-        with pytest.raises(Exception, match="line 1"):
-            swap(opened, "swap")
+        for wrong in ('{"query": "no items"}', '{"query": "a", "relevant": "12"}', '{"query": "a", "relevant": []}'):
+            (tmp_path / "golden_queries.jsonl").write_text(wrong)
+            with pytest.raises(ConfigurationError, match=r"golden_queries\.jsonl, line 1"):
+                swap(opened, "swap")
+        roll_back(opened, "back")
+        with pytest.raises(ConfigurationError, match="line 1"):
+            begin(opened, "wide")
 
 
 class TestBesideLandings:
@@ -355,6 +406,11 @@ class TestTwoModels:
         with pytest.raises(Exception, match="has no vectors of profile 'other', but of test, wide"):
             search(opened.collection, settings, "dragons", profile="other")
         assert progress(opened, begin(opened, "wide").next).percent == 100.0  # nothing left to backfill
+        with pytest.raises(MigrationError, match="part of a change that is under way"):
+            remove_model(opened, "wide")
+        roll_back(opened, "back")
+        assert [model.profile.name for model in opened.ledger.beside()] == ["wide"]  # `profile add` keeps it
+        begin(opened, "wide")
         swap(opened, "swap")
         assert_whole(opened)
 

@@ -11,12 +11,13 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from embeddings_pipeline.cli import app
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.migration import open_migration, target_profile
 from embeddings_pipeline.opened import open_collection
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.sync import range_tags, sync
 from embeddings_pipeline.plan import plan, price, target_table
+from embeddings_pipeline.profile_commands import _write_profile
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.test_migration import OTHER, WIDE, collection
@@ -126,6 +127,31 @@ class TestCommands:
         said = command("profile", "plan", "wide").stdout
         assert said.startswith("-- expand\nCREATE TABLE IF NOT EXISTS") and "-- contract" in said
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "  name: a\r\n  profile: x  # why\r\n  columns: [b]\r\n",
+            "  name: a\r\n  profile: wide  # why\r\n  columns: [b]\r\n",
+        ),
+        ("  name: a\n  columns: [b]", "  name: a\n  profile: wide\n  columns: [b]"),
+        ("  name: a\n  profile: {name: x}\n", None),
+        ("  name: a\n  profile: &p x\n  columns: [*p]\n", None),
+        ("  name: a\n  profile: 'x # y'\n", None),
+    ],
+)
+def test_the_definition_is_changed_in_one_place_or_not_at_all(tmp_path: Path, before: str, after: str | None) -> None:
+    path = tmp_path / "defs.yaml"
+    path.write_bytes(f"type: t\nattributes:\n{before}".encode())
+    if after is None:
+        with pytest.raises(ConfigurationError, match="by hand"):
+            _write_profile(path, "wide")
+        after = before
+    else:
+        _write_profile(path, "wide")
+    assert path.read_bytes() == f"type: t\nattributes:\n{after}".encode()
 
 
 class TestPlan:

@@ -1,4 +1,4 @@
--- version: 4
+-- version: 5
 -- The tables that all collections share. Idempotent; run when the stored version is older.
 
 CREATE SCHEMA IF NOT EXISTS embeddings;
@@ -87,7 +87,8 @@ CREATE TABLE IF NOT EXISTS embeddings.migration (
     expanded_at      timestamptz NOT NULL DEFAULT now(),
     swapped_at       timestamptz,
     ended_at         timestamptz,
-    gate             jsonb                               -- what the last check before a swap measured
+    gate             jsonb,                              -- what the last check before a swap measured
+    made_by_expand   boolean NOT NULL DEFAULT true       -- the next model's table; else `profile add` made it
 );
 CREATE UNIQUE INDEX IF NOT EXISTS migration_open ON embeddings.migration (collection)
     WHERE phase IN ('expanded', 'swapped');
@@ -114,9 +115,10 @@ BEGIN
     RETURN true;
 END $$;
 
--- From versions 1 to 3.
+-- From versions 1 to 4.
 ALTER TABLE embeddings.scan ALTER COLUMN whole_scan_at DROP NOT NULL, ALTER COLUMN scanned DROP NOT NULL,
     ADD COLUMN IF NOT EXISTS watermark jsonb, ADD COLUMN IF NOT EXISTS read_at timestamptz;
+ALTER TABLE embeddings.migration ADD COLUMN IF NOT EXISTS made_by_expand boolean NOT NULL DEFAULT true;
 ALTER TABLE embeddings.quarantine ADD COLUMN IF NOT EXISTS next_try timestamptz NOT NULL DEFAULT now();
 DO $$
 DECLARE collection_name text; active text;

@@ -8,6 +8,7 @@ WITH next AS (
     SELECT collection, %(from)s, batch, true, file
     FROM embeddings.batch
     WHERE collection = %(collection)s AND landed_at IS NOT NULL
+    ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = true, file = excluded.file
 )
 UPDATE embeddings.batch SET file = next.file
 FROM next

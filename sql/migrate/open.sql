@@ -1,5 +1,12 @@
--- The open migration. Parameter: collection.
+-- The open migration, and its two models as one statement sees them. Parameter: collection.
 
-SELECT id, from_fingerprint, to_fingerprint, phase, expanded_at, swapped_at, gate
+SELECT
+    migration.id, migration.phase, migration.expanded_at, migration.swapped_at, migration.gate, migration.made_by_expand,
+    former.fingerprint, former.dimension, former.storage, former.profile,
+    next.fingerprint, next.dimension, next.storage, next.profile
 FROM embeddings.migration
-WHERE collection = %(collection)s AND phase IN ('expanded', 'swapped')
+JOIN embeddings.model AS former
+  ON former.collection = migration.collection AND former.fingerprint = migration.from_fingerprint
+JOIN embeddings.model AS next
+  ON next.collection = migration.collection AND next.fingerprint = migration.to_fingerprint
+WHERE migration.collection = %(collection)s AND migration.phase IN ('expanded', 'swapped')
