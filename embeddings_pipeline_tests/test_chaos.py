@@ -1,5 +1,6 @@
 """Everything at once, and everything killed: in the end the table is what a clean build of the same source is."""
 
+import faulthandler
 import random
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
     for process in syncs:
         assert process.wait(120) == 0
     for thread in work[1:]:
-        thread.join(120)
+        thread.join(180)
+        if thread.is_alive():
+            faulthandler.dump_traceback()
         assert not thread.is_alive()
     stop.set()
     work[0].join()
