@@ -244,9 +244,8 @@ def quarantine_retry(
     hashes: HashesArgument = None, every: AllOption = False, collection: EachCollectionOption = None
 ) -> None:
     """Have texts tried again with the next sync, with as many attempts as a new one."""
-    count = 0
-    for ledger, chosen in _chosen(_ledgers(collection), hashes, every):
-        count += ledger.quarantine_retry(chosen)
+    meant = _chosen(_ledgers(collection), hashes, every)
+    count = sum(ledger.quarantine_retry(chosen) for ledger, chosen in meant)
     print(f"{count:,} texts are tried again with the next `embeddings-pipeline sync`")
 
 
@@ -255,9 +254,8 @@ def quarantine_clear(
     hashes: HashesArgument = None, every: AllOption = False, collection: EachCollectionOption = None
 ) -> None:
     """Forget texts: what still stands in an item is embedded as if it were new."""
-    count = 0
-    for ledger, chosen in _chosen(_ledgers(collection), hashes, every):
-        count += ledger.quarantine_clear(chosen)
+    meant = _chosen(_ledgers(collection), hashes, every)
+    count = sum(ledger.quarantine_clear(chosen) for ledger, chosen in meant)
     print(f"{count:,} texts are no longer in quarantine; those that items still have are embedded with the next sync")
 
 

@@ -149,7 +149,7 @@ def expand(opened: OpenCollection, profile: Profile) -> Migration:
         parameters = {"collection": name, "from": opened.fingerprint, "to": table.fingerprint, "made": made}
         try:
             if connection.execute(load_sql("migrate/begin"), parameters).rowcount == 0:
-                raise MigrationError(f"collection {name!r}: profile {profile.name!r} has just been removed; try again")
+                raise MigrationError(f"collection {name!r}: its models have just been changed; try again")
         except errors.UniqueViolation as error:
             raise MigrationError(f"collection {name!r}: another change of the model has just been opened") from error
     migration = open_migration(opened)

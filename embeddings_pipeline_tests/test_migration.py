@@ -194,6 +194,15 @@ class TestRefused:
         assert execute(database, "SELECT count(*) FROM embeddings.migration") == [(0,)]
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
 
+    def test_what_was_the_active_model_when_it_was_looked_at(self, database, opened) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        swap(opened, "swap")
+        contract(again(opened), now=True)
+        with pytest.raises(MigrationError, match="its models have just been changed"):
+            begin(opened, "other")  # `opened` is of before
+        assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+
     def test_a_collection_without_vectors(self, database, settings) -> None:
         make_films(database, films(3))
         with pytest.raises(MigrationError, match="nothing to migrate"):
