@@ -16,13 +16,15 @@ import psycopg
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embeddings_pipeline.errors import PipelineError, StaleRunError
+from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.postgres import load_sql
 
 log = logging.getLogger(__name__)
+
+ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an encoder's outage: 2 s, then 8 s
 
 
 @dataclass
@@ -82,7 +84,7 @@ def _made(
     wanted = {digest: text for digest, text in lacking.items() if digest not in vectors}
     excused = model.ledger.quarantined(model.fingerprint, list(wanted), waiting=True)
     wanted = {digest: text for digest, text in wanted.items() if digest not in excused}
-    made, bad, _ = embed_texts(model, wanted) if wanted else ({}, {}, {})
+    made, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
     vectors |= made
     filled.embedded, filled.quarantined = len(made), len(bad) + len(excused)
     filled.reused = sum(digest in vectors for digest in lacking) - len(made)
@@ -91,6 +93,20 @@ def _made(
     texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
     path = model.lake.write(embeddings_table(model, texts, vectors, made), model.folder("embeddings"), batch, run)
     return vectors, path.rsplit("/", 1)[-1]
+
+
+def _embed_patiently(
+    model: OpenCollection, texts: dict[bytes, str]
+) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
+    """As `embed_texts`; an outage is waited for and tried again, up to ATTEMPTS times."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return embed_texts(model, texts)
+        except OutageError as error:
+            wait = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
+            log.warning("collection %r: %s; trying again in %s s", model.collection.name, error, wait)
+            time.sleep(wait)
+    return embed_texts(model, texts)
 
 
 def _write(

@@ -14,7 +14,7 @@ from psycopg import errors
 from embeddings_pipeline import migration
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.errors import ConfigurationError, MigrationError, ProfileError, StaleRunError
+from embeddings_pipeline.errors import ConfigurationError, MigrationError, OutageError, ProfileError, StaleRunError
 from embeddings_pipeline.fill import embed_beside, fill_batch, fill_beside
 from embeddings_pipeline.migration import (
     Migration,
@@ -145,6 +145,22 @@ class TestPhases:
         begin(opened, "wide")
         execute(database, "DROP TABLE films CASCADE")
         assert backfill(opened) == 25
+
+    def test_an_outage_is_tried_three_times(self, opened, monkeypatch) -> None:
+        begin(opened, "wide")
+        monkeypatch.setattr("embeddings_pipeline.fill.FIRST_WAIT_SECONDS", 0)
+        encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
+
+        def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
+            if next(failures, False):
+                raise OutageError("the service does not answer")
+            return encode(encoder, texts)
+
+        monkeypatch.setattr(DeterministicEncoder, "encode_documents", fails_at_first)
+        with pytest.raises(OutageError):
+            backfill(opened, 0, 1)  # the first batch at its third try; the second never
+        assert unfilled_batches(opened, opened.ledger.beside()[0]) == [1, 2]
+        assert backfill(opened) == 15
 
     def test_before_a_swap_a_roll_back_drops_the_next_model(self, database, opened) -> None:
         begun = begin(opened, "wide")
