@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.index.faiss_index import TIE
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.search import nearest_items, nearest_texts
 from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out
@@ -26,7 +26,6 @@ from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out
 GOLDEN = "golden_queries.jsonl"
 SAMPLES = 100  # texts whose neighbours are compared
 NEAREST = 10
-TIE = 2.0**-10  # scores that differ by less may stand in either order: float16 has 11 significant bits
 BINS = 20
 BAR = 40  # characters of the longest bar
 
@@ -109,8 +108,8 @@ def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
 
 def golden_queries(opened: OpenCollection) -> list[GoldenQuery]:
     """The collection's golden queries; none without the file. ConfigurationError names a line that is wrong."""
-    path = opened.collection.path.parent / GOLDEN if opened.collection.path else Path(GOLDEN)
-    if opened.collection.path is None or not path.is_file():
+    path = opened.collection.path and opened.collection.path.parent / GOLDEN
+    if path is None or not path.is_file():
         return []
     queries = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
