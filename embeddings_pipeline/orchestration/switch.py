@@ -1,10 +1,8 @@
 """Switching a collection's profile with one call: the phases of a migration, as runs in this process."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import dagster as dg
@@ -15,9 +13,8 @@ from embeddings_pipeline.migration import open_migration, progress, unfilled_bat
 from embeddings_pipeline.opened import open_collection
 from embeddings_pipeline.orchestration.assets import add_partitions
 from embeddings_pipeline.orchestration.resources import batch_done
-from embeddings_pipeline.orchestration.storage import StateComputeLogs
-from embeddings_pipeline.orchestration.sync import JobRunner, batches_of, range_tags, run_ranges
-from embeddings_pipeline.settings import Settings, project_root
+from embeddings_pipeline.orchestration.sync import JobRunner, batches_of, open_instance, range_tags, run_ranges
+from embeddings_pipeline.settings import Settings
 
 
 @dataclass
@@ -51,12 +48,9 @@ def switch(
     serves until the swap, and whatever fails.
     """
     started = time.perf_counter()
-    os.environ.setdefault("DAGSTER_HOME", str(project_root()))
     opened = open_collection(collection, settings)
     result = SwitchResult(collection.name, opened.profile.name, name)
-    with nullcontext(instance) if instance else dg.DagsterInstance.get() as instance:
-        if isinstance(instance.compute_log_manager, StateComputeLogs):
-            instance.compute_log_manager.capturing = False
+    with open_instance(instance) as instance:
         runner = JobRunner(opened, instance)
         with runner.others_watched():
             progress_of("expanding", 0, 0)

@@ -111,13 +111,20 @@ def sync(
     if dry_run:
         _look(opened, result, force)
     else:
-        os.environ.setdefault("DAGSTER_HOME", str(project_root()))
-        with nullcontext(instance) if instance else dg.DagsterInstance.get() as instance:
-            if isinstance(instance.compute_log_manager, StateComputeLogs):
-                instance.compute_log_manager.capturing = False
+        with open_instance(instance) as instance:
             _Sync(opened, instance, result, progress).run(_Options(force, limit, allow_deletes, full, recent))
     result.seconds = round(time.perf_counter() - started, 2)
     return result
+
+
+@contextmanager
+def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.DagsterInstance]:
+    """Dagster's instance, the one of dagster.yaml if none is given, for runs in this process: it prints for itself."""
+    os.environ.setdefault("DAGSTER_HOME", str(project_root()))
+    with nullcontext(given) if given else dg.DagsterInstance.get() as instance:
+        if isinstance(instance.compute_log_manager, StateComputeLogs):
+            instance.compute_log_manager.capturing = False
+        yield instance
 
 
 def _look(opened: OpenCollection, result: SyncResult, force: bool) -> None:
