@@ -68,6 +68,20 @@ def test_instance_writes_to_the_database_and_below_the_state_folder_wherever_it_
         assert again.get_runs_count() == 1
 
 
+def test_what_a_background_job_prints_is_captured_without_waiting(deployment: Settings, tmp_path: Path) -> None:
+    # Dagster gives its copying processes 30 s to end after SIGTERM, and then fails.
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with project_instance(tmp_path / "scratch") as instance:
+            manager = instance.compute_log_manager
+            with manager.capture_logs(["run", "step"]):
+                print("a line in the log", flush=True)
+            assert manager.get_log_data(["run", "step"]).stdout == b"a line in the log\n"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def test_processes_that_start_together_make_the_tables_once(deployment: Settings) -> None:
     with ThreadPoolExecutor(3) as pool:
         storages = list(pool.map(lambda _: PipelineStorage(deployment), range(3)))

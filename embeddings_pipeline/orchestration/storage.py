@@ -5,6 +5,8 @@
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -169,6 +171,23 @@ class StateArtifactStorage(LocalArtifactStorage):
         return cls(str(load_settings().state_dir / "dagster"), inst_data)
 
 
+@contextlib.contextmanager
+def _children_end_by_sigterm() -> Iterator[None]:
+    """A script's background job ignores SIGINT; Dagster then ignores SIGTERM too, and so would the processes that it
+    starts here to copy what a run prints: it would wait 30 s for each of them to end.
+    """
+    ignored = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    )
+    if ignored:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class StateComputeLogs(LocalComputeLogManager):
     """What runs print, in the state folder's `dagster/logs`; of a `sync`, it belongs to the terminal."""
 
@@ -177,7 +196,9 @@ class StateComputeLogs(LocalComputeLogManager):
     @contextlib.contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
         if self.capturing:
-            with super().capture_logs(log_key) as captured:
+            with contextlib.ExitStack() as captures:
+                with _children_end_by_sigterm():
+                    captured = captures.enter_context(super().capture_logs(log_key))
                 yield captured
         else:  # two processes less for each run
             yield CapturedLogContext(log_key)
