@@ -26,7 +26,8 @@ SHARED_TABLES = ("collection", "model", "batch", "scan", "fill", "quarantine", "
 def _collection_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
-    if name in (*SHARED_TABLES, "schema_version") or re.search(r"_(item|text)(_|$)|_(vector|active)_", name):
+    ours = r"_(item|text)(_|$)|_(vector|active|written|hash)_"
+    if name in (*SHARED_TABLES, "schema_version") or re.search(ours, name):
         raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
     return name
 
@@ -98,6 +99,15 @@ class Source(_Strict):
             raise ValueError("it needs `table:` or `query:`, and not both")
         if not self.key:
             raise ValueError("`key:` needs at least one column")
+
+
+class Target(_Strict):
+    """A column of a table that is yours already, in the pipeline's database: the vectors are kept there."""
+
+    table: _Text = Field(description="The table: `segments`, or `schema.segments`.")
+    key: _Columns = Field(default=(), description="Its columns that hold the source's `key`; left out: the same names.")
+    column: _Text = Field(default="embedding", description="The column with the vectors: `vector(n)` or `halfvec(n)`.")
+    profile: str | dict[str, Any] = Field(description="What made the vectors that are there, and makes those to come.")
 
 
 class Chunking(_Strict):
@@ -226,6 +236,7 @@ class CollectionConfig(_Strict):
     )
     chunk: Chunking | None = Field(default=None, description="Split long texts. Left out: the model truncates them.")
     storage: Literal["halfvec", "vector"] = Field(default="halfvec", description="float16, or float32.")
+    target: Target | None = Field(default=None, description="A column of your own table. Left out: tables of our own.")
     index: VectorIndex = Field(default_factory=VectorIndex, description="The ANN index in PostgreSQL.")
     automation: Automation = Field(default_factory=Automation, description="The sensor's and the schedules' numbers.")
     quarantine: Quarantine = Field(default_factory=Quarantine, description="Texts that fail by themselves.")
@@ -234,6 +245,20 @@ class CollectionConfig(_Strict):
     def model_post_init(self, _: Any) -> None:
         if not self.vectors:
             raise ValueError("`vectors:` needs at least one vector name with a template")
+        if self.target is not None:
+            self._check_target(self.target)
+
+    def _check_target(self, target: Target) -> None:
+        if len(self.vectors) > 1 or self.chunk:
+            raise ValueError("`target:` is one column: it takes one vector name, and no `chunk:`")
+        if self.profile is not None:
+            raise ValueError("`target.profile:` says the profile: leave `profile:` out")
+        if "storage" in self.model_fields_set:
+            raise ValueError("the type of the column that `target:` names says the storage: leave `storage:` out")
+        if self.source.url is not None:
+            raise ValueError("`target:` is in the pipeline's database, so that a batch lands whole: no `source.url:`")
+        if target.key and len(target.key) != len(self.source.key):
+            raise ValueError("`target.key:` needs a column for each of `source.key:`, in the same order")
 
 
 @dataclass(frozen=True)
@@ -249,13 +274,17 @@ class Collection:
 
     @property
     def declared_profile(self) -> str | dict[str, Any] | None:
-        """`profile:` as `resolve_profile` takes it."""
-        declared = self.config.profile
+        """`profile:`, or `target.profile:`, as `resolve_profile` takes it."""
+        declared = self._declared
         return self.profile_named(declared) if isinstance(declared, str) else declared
+
+    @property
+    def _declared(self) -> str | dict[str, Any] | None:
+        return self.config.target.profile if self.config.target else self.config.profile
 
     def profile_named(self, name: str) -> str | dict[str, Any]:
         """One of the collection's own profiles, as a mapping; a built-in one's name as it is."""
-        declared = self.config.profile
+        declared = self._declared
         own = {**self.config.profiles}
         if isinstance(declared, dict) and "name" in declared:
             own.setdefault(str(declared["name"]), declared)
@@ -396,6 +425,8 @@ def describe_validation_error(error: ValidationError, document: yaml.Node | None
     where = [part for part in first["loc"] if part != "[key]"]
     if where[:1] == ["profile"]:
         where = where[:1]
+    if where[:2] == ["target", "profile"]:
+        where = where[:2]
     line = f"{_line_of(document, ['attributes', *where])}: " if document is not None else " "
     path = ".".join(str(part) for part in where) or "attributes"
     return f"{line}{path}: {' '.join(_explained(first, where).split())}"
@@ -403,7 +434,7 @@ def describe_validation_error(error: ValidationError, document: yaml.Node | None
 
 def _explained(error: Mapping[str, Any], where: list[Any]) -> str:
     value, expected = error["input"], error.get("ctx", {}).get("expected", "")
-    if where == ["profile"]:
+    if where[-1:] == ["profile"] and error["type"] != "missing":
         return f"{value!r} is not a profile's name, nor a mapping that describes one"
     match error["type"]:
         case "extra_forbidden":
@@ -426,10 +457,12 @@ def _fields(where: list[Any]) -> dict[str, Any]:
     models: dict[tuple[Any, ...], type[BaseModel]] = {
         (): CollectionConfig,
         ("source",): Source,
+        ("target",): Target,
         ("chunk",): Chunking,
         ("index",): VectorIndex,
         ("automation",): Automation,
         ("quarantine",): Quarantine,
+        ("migration",): Migration,
     }
     model = models.get(tuple(where))
     return dict(model.model_fields) if model else {}

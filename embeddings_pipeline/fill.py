@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
-from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.postgres import load_sql
+from embeddings_pipeline.store.targets import giving_way
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,12 @@ def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = Tr
             raise _no_longer(model) from error
         filled = Filled(texts=len(rows))
         vectors, file = _made(model, batch, run, rows, encode, filled)
-        with connection.transaction():
-            _write(model, connection, batch, rows, vectors, file, filled)
+
+        def write() -> None:
+            with connection.transaction():
+                _write(model, connection, batch, rows, vectors, file, filled)
+
+        giving_way(write)
     filled.seconds = time.perf_counter() - started
     return filled
 
@@ -136,7 +140,7 @@ def _write(
             "content_hash": np.frombuffer(b"".join(digest for _, digest in own), np.uint8).reshape(-1, 16),
             "embedding": np.stack([vectors[digest] for _, digest in own]),
         }
-        copy_in(connection, table.identifier, columns, storage=table.storage)
+        table.put(connection, columns)
     filled.vectors_written = len(put)
     if put:
         connection.execute(table.statement("fill/mended"), key)

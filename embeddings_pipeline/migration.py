@@ -36,13 +36,12 @@ from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.targets import ROW_BYTES, AdoptedColumn, ModelTable, model_table
 
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
 SWAP_TRIES = 20  # rows that change while a swap is prepared are filled again
-ROW_BYTES = 90  # of a row of the model table beside its vector, its keys' index included
 INDEX_FACTOR = 1.3  # an HNSW index beside the vectors it holds a copy of
 
 
@@ -100,7 +99,8 @@ def open_migration(opened: OpenCollection) -> Migration | None:
         return None
     number, phase, expanded_at, swapped_at, gate, expand_made_it, *models = row
     former, following = (
-        ActiveModel(Profile(**profile), ModelTable(name, *table)) for *table, profile in (models[:4], models[4:])
+        ActiveModel(Profile(**profile), model_table(opened.collection, *table))
+        for *table, profile in (models[:4], models[4:])
     )
     return Migration(number, name, phase, former, following, expanded_at, swapped_at, gate, expand_made_it)
 
@@ -111,6 +111,12 @@ def progress(opened: OpenCollection, model: ActiveModel) -> Progress:
     with opened.database.connect(autocommit=True) as connection:
         row = connection.execute(load_sql("migrate/progress"), parameters).fetchone()
     return Progress(*row) if row else Progress(0, 0)
+
+
+def target_table(opened: OpenCollection, profile: Profile) -> ModelTable:
+    """Where this profile's vectors are, or would be."""
+    storage = opened.active.table.storage
+    return model_table(opened.collection, _fingerprint(opened, profile), profile.dimensions, storage)
 
 
 def target_profile(opened: OpenCollection, name: str) -> Profile:
@@ -144,14 +150,17 @@ def expand(opened: OpenCollection, profile: Profile) -> Migration:
         )
     table = _check_target(opened, profile)
     name = opened.collection.name
-    with opened.database.connect() as connection:
-        made = _make_model(opened, connection, profile, table)
+
+    def begin(connection: psycopg.Connection) -> None:
+        made = _note_model(connection, profile, table)
         parameters = {"collection": name, "from": opened.fingerprint, "to": table.fingerprint, "made": made}
         try:
             if connection.execute(load_sql("migrate/begin"), parameters).rowcount == 0:
                 raise MigrationError(f"collection {name!r}: its models have just been changed; try again")
         except errors.UniqueViolation as error:
             raise MigrationError(f"collection {name!r}: another change of the model has just been opened") from error
+
+    _make(opened, table, begin)
     migration = open_migration(opened)
     assert migration is not None
     return migration
@@ -160,8 +169,7 @@ def expand(opened: OpenCollection, profile: Profile) -> Migration:
 def add_model(opened: OpenCollection, profile: Profile) -> ActiveModel:
     """Keep a second model current beside the active one, to be searched by its name; `sync` fills it."""
     table = _check_target(opened, profile)
-    with opened.database.connect() as connection:
-        _make_model(opened, connection, profile, table)
+    _make(opened, table, partial(_note_model, profile=profile, table=table))
     return ActiveModel(profile, table)
 
 
@@ -201,7 +209,7 @@ def _fingerprint(opened: OpenCollection, profile: Profile) -> str:
 def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
     """The table of a model that may be made; nothing is touched. MigrationError or ProfileError says why not."""
     name = opened.collection.name
-    table = ModelTable(name, _fingerprint(opened, profile), profile.dimensions, opened.active.table.storage)
+    table = target_table(opened, profile)
     if table.fingerprint == opened.fingerprint:
         raise MigrationError(f"collection {name!r}: profile {profile.name!r} is its active model already")
     if table.fingerprint in {model.table.fingerprint for model in opened.ledger.beside()}:
@@ -225,6 +233,8 @@ def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
             raise MigrationError(
                 f"there is a table {stranger} that the pipeline has not made: rename or drop it, then try again"
             )
+        if isinstance(table, AdoptedColumn) and isinstance(opened.active.table, AdoptedColumn):
+            _check_column(connection, opened.active.table, table)
         texts = _count_texts(opened, connection)
         _check_disk(connection, needed_bytes(texts, table, method), table)
     golden_queries(opened)  # what is wrong with them is said now, not after the backfill
@@ -262,9 +272,18 @@ def _count_texts(opened: OpenCollection, connection: psycopg.Connection) -> int:
     return row[0] if row else 0
 
 
-def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile: Profile, table: ModelTable) -> bool:
+def _make(opened: OpenCollection, table: ModelTable, note: Callable[[psycopg.Connection], Any]) -> None:
+    """Make what holds a model's vectors, in the transaction in which it is noted."""
+    if isinstance(table, AdoptedColumn):
+        exclusively(opened.database, [table.relation], note, table.add_statements())
+        return
+    with opened.database.connect() as connection:
+        table.create(connection)
+        note(connection)
+
+
+def _note_model(connection: psycopg.Connection, profile: Profile, table: ModelTable) -> bool:
     """Whether it was not there yet."""
-    table.create(connection)
     parameters = {
         "collection": table.collection,
         "fingerprint": table.fingerprint,
@@ -273,6 +292,34 @@ def _make_model(opened: OpenCollection, connection: psycopg.Connection, profile:
         "storage": table.storage,
     }
     return connection.execute(load_sql("migrate/model"), parameters).rowcount == 1
+
+
+def _check_column(connection: psycopg.Connection, of: AdoptedColumn, to: AdoptedColumn) -> None:
+    """MigrationError where the next model's column cannot stand beside the active one's."""
+    where = f"collection {to.collection!r}: "
+    column = of.column(connection)
+    if not of.look(connection, column)["is_owner"]:
+        raise MigrationError(
+            f"{where}only the owner of {to.target.table} can add and rename its columns, and the pipeline's role is "
+            f"not: ALTER TABLE … OWNER TO it, or GRANT it the owner's role"
+        )
+    if others := of.dependants(connection, column, [of]):
+        raise MigrationError(
+            f"{where}{'; '.join(others)}: would go on following {column!r} when it is renamed; drop that first, and "
+            f"make it again after the swap"
+        )
+    for name in (to.next_column, to.previous_column):
+        found = to.look(connection, name)
+        if found["type"] is None:
+            continue
+        if name == to.next_column and (found["type"], found["dimension"]) == (to.storage, to.dimension):
+            empty = sql.SQL("SELECT FROM {} WHERE {} IS NOT NULL LIMIT 1").format(to.relation, sql.Identifier(name))
+            if connection.execute(empty).fetchone() is None:
+                continue  # of a try by hand, perhaps; it is what we need
+        raise MigrationError(
+            f"{where}{to.target.table} has a column {name!r} already ({found['type']}), which the pipeline has not "
+            f"made: rename or drop it, then try again"
+        )
 
 
 # --- backfill ----------------------------------------------------------------------------------------------------
@@ -425,7 +472,9 @@ def _exchange(
 
     for _ in range(SWAP_TRIES):
         try:
-            return exclusively(opened.database, [of.tables.view, of.marker], flip, swap_statements(of, to))
+            with opened.database.connect(autocommit=True) as connection:
+                statements = swap_statements(connection, of, to)
+            return exclusively(opened.database, _swapped(of), flip, statements)
         except _UnfilledError as error:
             for batch in error.batches:
                 fill_batch(following, batch, run)
@@ -442,8 +491,24 @@ class _UnfilledError(Exception):
         self.batches = batches
 
 
-def swap_statements(of: ModelTable, to: ModelTable) -> list[sql.Composed]:
-    """The statements of the swap that exclude others: the view and the marker of the active model."""
+def _swapped(of: ModelTable) -> list[sql.Identifier]:
+    """What the swap excludes others from."""
+    users = [of.relation] if isinstance(of, AdoptedColumn) else []
+    return [*users, of.tables.view, of.marker]
+
+
+def swap_statements(connection: psycopg.Connection, of: ModelTable, to: ModelTable) -> list[sql.Composed]:
+    """The statements of the swap that exclude others: the columns of an adopted table with their indexes, the view, and
+    the marker of the active model.
+    """
+    renames = []
+    if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
+        renames = of.exchange_statements(connection, to)
+    return [*renames, *show_statements(of, to)]
+
+
+def show_statements(of: ModelTable, to: ModelTable) -> list[sql.Composed]:
+    """The view, and the marker of the active model, from one model to the other."""
     marker = sql.Identifier(f"{to.collection}_active_{to.fingerprint}")
     return [
         to.statement("view", bare_type=sql.SQL(to.storage)),
@@ -481,7 +546,9 @@ def _drop_model(opened: OpenCollection, table: ModelTable, also: Callable[[psyco
         parameters = {"collection": table.collection, "fingerprint": table.fingerprint}
         connection.execute(load_sql("migrate/forget"), parameters)
 
-    return exclusively(opened.database, [table.identifier], forget, [table.statement("migrate/drop")])
+    with opened.database.connect(autocommit=True) as connection:
+        statements = table.drop_statements(connection)
+    return exclusively(opened.database, table.exclusive(), forget, statements)
 
 
 # --- locks -------------------------------------------------------------------------------------------------------

@@ -9,17 +9,19 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from embeddings_pipeline.collection import CollectionConfig
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.index.pgvector_index import index_statements
-from embeddings_pipeline.migration import needed_bytes, swap_statements
+from embeddings_pipeline.index.pgvector_index import column_indexes, index_statements
+from embeddings_pipeline.migration import needed_bytes, show_statements, target_table
 from embeddings_pipeline.opened import OpenCollection
-from embeddings_pipeline.profiles import Profile, fingerprint
+from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.store.copy_binary import copy_statement
 from embeddings_pipeline.store.postgres import load_sql
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.targets import AdoptedColumn, ModelTable
 
 SAMPLE_TEXTS = 64  # encoded to see how fast the model is here
 WRITTEN_PER_SECOND = 80_000  # rows; see BENCHMARKS.md
+FILLED_PER_SECOND = {"": 5_000, "ivfflat": 4_000, "hnsw": 150}  # rows of a user's own table, by the index on it
 INDEXED_PER_SECOND = 3_000  # vectors of 384 dimensions into HNSW
 AT_ONCE = 0.01  # seconds of a statement whose time does not grow with the table
 
@@ -43,12 +45,6 @@ class Planned:
     lock: str  # PostgreSQL's name, and of what
     seconds: float
     bytes: int = 0
-
-
-def target_table(opened: OpenCollection, profile: Profile) -> ModelTable:
-    """The table that this profile's vectors have, or would have."""
-    name, digest = opened.collection.name, fingerprint(profile, opened.settings.state_dir)
-    return ModelTable(name, digest, profile.dimensions, opened.active.table.storage)
 
 
 def price(opened: OpenCollection, profile: Profile) -> Price:
@@ -104,33 +100,24 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         ) -> Planned:
             return Planned(step, _readable(connection, statement, {**values, **others}), lock, seconds, size)
 
-        own = f"of embeddings.{to.name}"
-        planned = [
-            said("expand", one, f"ACCESS EXCLUSIVE {own}, which is new") for one in _parts(to.create_statement())
-        ]
+        where: _Tables | _Columns = _Tables(of, to, config)
+        if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
+            where = _Columns(of, to, config, connection, texts)
+        planned = [said("expand", statement, lock) for statement, lock in where.made()]
         planned.append(
             said("expand", load_sql("migrate/model"), "ROW EXCLUSIVE of embeddings.model", fingerprint=to.fingerprint)
         )
-        planned.append(said("expand", load_sql("migrate/begin"), "ROW EXCLUSIVE of embeddings.migration"))
-        columns = ("text_id", "vector_name", "content_hash", "embedding")
-        planned.append(
-            said(
-                "backfill",
-                copy_statement(to.identifier, columns),
-                f"ROW EXCLUSIVE {own}, and the batch's advisory lock",
-                texts / WRITTEN_PER_SECOND,
-                rows,
-            )
-        )
+        own_row = "ROW EXCLUSIVE of embeddings.migration"
+        planned.append(said("expand", load_sql("migrate/begin"), own_row))
+        planned.append(said("backfill", *where.written(), texts / where.written_per_second(), rows))
         planned.append(
             said("backfill", load_sql("fill/done"), "ROW EXCLUSIVE of embeddings.fill", fingerprint=to.fingerprint)
         )
-        indexes = index_statements(to, config.index, list(config.vectors), texts)
+        indexes = where.indexes(texts)
         for statement in indexes:
-            seconds = texts / max(1, len(indexes)) / INDEXED_PER_SECOND * to.dimension / 384
-            lock = f"SHARE UPDATE EXCLUSIVE {own}"
+            seconds = texts / len(indexes) / INDEXED_PER_SECOND * to.dimension / 384
+            lock = f"SHARE UPDATE EXCLUSIVE {where.own}"
             planned.append(said("swap", statement, lock, seconds, round((whole - rows) / len(indexes))))
-        own_row = "ROW EXCLUSIVE of embeddings.migration"
         row_lock = "ROW EXCLUSIVE of embeddings.collection: landings wait for the end of the transaction"
         planned.append(said("swap", load_sql("migrate/flip"), row_lock))
         planned.append(
@@ -138,16 +125,100 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         )
         planned.append(said("swap", load_sql("migrate/exchange_files"), "ROW EXCLUSIVE of embeddings.fill, .batch"))
         planned.append(said("swap", load_sql("migrate/swapped"), own_row, phase="swapped", from_phase="expanded"))
-        view, marker = swap_statements(of, to)
+        planned += [said("swap", statement, lock) for statement, lock in where.renamed()]
+        view, marker = show_statements(of, to)
         planned.append(said("swap", view, f"ACCESS EXCLUSIVE of the view embeddings.{to.collection}"))
         planned.append(said("swap", marker, "ACCESS EXCLUSIVE of the marker, an empty table"))
         planned.append(said("contract", load_sql("migrate/swapped"), own_row, phase="contracted", from_phase="swapped"))
         forgotten = "ROW EXCLUSIVE of embeddings.model, .fill and .quarantine"
         planned.append(said("contract", load_sql("migrate/forget"), forgotten, fingerprint=of.fingerprint))
         former = -needed_bytes(texts, of, config.index.method)
-        drop = of.statement("migrate/drop")
-        planned.append(said("contract", drop, f"ACCESS EXCLUSIVE of embeddings.{of.name}", AT_ONCE, former))
+        *others, last = where.dropped()
+        planned += [said("contract", statement, lock) for statement, lock in others]
+        planned.append(said("contract", *last, AT_ONCE, former))
     return planned
+
+
+_Step = tuple[sql.Composable, str]  # a statement, and its lock
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What is done where each model has a table of our own."""
+
+    of: ModelTable
+    to: ModelTable
+    config: CollectionConfig
+
+    @property
+    def own(self) -> str:
+        return f"of embeddings.{self.to.name}"
+
+    def made(self) -> list[_Step]:
+        return [(one, f"ACCESS EXCLUSIVE {self.own}, which is new") for one in _parts(self.to.create_statement())]
+
+    def written(self) -> _Step:
+        columns = ("text_id", "vector_name", "content_hash", "embedding")
+        return copy_statement(self.to.identifier, columns), f"ROW EXCLUSIVE {self.own}, and the batch's advisory lock"
+
+    def written_per_second(self) -> int:
+        return WRITTEN_PER_SECOND
+
+    def indexes(self, texts: int) -> list[sql.Composed]:
+        return index_statements(self.to, self.config.index, list(self.config.vectors), texts)
+
+    def renamed(self) -> list[_Step]:
+        return []
+
+    def dropped(self) -> list[_Step]:
+        return [(self.of.statement("migrate/drop"), f"ACCESS EXCLUSIVE of embeddings.{self.of.name}")]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The same where each model has a column of the user's own table."""
+
+    of: AdoptedColumn
+    to: AdoptedColumn
+    config: CollectionConfig
+    connection: psycopg.Connection
+    texts: int
+
+    @property
+    def own(self) -> str:
+        return f"of {self.to.target.table}"
+
+    def made(self) -> list[_Step]:
+        column, create = self.to.add_statements()
+        new = [(one, f"ACCESS SHARE {self.own}; the rest is new") for one in _parts(create)]
+        return [(column, f"ACCESS EXCLUSIVE {self.own}"), *new]
+
+    def written(self) -> _Step:
+        return self.to.fill_statement(), f"ROW EXCLUSIVE {self.own}, and its rows, a batch at a time"
+
+    def written_per_second(self) -> int:
+        indexes = self.of.indexes(self.connection, self.of.column(self.connection))
+        return min((FILLED_PER_SECOND[index.method] for index in indexes), default=FILLED_PER_SECOND[""])
+
+    def indexes(self, texts: int) -> list[sql.Composed]:
+        return list(self._coming().values())
+
+    def _coming(self) -> dict[str, sql.Composed]:
+        return column_indexes(self.connection, self.to, self.config.index, self.to.next_column, self.texts)
+
+    def renamed(self) -> list[_Step]:
+        column = self.of.column(self.connection)
+        statements = self.of.renames(self.connection, self.to, column, self.to.next_column, coming=list(self._coming()))
+        light = "SHARE UPDATE EXCLUSIVE of the index"
+        return [
+            (one, light if "ALTER INDEX" in one.as_string(None) else f"ACCESS EXCLUSIVE {self.own}")
+            for one in statements
+        ]
+
+    def dropped(self) -> list[_Step]:
+        ours, column = self.of.removal(self.of.previous_column)
+        views = [(one, "ACCESS EXCLUSIVE of it, which is ours") for one in _parts(ours)]
+        return [*views, (column, f"ACCESS EXCLUSIVE {self.own}")]
 
 
 def _parts(statements: sql.Composed) -> list[sql.Composable]:

@@ -367,20 +367,21 @@ def _choice(collection: "Collection", opened: "OpenCollection") -> str:
 
 def _declare(collection: "Collection", name: str, *, write: bool) -> None:
     """Say, or make, the change in defs.yaml, without which each command warns."""
-    declared = collection.config.profile
+    target = collection.config.target
+    declared, key = (target.profile, "target.profile") if target else (collection.config.profile, "profile")
     if declared == name or collection.path is None:
         return
     if write:
-        _write_profile(collection.path, name)
-        print(f"{collection.path}: profile: {name}", file=sys.stderr)
+        _write_profile(collection.path, name, in_target=target is not None)
+        print(f"{collection.path}: {key}: {name}", file=sys.stderr)
     elif declared is None:
         print(f"Set EMBEDDING_PROFILE={name}, or `profile: {name}` in {collection.path}.", file=sys.stderr)
     else:
-        print(f"Set `profile: {name}` in {collection.path} (--write does it).", file=sys.stderr)
+        print(f"Set `{key}: {name}` in {collection.path} (--write does it).", file=sys.stderr)
 
 
-def _write_profile(path: Path, name: str) -> None:
-    """Set `profile:` of the attributes, and leave the rest as it is. ConfigurationError where that fails."""
+def _write_profile(path: Path, name: str, *, in_target: bool = False) -> None:
+    """Set `profile:` of the attributes, or of their `target:`, and leave the rest as it is. ConfigurationError where that fails."""
     by_hand = ConfigurationError(f"{path}: set `profile: {name}` there by hand; the rest of the switch is done")
     with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
         text = file.read()
@@ -388,10 +389,12 @@ def _write_profile(path: Path, name: str) -> None:
         wanted = yaml.safe_load(text)
     except yaml.YAMLError:
         raise by_hand from None
-    wanted["attributes"]["profile"] = name
-    line = re.compile(r"^(?P<indent> +)profile:[ \t]*[\w./-]+(?P<rest>[ \t]*(#[^\r\n]*)?)(?=\r?$)", re.MULTILINE)
+    (wanted["attributes"]["target"] if in_target else wanted["attributes"])["profile"] = name
+    line = re.compile(r"^(?P<before> +)profile:[ \t]*[\w./-]+(?P<rest>[ \t]*(#[^\r\n]*)?)(?=\r?$)", re.MULTILINE)
+    if in_target and not line.search(text):
+        line = re.compile(r"(?P<before>^ +target:[^\r\n]*[{,][ \t]*)profile:[ \t]*[\w./-]+(?P<rest>)", re.MULTILINE)
     if line.search(text):
-        changed = line.sub(lambda found: f"{found['indent']}profile: {name}{found['rest']}", text, count=1)
+        changed = line.sub(lambda found: f"{found['before']}profile: {name}{found['rest']}", text, count=1)
     else:
         after_name = re.compile(r"^( +)name:[^\r\n]*(\r?\n)", re.MULTILINE)
         changed = after_name.sub(rf"\g<0>\g<1>profile: {name}\g<2>", text, count=1)

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 TRIES = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
-ROW_BYTES = 90  # of a row of the model table beside its vector
 EXACT_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
 
 
@@ -66,7 +65,7 @@ def search(
     database = open_database(settings)
     for attempt in range(TRIES):
         with database.connect(autocommit=True) as connection:
-            state, model = collection_state(connection, collection.name), active_model(connection, collection.name)
+            state, model = collection_state(connection, collection.name), active_model(connection, collection)
             if state is None or model is None:
                 raise DatabaseError(
                     f"collection {collection.name!r} has no vectors yet; run `embeddings-pipeline sync` first"
@@ -139,7 +138,7 @@ def nearest_items(
     nearest = k * _several(collection)
     with connection.transaction():
         _search_settings(connection, model.table, nearest)
-        statement = model.table.statement("search", vector_name=sql.Literal(name), type=_type(model.table))
+        statement = model.table.statement("search", vector_name=sql.Literal(name), type=model.table.type)
         rows = connection.execute(statement, {"query": _text(vector), "nearest": nearest, "k": k})
         return [Hit(item_key, score, payload) for item_key, score, payload in rows]
 
@@ -150,24 +149,21 @@ def nearest_texts(
     """Ids and cosines of the `n` texts nearest to a vector, found as searches find them."""
     with connection.transaction():
         _search_settings(connection, table, n)
-        statement = table.statement("search_texts", vector_name=sql.Literal(name), type=_type(table))
+        statement = table.statement("search_texts", vector_name=sql.Literal(name), type=table.type)
         return connection.execute(statement, {"query": _text(vector), "n": n}).fetchall()
 
 
 def _search_settings(connection: psycopg.Connection, table: ModelTable, nearest: int) -> None:
     # An ANN index does not find every vector that lies apart from the others; where there are few, look at all.
+    counted, bytes_each = table.counted
     connection.execute(
         load_sql("search_settings"),
         {
-            "table": table.identifier.as_string(connection),
-            "exact_below": EXACT_BELOW * (table.bytes_per_vector + ROW_BYTES),
+            "table": counted.as_string(connection),
+            "exact_below": EXACT_BELOW * bytes_each,
             "ef_search": str(min(max(200, 2 * nearest), MOST_HITS)),
         },
     )
-
-
-def _type(table: ModelTable) -> sql.Composed:
-    return sql.SQL("{}({})").format(sql.SQL(table.storage), sql.Literal(table.dimension))
 
 
 def _faiss(

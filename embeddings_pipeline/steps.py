@@ -23,8 +23,10 @@ from embeddings_pipeline.drift import remember
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.profiles import fingerprint, resolve_profile
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
+from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row, split_chunks
 
 log = logging.getLogger(__name__)
@@ -180,7 +182,7 @@ def _plan(opened: OpenCollection, batch: int, run: str, force: bool, items: set[
     _, texts = opened.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
     hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
-    have = {} if force else vectors_there(opened, batch)
+    have = {} if force else {**vectors_adopted(opened, texts), **vectors_there(opened, batch)}
     excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(set(hashes)), waiting=True)
     wanted = {
         digest: text
@@ -305,6 +307,29 @@ def vectors_there(opened: OpenCollection, batch: int, *, landed: bool = True) ->
         )
     there.update(zip((digest.tobytes() for digest in found["content_hash"]), found["embedding"], strict=True))
     return there
+
+
+def vectors_adopted(opened: OpenCollection, texts: pa.Table) -> dict[bytes, NDArray]:
+    """Content hash → vector: what the user's own column had before we came, of items that have never landed.
+
+    Those are the declared profile's; nothing is taken where another is the active one.
+    """
+    table = opened.active.table
+    if not isinstance(table, AdoptedColumn) or not texts.num_rows:
+        return {}
+    declared = resolve_profile(opened.collection.declared_profile, opened.settings)
+    if fingerprint(declared, opened.settings.state_dir) != opened.fingerprint:
+        return {}
+    keys = texts["item_key"].to_pylist()
+    with opened.database.connect(autocommit=True) as connection:
+        found = copy_out(
+            connection,
+            table.theirs(connection, keys),
+            {"number": "bigint", "embedding": table.storage},
+            dimension=table.dimension,
+        )
+    hashes = texts["content_hash"].to_pylist()
+    return {hashes[n - 1]: vector for n, vector in zip(found["number"], found["embedding"], strict=True)}
 
 
 def embeddings_table(

@@ -2,5 +2,5 @@
 
 SELECT vector.content_hash
 FROM {text} AS text
-JOIN {vector} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
+JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
 WHERE text.item_key = ANY (%(keys)s)

@@ -10,7 +10,7 @@ WITH text_state AS (
         count(*) FILTER (WHERE NOT text.blank AND vector.text_id IS NULL
                            AND quarantine.content_hash IS NOT NULL) AS quarantined
     FROM {text} AS text
-    LEFT JOIN {vector} AS vector ON vector.text_id = text.id
+    LEFT JOIN {written} AS vector ON vector.text_id = text.id
     LEFT JOIN embeddings.quarantine
       ON quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
      AND quarantine.content_hash = text.content_hash
@@ -32,8 +32,8 @@ SELECT
     count(*) FILTER (WHERE missing) AS missing,
     count(*) FILTER (WHERE stale AND NOT missing) AS stale,
     coalesce(sum(quarantined), 0)::bigint AS quarantined,
-    (SELECT count(*) FROM {vector}) AS vectors,
-    (SELECT count(*) FROM {vector} AS vector
+    (SELECT count(*) FROM {written}) AS vectors,
+    (SELECT count(*) FROM {written} AS vector
      WHERE NOT EXISTS (SELECT FROM {text} AS text WHERE text.id = vector.text_id))
   + (SELECT count(*) FROM {text} AS text
      WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)) AS orphans

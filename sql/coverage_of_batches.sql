@@ -3,7 +3,7 @@
 WITH uncovered AS (
     SELECT text.item_key
     FROM {text} AS text
-    LEFT JOIN {vector} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
+    LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
     WHERE NOT text.blank AND vector.text_id IS NULL
       AND NOT EXISTS (
           SELECT FROM embeddings.quarantine

@@ -5,7 +5,7 @@ from datetime import datetime
 from embeddings_pipeline.coverage import CollectionState, collection_state
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_index import is_current, open_index, read_manifest
-from embeddings_pipeline.index.pgvector_index import describe_indexes, index_name
+from embeddings_pipeline.index.pgvector_index import indexes_fit
 from embeddings_pipeline.opened import OpenCollection
 
 
@@ -15,18 +15,9 @@ def indexes_lag(opened: OpenCollection, *, verify: bool = False) -> bool:
         state = collection_state(connection, opened.collection.name)
         if state is None:
             return True
-        there = {
-            index.name: (index.method, index.parameters)
-            for index in describe_indexes(connection, opened.active.table)
-            if index.valid and index.name == index_name(opened.active.table, index.vector_name)
-        }
-    config = opened.collection.config.index
-    wanted = {index_name(opened.active.table, vector_name) for vector_name in opened.collection.config.vectors}
-    if set(there) != (wanted if config.method != "none" else set()):
-        return True
-    hnsw = ("hnsw", {"m": config.m, "ef_construction": config.ef_construction})
-    if any(index[0] != config.method or (config.method == "hnsw" and index != hnsw) for index in there.values()):
-        return True
+        config = opened.collection.config
+        if not indexes_fit(connection, opened.active.table, config.index, config.vectors):
+            return True
     return _faiss_lags(opened, state, verify)
 
 

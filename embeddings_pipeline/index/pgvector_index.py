@@ -25,7 +25,7 @@ from psycopg.rows import class_row
 from embeddings_pipeline.collection import VectorIndex
 from embeddings_pipeline.errors import PipelineError, VectorIndexError
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.targets import AdoptedColumn, ColumnIndex, ModelTable, named_like
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +97,43 @@ def index_name(table: ModelTable, vector_name: str) -> str:
 
 
 def describe_indexes(connection: psycopg.Connection, table: ModelTable) -> list[AnnIndex]:
-    """The ANN indexes of a model table, by name, those that are invalid or being built included."""
+    """The ANN indexes of a model table or column, by name, those that are invalid or being built included."""
+    if isinstance(table, AdoptedColumn):
+        return [_described(table, index) for index in table.indexes(connection, table.column(connection))]
     with connection.cursor(row_factory=class_row(_Row)) as cursor:
         rows = cursor.execute(load_sql("index/describe"), {"table": table.name}).fetchall()
     described = []
     for row in rows:
         named = re.fullmatch(r"\(vector_name = '(\w+)'::text\)", row.predicate or "")
-        parameters = {key: int(value) for key, value in (option.split("=") for option in row.options)}
+        parameters = _parse_options(row.options)
         described.append(AnnIndex(row.name, named[1] if named else "", row.method, parameters, row.valid, row.bytes))
     return described
+
+
+def _described(table: AdoptedColumn, index: ColumnIndex) -> AnnIndex:
+    return AnnIndex(
+        index.name, table.vector_name, index.method, _parse_options(index.options), index.valid, index.bytes
+    )
+
+
+def _parse_options(options: Iterable[str]) -> dict[str, int]:
+    return {key: int(value) for key, value in (option.split("=") for option in options)}
+
+
+def indexes_fit(connection: psycopg.Connection, table: ModelTable, config: VectorIndex, names: Iterable[str]) -> bool:
+    """Whether `ensure_index` would find each index there, of the method and with the parameters that `config` says."""
+    valid = [index for index in describe_indexes(connection, table) if index.valid]
+    if isinstance(table, AdoptedColumn):
+        declared = bool(config.model_fields_set) and config.method != "none"
+        return not declared or any(index.method == config.method for index in valid)
+    there = {index.name: index for index in valid if index.name == index_name(table, index.vector_name)}
+    if set(there) != ({index_name(table, name) for name in names} if config.method != "none" else set()):
+        return False
+    hnsw = {"m": config.m, "ef_construction": config.ef_construction}
+    return all(
+        index.method == config.method and (config.method != "hnsw" or index.parameters == hnsw)
+        for index in there.values()
+    )
 
 
 def ensure_index(
@@ -121,6 +149,9 @@ def ensure_index(
     Where all is well nothing is done. An index is replaced where method, `m` or `ef_construction` changed, and an
     IVFFlat one where its rows have become four times as many, or a fourth. One process at a time works on a table;
     others wait. Indexes that are not named by `index_name` are somebody else's and stay.
+
+    On the column of a user's own table it makes one of the declared method where there is none; where none is declared
+    (`config` has nothing set), the next model's column gets indexes like those on the active one.
 
     Raises VectorIndexError where pgvector cannot index so many dimensions, the table is missing, or it was not done by
     the deadline; what serves queries stays.
@@ -140,7 +171,8 @@ def ensure_index(
         with contextlib.suppress(errors.InvalidParameterValue, errors.UndefinedObject):
             connection.execute("SET client_connection_check_interval = '1s'")
         _wait_for_turn(connection, table, deadline)
-        return _Builder(database, connection, table, config, deadline).ensure(names)
+        builder = _Builder(database, connection, table, config, deadline)
+        return builder.ensure_on_column(table) if isinstance(table, AdoptedColumn) else builder.ensure(names)
 
 
 class _Builder:
@@ -186,6 +218,43 @@ class _Builder:
         index = next(index for index in self._ours() if index.name == name)
         return BuiltIndex(
             vector_name, name, index.method, index.parameters, rows, index.bytes, round(seconds, 3), reason
+        )
+
+    def ensure_on_column(self, table: AdoptedColumn) -> IndexReport:
+        column = table.column(self.connection)
+        (rows,) = self._rows().values() or (0,)
+        wanted = column_indexes(self.connection, table, self.config, column, rows)
+        for index in table.indexes(self.connection, column):
+            # On the active model's column an invalid index may be one that somebody else is building.
+            if not index.valid and (column != table.target.column or index.name in wanted):
+                self._drop(index.name, index.schema)
+        built = []
+        there = {index.name: index for index in table.indexes(self.connection, column)}
+        for name, statement in wanted.items():
+            began = time.perf_counter()
+            if name not in there:
+                parameters = _parameters(self.config, rows)
+                self._execute(statement, min(self.memory, build_memory(table, parameters, rows)))
+                built.append((name, round(time.perf_counter() - began, 3)))
+        seconds = dict(built)
+        described = describe_indexes(self.connection, table)
+        if broken := [index.name for index in described if index.name in seconds and not index.valid]:
+            raise VectorIndexError(f"index {broken[0]} was built and is not valid; run the step again")
+        return IndexReport(
+            tuple(
+                BuiltIndex(
+                    table.vector_name,
+                    index.name,
+                    index.method,
+                    index.parameters,
+                    rows,
+                    index.bytes,
+                    seconds.get(index.name, 0.0),
+                    "missing" if index.name in seconds else "",
+                )
+                for index in described
+            ),
+            tuple(self.dropped),
         )
 
     def _parameters(self, rows: int) -> dict[str, int]:
@@ -252,8 +321,8 @@ class _Builder:
             done.set()
             watching.join()
 
-    def _drop(self, name: str) -> None:
-        self._execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(self._identifier(name)))
+    def _drop(self, name: str, schema: str = "embeddings") -> None:
+        self._execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(schema, name)))
         self.dropped.append(name)
 
     def _execute(self, statement: sql.SQL | sql.Composed, memory: int = 0) -> None:
@@ -289,6 +358,28 @@ def build_memory(table: ModelTable, parameters: dict[str, int], rows: int) -> in
     else:
         needed = rows * (table.bytes_per_vector + 32 * parameters["m"] + 320)
     return (64 << 20) + needed * 5 // 4
+
+
+def column_indexes(
+    connection: psycopg.Connection, table: AdoptedColumn, config: VectorIndex, column: str, rows: int
+) -> dict[str, sql.Composed]:
+    """The ANN indexes that a column of the user's table is to have, by name, and what makes each."""
+    suffix = table.suffix(column)
+    there = {index.name: index for index in table.indexes(connection, column) if index.valid}
+    if config.model_fields_set:
+        if config.method == "none" or any(index.method == config.method for index in there.values()):
+            return {}
+        name = named_like(f"{table.collection}_{table.target.column}_{config.method}", suffix)
+        options = [f"{key}={value}" for key, value in _parameters(config, rows).items()]
+        operators = f"{table.storage}_cosine_ops"
+        return {name: table.index_statement(column, name, config.method, operators, options)}
+    if column == table.target.column:
+        return {}
+    like = {named_like(one.name, suffix): one for one in table.indexes(connection, table.target.column) if one.valid}
+    return {
+        name: table.index_statement(column, name, one.method, one.operator_class, one.options)
+        for name, one in like.items()
+    }
 
 
 def index_statements(

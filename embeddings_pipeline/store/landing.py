@@ -16,7 +16,7 @@ from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.postgres import load_sql
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.targets import ModelTable, giving_way
 
 
 @dataclass
@@ -50,10 +50,26 @@ def land_batch(
     _, texts = opened.newest("item_texts", batch, run)
     path, embeddings = opened.newest("embeddings", batch, run)
     made = _match(texts, embeddings, opened)
+    definition_hash = (texts.schema.metadata or {}).get(DEFINITION_HASH)
+    file = path.rsplit("/", 1)[-1]
+    landed = giving_way(lambda: _land(opened, batch, made, definition_hash, file, at_second_look))
+    for asset in ("raw_items", "item_texts", "embeddings"):
+        opened.lake.sweep(opened.folder(asset), batch, keep=file)
+    return landed
+
+
+def _land(
+    opened: OpenCollection,
+    batch: int,
+    made: "_Made",
+    definition_hash: bytes | None,
+    file: str,
+    at_second_look: Callable[[], Any],
+) -> Landed:
+    """The transaction."""
     table, tables = opened.active.table, opened.active.table.tables
     key = {"collection": opened.collection.name, "batch": batch}
     landed = Landed()
-    file = path.rsplit("/", 1)[-1]
     with opened.source.connect() as reading, opened.database.connect() as connection:
         _stage(connection, made, table)
         opened.ledger.lock_batch(connection, batch)
@@ -68,7 +84,7 @@ def land_batch(
         connection.execute(tables.statement("landing/decide"), {**key, "item_keys": item_keys})
         rerendered = {row[0] for row in connection.execute(tables.statement("landing/gone_texts")).fetchall()}
         for target in opened.ledger.model_tables(connection):  # a text that goes, goes from every model
-            landed.vectors_deleted += target.delete(connection)
+            landed.vectors_deleted += target.delete(connection, replaced=target.fingerprint == opened.fingerprint)
         new_texts = connection.execute(tables.statement("landing/new_texts")).rowcount
         unfilled = {"fingerprint": opened.fingerprint, "new_texts": new_texts}
         connection.execute(load_sql("landing/mark_fill"), {**key, **unfilled})
@@ -79,7 +95,7 @@ def land_batch(
         connection.execute(tables.statement("landing/delete_items"))
         connection.execute(tables.statement("landing/update_items"))
         # The texts may be older than the definition, where this step is run alone: then the batch stays dirty.
-        definition = {"definition_hash": (texts.schema.metadata or {}).get(DEFINITION_HASH), "file": file}
+        definition = {"definition_hash": definition_hash, "file": file}
         connection.execute(load_sql("landing/batch_landed"), {**key, **definition})
 
         model = {"fingerprint": opened.fingerprint, "changed": landed.vectors_written + landed.vectors_deleted > 0}
@@ -91,8 +107,6 @@ def land_batch(
                 f"encoded with {opened.profile.name!r}; nothing was changed, sync again"
             )
         landed.version = version[0]
-    for asset in ("raw_items", "item_texts", "embeddings"):
-        opened.lake.sweep(opened.folder(asset), batch, keep=file)
     return landed
 
 
@@ -147,8 +161,7 @@ def _match(texts: pa.Table, embeddings: pa.Table, opened: OpenCollection) -> _Ma
 
 
 def _stage(connection: psycopg.Connection, made: _Made, table: ModelTable) -> None:
-    kind = sql.SQL("{}({})").format(sql.SQL(table.storage), sql.Literal(table.dimension))
-    connection.execute(sql.SQL(load_sql("landing/stage")).format(type=kind))
+    connection.execute(sql.SQL(load_sql("landing/stage")).format(type=table.type))
     with connection.cursor() as cursor:
         with cursor.copy("COPY landing_item FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["text", "bytea", "jsonb"])

@@ -18,7 +18,12 @@ from embeddings_pipeline.errors import RefusedError, SourceError
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.source import OVERLAP, Position, RecentRow, Source
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import CollectionTables, ModelTable
+from embeddings_pipeline.store.targets import (
+    CollectionTables,
+    ModelTable,
+    declared_storage,
+    model_table,
+)
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +132,7 @@ class Ledger:
             connection.execute(
                 load_sql("register"), {"collection": name, "definition_hash": self.collection.definition_hash}
             )
-            model = active_model(connection, name)
+            model = active_model(connection, self.collection)
             if model is None:
                 return
             names = [model.table.identifier.as_string(connection), self.tables.view.as_string(connection)]
@@ -150,10 +155,11 @@ class Ledger:
             if active and active[1] == 0 and active[0] != fingerprint:  # no vector has landed
                 connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
                 for unused in self.model_tables(connection):
-                    connection.execute(sql.SQL("DROP TABLE {}").format(unused.identifier))
+                    unused.release(connection)
                     connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(unused.marker))
                 connection.execute("DELETE FROM embeddings.model WHERE collection = %s", [name])
-                table = ModelTable(name, fingerprint, profile.dimensions, self.collection.config.storage)
+                storage = declared_storage(connection, self.collection)
+                table = model_table(self.collection, fingerprint, profile.dimensions, storage)
                 table.create(connection)
                 table.show(connection)
                 table.mark(connection)
@@ -164,10 +170,10 @@ class Ledger:
                         "fingerprint": fingerprint,
                         "profile": Jsonb(asdict(profile)),
                         "dimension": profile.dimensions,
-                        "storage": self.collection.config.storage,
+                        "storage": storage,
                     },
                 )
-            found = active_model(connection, name)
+            found = active_model(connection, self.collection)
         assert found is not None
         return found
 
@@ -194,6 +200,8 @@ class Ledger:
             connection.execute(
                 load_sql("scan/finished"), {"collection": self.collection.name, "scanned": found.scanned}
             )
+        if self.collection.config.target is not None:
+            self.repair()  # other programs may have emptied the column of a row
         return found
 
     def scan_recent(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> RecentResult:
@@ -392,20 +400,20 @@ class Ledger:
     def active(self) -> ActiveModel | None:
         """The active model, or None before the first run."""
         with self.database.connect(autocommit=True) as connection:
-            return active_model(connection, self.collection.name)
+            return active_model(connection, self.collection)
 
     def beside(self) -> list[ActiveModel]:
         """The models that are kept current beside the active one."""
         name = self.collection.name
         with self.database.connect(autocommit=True) as connection:
             rows = connection.execute(load_sql("fill/models"), {"collection": name}).fetchall()
-        return [ActiveModel(Profile(**row[3]), ModelTable(name, *row[:3])) for row in rows]
+        return [ActiveModel(Profile(**row[3]), model_table(self.collection, *row[:3])) for row in rows]
 
     def model_tables(self, connection: psycopg.Connection) -> list[ModelTable]:
         """Every model table of the collection, the active one and others; none of them is dropped meanwhile."""
         query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s FOR KEY SHARE"
         name = self.collection.name
-        return [ModelTable(name, *row) for row in connection.execute(query, [name]).fetchall()]
+        return [model_table(self.collection, *row) for row in connection.execute(query, [name]).fetchall()]
 
     def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:
         """Which of these are in quarantine under this fingerprint; `waiting`: and not to be tried now."""
@@ -424,7 +432,7 @@ class Ledger:
     def quarantine_entries(self) -> list[QuarantineEntry]:
         """What is in quarantine under the active model, newest first."""
         with self.database.connect(autocommit=True) as connection:
-            model = active_model(connection, self.collection.name)
+            model = active_model(connection, self.collection)
             if model is None:
                 return []
             parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
@@ -548,16 +556,16 @@ class Ledger:
         return {row[0] for row in rows if row[0] < 1 << 31}  # -1 is the collection's own lock
 
 
-def active_model(connection: psycopg.Connection, collection: str) -> ActiveModel | None:
+def active_model(connection: psycopg.Connection, collection: Collection) -> ActiveModel | None:
     """The active model of a collection; None where the collection, or the schema, is not there yet."""
     try:
-        row = connection.execute(load_sql("active_model"), {"collection": collection}).fetchone()
+        row = connection.execute(load_sql("active_model"), {"collection": collection.name}).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return None
     if row is None:
         return None
     fingerprint, dimension, storage, profile = row
-    return ActiveModel(Profile(**profile), ModelTable(collection, fingerprint, dimension, storage))
+    return ActiveModel(Profile(**profile), model_table(collection, fingerprint, dimension, storage))
 
 
 def _list_or_none(values: Sequence[bytes] | None) -> list[bytes] | None:

@@ -1,18 +1,32 @@
-"""Where vectors are served from: the seam between the landing and the table that holds the vectors.
+"""Where vectors are served from: the seam between the landing and what holds the vectors.
 
-`ModelTable`, a table of our own for each model, is the target there is. A second one, a column of a table that the
-user already has, implements the same protocol.
+A `ModelTable` is a table of our own for each model; an `AdoptedColumn` is a column of a table that the user already
+has, which a view shows as a model table, and a companion table remembers whose text each vector was made from.
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import psycopg
-from psycopg import sql
+from numpy.typing import NDArray
+from psycopg import errors, sql
 
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.collection import Target as TargetConfig
+from embeddings_pipeline.errors import ConfigurationError, OutageError
+from embeddings_pipeline.source import table_identifier
+from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.postgres import load_sql
 
 PAGE_BYTES = 8000  # what a row may take to stay in its page
+ROW_BYTES = 90  # of a row of a model table beside its vector, its key's index included
+HASH_ROW_BYTES = 80  # of a companion table
+LOCK_TIMEOUT_MS = 500  # for rows that the user's own programs hold: below deadlock_timeout, so that we give way
+GIVE_WAY_SECONDS = 60.0
+VECTOR_TYPES = ("vector", "halfvec")
 
 
 @dataclass(frozen=True)
@@ -42,25 +56,6 @@ class CollectionTables:
         names = ("item_batch", "item_dirty", "text_item", "text_hash")
         indexes = {name: sql.Identifier(f"{self.collection}_{name}") for name in names}
         connection.execute(self.statement("collection", **indexes))
-
-
-class Target(Protocol):
-    """Writes are made inside the landing's transaction, from the temporary table `landing_vector`."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def dimension(self) -> int: ...
-
-    @property
-    def storage(self) -> Literal["halfvec", "vector"]: ...
-
-    def delete(self, connection: psycopg.Connection) -> int:
-        """Delete the vectors of the texts in the temporary table `landing_gone (id)`; the number deleted."""
-
-    def write(self, connection: psycopg.Connection) -> int:
-        """Write what `landing_vector` holds for live texts and is not there yet; the number written."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +88,44 @@ class ModelTable:
     def bytes_per_vector(self) -> int:
         return 8 + self.dimension * (2 if self.storage == "halfvec" else 4)
 
+    @property
+    def type(self) -> sql.Composed:
+        """halfvec(n) or vector(n)."""
+        return sql.SQL("{}({})").format(sql.SQL(self.storage), sql.Literal(self.dimension))
+
+    @property
+    def counted(self) -> tuple[sql.Identifier, int]:
+        """A table that grows with the vectors, and what it takes for each, in bytes."""
+        return self.identifier, self.bytes_per_vector + ROW_BYTES
+
     def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
-        """As `CollectionTables.statement`, with {vector} for this table."""
-        return self.tables.statement(name, vector=self.identifier, **others)
+        """As `CollectionTables.statement`, with {vector} for this table, and {written} and {hash} for where it says
+        which texts have their vector: this table too.
+        """
+        here = {"vector": self.identifier, "written": self.identifier, "hash": self.identifier}
+        return self.tables.statement(name, **{**here, **others})
 
     def create_statement(self) -> sql.Composed:
         """Makes the table where it is not there yet."""
         plain = self.bytes_per_vector + 100 <= PAGE_BYTES
-        return self.statement(
-            "model_table",
-            type=sql.SQL("{}({})").format(sql.SQL(self.storage), sql.Literal(self.dimension)),
-            vector_storage=sql.SQL("PLAIN" if plain else "EXTERNAL"),
-        )
+        storage = sql.SQL("PLAIN" if plain else "EXTERNAL")
+        return self.statement("model_table", type=self.type, vector_storage=storage)
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the table where it is not there yet."""
         connection.execute(self.create_statement())
+
+    def release(self, connection: psycopg.Connection) -> None:
+        """Remove what `create` made, while nothing has landed."""
+        connection.execute(self.statement("migrate/drop"))
+
+    def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
+        """What removes the model's vectors."""
+        return [self.statement("migrate/drop")]
+
+    def exclusive(self) -> list[sql.Identifier]:
+        """What `drop_statements` exclude others from."""
+        return [self.identifier]
 
     def show(self, connection: psycopg.Connection) -> None:
         """Point the collection's view at this table."""
@@ -118,8 +135,316 @@ class ModelTable:
         """Make the marker of the active model where it is not there yet."""
         connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ()").format(self.marker))
 
-    def delete(self, connection: psycopg.Connection) -> int:
+    def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
+        """Within a landing: delete the vectors of the texts in its table `landing_gone (id)`; how many.
+
+        `replaced`: the landing's own vectors are this model's, and `write` comes next.
+        """
         return connection.execute(self.statement("landing/delete_vectors")).rowcount
 
     def write(self, connection: psycopg.Connection) -> int:
+        """Within a landing: write what `landing_vector` holds for live texts and is not there yet; how many."""
         return connection.execute(self.statement("landing/write_vectors")).rowcount
+
+    def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
+        """Under the batch's lock: vectors of texts that have none. columns: text_id (n,), vector_name (n,),
+        content_hash (n, 16), embedding (n, dimension).
+        """
+        copy_in(connection, self.identifier, columns, storage=self.storage)
+
+
+class ColumnIndex(NamedTuple):
+    """An ANN index on a column of the user's table."""
+
+    schema: str
+    name: str
+    method: str
+    operator_class: str
+    options: list[str]
+    valid: bool
+    bytes: int
+
+
+@dataclass(frozen=True)
+class AdoptedColumn(ModelTable):
+    """The vectors of one collection under one fingerprint, in a column of the user's own table.
+
+    Which column it is, the catalog says: the view `identifier` follows it when a swap renames it.
+    """
+
+    target: TargetConfig = field(kw_only=True)
+    key: tuple[str, ...] = field(kw_only=True)  # the target's columns
+    vector_name: str = field(kw_only=True)
+
+    @property
+    def relation(self) -> sql.Identifier:
+        """The user's table."""
+        return table_identifier(self.target.table)
+
+    @property
+    def hash(self) -> sql.Identifier:
+        """The companion table: of which row and text each vector is."""
+        return sql.Identifier("embeddings", f"{self.collection}_hash_{self.fingerprint}")
+
+    @property
+    def written(self) -> sql.Identifier:
+        return sql.Identifier("embeddings", f"{self.collection}_written_{self.fingerprint}")
+
+    @property
+    def counted(self) -> tuple[sql.Identifier, int]:
+        return self.hash, HASH_ROW_BYTES
+
+    def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
+        return super().statement(name, **{"written": self.written, "hash": self.hash, **others})
+
+    def _target(self, name: str, **others: sql.Composable) -> sql.Composed:
+        """The statement `sql/target/NAME.sql`."""
+        numbered = [(sql.Identifier(f"key_{n}"), sql.Identifier(key)) for n, key in enumerate(self.key, 1)]
+        items: list[sql.Composable] = [sql.SQL("made.item_key")]
+        if len(self.key) > 1:
+            items = [sql.SQL("made.item_key::jsonb -> {}").format(sql.Literal(n)) for n in range(len(self.key))]
+        named = [sql.SQL("{}, {}").format(sql.Literal(key), item) for key, item in zip(self.key, items, strict=True)]
+        comma, both = sql.SQL(", "), sql.SQL(" AND ")
+        pairs = {
+            "key_columns": comma.join(sql.SQL("target.{} AS {}").format(own, name) for name, own in numbered),
+            "typed_keys": comma.join(sql.SQL("typed.{} AS {}").format(own, name) for name, own in numbered),
+            "keys": comma.join(name for name, _ in numbered),
+            "hash_keys": comma.join(sql.SQL("hash.{}").format(name) for name, _ in numbered),
+            "same_row": both.join(sql.SQL("target.{} = hash.{}").format(own, name) for name, own in numbered),
+            "same_as_typed": both.join(sql.SQL("target.{0} = typed.{0}").format(own) for _, own in numbered),
+            "key_json": sql.SQL("jsonb_build_object({})").format(comma.join(named)),
+            "first_key": sql.Identifier(self.key[0]),
+            "vector_name": sql.Literal(self.vector_name),
+            "target": self.relation,
+            "type": self.type,
+        }
+        return self.statement(f"target/{name}", **{**pairs, **others})
+
+    # --- the column ---
+
+    def look(self, connection: psycopg.Connection, column: str) -> Mapping[str, Any]:
+        """What `sql/target/look.sql` says of the table and one of its columns. ConfigurationError without the table."""
+        table = self.relation.as_string(connection)
+        cursor = connection.execute(load_sql("target/look"), {"table": table, "column": column, "keys": list(self.key)})
+        row = cursor.fetchone()
+        if row is None:
+            raise ConfigurationError(
+                f"collection {self.collection!r}: `target.table:` names {self.target.table!r}, which is not in the "
+                f"pipeline's database; create it, or correct the name in its defs.yaml"
+            )
+        return dict(zip((one.name for one in cursor.description or ()), row, strict=True))
+
+    def column(self, connection: psycopg.Connection) -> str:
+        """The column's name now. ConfigurationError where it is gone."""
+        names = {"view": self.identifier.as_string(connection), "table": self.relation.as_string(connection)}
+        row = connection.execute(load_sql("target/column"), names).fetchone()
+        if row is None:
+            raise ConfigurationError(
+                f"collection {self.collection!r}: the column of model {self.fingerprint} in {self.target.table!r} is "
+                f"no longer there; run `embeddings-pipeline sync`, which looks for it"
+            )
+        return row[0]
+
+    @property
+    def next_column(self) -> str:
+        """Its name beside the active model's column."""
+        return f"{self.target.column}_{self.dimension}"
+
+    @property
+    def previous_column(self) -> str:
+        """The name of the former model's column after a swap."""
+        return f"{self.target.column}_previous"
+
+    def create_statements(self, column: str) -> list[sql.Composed]:
+        name = f"{self.collection}_hash_{self.fingerprint}"
+        indexes = {"text_index": sql.Identifier(f"{name}_text"), "key_index": sql.Identifier(f"{name}_key")}
+        return [self._target("create", column=sql.Identifier(column), **indexes)]
+
+    def add_statements(self) -> list[sql.Composed]:
+        """What makes the column of a model beside the active one."""
+        column = sql.Identifier(self.next_column)
+        return [self._target("add_column", column=column), *self.create_statements(self.next_column)]
+
+    def create(self, connection: psycopg.Connection) -> None:
+        """Adopt the column. ConfigurationError says why it cannot be."""
+        self.check(connection)
+        for statement in self.create_statements(self.target.column):
+            connection.execute(statement)
+
+    def check(self, connection: psycopg.Connection) -> None:
+        """ConfigurationError where the column cannot hold this model's vectors."""
+        found, where = self.look(connection, self.target.column), f"collection {self.collection!r}: `target:`"
+        name = f"{self.target.table}.{self.target.column}"
+        if not found["is_table"]:
+            problem = f"{self.target.table} is not a plain table; name the table that holds the column"
+        elif found["type"] is None:
+            problem = f"{self.target.table} has no column {self.target.column!r}; correct it in its defs.yaml"
+        elif found["type"] not in VECTOR_TYPES or found["generated"]:
+            problem = f"{name} is of type {found['type']}; it has to be a plain vector(n) or halfvec(n)"
+        elif found["dimension"] < 0:
+            problem = f"{name} has no dimension: ALTER TABLE … ALTER COLUMN … TYPE {found['type']}({self.dimension})"
+        elif (found["type"], found["dimension"]) != (self.storage, self.dimension):
+            problem = (
+                f"{name} is a {found['type']}({found['dimension']}), and the profile makes {self.storage}"
+                f"({self.dimension}); `target.profile:` names the profile that made the vectors that are there"
+            )
+        elif found["not_null"]:
+            problem = f"{name} is NOT NULL, and a row waits there for its vector: ALTER TABLE … DROP NOT NULL"
+        elif not found["key_is_unique"]:
+            problem = f"{self.target.table} has no unique index on ({', '.join(self.key)}), by which rows are found"
+        elif not found["may_write"]:
+            problem = f"the role may not read and update {self.target.table}: GRANT SELECT, UPDATE ON it"
+        else:
+            return
+        raise ConfigurationError(f"{where} {problem}")
+
+    def dependants(self, connection: psycopg.Connection, column: str, ours: Sequence["AdoptedColumn"]) -> list[str]:
+        """What would go on following a column through its renaming, as PostgreSQL describes it."""
+        views = [view.as_string(connection) for one in ours for view in (one.identifier, one.written)]
+        names = {"table": self.relation.as_string(connection), "column": column, "ours": views}
+        return [row[0] for row in connection.execute(load_sql("target/dependants"), names)]
+
+    # --- its vectors ---
+
+    def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+        row = connection.execute(self._written_to(connection, "delete"), {"replaced": replaced}).fetchone()
+        return row[0] if row else 0
+
+    def write(self, connection: psycopg.Connection) -> int:
+        row = connection.execute(self._written_to(connection, "write", made=self._target("landed"))).fetchone()
+        return row[0] if row else 0
+
+    def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+        connection.execute(self._target("stage_fill"))
+        copy_in(connection, sql.Identifier("fill_vector"), columns, storage=self.storage)
+        connection.execute(self._written_to(connection, "write", made=self._target("filled")))
+
+    def fill_statement(self) -> sql.Composed:
+        """What `put` writes with, into the column of a model beside the active one."""
+        return self._target("write", column=sql.Identifier(self.next_column), made=self._target("filled"))
+
+    def _written_to(self, connection: psycopg.Connection, name: str, **others: sql.Composable) -> sql.Composed:
+        # Until the transaction ends nobody renames the column, so its name is the one that is written to.
+        connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self.relation))
+        return self._target(name, column=sql.Identifier(self.column(connection)), **others)
+
+    def theirs(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> sql.Composed:
+        """Selects number (from 1, in `item_keys`) and embedding of items that have never landed and have a vector."""
+        column = sql.Identifier(self.column(connection))
+        return self._target("theirs", column=column, item_keys=sql.Literal(list(item_keys)))
+
+    # --- removing it ---
+
+    def exclusive(self) -> list[sql.Identifier]:
+        return [self.relation, self.hash]
+
+    def release(self, connection: psycopg.Connection) -> None:
+        connection.execute(self._target("release"))
+
+    def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
+        column = self.column(connection)
+        if column == self.target.column:
+            raise ConfigurationError(f"collection {self.collection!r}: {column!r} is its active model's column")
+        return self.removal(column)
+
+    def removal(self, column: str) -> list[sql.Composed]:
+        """What removes the model, where its column is called so."""
+        return [self._target("release"), self._target("drop_column", column=sql.Identifier(column))]
+
+    # --- its indexes ---
+
+    def indexes(self, connection: psycopg.Connection, column: str) -> list[ColumnIndex]:
+        """The ANN indexes on a column of the table."""
+        names = {"table": self.relation.as_string(connection), "column": column}
+        return [ColumnIndex(*row) for row in connection.execute(load_sql("target/indexes"), names)]
+
+    def index_statement(
+        self, column: str, name: str, method: str, operator_class: str, options: Sequence[str]
+    ) -> sql.Composed:
+        """Makes an ANN index on a column."""
+        given = sql.SQL("WITH ({})").format(sql.SQL(", ").join(map(sql.SQL, options))) if options else sql.SQL("")
+        return self._target(
+            "create_index",
+            index=sql.Identifier(name),
+            method=sql.SQL(method),
+            column=sql.Identifier(column),
+            operator_class=sql.SQL(operator_class),
+            parameters=given,
+        )
+
+    # --- the swap ---
+
+    def exchange_statements(self, connection: psycopg.Connection, to: "AdoptedColumn") -> list[sql.Composed]:
+        """What gives the column of `to` the name that this one has, and so its indexes."""
+        return self.renames(connection, to, self.column(connection), to.column(connection))
+
+    def renames(
+        self, connection: psycopg.Connection, to: "AdoptedColumn", own: str, other: str, coming: Sequence[str] = ()
+    ) -> list[sql.Composed]:
+        """As `exchange_statements`, where this column is called `own` and that of `to` `other`, which is still to get
+        the indexes `coming`.
+        """
+        aside = self.next_column if other == self.previous_column else self.previous_column
+        rename = sql.SQL("ALTER TABLE {} RENAME COLUMN {} TO {}")
+        statements = [
+            rename.format(self.relation, sql.Identifier(own), sql.Identifier(aside)),
+            rename.format(self.relation, sql.Identifier(other), sql.Identifier(own)),
+        ]
+        for before, after in ((own, aside), (other, own)):
+            there = [(index.schema, index.name) for index in self.indexes(connection, before)]
+            for *schema, name in [*there, *((name,) for name in coming if before == other)]:
+                new = named_like(name.removesuffix(self.suffix(before)), self.suffix(after))
+                if new != name:
+                    index = sql.Identifier(*schema, name)
+                    statements.append(sql.SQL("ALTER INDEX {} RENAME TO {}").format(index, sql.Identifier(new)))
+        return statements
+
+    def suffix(self, column: str) -> str:
+        """What the name of an index on this column has at its end."""
+        return column.removeprefix(self.target.column)
+
+
+def named_like(name: str, suffix: str) -> str:
+    """An index's name with a suffix, at most 63 bytes long."""
+    return name.encode()[: 63 - len(suffix)].decode(errors="ignore") + suffix
+
+
+T = TypeVar("T")
+
+
+def giving_way(work: Callable[[], T]) -> T:
+    """Do a transaction again, for about a minute, while a program of the user's holds rows that it writes."""
+    deadline = time.monotonic() + GIVE_WAY_SECONDS
+    while True:
+        try:
+            return work()
+        except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
+            if time.monotonic() > deadline:
+                raise OutageError(
+                    f"rows of the target are held by another transaction for more than {GIVE_WAY_SECONDS:.0f} s (see "
+                    f"pg_stat_activity); end it, and sync again: {str(error).splitlines()[0]}"
+                ) from error
+            time.sleep(random.uniform(0.1, 0.5))
+
+
+def model_table(collection: Collection, fingerprint: str, dimension: int, storage: Any) -> ModelTable:
+    """Where a collection's vectors under one fingerprint are."""
+    target = collection.config.target
+    if target is None:
+        return ModelTable(collection.name, fingerprint, dimension, storage)
+    key = target.key or collection.config.source.key
+    (vector_name,) = collection.config.vectors
+    return AdoptedColumn(
+        collection.name, fingerprint, dimension, storage, target=target, key=key, vector_name=vector_name
+    )
+
+
+def declared_storage(connection: psycopg.Connection, collection: Collection) -> Literal["halfvec", "vector"]:
+    """`storage:`, or what the target's column is."""
+    if collection.config.target is None:
+        return collection.config.storage
+    table = model_table(collection, "", 0, "vector")
+    assert isinstance(table, AdoptedColumn)
+    return "halfvec" if table.look(connection, table.target.column)["type"] == "halfvec" else "vector"

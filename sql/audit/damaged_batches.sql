@@ -3,7 +3,7 @@
 SELECT DISTINCT item.batch
 FROM {text} AS text
 JOIN {item} AS item USING (item_key)
-LEFT JOIN {vector} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
+LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
 WHERE NOT text.blank AND vector.text_id IS NULL AND item.landed_hash IS NOT NULL
   AND NOT EXISTS (
       SELECT FROM embeddings.quarantine

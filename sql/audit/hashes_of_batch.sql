@@ -3,5 +3,5 @@
 SELECT vector.content_hash
 FROM {item} AS item
 JOIN {text} AS text USING (item_key)
-JOIN {vector} AS vector ON vector.text_id = text.id
+JOIN {written} AS vector ON vector.text_id = text.id
 WHERE item.batch = %(batch)s

@@ -6,6 +6,6 @@ WITH gone AS (
     WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)
     RETURNING text.id
 )
-DELETE FROM {vector} AS vector
+DELETE FROM {hash} AS vector
 WHERE vector.text_id IN (SELECT id FROM gone)
    OR NOT EXISTS (SELECT FROM {text} AS text WHERE text.id = vector.text_id)

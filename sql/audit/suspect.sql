@@ -8,7 +8,7 @@ WHERE item.batch = %(batch)s AND item.landed_hash IS NOT NULL AND item.seen_hash
        OR EXISTS (
            SELECT
            FROM {text} AS text
-           LEFT JOIN {vector} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
+           LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
            WHERE text.item_key = item.item_key AND NOT text.blank AND vector.text_id IS NULL
              AND NOT EXISTS (
                  SELECT FROM embeddings.quarantine

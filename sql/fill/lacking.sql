@@ -4,7 +4,7 @@
 SELECT text.id, text.content_hash, quarantine.content_hash IS NOT NULL
 FROM {item} AS item
 JOIN {text} AS text USING (item_key)
-LEFT JOIN {vector} AS vector ON vector.text_id = text.id
+LEFT JOIN {written} AS vector ON vector.text_id = text.id
 LEFT JOIN embeddings.quarantine
   ON quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
  AND quarantine.content_hash = text.content_hash

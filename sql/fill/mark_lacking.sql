@@ -8,7 +8,7 @@ WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND complete
       SELECT item.batch
       FROM {text} AS text
       JOIN {item} AS item USING (item_key)
-      LEFT JOIN {vector} AS vector ON vector.text_id = text.id
+      LEFT JOIN {written} AS vector ON vector.text_id = text.id
       WHERE NOT text.blank AND vector.text_id IS NULL
         AND NOT EXISTS (
             SELECT FROM embeddings.quarantine

@@ -8,4 +8,4 @@ WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
   AND NOT EXISTS (
       SELECT FROM {text} AS text
       WHERE text.content_hash = quarantine.content_hash AND NOT text.blank
-        AND NOT EXISTS (SELECT FROM {vector} AS vector WHERE vector.text_id = text.id))
+        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))

@@ -3,6 +3,6 @@
 SELECT text.id, text.item_key, text.vector_name, text.chunk, text.content_hash, text.text, vector.text_id IS NOT NULL
 FROM {item} AS item
 JOIN {text} AS text USING (item_key)
-LEFT JOIN {vector} AS vector ON vector.text_id = text.id
+LEFT JOIN {written} AS vector ON vector.text_id = text.id
 WHERE item.batch = %(batch)s AND NOT text.blank
 ORDER BY text.id

@@ -6,7 +6,7 @@ SELECT
     count(*) FILTER (WHERE vector.text_id IS NULL OR vector.content_hash <> text.content_hash),
     count(*) FILTER (WHERE vector.text_id IS NULL AND quarantine.content_hash IS NOT NULL)
 FROM {text} AS text
-LEFT JOIN {vector} AS vector ON vector.text_id = text.id
+LEFT JOIN {written} AS vector ON vector.text_id = text.id
 LEFT JOIN embeddings.quarantine
   ON quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
  AND quarantine.content_hash = text.content_hash

@@ -9,7 +9,7 @@ JOIN embeddings.collection ON collection.name = quarantine.collection
                           AND collection.fingerprint = quarantine.fingerprint
 LEFT JOIN {text} AS text
   ON text.content_hash = quarantine.content_hash
- AND NOT EXISTS (SELECT FROM {vector} AS vector WHERE vector.text_id = text.id)
+ AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
 WHERE quarantine.collection = %(collection)s
 GROUP BY quarantine.collection, quarantine.fingerprint, quarantine.content_hash
 ORDER BY quarantine.last_try DESC, quarantine.content_hash

@@ -7,4 +7,4 @@ WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fing
   AND NOT EXISTS (
       SELECT FROM {text} AS text
       WHERE text.content_hash = made.content_hash
-        AND NOT EXISTS (SELECT FROM {vector} AS vector WHERE vector.text_id = text.id))
+        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))

@@ -9,6 +9,6 @@ JOIN embeddings.batch ON batch.collection = quarantine.collection AND batch.batc
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
   AND quarantine.attempts < %(attempts)s AND quarantine.next_try <= now()
   AND NOT (%(due)s AND coalesce(batch.next_try > now(), false))
-  AND NOT EXISTS (SELECT FROM {vector} AS vector WHERE vector.text_id = text.id)
+  AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
 GROUP BY item.batch
 ORDER BY item.batch

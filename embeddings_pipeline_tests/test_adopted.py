@@ -1,0 +1,310 @@
+"""A column of the user's own table as the target: adopting it, keeping it current, and changing its model."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embeddings_pipeline import migration
+from embeddings_pipeline.audit import audit
+from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.coverage import coverage
+from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.errors import ConfigurationError, MigrationError
+from embeddings_pipeline.index.faiss_index import build as build_faiss
+from embeddings_pipeline.migration import contract, expand, open_migration, roll_back, swap, target_profile
+from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.profiles import resolve_profile
+from embeddings_pipeline.search import search
+from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline_tests.deterministic import DeterministicEncoder
+from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land_all
+from embeddings_pipeline_tests.workbench import PROFILE, execute
+from embeddings_pipeline_tests.workbench import collection as plain_collection
+
+WIDEST = {**PROFILE, "name": "widest", "dimensions": 64}
+
+
+def collection(**attributes: Any) -> Collection:
+    defaults = {
+        "name": "segments",
+        "source": {"table": "segments", "key": ["id"]},
+        "columns": ["video"],
+        "vectors": {"base": "{words}"},
+        "profile": None,
+        "profiles": {"test": PROFILE, "wide": WIDE, "widest": WIDEST, "other": OTHER},
+        "target": {"table": "segments", "profile": "wide"},
+    }
+    return plain_collection(**{**defaults, **attributes})
+
+
+@pytest.fixture(autouse=True)
+def _fresh_encoder() -> None:
+    DeterministicEncoder.reset()
+
+
+def words(number: int) -> str:
+    return f"segment {number} says something about topic {number % 7}"
+
+
+def as_text(vector: Any) -> str:
+    return "[" + ",".join(map(str, vector.tolist())) + "]"
+
+
+@pytest.fixture
+def table(database: Database, settings: Settings) -> Database:
+    """Twenty-five segments, twenty of them with vectors of the model `wide`, and an IVFFlat index."""
+    execute(
+        database,
+        "CREATE TABLE segments (id bigint PRIMARY KEY, video text, words text, embedding vector(48), note text)",
+    )
+    encoder = load_encoder(resolve_profile(WIDE, settings))
+    with database.connect() as connection:
+        for n in range(1, 26):
+            vector = as_text(encoder.encode_documents([words(n)])[0]) if n <= 20 else None
+            connection.execute("INSERT INTO segments VALUES (%s, 'a', %s, %s, 'mine')", [n, words(n), vector])
+    execute(
+        database,
+        "CREATE INDEX segments_embedding ON segments USING ivfflat (embedding vector_cosine_ops) WITH (lists = 2)",
+    )
+    DeterministicEncoder.reset()
+    return database
+
+
+def sync(one: Collection, settings: Settings, run: str = "run") -> OpenCollection:
+    opened = open_collection(one, settings)
+    land_all(opened, run)
+    return open_collection(one, settings)
+
+
+def columns(database: Database) -> list[str]:
+    query = """SELECT attname || ' ' || format_type(atttypid, atttypmod) FROM pg_attribute
+               WHERE attrelid = 'segments'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY 1"""
+    return [row[0] for row in execute(database, query)]
+
+
+def indexes(database: Database) -> list[str]:
+    query = "SELECT indexdef FROM pg_indexes WHERE tablename = 'segments' AND indexdef NOT LIKE '%UNIQUE%' ORDER BY 1"
+    return [row[0] for row in execute(database, query)]
+
+
+def assert_current(opened: OpenCollection) -> None:
+    """Each row's column has what the active model makes of its words, and each model's view what that one makes."""
+    encoder = opened.encoder()
+    for text, vector in execute(opened.database, "SELECT words, embedding::real[] FROM segments"):
+        assert vector is not None, text
+        assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
+    for model in [opened, *opened.beside()]:
+        view = model.active.table.name
+        rows = execute(
+            opened.database,
+            f"SELECT text, vector.embedding::real[] FROM embeddings.segments_text JOIN embeddings.{view} AS vector "
+            "ON text_id = id",
+        )
+        assert len(rows) == execute(opened.database, "SELECT count(*) FROM segments")[0][0]
+        made = model.encoder().encode_documents([text for text, _ in rows])
+        assert np.allclose([vector for _, vector in rows], made, atol=1e-3)
+    found = coverage(opened.database, opened.active)
+    assert (found.missing, found.stale, found.orphans) == (0, 0, 0)
+    assert audit(opened).agree
+
+
+class TestAdoption:
+    def test_vectors_that_are_there_are_taken_and_the_others_made(self, table, settings) -> None:
+        before = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
+        opened = sync(collection(), settings)
+        assert sum(DeterministicEncoder.texts_encoded.values()) - 20 == 5  # and the canaries
+        after = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
+        assert before == after  # not even written
+        assert execute(table, "SELECT DISTINCT note FROM segments") == [("mine",)]
+        assert columns(table) == [
+            "embedding vector(48)", "id bigint", "note text", "video text", "words text",
+        ]  # fmt: skip
+        assert_current(opened)
+        assert search(opened.collection, settings, words(7))[0].item_key == "7"
+        build_faiss(table, opened.active.table, settings.state_dir / "faiss")
+        assert search(opened.collection, settings, words(8), index="faiss")[0].item_key == "8"
+        DeterministicEncoder.reset()
+        sync(collection(), settings, "again")
+        assert DeterministicEncoder.texts_encoded == {}
+
+    def test_edits_inserts_deletes_and_emptied_columns_reach_the_column(self, table, settings) -> None:
+        sync(collection(), settings)
+        execute(table, "UPDATE segments SET words = 'quite another text' WHERE id = 3")
+        execute(table, "INSERT INTO segments (id, words) VALUES (99, 'a newcomer')")
+        execute(table, "DELETE FROM segments WHERE id = 4")
+        execute(table, "UPDATE segments SET embedding = NULL WHERE id = 5")
+        DeterministicEncoder.reset()
+        opened = sync(collection(), settings, "later")
+        assert {"quite another text", "a newcomer"} == set(DeterministicEncoder.texts_encoded)  # 5 comes from the lake
+        assert_current(opened)
+        assert execute(table, f"SELECT count(*) FROM embeddings.segments_hash_{opened.fingerprint}") == [(25,)]
+
+    def test_a_row_that_no_longer_meets_where_or_has_a_blank_text_loses_its_vector(self, table, settings) -> None:
+        one = collection(source={"table": "segments", "key": ["id"], "where": "note = 'mine'"})
+        sync(one, settings)
+        execute(table, "UPDATE segments SET note = 'theirs' WHERE id = 3")
+        execute(table, "UPDATE segments SET words = '' WHERE id = 4")
+        sync(one, settings, "later")
+        assert execute(table, "SELECT id FROM segments WHERE embedding IS NULL ORDER BY id") == [(3,), (4,)]
+
+    def test_composite_keys_another_schema_and_other_key_names(self, database, settings) -> None:
+        execute(database, "CREATE SCHEMA app")
+        execute(
+            database,
+            'CREATE TABLE app."Clips" ("Tmdb" int, kind text, words text, vec halfvec(32), UNIQUE (kind, "Tmdb"))',
+        )
+        execute(database, "INSERT INTO app.\"Clips\" VALUES (1, 'tv', 'one', NULL), (1, 'film', 'two', NULL)")
+        execute(database, 'CREATE VIEW clips AS SELECT "Tmdb" AS id, kind, words FROM app."Clips"')
+        one = collection(
+            name="clips",
+            source={"table": "clips", "key": ["id", "kind"]},
+            columns=[],
+            target={"table": "app.Clips", "key": ["Tmdb", "kind"], "column": "vec", "profile": "test"},
+        )
+        sync(one, settings)
+        rows = execute(database, 'SELECT words, vec::real[] FROM app."Clips"')
+        encoder = open_collection(one, settings).encoder()
+        for text, vector in rows:
+            assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("ALTER TABLE segments RENAME TO gone", "'segments', which is not in"),
+            ("ALTER TABLE segments RENAME COLUMN embedding TO other", "has no column 'embedding'"),
+            ("ALTER TABLE segments ALTER COLUMN embedding TYPE real[] USING NULL", "is of type _float4"),
+            ("ALTER TABLE segments ALTER COLUMN embedding TYPE vector", "has no dimension"),
+            ("ALTER TABLE segments ALTER COLUMN embedding TYPE vector(3) USING NULL", "is a vector(3)"),
+            ("DELETE FROM segments WHERE id > 20; ALTER TABLE segments ALTER embedding SET NOT NULL", "is NOT NULL"),
+            ("ALTER TABLE segments DROP CONSTRAINT segments_pkey", "no unique index on (id)"),
+        ],
+    )
+    def test_a_column_that_does_not_do_is_one_line(self, table, settings, change, said) -> None:
+        execute(table, "DROP INDEX segments_embedding")
+        execute(table, change)
+        with pytest.raises(ConfigurationError) as caught:
+            open_collection(collection(), settings)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("attributes", "said"),
+        [
+            ({"profile": "wide"}, "leave `profile:` out"),
+            ({"storage": "vector"}, "leave `storage:` out"),
+            ({"vectors": {"a": "{words}", "b": "{words}"}}, "one vector name"),
+            ({"chunk": {"characters": 100}}, "no `chunk:`"),
+            ({"source": {"table": "segments", "key": ["id"], "url": "postgresql://x"}}, "no `source.url:`"),
+            ({"target": {"table": "segments", "key": ["a", "b"], "profile": "wide"}}, "a column for each"),
+        ],
+    )
+    def test_a_definition_that_contradicts_itself_is_refused(self, attributes, said) -> None:
+        with pytest.raises(ValueError, match=said):
+            collection(**attributes)
+
+
+class TestPhases:
+    @pytest.mark.parametrize("name", ["test", "widest", "other"])
+    def test_expand_backfill_swap_roll_back_swap_contract(self, table, settings, name) -> None:
+        one = collection() if name != "other" else collection(target={"table": "segments", "profile": "wide"})
+        opened = sync(one, settings)
+        dimension = opened.collection.config.profiles[name]["dimensions"]
+        begun = expand(opened, target_profile(opened, name))
+        assert f"embedding_{dimension} vector({dimension})" in columns(table)
+        assert len(indexes(table)) == 1  # the old one stays and serves
+        assert search(one, settings, words(7))[0].item_key == "7"
+        backfill(opened)
+        done = swap(opened, "swap")
+        assert done.gate is not None and (done.gate.missing, done.gate.recall_at_10) == (0, 1.0)
+        following = open_collection(one, settings)
+        assert following.fingerprint == begun.next.table.fingerprint
+        assert {f"embedding vector({dimension})", "embedding_previous vector(48)"} < set(columns(table))
+        assert [line.split(" ON ")[0].split()[-1] for line in indexes(table)] == [
+            "segments_embedding", "segments_embedding_previous",
+        ]  # fmt: skip
+        assert "(embedding vector_cosine_ops) WITH (lists='2')" in indexes(table)[0]
+        assert_current(following)
+        assert search(one, settings, words(7))[0].item_key == "7"
+        execute(table, "UPDATE segments SET words = 'written after the swap' WHERE id = 2")
+        execute(table, "INSERT INTO segments (id, words) VALUES (77, 'inserted after the swap')")
+        following = sync(one, settings, "after")
+        assert_current(following)
+
+        assert roll_back(following, "back") is not None
+        assert {"embedding vector(48)", f"embedding_{dimension} vector({dimension})"} < set(columns(table))
+        assert_current(open_collection(one, settings))
+        assert "lists='2'" in indexes(table)[0] and len(indexes(table)) == 2
+
+        swap(open_collection(one, settings), "again")
+        with pytest.raises(MigrationError, match="grace period"):
+            contract(open_collection(one, settings))
+        contract(open_collection(one, settings), now=True)
+        assert open_migration(open_collection(one, settings)) is None
+        assert columns(table) == [
+            f"embedding vector({dimension})", "id bigint", "note text", "video text", "words text",
+        ]  # fmt: skip
+        assert len(indexes(table)) == 1
+        assert_current(open_collection(one, settings))
+
+    def test_roll_back_before_the_swap_drops_only_the_new_column(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        before = execute(table, "SELECT * FROM segments ORDER BY id"), columns(table), indexes(table)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        assert roll_back(opened, "back") is None
+        assert (execute(table, "SELECT * FROM segments ORDER BY id"), columns(table), indexes(table)) == before
+
+    def test_rows_that_change_while_a_migration_is_open_are_right_under_both(self, table, settings) -> None:
+        one = collection()
+        opened = sync(one, settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        execute(table, "UPDATE segments SET words = 'changed meanwhile' WHERE id = 2")
+        execute(table, "DELETE FROM segments WHERE id = 3")
+        execute(table, "INSERT INTO segments (id, words) VALUES (77, 'inserted meanwhile')")
+        execute(table, "DELETE FROM segments WHERE id = 11")
+        opened = sync(one, settings, "meanwhile")
+        execute(table, "DELETE FROM segments WHERE id = 12")  # not seen by a scan yet: the swap does not wait for it
+        swap(opened, "swap")
+        assert_current(sync(one, settings, "after"))
+
+    @pytest.mark.parametrize(
+        ("made", "said"),
+        [
+            ("CREATE VIEW near AS SELECT id FROM segments ORDER BY embedding <=> '[1]' LIMIT 1", "view near"),
+            ("ALTER TABLE segments ADD COLUMN dims int GENERATED ALWAYS AS (vector_dims(embedding)) STORED", "dims"),
+            (
+                "CREATE FUNCTION f() RETURNS bigint LANGUAGE sql BEGIN ATOMIC "
+                "SELECT count(embedding) FROM segments; END",
+                "function f()",
+            ),
+            ("CREATE PUBLICATION p FOR TABLE segments (id, embedding)", "publication"),
+            ("CREATE INDEX ON segments USING hnsw ((embedding::halfvec(48)) halfvec_l2_ops)", "index"),
+            ("ALTER TABLE segments ADD COLUMN embedding_32 text", "'embedding_32' already"),
+            ("ALTER TABLE segments ADD COLUMN embedding_previous int", "'embedding_previous' already"),
+        ],
+    )
+    def test_what_would_follow_the_old_column_is_named_before_anything_starts(
+        self, table, settings, made, said
+    ) -> None:
+        opened = sync(collection(), settings)
+        execute(table, made)
+        before = columns(table)
+        with pytest.raises(MigrationError) as caught:
+            expand(opened, target_profile(opened, "test"))
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+        assert columns(table) == before and open_migration(opened) is None
+
+    def test_an_empty_column_of_a_failed_try_is_taken(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        execute(table, "ALTER TABLE segments ADD COLUMN embedding_32 vector(32)")
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        swap(opened, "swap")
+        assert_current(open_collection(collection(), settings))
+
+
+def backfill(opened: OpenCollection) -> None:
+    for _, filled in migration.backfill(opened, opened.ledger.batches(), "backfill"):
+        assert filled.complete

@@ -1,0 +1,1 @@
+CREATE INDEX CONCURRENTLY {index} ON {target} USING {method} ({column} {operator_class}) {parameters}
