@@ -1,9 +1,13 @@
 """Change the model under load: readers, writers, a sync loop, long transactions and VACUUM, through every phase.
 
-python benchmarks/drill_migration.py [--rows 200000] [--former 1536] [--next 384] [--index ivfflat] [--keep]
+python benchmarks/drill_migration.py [--rows 200000] [--former 1536] [--next 384] [--index ivfflat] [--adopted]
+                                     [--alone] [--keep]
 
 No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right answer under
 each model, its own row at a cosine of 1. Every answer is looked at. One line of JSON at the end.
+
+`--adopted`: the vectors are in a column of the source table itself, with an index of the user's own, and the foreign
+program asks that table. `--alone`: nobody else works, for the times of the phases by themselves.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from typing import Any
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
+from psycopg import sql
 
 from embeddings_pipeline.collection import Collection, CollectionConfig
 from embeddings_pipeline.encoders import load_encoder
@@ -44,6 +49,7 @@ from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.search import search
 from embeddings_pipeline.settings import Settings, load_settings
 from embeddings_pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.landing import land_batch
 from embeddings_pipeline.store.postgres import open_database
 
@@ -57,9 +63,15 @@ FROM embeddings.items
 WHERE vector_name = 'base' AND (SELECT embeddings.assert_model('items', %(fingerprint)s))
 ORDER BY embedding <=> %(query)s::halfvec({dimension}) LIMIT 1
 """
+FOREIGN_ADOPTED = """
+SELECT id::text, 1 - (embedding <=> %(query)s::vector) AS score
+FROM films
+WHERE (SELECT embeddings.assert_model('items', %(fingerprint)s))
+ORDER BY embedding <=> %(query)s::vector({dimension}) LIMIT 1
+"""
 SOURCE = """
 CREATE TABLE films (id bigint PRIMARY KEY, title text NOT NULL, updated_at timestamptz NOT NULL DEFAULT now());
-INSERT INTO films SELECT n, 'topic ' || n %% 200 || ' sub ' || n / 200 %% 50 || ' film ' || n
+INSERT INTO films (id, title) SELECT n, 'topic ' || n %% 200 || ' sub ' || n / 200 %% 50 || ' film ' || n
 FROM generate_series(1, %(rows)s) AS n;
 CREATE INDEX ON films (updated_at);
 ANALYZE films
@@ -93,21 +105,23 @@ class NumberEncoder:
         return np.array([len(text.split()) for text in texts], np.int64)
 
 
-def collection(former: int, following: int, index: str) -> Collection:
+def collection(former: int, following: int, index: str, adopted: bool) -> Collection:
     model = {"provider": "python", "model": "drill_migration:NumberEncoder"}
     profile = {"name": "former", "dimensions": former, **model}
     # The same dimension is another model by its prompt.
     other = {"dimensions": following, "document_prompt": "next: ", **model}
+    where: dict[str, Any] = {"profile": profile, "index": {"method": index}}
+    if adopted:
+        where = {"target": {"table": "films", "profile": profile}}
     return Collection(
         CollectionConfig.model_validate(
             {
+                **where,
                 "name": "items",
                 "source": {"table": "films", "key": ["id"], "updated_at": "updated_at"},
                 "columns": ["title"],
                 "vectors": {"base": "{title}"},
-                "profile": profile,
                 "profiles": {"next": other},
-                "index": {"method": index},
                 "migration": {"grace_hours": 24},
             }
         )
@@ -176,14 +190,13 @@ def _foreign(
     for _ in range(10):
         if state["model"] is None:
             row = connection.execute("SELECT * FROM embeddings.active_model('items')").fetchone()
-            declared = {"former": one.config.profile, **one.config.profiles}[row[0]]
+            declared = {"former": one.declared_profile, **one.config.profiles}[row[0]]
             state["model"] = (row[1], row[2], load_encoder(Profile(**{**declared, "name": row[0]})))
         fingerprint, dimension, encoder = state["model"]
+        statement = (FOREIGN_ADOPTED if one.config.target else FOREIGN).format(dimension=dimension)
         query = str(encoder.encode_queries([text])[0].tolist())
         try:
-            found = connection.execute(
-                FOREIGN.format(dimension=dimension), {"query": query, "fingerprint": fingerprint}
-            ).fetchone()
+            found = connection.execute(statement, {"query": query, "fingerprint": fingerprint}).fetchone()
         except psycopg.Error as error:
             if error.sqlstate not in AGAIN:
                 raise
@@ -203,7 +216,7 @@ def _writer(_: Collection, settings: Settings, chance: random.Random, rows: int,
         state["connection"].execute(edit, [n])
     else:
         state["next"] += 1
-        insert = "INSERT INTO films VALUES (%s, 'topic 1 sub 1 film ' || %s, clock_timestamp())"
+        insert = "INSERT INTO films (id, title, updated_at) VALUES (%s, 'topic 1 sub 1 film ' || %s, clock_timestamp())"
         state["connection"].execute(insert, [state["next"], state["next"]])
 
 
@@ -227,9 +240,10 @@ def _vacuum(_: Collection, settings: Settings, __: random.Random, ___: int, stat
     with open_database(settings).connect(autocommit=True) as connection:
         tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'embeddings'").fetchall()
         for (table,) in tables:
-            if "_vector_" in table or table.endswith("_text"):
+            if "_vector_" in table or "_hash_" in table or table.endswith("_text"):
                 with contextlib.suppress(psycopg.errors.UndefinedTable):
                     connection.execute(f'VACUUM embeddings."{table}"')
+        connection.execute("VACUUM films")
 
 
 def land(opened: OpenCollection, batch: int, run: str) -> None:
@@ -281,10 +295,13 @@ class LockWaits:
 def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ["EMBEDDINGS_STATE_DIR"] = str(folder)
     os.environ.pop("DATABASE_URL", None)
-    one, settings = collection(arguments.former, arguments.next, arguments.index), load_settings()
-    opened = open_collection(one, settings)
-    with opened.database.connect() as connection:
+    one, settings = collection(arguments.former, arguments.next, arguments.index, arguments.adopted), load_settings()
+    with open_database(settings).connect() as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute(SOURCE % {"rows": arguments.rows})
+        if arguments.adopted:
+            _vectors_of_their_own(connection, one, arguments)
+    opened = open_collection(one, settings)
     opened.ledger.scan(opened.source)
     for batch in opened.ledger.dirty_batches():
         land(opened, batch, "first")
@@ -292,7 +309,8 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     ensure_index(opened.database, opened.active.table, one.config.index, ["base"])
     say(f"{arguments.rows:,} rows landed and indexed")
-    numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index]
+    target = "adopted" if arguments.adopted else "own"
+    numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index, target]
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, "--role", role, *numbers],
@@ -301,8 +319,9 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             text=True,
             cwd=Path(__file__).parent,
         )
-        for role in ROLES
+        for role in (() if arguments.alone else ROLES)
     ]
+    pause = 0 if arguments.alone else 6
 
     def tell(phase: str) -> None:
         say(phase)
@@ -314,7 +333,7 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     waits = LockWaits(settings)
     try:
-        time.sleep(12)
+        time.sleep(2 * pause)
         tell("expand")
         began = time.perf_counter()
         migration = expand(opened, target_profile(opened, "next"))
@@ -323,24 +342,24 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         began, written = time.perf_counter(), 0
         for _, filled in backfill(opened, unfilled_batches(opened, migration.next), "backfill"):
             written += filled.vectors_written
-        found["backfill_rows_per_second_under_load"] = round(written / (time.perf_counter() - began))
+        found["backfill_rows_per_second"] = round(written / (time.perf_counter() - began))
         tell("swap")
         done = swap(opened, "swap")
         assert done.gate is not None
         found["recall_at_10"], found["swap_locked_ms"] = done.gate.recall_at_10, done.exclusive.locked_ms
-        time.sleep(6)
+        time.sleep(pause)
         tell("roll back")
         back = roll_back(open_collection(one, settings), "back")
         assert back is not None
         found["roll_back_locked_ms"] = back.exclusive.locked_ms
-        time.sleep(6)
+        time.sleep(pause)
         tell("swap again")
         found["swap_again_locked_ms"] = swap(open_collection(one, settings), "again").exclusive.locked_ms
-        time.sleep(6)
+        time.sleep(pause)
         tell("contract")
         found["contract_locked_ms"] = contract(open_collection(one, settings), now=True).locked_ms
         tell("after")
-        time.sleep(6)
+        time.sleep(pause)
     finally:
         found |= waits.end()
         results = []
@@ -358,6 +377,33 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         entry["said"] = [*result["failed"], *result["wrong"]][:3]
         found[result["role"]] = entry
     return {**vars(arguments), **found, **_settled(one, settings)}
+
+
+def _vectors_of_their_own(connection: psycopg.Connection, one: Collection, arguments: argparse.Namespace) -> None:
+    """The column as a user has it: vectors in it, and an index."""
+    encoder = NumberEncoder(Profile(**one.declared_profile))  # type: ignore[arg-type]
+    connection.execute(
+        f"CREATE TEMPORARY TABLE made (id bigint, embedding vector({arguments.former})) ON COMMIT DROP;"
+        "ALTER TABLE films RENAME TO bare"
+    )
+    for start in range(1, arguments.rows + 1, 10_000):
+        numbers = np.arange(start, min(start + 10_000, arguments.rows + 1))
+        texts = [f"topic {n % TOPICS} sub {n // TOPICS % SUBTOPICS} film {n}" for n in numbers]
+        columns = {"id": numbers, "embedding": encoder.encode_documents(texts)}
+        copy_in(connection, sql.Identifier("made"), columns, storage="vector")
+    connection.execute(
+        "CREATE TABLE films (id bigint PRIMARY KEY, title text NOT NULL, "
+        f"updated_at timestamptz NOT NULL DEFAULT now(), embedding vector({arguments.former}));"
+        "INSERT INTO films SELECT id, title, updated_at, embedding FROM bare JOIN made USING (id) ORDER BY id;"
+        "DROP TABLE bare; CREATE INDEX ON films (updated_at); ANALYZE films"
+    )
+    options = {"ivfflat": f"WITH (lists = {round(arguments.rows**0.5)})", "hnsw": ""}
+    if arguments.index != "none":
+        connection.execute("SET maintenance_work_mem = '2GB'")
+        connection.execute(
+            f"CREATE INDEX films_embedding ON films USING {arguments.index} (embedding vector_cosine_ops) "
+            + options[arguments.index]
+        )
 
 
 def _settled(one: Collection, settings: Settings) -> dict[str, Any]:
@@ -385,12 +431,14 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--former", type=int, default=1536)
     parser.add_argument("--next", type=int, default=384)
-    parser.add_argument("--index", choices=("hnsw", "ivfflat"), default="ivfflat")
+    parser.add_argument("--index", choices=("hnsw", "ivfflat", "none"), default="ivfflat")
+    parser.add_argument("--adopted", action="store_true", help="the vectors are a column of the user's own table")
+    parser.add_argument("--alone", action="store_true", help="without readers and writers")
     parser.add_argument("--keep", action="store_true", help="leave the folder, to look at it")
     sys.path.insert(0, str(Path(__file__).parent))
     if sys.argv[1:2] == ["--role"]:
-        role, rows, former, following, index = sys.argv[2:7]
-        work(role, collection(int(former), int(following), index), int(rows))
+        role, rows, former, following, index, target = sys.argv[2:8]
+        work(role, collection(int(former), int(following), index, target == "adopted"), int(rows))
         return 0
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="drill-"))

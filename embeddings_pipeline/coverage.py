@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
+from psycopg import sql
 
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import ModelTable
 
+NORM = {"halfvec": "l2_norm", "vector": "vector_norm"}
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4
 
 
@@ -112,7 +114,7 @@ def integrity(database: Database, model: ActiveModel) -> Integrity:
     """Look at every vector, in the database."""
     with database.connect(autocommit=True) as connection:
         row = connection.execute(
-            model.table.statement("integrity"),
+            model.table.statement("integrity", norm=sql.SQL(NORM[model.table.storage])),
             {
                 "dimension": model.table.dimension,
                 "normalized": model.profile.normalize,

@@ -114,7 +114,7 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
             f"move to the declared one with `embeddings-pipeline profile switch {declared.name}`, or declare the "
             f"active one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE)"
         )
-    if active.table.storage != collection.config.storage:
+    if collection.config.target is None and active.table.storage != collection.config.storage:
         warning = (
             f"collection {collection.name!r}: `storage: {collection.config.storage}` is declared, but its vectors are "
             f"stored as {active.table.storage}, which stays; give it a collection of its own to change that"

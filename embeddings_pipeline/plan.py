@@ -103,12 +103,14 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         where: _Tables | _Columns = _Tables(of, to, config)
         if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
             where = _Columns(of, to, config, connection, texts)
-        planned = [said("expand", statement, lock) for statement, lock in where.made()]
-        planned.append(
-            said("expand", load_sql("migrate/model"), "ROW EXCLUSIVE of embeddings.model", fingerprint=to.fingerprint)
-        )
         own_row = "ROW EXCLUSIVE of embeddings.migration"
-        planned.append(said("expand", load_sql("migrate/begin"), own_row))
+        made = [said("expand", statement, lock) for statement, lock in where.made()]
+        noted = [
+            said("expand", load_sql("migrate/model"), "ROW EXCLUSIVE of embeddings.model", fingerprint=to.fingerprint),
+            said("expand", load_sql("migrate/begin"), own_row),
+        ]
+        # What excludes others comes last, so that it is short.
+        planned = noted + made if isinstance(where, _Columns) else made + noted
         planned.append(said("backfill", *where.written(), texts / where.written_per_second(), rows))
         planned.append(
             said("backfill", load_sql("fill/done"), "ROW EXCLUSIVE of embeddings.fill", fingerprint=to.fingerprint)
@@ -133,6 +135,8 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         forgotten = "ROW EXCLUSIVE of embeddings.model, .fill and .quarantine"
         planned.append(said("contract", load_sql("migrate/forget"), forgotten, fingerprint=of.fingerprint))
         former = -needed_bytes(texts, of, config.index.method)
+        if isinstance(where, _Columns):  # what its vectors take is free again when VACUUM FULL or pg_repack has run
+            former += needed_bytes(texts, of, "none")
         *others, last = where.dropped()
         planned += [said("contract", statement, lock) for statement, lock in others]
         planned.append(said("contract", *last, AT_ONCE, former))

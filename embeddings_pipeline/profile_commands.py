@@ -381,7 +381,7 @@ def _declare(collection: "Collection", name: str, *, write: bool) -> None:
 
 
 def _write_profile(path: Path, name: str, *, in_target: bool = False) -> None:
-    """Set `profile:` of the attributes, or of their `target:`, and leave the rest as it is. ConfigurationError where that fails."""
+    """Set `profile:` of the attributes, or of `target:`, and leave the rest. ConfigurationError where that fails."""
     by_hand = ConfigurationError(f"{path}: set `profile: {name}` there by hand; the rest of the switch is done")
     with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
         text = file.read()

@@ -1,5 +1,12 @@
 """A column of the user's own table as the target: adopting it, keeping it current, and changing its model."""
 
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +19,17 @@ from embeddings_pipeline.coverage import coverage
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, MigrationError
 from embeddings_pipeline.index.faiss_index import build as build_faiss
-from embeddings_pipeline.migration import contract, expand, open_migration, roll_back, swap, target_profile
+from embeddings_pipeline.migration import (
+    contract,
+    expand,
+    open_migration,
+    roll_back,
+    swap,
+    target_profile,
+    target_table,
+)
 from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.plan import FILLED_PER_SECOND, plan
 from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.search import search
 from embeddings_pipeline.settings import Settings
@@ -23,6 +39,7 @@ from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land_all
 from embeddings_pipeline_tests.workbench import PROFILE, execute
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
+PROJECT = Path(__file__).resolve().parents[1]
 WIDEST = {**PROFILE, "name": "widest", "dimensions": 64}
 
 
@@ -303,6 +320,90 @@ class TestPhases:
         backfill(opened)
         swap(opened, "swap")
         assert_current(open_collection(collection(), settings))
+
+
+class TestPlan:
+    def test_its_statements_are_those_that_are_run_in_that_order(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        planned = plan(opened, target_profile(opened, "test"))
+        of = opened.fingerprint
+        to = target_table(opened, target_profile(opened, "test")).fingerprint
+        words = [(step.phase, step.statement) for step in planned]
+        wanted = [
+            ("expand", "INSERT INTO embeddings.model "),
+            ("expand", "INSERT INTO embeddings.migration "),
+            ("expand", 'ALTER TABLE "segments" ADD COLUMN IF NOT EXISTS "embedding_32" vector(32)'),
+            ("expand", f'CREATE TABLE IF NOT EXISTS "embeddings"."segments_hash_{to}" '),
+            ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{to}_text" '),
+            ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{to}_key" '),
+            ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_vector_{to}" '),
+            ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_written_{to}" '),
+            ("backfill", "WITH put AS MATERIALIZED "),
+            ("backfill", "INSERT INTO embeddings.fill "),
+            (
+                "swap",
+                'CREATE INDEX CONCURRENTLY "segments_embedding_32" ON "segments" '
+                'USING ivfflat ("embedding_32" vector_cosine_ops) WITH (lists=2)',
+            ),
+            ("swap", "UPDATE embeddings.collection SET "),
+            ("swap", "SELECT batch.batch FROM "),
+            ("swap", "WITH next AS "),
+            ("swap", "UPDATE embeddings.migration SET "),
+            ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding" TO "embedding_previous"'),
+            ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding_32" TO "embedding"'),
+            ("swap", 'ALTER INDEX "public"."segments_embedding" RENAME TO "segments_embedding_previous"'),
+            ("swap", 'ALTER INDEX "segments_embedding_32" RENAME TO "segments_embedding"'),
+            ("swap", 'CREATE OR REPLACE VIEW "embeddings"."segments" '),
+            ("swap", f'ALTER TABLE "embeddings"."segments_active_{of}" RENAME TO "segments_active_{to}"'),
+            ("contract", "UPDATE embeddings.migration SET "),
+            ("contract", "WITH quarantined AS "),
+            ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_written_{of}"'),
+            ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_vector_{of}"'),
+            ("contract", f'DROP TABLE IF EXISTS "embeddings"."segments_hash_{of}"'),
+            ("contract", 'ALTER TABLE "segments" DROP COLUMN IF EXISTS "embedding_previous"'),
+        ]
+        assert [(phase, said[: len(start)]) for (phase, said), (_, start) in zip(words, wanted, strict=True)] == wanted
+        assert all(step.seconds <= 0.01 for step in planned if step.lock.startswith("ACCESS EXCLUSIVE"))
+        assert not any("%(" in step.statement or "{" in step.statement for step in planned)
+
+    @pytest.mark.parametrize("method", ["hnsw", "ivfflat", None])
+    def test_it_says_beforehand_how_an_index_slows_the_filling(self, table, settings, method) -> None:
+        execute(table, "DROP INDEX segments_embedding")
+        if method:
+            execute(table, f"CREATE INDEX ON segments USING {method} (embedding vector_l2_ops)")
+        opened = sync(collection(), settings)
+        [write] = [step for step in plan(opened, target_profile(opened, "test")) if "WITH put" in step.statement]
+        assert write.seconds == 25 / FILLED_PER_SECOND[method or ""]
+
+
+class TestExample:
+    def test_1536_to_384_as_the_page_says(self, settings, tmp_path) -> None:
+        """The commands of docs/your-own-column.md, on the example's own table."""
+        defs = tmp_path / "segments"
+        shutil.copytree(PROJECT / "examples" / "segments", defs)
+        environment = {
+            **os.environ,
+            "EMBEDDINGS_STATE_DIR": str(settings.state_dir),
+            "EMBEDDINGS_DEFS_DIR": str(defs),
+            "DATABASE_URL": settings.database_url or "",
+        }
+        page = (PROJECT / "docs" / "your-own-column.md").read_text(encoding="utf-8")
+        commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", page, re.MULTILINE)
+        said = {}
+        for command in commands:
+            command_line = [sys.executable, *shlex.split(command)]
+            done = subprocess.run(
+                command_line, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            said[command.removeprefix("-m embeddings_pipeline ")] = done.stdout + done.stderr
+        assert "1,160 items scanned: 1,160 new" in said["sync"]
+        assert "50 texts embedded, 1,110 reused" in said["sync"]
+        assert "RENAME COLUMN" in said["profile plan minilm"]
+        assert "former → minilm: 1,160 texts embedded" in said["profile switch minilm --yes --write"]
+        assert "profile: minilm " in (defs / "defs.yaml").read_text(encoding="utf-8")
+        assert "Apollo 13" in said['search "a journey to the moon by rocket"'].splitlines()[0]
+        assert re.search(r"embedding +\| vector\(384\)", said['psql -c "\\d segments"'])
 
 
 def backfill(opened: OpenCollection) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embeddings_pipeline.coverage import coverage
+from embeddings_pipeline.coverage import coverage, integrity
 from embeddings_pipeline.errors import (
     OutageError,
     OutOfMemoryError,
@@ -646,6 +646,7 @@ def test_float32_storage_keeps_the_vectors_to_the_bit(database: Database, settin
     encoder = DeterministicEncoder(open_collection(collection(storage="vector"), settings).profile)
     exact = encoder.encode_documents(["Film 2 | A story about number 2 and its friends"])[0]
     assert np.array_equal(np.asarray(stored, np.float32), exact)
+    assert integrity(database, open_collection(collection(storage="vector"), settings).active).sound
 
 
 def test_ranges_have_no_gap_and_are_not_too_long() -> None:

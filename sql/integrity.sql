@@ -2,7 +2,7 @@
 -- Stored values are always finite (pgvector refuses others on the way in); a length that is not says otherwise.
 
 WITH measured AS (
-    SELECT vector_dims(embedding) AS dimension, l2_norm(embedding) AS length, content_hash, embedding FROM {vector}
+    SELECT vector_dims(embedding) AS dimension, {norm}(embedding) AS length, content_hash, embedding FROM {vector}
 ), first AS (
     SELECT content_hash, embedding FROM {vector} ORDER BY text_id LIMIT 1
 )
