@@ -308,27 +308,31 @@ class AdoptedColumn(ModelTable):
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-        row = connection.execute(self._written_to(connection, "delete"), {"replaced": replaced}).fetchone()
-        return row[0] if row else 0
+        return self._changed(connection, "delete", {"replaced": replaced})
 
     def write(self, connection: psycopg.Connection) -> int:
-        row = connection.execute(self._written_to(connection, "write", made=self._target("landed"))).fetchone()
-        return row[0] if row else 0
+        return self._changed(connection, "write", made=self._target("landed"))
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         connection.execute(self._target("stage_fill"))
         copy_in(connection, sql.Identifier("fill_vector"), columns, storage=self.storage)
-        connection.execute(self._written_to(connection, "write", made=self._target("filled")))
+        self._changed(connection, "write", made=self._target("filled"))
 
     def fill_statement(self) -> sql.Composed:
         """What `put` writes with, into the column of a model beside the active one."""
         return self._target("write", column=sql.Identifier(self.next_column), made=self._target("filled"))
 
-    def _written_to(self, connection: psycopg.Connection, name: str, **others: sql.Composable) -> sql.Composed:
+    def _changed(
+        self, connection: psycopg.Connection, name: str, parameters: Any = None, **others: sql.Composable
+    ) -> int:
         # Until the transaction ends nobody renames the column, so its name is the one that is written to.
         connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self.relation))
-        return self._target(name, column=sql.Identifier(self.column(connection)), **others)
+        statement = self._target(name, column=sql.Identifier(self.column(connection)), **others)
+        connection.execute(load_sql("target/by_key"))
+        row = connection.execute(statement, parameters).fetchone()
+        connection.execute(load_sql("target/by_plan"))
+        return row[0] if row else 0
 
     def theirs(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> sql.Composed:
         """Selects number (from 1, in `item_keys`) and embedding of items that have never landed and have a vector."""
