@@ -7,8 +7,9 @@ batch's lock, where no landing can change its texts.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.postgres import load_sql
-from embeddings_pipeline.store.targets import giving_way
+from embeddings_pipeline.store.targets import AdoptedColumn, giving_way
 
 log = logging.getLogger(__name__)
 
+TEXTS_TOGETHER = 20_000  # of several batches in the pages of a user's own table
 ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an encoder's outage: 2 s, then 8 s
 
 
@@ -51,30 +53,90 @@ def wanted_batches(model: OpenCollection, batches: Sequence[int]) -> list[int]:
         return [row[0] for row in connection.execute(load_sql("fill/wanted"), parameters)]
 
 
+def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
+    """As `fill_batch`, for many; yields each when it is done.
+
+    Into a column of the user's own table, several batches are written together, as its pages have them.
+    """
+    table = model.active.table
+    if not isinstance(table, AdoptedColumn):
+        for batch in batches:
+            yield batch, fill_batch(model, batch, run)
+        return
+    with model.database.connect(autocommit=True) as connection, table.vectors_out_of_line(connection):
+        group: list[_Made] = []
+        for batch in batches:
+            group.append(_make_batch(model, connection, batch, run, encode=True))
+            if sum(len(made.rows) for made in group) >= TEXTS_TOGETHER:
+                yield from _write_together(model, connection, table, group)
+                group = []
+        yield from _write_together(model, connection, table, group)
+
+
+def _write_together(
+    model: OpenCollection, connection: psycopg.Connection, table: AdoptedColumn, group: "list[_Made]"
+) -> Iterator[tuple[int, Filled]]:
+    began = time.perf_counter()
+    put: list[tuple[int, bytes]] = []
+    vectors: dict[bytes, NDArray] = {}
+    for made in group:
+        own = [(row[0], row[4]) for row in made.rows if not row[6] and row[4] in made.vectors]
+        made.written_before = len(own)
+        put, vectors = put + own, {**vectors, **made.vectors}
+    if put:
+        table.put_many(connection, _columns(put, table.vector_name, vectors), partial(_check_kept, model))
+    for made in group:
+        made.filled.seconds += (time.perf_counter() - began) * made.written_before / max(1, len(put))
+    for made in group:
+        yield made.batch, _write_batch(model, connection, made)
+
+
 def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = True) -> Filled:
     """Give each text of the batch its vector under `model`, which is not the active one (`OpenCollection.with_model`).
 
     Without `encode`, only what the lake has is written. Raises StaleRunError where the model is kept no longer.
     """
-    started = time.perf_counter()
     with model.database.connect(autocommit=True) as connection:
-        try:
-            rows = connection.execute(model.active.table.statement("fill/texts"), {"batch": batch}).fetchall()
-        except psycopg.errors.UndefinedTable as error:
-            raise _no_longer(model) from error
-        filled = Filled(texts=len(rows))
-        vectors, file = _made(model, batch, run, rows, encode, filled)
+        return _write_batch(model, connection, _make_batch(model, connection, batch, run, encode=encode))
 
-        def write() -> None:
-            with connection.transaction():
-                _write(model, connection, batch, rows, vectors, file, filled)
 
-        giving_way(write)
+@dataclass
+class _Made:
+    """What is to be written of a batch."""
+
+    batch: int
+    rows: list[Any]  # see sql/fill/texts.sql
+    vectors: dict[bytes, NDArray]  # by content hash
+    file: str | None  # of the lake
+    filled: Filled
+    written_before: int = 0  # vectors, together with other batches
+
+
+def _make_batch(model: OpenCollection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> _Made:
+    started = time.perf_counter()
+    try:
+        rows = connection.execute(model.active.table.statement("fill/texts"), {"batch": batch}).fetchall()
+    except psycopg.errors.UndefinedTable as error:
+        raise _no_longer(model) from error
+    filled = Filled(texts=len(rows))
+    vectors, file = _vectors(model, batch, run, rows, encode, filled)
     filled.seconds = time.perf_counter() - started
-    return filled
+    return _Made(batch, rows, vectors, file, filled)
 
 
-def _made(
+def _write_batch(model: OpenCollection, connection: psycopg.Connection, made: _Made) -> Filled:
+    started = time.perf_counter()
+
+    def write() -> None:
+        with connection.transaction():
+            _write(model, connection, made)
+
+    giving_way(write)
+    made.filled.seconds += time.perf_counter() - started
+    return made.filled
+
+
+def _vectors(
     model: OpenCollection, batch: int, run: str, rows: list[Any], encode: bool, filled: Filled
 ) -> tuple[dict[bytes, NDArray], str | None]:
     """Vectors by content hash of the texts that lack theirs, and the lake's file with them."""
@@ -113,36 +175,39 @@ def _embed_patiently(
     return embed_texts(model, texts)
 
 
-def _write(
-    model: OpenCollection,
-    connection: psycopg.Connection,
-    batch: int,
-    rows: list[Any],
-    vectors: dict[bytes, NDArray],
-    file: str | None,
-    filled: Filled,
-) -> None:
-    """Under the batch's lock, until the transaction ends."""
-    table = model.active.table
-    key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batch": batch}
-    name_of = {row[0]: row[2] for row in rows}
-    model.ledger.lock_batch(connection, batch)
-    if table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
+def _columns(
+    put: Sequence[tuple[int, bytes]], vector_name: str, vectors: Mapping[bytes, NDArray]
+) -> dict[str, NDArray]:
+    """Text ids and content hashes with their vectors, as `ModelTable.put` takes them."""
+    return {
+        "text_id": np.array([i for i, _ in put], np.int64),
+        "vector_name": np.full(len(put), vector_name.encode(), f"S{len(vector_name)}"),
+        "content_hash": np.frombuffer(b"".join(digest for _, digest in put), np.uint8).reshape(-1, 16),
+        "embedding": np.stack([vectors[digest] for _, digest in put]),
+    }
+
+
+def _check_kept(model: OpenCollection, connection: psycopg.Connection) -> None:
+    """StaleRunError where the model is kept no longer; else it is kept until the transaction ends."""
+    if model.active.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
         raise _no_longer(model)
+
+
+def _write(model: OpenCollection, connection: psycopg.Connection, made: _Made) -> None:
+    """Under the batch's lock, until the transaction ends."""
+    table, vectors, filled, batch, file = model.active.table, made.vectors, made.filled, made.batch, made.file
+    key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batch": batch}
+    name_of = {row[0]: row[2] for row in made.rows}
+    model.ledger.lock_batch(connection, batch)
+    _check_kept(model, connection)
     lacking = connection.execute(table.statement("fill/lacking"), key).fetchall()
     # A text that has come since `rows` were read is left: the batch is not complete then.
     put = [(i, name_of[i], digest) for i, digest, _ in lacking if digest in vectors and i in name_of]
     for vector_name in sorted({name for _, name, _ in put}):
         own = [(i, digest) for i, name, digest in put if name == vector_name]
-        columns = {
-            "text_id": np.array([i for i, _ in own], np.int64),
-            "vector_name": np.full(len(own), vector_name.encode(), f"S{len(vector_name)}"),
-            "content_hash": np.frombuffer(b"".join(digest for _, digest in own), np.uint8).reshape(-1, 16),
-            "embedding": np.stack([vectors[digest] for _, digest in own]),
-        }
-        table.put(connection, columns)
-    filled.vectors_written = len(put)
-    if put:
+        table.put(connection, _columns(own, vector_name, vectors))
+    filled.vectors_written = made.written_before + len(put)
+    if filled.vectors_written:
         connection.execute(table.statement("fill/mended"), key)
     # Last, since landings of other batches wait for it: no swap makes this model the active one until we have ended.
     active = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"

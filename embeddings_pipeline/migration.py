@@ -29,7 +29,7 @@ from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import MigrationError, ProfileError
-from embeddings_pipeline.fill import Filled, fill_batch
+from embeddings_pipeline.fill import Filled, fill_batch, fill_batches
 from embeddings_pipeline.gate import Gate, golden_queries, measure_gate
 from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index
 from embeddings_pipeline.opened import OpenCollection
@@ -330,8 +330,7 @@ def backfill(opened: OpenCollection, batches: Iterable[int], run: str) -> Iterat
     not yet swapped, StaleRunError where it was given up meanwhile.
     """
     model = opened.with_model(_expanded(opened, "backfill").next)
-    for batch in batches:
-        yield batch, fill_batch(model, batch, run)
+    yield from fill_batches(model, batches, run)
 
 
 def unfilled_batches(opened: OpenCollection, model: ActiveModel) -> list[int]:

@@ -6,8 +6,10 @@ has, which a view shows as a model table, and a companion table remembers whose 
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import psycopg
@@ -26,6 +28,11 @@ ROW_BYTES = 90  # of a row of a model table beside its vector, its key's index i
 HASH_ROW_BYTES = 80  # of a companion table
 LOCK_TIMEOUT_MS = 500  # for rows that the user's own programs hold: below deadlock_timeout, so that we give way
 GIVE_WAY_SECONDS = 60.0
+ALTER_TIMEOUT_MS = 2000
+TOAST_BYTES = 2032  # a longer row has its longest values elsewhere (TOAST_TUPLE_TARGET in PostgreSQL's heaptoast.h)
+ROW_HEADER_BYTES = 32
+POINTER_BYTES = 18  # to a value that lies elsewhere
+NOTE = "toast_tuple_target of the target's table was: "
 VECTOR_TYPES = ("vector", "halfvec")
 
 
@@ -315,13 +322,93 @@ class AdoptedColumn(ModelTable):
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-        connection.execute(self._target("stage_fill"))
+        connection.execute(self._target("stage_fill", on_commit=sql.SQL("DROP")))
         copy_in(connection, sql.Identifier("fill_vector"), columns, storage=self.storage)
         self._changed(connection, "write", made=self._target("filled"))
 
+    def put_many(
+        self, connection: psycopg.Connection, columns: Mapping[str, NDArray], kept: Callable[[psycopg.Connection], Any]
+    ) -> None:
+        """As `put`, for many batches and without their locks, in short transactions; texts that change meanwhile are
+        left out. `kept` is called in each: it raises where the model is kept no longer.
+        """
+        connection.execute(self._target("stage_fill", on_commit=sql.SQL("PRESERVE ROWS")))
+        try:
+            copy_in(connection, sql.Identifier("fill_vector"), columns, storage=self.storage)
+            connection.execute(self._target("layers"))
+            [(last,)] = connection.execute("SELECT coalesce(max(layer), -1) FROM fill_layer").fetchall()
+            for layer in range(last + 1):
+                giving_way(partial(self._put_layer, connection, layer, kept))
+        finally:
+            if not connection.broken:
+                connection.execute("DROP TABLE IF EXISTS fill_vector, fill_layer")
+
+    def _put_layer(self, connection: psycopg.Connection, layer: int, kept: Callable[[psycopg.Connection], Any]) -> None:
+        with connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+            connection.execute("SET LOCAL synchronous_commit = off")  # what marks the batch as whole comes after it
+            kept(connection)
+            self._changed(connection, "write", {"layer": layer}, made=self._target("filled_layer"))
+
+    @contextmanager
+    def vectors_out_of_line(self, connection: psycopg.Connection) -> Iterator[None]:
+        """Meanwhile new vectors go out of the table's pages, so that an updated row fits into its own.
+
+        By the table's `toast_tuple_target`, low enough for a vector and too high for whatever else is in a row now.
+        What it was is noted at the companion table, should this process be killed. It stays where nothing is won.
+        """
+        self.restore(connection)
+        longest = self._row_bytes(connection) + POINTER_BYTES
+        if longest < min(self.bytes_per_vector, TOAST_BYTES):
+            self._alter(connection, f"SET (toast_tuple_target = {max(longest, 128)})", note=True)
+        try:
+            yield
+        finally:
+            if not connection.broken:
+                self.restore(connection)
+
+    def restore(self, connection: psycopg.Connection) -> None:
+        """End what `vectors_out_of_line` began, though it was killed."""
+        query = "SELECT obj_description(to_regclass(%s), 'pg_class')"
+        row = connection.execute(query, [self.hash.as_string(connection)]).fetchone()
+        if row and row[0]:
+            former = row[0].removeprefix(NOTE)
+            change = f"SET (toast_tuple_target = {int(former)})" if former.isdigit() else "RESET (toast_tuple_target)"
+            self._alter(connection, change, note=False)
+
+    def _alter(self, connection: psycopg.Connection, change: str, *, note: bool) -> None:
+        options = "SELECT option FROM pg_class, unnest(reloptions) AS option WHERE oid = to_regclass(%s)"
+        relation = self.relation.as_string(connection)
+        former = [one for (one,) in connection.execute(options, [relation]) if one.startswith("toast_tuple_target=")]
+        said = sql.Literal(NOTE + (former[0].partition("=")[2] if former else "default")) if note else sql.SQL("NULL")
+        # It keeps out VACUUM and the like, but neither readers nor writers. Where it is not to be had, it is left.
+        with suppress(errors.LockNotAvailable, errors.InsufficientPrivilege), connection.transaction():
+            connection.execute(f"SET LOCAL lock_timeout = {ALTER_TIMEOUT_MS}")
+            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self.hash, said))
+            connection.execute(sql.SQL("ALTER TABLE {} {}").format(self.relation, sql.SQL(change)))
+
+    def _row_bytes(self, connection: psycopg.Connection) -> int:
+        """The longest row as it lies in its page, in bytes, two for alignment a column; a vector too long for it lies
+        elsewhere.
+        """
+        listed = """SELECT attname, typname FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+                    WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
+        found = connection.execute(listed, [self.relation.as_string(connection)]).fetchall()
+        sizes = []
+        for name, kind in found:
+            size = sql.SQL("coalesce(pg_column_size(target.{}), 0)").format(sql.Identifier(name))
+            if kind in VECTOR_TYPES:
+                elsewhere = "CASE WHEN {size} > {most} THEN {pointer} ELSE {size} END"
+                most, pointer = sql.Literal(TOAST_BYTES - 100), sql.Literal(POINTER_BYTES)
+                size = sql.SQL(elsewhere).format(size=size, most=most, pointer=pointer)
+            sizes.append(size)
+        query = sql.SQL("SELECT max({}) FROM {} AS target").format(sql.SQL(" + ").join(sizes), self.relation)
+        row = connection.execute(query).fetchone()
+        return ROW_HEADER_BYTES + 2 * len(found) + (row[0] if row and row[0] else 0)
+
     def fill_statement(self) -> sql.Composed:
         """What `put` writes with, into the column of a model beside the active one."""
-        return self._target("write", column=sql.Identifier(self.next_column), made=self._target("filled"))
+        return self._target("write", column=sql.Identifier(self.next_column), made=self._target("filled_layer"))
 
     def _changed(
         self, connection: psycopg.Connection, name: str, parameters: Any = None, **others: sql.Composable

@@ -2,4 +2,4 @@
 
 CREATE TEMPORARY TABLE fill_vector (
     text_id bigint PRIMARY KEY, vector_name text NOT NULL, content_hash bytea NOT NULL, embedding {type} NOT NULL
-) ON COMMIT DROP
+) ON COMMIT {on_commit}
