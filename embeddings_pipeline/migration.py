@@ -376,6 +376,9 @@ def swap(opened: OpenCollection, run: str) -> Swapped:
             f"{migration.next.profile.name}`"
         )
     config = opened.collection.config
+    if isinstance(following.active.table, AdoptedColumn):
+        with opened.database.connect(autocommit=True) as connection:
+            following.active.table.restore(connection)
     index = ensure_index(opened.database, migration.next.table, config.index, list(config.vectors))
     _mark_lacking(following)
     _fill_marked(following, run)
@@ -546,6 +549,8 @@ def _drop_model(opened: OpenCollection, table: ModelTable, also: Callable[[psyco
         connection.execute(load_sql("migrate/forget"), parameters)
 
     with opened.database.connect(autocommit=True) as connection:
+        if isinstance(table, AdoptedColumn):
+            table.restore(connection)
         statements = table.drop_statements(connection)
     return exclusively(opened.database, table.exclusive(), forget, statements)
 

@@ -34,13 +34,14 @@ from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.search import search
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land_all
 from embeddings_pipeline_tests.workbench import PROFILE, execute
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
 PROJECT = Path(__file__).resolve().parents[1]
-WIDEST = {**PROFILE, "name": "widest", "dimensions": 64}
+WIDEST = {**PROFILE, "name": "widest", "dimensions": 320}
 
 
 def collection(**attributes: Any) -> Collection:
@@ -285,6 +286,27 @@ class TestPhases:
         execute(table, "DELETE FROM segments WHERE id = 12")  # not seen by a scan yet: the swap does not wait for it
         swap(opened, "swap")
         assert_current(sync(one, settings, "after"))
+
+    def test_the_tables_settings_and_other_values_are_as_before(self, table, settings) -> None:
+        execute(table, "ALTER TABLE segments SET (toast_tuple_target = 2000, fillfactor = 90)")
+        execute(table, "UPDATE segments SET note = repeat('mine', 250) WHERE id < 9")
+        opened = sync(collection(), settings)
+        begun = expand(opened, target_profile(opened, "widest"))
+        following = opened.with_model(begun.next).active.table
+        assert isinstance(following, AdoptedColumn)
+        options = "SELECT array_to_string(reloptions, ',') FROM pg_class WHERE oid = 'segments'::regclass"
+        with table.connect(autocommit=True) as connection, following.vectors_out_of_line(connection):
+            assert execute(table, options) == [("toast_tuple_target=2000,fillfactor=90",)]  # nothing is won
+        execute(table, "UPDATE segments SET note = NULL")
+        with table.connect(autocommit=True) as connection:
+            killed = following.vectors_out_of_line(connection)
+            killed.__enter__()
+            [(lowered,)] = execute(table, options)
+            target = int(re.findall(r"toast_tuple_target=(\d+)", lowered)[0])
+            assert 128 <= target < 4 * 320
+        backfill(opened)
+        [(after,)] = execute(table, options)
+        assert set(after.split(",")) == {"fillfactor=90", "toast_tuple_target=2000"}
 
     @pytest.mark.parametrize(
         ("made", "said"),

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,17 +28,22 @@ KILLS = int(os.environ.get("EMBEDDINGS_TESTS_KILLS", "4"))
 SLOW = {**PROFILE, "name": "slow", "dimensions": 48, "model": "embeddings_pipeline_tests.chaos:SlowEncoder"}
 
 
+@pytest.mark.parametrize("target", ["own", "adopted"])
 @pytest.mark.parametrize("after", ["profile switch slow --yes", "profile rollback", "profile contract --now"])
 def test_killed_anywhere_it_goes_on(
-    database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+    database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str, target: str
 ) -> None:
     """`after`: the command that is killed; those before it have been done."""
     defs = tmp_path / "defs" / "films" / "defs.yaml"
     defs.parent.mkdir(parents=True)
-    defs.write_text(DEFINITION + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
+    adopted = "  target: {table: films, profile: test}\n  profiles:"
+    definition = DEFINITION if target == "own" else re.sub(r"  profile: test.*\n  profiles:", adopted, DEFINITION)
+    defs.write_text(definition + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
     defs.write_text(defs.read_text() + "    slow: " + yaml.safe_dump(SLOW, default_flow_style=True, width=1000))
     monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(defs.parents[1]))
     make_films(database, films(60))
+    execute(database, "ALTER TABLE films ADD COLUMN embedding vector(32)")
+    execute(database, "CREATE INDEX films_ann ON films USING hnsw (embedding vector_cosine_ops)")
     one = load_collections(defs.parents[1])["films"]
     sync(one, project)
     commands = ["profile switch slow --yes", "profile rollback", "profile switch slow --yes", "profile contract --now"]
@@ -62,6 +68,21 @@ def test_killed_anywhere_it_goes_on(
     assert opened.ledger.work() == {}
     assert_whole(opened)
     assert audit(opened).agree
+    if target == "adopted":
+        columns = {"switch": {"embedding", "embedding_previous"}, "rollback": {"embedding", "embedding_48"}}
+        assert vector_columns(database) == columns.get(after.split()[1], {"embedding"})
+        shown = """SELECT count(*) FROM films
+                   JOIN embeddings.films AS ours ON item_key = id::text AND films.embedding = ours.embedding"""
+        assert execute(database, shown) == execute(database, "SELECT count(*) FROM films")
+        assert execute(database, "SELECT reloptions FROM pg_class WHERE oid = 'films'::regclass") == [(None,)]
+        valid = "SELECT count(*), bool_and(indisvalid) FROM pg_index WHERE indrelid = 'films'::regclass"
+        assert execute(database, valid) == [(1 + len(vector_columns(database)), True)]
+
+
+def vector_columns(database: Database) -> set[str]:
+    query = """SELECT attname FROM pg_attribute WHERE attrelid = 'films'::regclass AND NOT attisdropped
+               AND atttypid = 'vector'::regtype"""
+    return {row[0] for row in execute(database, query)}
 
 
 def run(command: str, seconds: float | None = None) -> int:
