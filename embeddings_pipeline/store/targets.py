@@ -340,7 +340,7 @@ class AdoptedColumn(ModelTable):
             for layer in range(last + 1):
                 giving_way(partial(self._put_layer, connection, layer, kept))
         finally:
-            if not connection.broken:
+            if not connection.closed:
                 connection.execute("DROP TABLE IF EXISTS fill_vector, fill_layer")
 
     def _put_layer(self, connection: psycopg.Connection, layer: int, kept: Callable[[psycopg.Connection], Any]) -> None:
@@ -364,7 +364,7 @@ class AdoptedColumn(ModelTable):
         try:
             yield
         finally:
-            if not connection.broken:
+            if not connection.closed:
                 self.restore(connection)
 
     def restore(self, connection: psycopg.Connection) -> None:
