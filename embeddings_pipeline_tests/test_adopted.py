@@ -6,6 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,39 @@ class TestAdoption:
         execute(table, "UPDATE segments SET words = '' WHERE id = 4")
         sync(one, settings, "later")
         assert execute(table, "SELECT id FROM segments WHERE embedding IS NULL ORDER BY id") == [(3,), (4,)]
+
+    def test_a_transaction_that_holds_rows_is_given_way_to(self, table, settings) -> None:
+        opened = open_collection(collection(), settings)
+        with table.connect() as holding:
+            holding.execute("SELECT FROM segments WHERE id = 21 FOR UPDATE")
+            landing = threading.Thread(target=land_all, args=(opened,))
+            landing.start()
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            deadline = time.monotonic() + 60
+            while execute(table, waiting) == [(0,)] and time.monotonic() < deadline:
+                time.sleep(0.02)
+            holding.execute("UPDATE segments SET words = 'from the other side' WHERE id = 22")  # a deadlock otherwise
+            holding.commit()
+        landing.join()
+        assert_current(sync(collection(), settings, "later"))
+
+    def test_a_time_that_our_own_writing_moves_ends_nowhere(self, table, settings) -> None:
+        execute(table, "ALTER TABLE segments ADD COLUMN updated_at timestamptz NOT NULL DEFAULT now()")
+        execute(
+            table,
+            "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN NEW.updated_at = clock_timestamp(); RETURN NEW; END $$",
+        )
+        execute(table, "CREATE TRIGGER touch BEFORE UPDATE ON segments FOR EACH ROW EXECUTE FUNCTION touch()")
+        source = {"table": "segments", "key": ["id"], "updated_at": "updated_at"}
+        one = collection(source=source, columns=["video", "updated_at"])  # in the payload even
+        sync(one, settings)
+        for run in ("second", "third"):
+            opened = sync(one, settings, run)
+        assert opened.ledger.scan_recent(opened.source).changed == 0 and opened.ledger.work() == {}
+        assert_current(opened)
 
     def test_composite_keys_another_schema_and_other_key_names(self, database, settings) -> None:
         execute(database, "CREATE SCHEMA app")
