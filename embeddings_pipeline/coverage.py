@@ -8,9 +8,8 @@ from psycopg import sql
 
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.targets import NORM, ModelTable
 
-NORM = {"halfvec": "l2_norm", "vector": "vector_norm"}
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4
 
 

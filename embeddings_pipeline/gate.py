@@ -76,6 +76,8 @@ def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
     ndcg = [_ndcg(one, golden, name) for one in (former, following)] if golden else [None, None]
     missing = lacking - quarantined
     refused = []
+    if texts > quarantined + excused and not samples:
+        refused.append(f"no text has a vector {name!r} under both models, so nothing could be compared")
     if missing:
         refused.append(f"{missing:,} of {texts:,} texts have no vector")
     percent = former.collection.config.quarantine.error_percent

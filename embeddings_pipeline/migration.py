@@ -31,12 +31,12 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import MigrationError, ProfileError
 from embeddings_pipeline.fill import Filled, fill_batch, fill_batches
 from embeddings_pipeline.gate import Gate, golden_queries, measure_gate
-from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index
+from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index, wants_index
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import ROW_BYTES, AdoptedColumn, ModelTable, model_table
+from embeddings_pipeline.store.targets import LONGEST_NAME, ROW_BYTES, AdoptedColumn, ModelTable, model_table
 
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
@@ -216,7 +216,7 @@ def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
         return table
     most = MOST_DIMENSIONS[table.storage]
     method = opened.collection.config.index.method
-    if method != "none" and table.dimension > most:
+    if wants_index(table, opened.collection.config.index) and table.dimension > most:
         raise MigrationError(
             f"collection {name!r}: pgvector's {method} takes up to {most} dimensions of a {table.storage}, and profile "
             f"{profile.name!r} has {table.dimension}; set `index: {{method: none}}` in its defs.yaml first"
@@ -298,28 +298,55 @@ def _check_column(connection: psycopg.Connection, of: AdoptedColumn, to: Adopted
     """MigrationError where the next model's column cannot stand beside the active one's."""
     where = f"collection {to.collection!r}: "
     column = of.column(connection)
-    if not of.look(connection, column)["is_owner"]:
+    found = of.look(connection, column)
+    if not found["is_owner"]:
         raise MigrationError(
             f"{where}only the owner of {to.target.table} can add and rename its columns, and the pipeline's role is "
             f"not: ALTER TABLE … OWNER TO it, or GRANT it the owner's role"
         )
-    if others := of.dependants(connection, column, [of]):
+    if found["has_grants"]:
         raise MigrationError(
-            f"{where}{'; '.join(others)}: would go on following {column!r} when it is renamed; drop that first, and "
-            f"make it again after the swap"
+            f"{where}roles have rights on the column {column!r} by itself, which would not come to the new one: GRANT "
+            f"them on {to.target.table}, and REVOKE them on the column"
         )
+    check_dependants(connection, of, column, [of])
+    names = [index.name for index in of.indexes(connection, column)]
+    for name in (column, *names):
+        if max(len(named.encode()) for named in (name + to.suffix(to.next_column), name + "_previous")) > LONGEST_NAME:
+            raise MigrationError(f"{where}the name {name!r} is too long to be told apart from the next one: shorten it")
+        if name in names and (taken := [one for one in (name + "_previous",) if of.is_relation(connection, one)]):
+            raise MigrationError(f"{where}there is a relation {taken[0]!r} already, and {name!r} is to be called so")
     for name in (to.next_column, to.previous_column):
-        found = to.look(connection, name)
-        if found["type"] is None:
+        there = to.look(connection, name)
+        if there["type"] is None:
             continue
-        if name == to.next_column and (found["type"], found["dimension"]) == (to.storage, to.dimension):
+        if name == to.next_column and (there["type"], there["dimension"]) == (to.storage, to.dimension):
             empty = sql.SQL("SELECT FROM {} WHERE {} IS NOT NULL LIMIT 1").format(to.relation, sql.Identifier(name))
-            if connection.execute(empty).fetchone() is None:
+            if not to.dependants(connection, name, []) and connection.execute(empty).fetchone() is None:
                 continue  # of a try by hand, perhaps; it is what we need
         raise MigrationError(
-            f"{where}{to.target.table} has a column {name!r} already ({found['type']}), which the pipeline has not "
-            f"made: rename or drop it, then try again"
+            f"{where}{to.target.table} has a column {name!r} already: where another model has it, end that first "
+            f"(`embeddings-pipeline profile status`); else rename it, or drop it"
         )
+
+
+def check_dependants(
+    connection: psycopg.Connection, table: AdoptedColumn, column: str, ours: Sequence[AdoptedColumn]
+) -> None:
+    """MigrationError where something would go on following a column that is renamed or dropped."""
+    if others := table.dependants(connection, column, ours):
+        raise MigrationError(
+            f"collection {table.collection!r}: {'; '.join(others)}: would go on following {column!r} when it is "
+            f"renamed; drop that first, and make it again afterwards"
+        )
+
+
+def _check_both(opened: OpenCollection, of: ModelTable, to: ModelTable) -> None:
+    """The same for the two columns of a swap, either way."""
+    if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
+        with opened.database.connect(autocommit=True) as connection:
+            for table in (of, to):
+                check_dependants(connection, table, table.column(connection), [of, to])
 
 
 # --- backfill ----------------------------------------------------------------------------------------------------
@@ -376,6 +403,7 @@ def swap(opened: OpenCollection, run: str) -> Swapped:
             f"{migration.next.profile.name}`"
         )
     config = opened.collection.config
+    _check_both(opened, migration.former.table, migration.next.table)
     if isinstance(following.active.table, AdoptedColumn):
         with opened.database.connect(autocommit=True) as connection:
             following.active.table.restore(connection)
@@ -412,6 +440,7 @@ def roll_back(opened: OpenCollection, run: str) -> Swapped | None:
                 _enter(connection, migration, "abandoned")
         return None
     former = opened.with_model(migration.former)
+    _check_both(opened, migration.next.table, migration.former.table)
     _mark_lacking(former)
     _fill_marked(former, run)
     config = opened.collection.config
@@ -538,7 +567,24 @@ def contract(opened: OpenCollection, *, now: bool = False) -> Exclusive:
             f"`embeddings-pipeline profile rollback` brings {_named(migration.former)} back at once. `--now` (in the "
             f"launchpad `now: true`) drops it all the same"
         )
+    if isinstance(migration.former.table, AdoptedColumn) and not now:
+        _check_left(opened, migration.former.table)
     return _drop_model(opened, migration.former.table, lambda connection: _enter(connection, migration, "contracted"))
+
+
+def _check_left(opened: OpenCollection, former: AdoptedColumn) -> None:
+    """MigrationError where rows have a vector in the former column alone, which would be lost with it."""
+    with opened.database.connect(autocommit=True) as connection:
+        names = {"former": former.column(connection), "column": former.target.column}
+        query = "SELECT count(*) FROM {table} WHERE {former} IS NOT NULL AND {column} IS NULL"
+        parts = {name: sql.Identifier(value) for name, value in names.items()}
+        row = connection.execute(sql.SQL(query).format(table=former.relation, **parts)).fetchone()
+    if row and row[0]:
+        raise MigrationError(
+            f"collection {former.collection!r}: {row[0]:,} rows of {former.target.table} have a vector in "
+            f"{names['former']!r} and none in {names['column']!r}: they are outside the collection (`where:`), or in "
+            f"quarantine. `--now` (in the launchpad `now: true`) drops those vectors all the same"
+        )
 
 
 def _drop_model(opened: OpenCollection, table: ModelTable, also: Callable[[psycopg.Connection], Any]) -> Exclusive:
@@ -551,6 +597,8 @@ def _drop_model(opened: OpenCollection, table: ModelTable, also: Callable[[psyco
     with opened.database.connect(autocommit=True) as connection:
         if isinstance(table, AdoptedColumn):
             table.restore(connection)
+            if (column := table.column_or_none(connection)) is not None:
+                check_dependants(connection, table, column, [table])
         statements = table.drop_statements(connection)
     return exclusively(opened.database, table.exclusive(), forget, statements)
 

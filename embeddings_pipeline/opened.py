@@ -48,6 +48,14 @@ class OpenCollection:
             )
         return load_encoder(self.profile)
 
+    @property
+    def adopts(self) -> bool:
+        """Whether vectors that a user's own column has already are the active model's."""
+        if self.collection.config.target is None:
+            return False
+        declared = resolve_profile(self.collection.declared_profile, self.settings)
+        return fingerprint(declared, self.settings.state_dir) == self.fingerprint
+
     def beside(self) -> "list[OpenCollection]":
         """The same collection with each model that is kept current beside the active one, in its place."""
         return [self.with_model(model) for model in self.ledger.beside()]

@@ -23,7 +23,6 @@ from embeddings_pipeline.drift import remember
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
-from embeddings_pipeline.profiles import fingerprint, resolve_profile
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.store.targets import AdoptedColumn
@@ -315,16 +314,13 @@ def vectors_adopted(opened: OpenCollection, texts: pa.Table) -> dict[bytes, NDAr
     Those are the declared profile's; nothing is taken where another is the active one.
     """
     table = opened.active.table
-    if not isinstance(table, AdoptedColumn) or not texts.num_rows:
+    if not isinstance(table, AdoptedColumn) or not texts.num_rows or not opened.adopts:
         return {}
-    declared = resolve_profile(opened.collection.declared_profile, opened.settings)
-    if fingerprint(declared, opened.settings.state_dir) != opened.fingerprint:
-        return {}
-    keys = texts["item_key"].to_pylist()
+    keys, row_hashes = texts["item_key"].to_pylist(), texts["row_hash"].to_pylist()
     with opened.database.connect(autocommit=True) as connection:
         found = copy_out(
             connection,
-            table.theirs(connection, keys),
+            table.theirs(connection, keys, row_hashes),
             {"number": "bigint", "embedding": table.storage},
             dimension=table.dimension,
         )

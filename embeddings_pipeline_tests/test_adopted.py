@@ -19,9 +19,10 @@ from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.coverage import coverage
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, MigrationError
+from embeddings_pipeline.errors import ConfigurationError, MigrationError, PipelineError
 from embeddings_pipeline.index.faiss_index import build as build_faiss
 from embeddings_pipeline.migration import (
+    add_model,
     contract,
     expand,
     open_migration,
@@ -38,7 +39,7 @@ from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land_all
+from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all
 from embeddings_pipeline_tests.workbench import PROFILE, execute
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
@@ -168,6 +169,91 @@ class TestAdoption:
         execute(table, "UPDATE segments SET words = '' WHERE id = 4")
         sync(one, settings, "later")
         assert execute(table, "SELECT id FROM segments WHERE embedding IS NULL ORDER BY id") == [(3,), (4,)]
+
+    def test_a_row_that_is_edited_before_it_lands_is_encoded(self, table, settings) -> None:
+        opened = open_collection(collection(), settings)
+        opened.ledger.scan(opened.source)
+        execute(table, "UPDATE segments SET words = 'edited' WHERE id IN (1, 2)")
+        opened.ledger.scan(opened.source)
+        execute(table, "UPDATE segments SET words = 'edited again' WHERE id = 2")
+        land_all(opened)
+        assert_current(sync(collection(), settings, "later"))
+
+    def test_rows_of_one_text_keep_their_own_vectors(self, table, settings) -> None:
+        execute(table, "UPDATE segments SET words = 'the same' WHERE id IN (1, 10, 20)")
+        before = execute(table, "SELECT id, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
+        sync(collection(), settings)
+        assert execute(table, "SELECT id, embedding::text FROM segments WHERE id <= 20 ORDER BY id") == before
+        execute(table, "INSERT INTO segments SELECT 99, 'a', words, embedding + embedding FROM segments WHERE id = 1")
+        sync(collection(), settings, "later")
+        kept = "SELECT twice.embedding = one.embedding + one.embedding FROM segments AS one, segments AS twice"
+        assert execute(table, kept + " WHERE one.id = 1 AND twice.id = 99") == [(True,)]
+
+    def test_a_zero_vector_is_not_taken(self, table, settings) -> None:
+        execute(table, "UPDATE segments SET embedding = array_fill(0, ARRAY[48])::vector WHERE id IN (1, 2)")
+        assert_current(sync(collection(), settings))
+
+    @pytest.mark.parametrize(
+        ("before", "changed"),
+        [
+            ("ALTER TABLE segments ADD num bigint UNIQUE; UPDATE segments SET num = 26 - id", {"key": ["num"]}),
+            ("ALTER TABLE segments ADD num text UNIQUE; UPDATE segments SET num = 'n' || id", {"key": ["num"]}),
+            ("", {"vectors": {"line": "{words}"}}),
+            ("ALTER TABLE segments ADD other vector(48)", {"column": "other"}),
+            ("CREATE TABLE copy AS TABLE segments; ALTER TABLE copy ADD PRIMARY KEY (id)", {"table": "copy"}),
+        ],
+    )
+    def test_another_key_name_column_or_table_is_adopted_anew(self, table, settings, before, changed) -> None:
+        if before:
+            execute(table, before)
+        sync(collection(), settings)
+        execute(table, "UPDATE segments SET embedding = NULL WHERE id = 3")
+        where = {"table": changed.get("table", "segments"), "column": changed.get("column", "embedding")}
+        one = collection(
+            source={"table": "segments", "key": changed.get("key", ["id"])},
+            target={**where, "profile": "wide"},
+            vectors=changed.get("vectors", {"base": "{words}"}),
+        )
+        for run in ("once", "twice"):
+            opened = open_collection(one, settings)
+            opened.ledger.scan(opened.source, allow_deletes=True)
+            for batch in opened.ledger.work():
+                land(opened, batch, run)
+        encoder = opened.encoder()
+        for text, vector in execute(table, f"SELECT words, {where['column']}::real[] FROM {where['table']}"):
+            assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
+        for text, vector in execute(table, "SELECT text, embedding::real[] FROM embeddings.segments"):
+            assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
+        found = coverage(table, opened.active)
+        assert (found.items, found.missing, found.stale, found.orphans) == (25, 0, 0, 0)
+        key = "19" if "26" in before else "n7" if before.startswith("ALTER TABLE segments ADD num text") else "7"
+        assert search(one, settings, words(7))[0].item_key == key
+
+    def test_a_column_belongs_to_one_collection(self, table, settings) -> None:
+        sync(collection(), settings)
+        with pytest.raises(ConfigurationError, match="target of another collection"):
+            open_collection(collection(name="second"), settings)
+
+    @pytest.mark.parametrize("name", ["line", "100% odd {name}", 'in "quotes"'])
+    def test_odd_names_and_domains(self, database, settings, name) -> None:
+        quoted = '"' + name.replace('"', '""') + '"'
+        execute(database, "CREATE DOMAIN lang AS text NOT NULL CHECK (VALUE <> '')")
+        # One statement at a time, without parameters: `%` is meant as it is.
+        for statement in (
+            f"CREATE TABLE {quoted} ({quoted} text PRIMARY KEY, words text, spoken lang, vec vector(32))",
+            f"INSERT INTO {quoted} VALUES ('a%s', 'one', 'en', NULL), ('b''c', 'two', 'en', NULL)",
+        ):
+            execute(database, statement)
+        target = {"table": quoted, "key": [name], "column": "vec", "profile": "test"}
+        one = collection(source={"table": quoted, "key": [name]}, columns=[], target=target)
+        opened = sync(one, settings)
+        expand(opened, target_profile(opened, "wide"))
+        backfill(opened)
+        swap(opened, "swap")
+        execute(database, f"UPDATE {quoted} SET words = 'three' WHERE words = 'one'")
+        following = sync(one, settings, "later")
+        for text, vector in execute(database, f"SELECT words, vec::real[] FROM {quoted}"):
+            assert np.allclose(vector, following.encoder().encode_documents([text])[0], atol=1e-3)
 
     def test_a_transaction_that_holds_rows_is_given_way_to(self, table, settings) -> None:
         opened = open_collection(collection(), settings)
@@ -370,6 +456,74 @@ class TestPhases:
         assert said in str(caught.value) and "\n" not in str(caught.value)
         assert columns(table) == before and open_migration(opened) is None
 
+    def test_two_models_of_one_dimension_never_share_a_column(self, table, settings) -> None:
+        narrow = {**PROFILE, "name": "narrow", "document_prompt": "passage: "}
+        one = collection(profiles={"test": PROFILE, "wide": WIDE, "narrow": narrow})
+        opened = sync(one, settings)
+        add_model(opened, target_profile(opened, "test"))
+        with pytest.raises(MigrationError, match="where another model has it"):
+            add_model(opened, target_profile(opened, "narrow"))
+        with pytest.raises(MigrationError, match="where another model has it"):
+            expand(opened, target_profile(opened, "narrow"))
+        assert_current(sync(one, settings, "later"))
+
+    def test_a_view_made_meanwhile_stops_the_swap_and_the_way_back(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        execute(table, "CREATE VIEW near AS SELECT id, embedding FROM segments")
+        with pytest.raises(MigrationError, match="view near"):
+            swap(opened, "swap")
+        execute(table, "DROP VIEW near")
+        swap(opened, "swap")
+        execute(table, "CREATE VIEW near AS SELECT id, embedding FROM segments")
+        with pytest.raises(MigrationError, match="view near"):
+            roll_back(open_collection(collection(), settings), "back")
+        execute(table, "CREATE VIEW former AS SELECT id, embedding_previous FROM segments")
+        with pytest.raises(MigrationError, match="view former"):
+            contract(open_collection(collection(), settings), now=True)
+        assert_current(open_collection(collection(), settings))
+
+    def test_a_former_column_that_somebody_dropped_is_forgotten_by_contract(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        swap(opened, "swap")
+        execute(table, "ALTER TABLE segments DROP COLUMN embedding_previous CASCADE")
+        execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
+        with pytest.raises(PipelineError, match="profile contract --now"):
+            sync(collection(), settings, "later")
+        contract(open_collection(collection(), settings), now=True)
+        assert_current(sync(collection(), settings, "later"))
+
+    def test_vectors_outside_the_collection_are_not_dropped_unasked(self, table, settings) -> None:
+        one = collection(
+            source={"table": "segments", "key": ["id"], "where": "id > 5"},
+            migration={"grace_hours": 0},
+        )
+        opened = sync(one, settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        swap(opened, "swap")
+        with pytest.raises(MigrationError, match="5 rows of segments have a vector in 'embedding_previous'"):
+            contract(open_collection(one, settings))
+        contract(open_collection(one, settings), now=True)
+
+    @pytest.mark.parametrize(
+        ("made", "said"),
+        [
+            ("ALTER INDEX segments_embedding RENAME TO " + "x" * 60, "too long"),
+            ("CREATE TABLE segments_embedding_previous ()", "'segments_embedding_previous' already"),
+            ("GRANT SELECT (embedding) ON segments TO PUBLIC", "by itself"),
+            ("CREATE INDEX other ON segments (embedding)", "index other"),
+        ],
+    )
+    def test_names_and_rights_that_would_stop_the_swap_are_named_at_once(self, table, settings, made, said) -> None:
+        opened = sync(collection(), settings)
+        execute(table, made)
+        with pytest.raises(MigrationError, match=said):
+            expand(opened, target_profile(opened, "test"))
+
     def test_an_empty_column_of_a_failed_try_is_taken(self, table, settings) -> None:
         opened = sync(collection(), settings)
         execute(table, "ALTER TABLE segments ADD COLUMN embedding_32 vector(32)")
@@ -395,6 +549,7 @@ class TestPlan:
             ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{to}_key" '),
             ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_vector_{to}" '),
             ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_written_{to}" '),
+            ("expand", f'COMMENT ON VIEW "embeddings"."segments_vector_{to}" IS '),
             ("backfill", "WITH put AS MATERIALIZED "),
             ("backfill", "INSERT INTO embeddings.fill "),
             (

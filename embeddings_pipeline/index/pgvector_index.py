@@ -124,8 +124,7 @@ def indexes_fit(connection: psycopg.Connection, table: ModelTable, config: Vecto
     """Whether `ensure_index` would find each index there, of the method and with the parameters that `config` says."""
     valid = [index for index in describe_indexes(connection, table) if index.valid]
     if isinstance(table, AdoptedColumn):
-        declared = bool(config.model_fields_set) and config.method != "none"
-        return not declared or any(index.method == config.method for index in valid)
+        return not wants_index(table, config) or any(index.method == config.method for index in valid)
     there = {index.name: index for index in valid if index.name == index_name(table, index.vector_name)}
     if set(there) != ({index_name(table, name) for name in names} if config.method != "none" else set()):
         return False
@@ -134,6 +133,11 @@ def indexes_fit(connection: psycopg.Connection, table: ModelTable, config: Vecto
         index.method == config.method and (config.method != "hnsw" or index.parameters == hnsw)
         for index in there.values()
     )
+
+
+def wants_index(table: ModelTable, config: VectorIndex) -> bool:
+    """Whether an index is declared. On a user's own column the default does not count."""
+    return config.method != "none" and not (isinstance(table, AdoptedColumn) and not config.model_fields_set)
 
 
 def ensure_index(
@@ -158,7 +162,7 @@ def ensure_index(
     """
     names = list(dict.fromkeys(vector_names))
     most = MOST_DIMENSIONS[table.storage]
-    if config.method != "none" and table.dimension > most:
+    if wants_index(table, config) and table.dimension > most:
         remedy = "`storage: halfvec` (up to 4000) or " if table.dimension <= MOST_DIMENSIONS["halfvec"] else ""
         raise VectorIndexError(
             f"collection {table.collection!r}: pgvector's {config.method} takes up to {most} dimensions of a "

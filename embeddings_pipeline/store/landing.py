@@ -88,7 +88,7 @@ def _land(
         new_texts = connection.execute(tables.statement("landing/new_texts")).rowcount
         unfilled = {"fingerprint": opened.fingerprint, "new_texts": new_texts}
         connection.execute(load_sql("landing/mark_fill"), {**key, **unfilled})
-        landed.vectors_written = table.write(connection)
+        landed.vectors_written = table.write(connection, adopt=opened.adopts)
         mended = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
         connection.execute(table.statement("quarantine/mended"), mended)
         _count(connection, rerendered, landed)

@@ -14,11 +14,12 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.errors import RefusedError, SourceError
+from embeddings_pipeline.errors import ConfigurationError, RefusedError, SourceError
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.source import OVERLAP, Position, RecentRow, Source
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import (
+    AdoptedColumn,
     CollectionTables,
     ModelTable,
     declared_storage,
@@ -135,6 +136,8 @@ class Ledger:
             model = active_model(connection, self.collection)
             if model is None:
                 return
+            if isinstance(model.table, AdoptedColumn) and not model.table.is_adopted(connection):
+                self._adopt_again(connection, model.table)
             names = [model.table.identifier.as_string(connection), self.tables.view.as_string(connection)]
             if connection.execute(made, names).fetchone() != (True,):  # somebody dropped one; a new epoch begins
                 with connection.transaction():
@@ -143,6 +146,22 @@ class Ledger:
                     model.table.show(connection)
                     model.table.mark(connection)
                     connection.execute(load_sql("new_epoch"), {"collection": name})
+
+    def _adopt_again(self, connection: psycopg.Connection, table: AdoptedColumn) -> None:
+        """Where the definition of the target has changed, or its table was made anew: what we made for it, too."""
+        with connection.transaction():
+            self._lock_collection(connection)
+            if self.beside():
+                raise ConfigurationError(
+                    f"collection {self.collection.name!r}: its key, its vector's name or its `target:` is not what it "
+                    f"was when a change of its model began; put it back, and end that first, with "
+                    f"`embeddings-pipeline profile contract` or `profile rollback`"
+                )
+            connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
+            table.release(connection)
+            table.create(connection)
+            table.show(connection)
+            connection.execute(load_sql("new_epoch"), {"collection": self.collection.name})
 
     def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
         """Make this model the collection's active one if no vector has landed yet; the active one, whichever it is."""
@@ -342,6 +361,9 @@ class Ledger:
         active, beside = self.active(), self.beside()
         with self.database.connect(autocommit=True) as connection:
             parameters = {"collection": name, "attempts": self._quarantine_attempts, "due": due}
+            for model in beside:
+                if isinstance(model.table, AdoptedColumn):
+                    model.table.column(connection)  # somebody may have dropped it
             for model in [active, *beside] if active else []:
                 statement = model.table.statement("quarantine/retries")
                 retries = connection.execute(statement, {**parameters, "fingerprint": model.table.fingerprint})

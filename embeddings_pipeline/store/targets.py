@@ -4,6 +4,7 @@ A `ModelTable` is a table of our own for each model; an `AdoptedColumn` is a col
 has, which a view shows as a model table, and a companion table remembers whose text each vector was made from.
 """
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +29,14 @@ ROW_BYTES = 90  # of a row of a model table beside its vector, its key's index i
 HASH_ROW_BYTES = 80  # of a companion table
 LOCK_TIMEOUT_MS = 500  # for rows that the user's own programs hold: below deadlock_timeout, so that we give way
 GIVE_WAY_SECONDS = 60.0
+OUR_VIEW = "view embeddings."  # as PostgreSQL describes it
 ALTER_TIMEOUT_MS = 2000
 TOAST_BYTES = 2032  # a longer row has its longest values elsewhere (TOAST_TUPLE_TARGET in PostgreSQL's heaptoast.h)
 ROW_HEADER_BYTES = 32
 POINTER_BYTES = 18  # to a value that lies elsewhere
 NOTE = "toast_tuple_target of the target's table was: "
+NORM = {"halfvec": "l2_norm", "vector": "vector_norm"}  # pgvector's functions
+LONGEST_NAME = 63  # bytes, of an identifier
 VECTOR_TYPES = ("vector", "halfvec")
 
 
@@ -149,8 +153,11 @@ class ModelTable:
         """
         return connection.execute(self.statement("landing/delete_vectors")).rowcount
 
-    def write(self, connection: psycopg.Connection) -> int:
-        """Within a landing: write what `landing_vector` holds for live texts and is not there yet; how many."""
+    def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
+        """Within a landing: write what `landing_vector` holds for live texts and is not there yet; how many.
+
+        `adopt`: vectors in the user's own column are this model's, and stay where the row is as it was first seen.
+        """
         return connection.execute(self.statement("landing/write_vectors")).rowcount
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
@@ -181,6 +188,7 @@ class AdoptedColumn(ModelTable):
 
     target: TargetConfig = field(kw_only=True)
     key: tuple[str, ...] = field(kw_only=True)  # the target's columns
+    source_key: tuple[str, ...] = field(kw_only=True)
     vector_name: str = field(kw_only=True)
 
     @property
@@ -210,20 +218,22 @@ class AdoptedColumn(ModelTable):
         items: list[sql.Composable] = [sql.SQL("made.item_key")]
         if len(self.key) > 1:
             items = [sql.SQL("made.item_key::jsonb -> {}").format(sql.Literal(n)) for n in range(len(self.key))]
-        named = [sql.SQL("{}, {}").format(sql.Literal(key), item) for key, item in zip(self.key, items, strict=True)]
+        named = [sql.SQL("{}, {}").format(sql.Literal(f"key_{n}"), item) for n, item in enumerate(items, 1)]
         comma, both = sql.SQL(", "), sql.SQL(" AND ")
         pairs = {
             "key_columns": comma.join(sql.SQL("target.{} AS {}").format(own, name) for name, own in numbered),
-            "typed_keys": comma.join(sql.SQL("typed.{} AS {}").format(own, name) for name, own in numbered),
+            "typed_keys": comma.join(sql.SQL("typed.{}").format(name) for name, _ in numbered),
             "keys": comma.join(name for name, _ in numbered),
             "hash_keys": comma.join(sql.SQL("hash.{}").format(name) for name, _ in numbered),
             "same_row": both.join(sql.SQL("target.{} = hash.{}").format(own, name) for name, own in numbered),
-            "same_as_typed": both.join(sql.SQL("target.{0} = typed.{0}").format(own) for _, own in numbered),
+            "same_as_typed": both.join(sql.SQL("target.{} = typed.{}").format(own, name) for name, own in numbered),
             "key_json": sql.SQL("jsonb_build_object({})").format(comma.join(named)),
             "first_key": sql.Identifier(self.key[0]),
             "vector_name": sql.Literal(self.vector_name),
             "target": self.relation,
             "type": self.type,
+            "norm": sql.SQL(NORM[self.storage]),
+            "identity": sql.Literal(self.identity),
         }
         return self.statement(f"target/{name}", **{**pairs, **others})
 
@@ -243,14 +253,34 @@ class AdoptedColumn(ModelTable):
 
     def column(self, connection: psycopg.Connection) -> str:
         """The column's name now. ConfigurationError where it is gone."""
+        name = self.column_or_none(connection)
+        if name is None:
+            raise ConfigurationError(
+                f"collection {self.collection!r}: {self.target.table!r} no longer has the column of model "
+                f"{self.fingerprint}; `embeddings-pipeline profile status` says whether that is a former model, which "
+                f"`profile contract --now` forgets, or the next one, which `profile rollback` forgets"
+            )
+        return name
+
+    def column_or_none(self, connection: psycopg.Connection) -> str | None:
+        """The column's name now; None where somebody has dropped it."""
         names = {"view": self.identifier.as_string(connection), "table": self.relation.as_string(connection)}
         row = connection.execute(load_sql("target/column"), names).fetchone()
-        if row is None:
-            raise ConfigurationError(
-                f"collection {self.collection!r}: the column of model {self.fingerprint} in {self.target.table!r} is "
-                f"no longer there; run `embeddings-pipeline sync`, which looks for it"
-            )
-        return row[0]
+        return row[0] if row else None
+
+    @property
+    def identity(self) -> str:
+        """What the companion table and the views were made for; they are made anew where it is another."""
+        return json.dumps([self.source_key, self.key, self.target.column, self.vector_name])
+
+    def is_adopted(self, connection: psycopg.Connection) -> bool:
+        """Whether the views are there, of this very table, and made for what the definition says now."""
+        query = "SELECT obj_description(to_regclass(%s), 'pg_class'), to_regclass(%s), to_regclass(%s)"
+        names = [one.as_string(connection) for one in (self.identifier, self.written, self.hash)]
+        row = connection.execute(query, names).fetchone()
+        if row is None or row[0] != self.identity or None in row:
+            return False
+        return self.column_or_none(connection) is not None
 
     @property
     def next_column(self) -> str:
@@ -301,6 +331,8 @@ class AdoptedColumn(ModelTable):
             problem = f"{self.target.table} has no unique index on ({', '.join(self.key)}), by which rows are found"
         elif not found["may_write"]:
             problem = f"the role may not read and update {self.target.table}: GRANT SELECT, UPDATE ON it"
+        elif others := [one for one in self.dependants(connection, self.target.column, [self]) if OUR_VIEW in one]:
+            problem = f"{name} is the target of another collection already ({others[0]})"
         else:
             return
         raise ConfigurationError(f"{where} {problem}")
@@ -315,10 +347,10 @@ class AdoptedColumn(ModelTable):
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-        return self._changed(connection, "delete", {"replaced": replaced})
+        return self._changed(connection, "delete", replaced=sql.Literal(replaced))
 
-    def write(self, connection: psycopg.Connection) -> int:
-        return self._changed(connection, "write", made=self._target("landed"))
+    def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
+        return self._changed(connection, "write", made=self._target("landed", adopt=sql.Literal(adopt)))
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
@@ -348,7 +380,7 @@ class AdoptedColumn(ModelTable):
             connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
             connection.execute("SET LOCAL synchronous_commit = off")  # what marks the batch as whole comes after it
             kept(connection)
-            self._changed(connection, "write", {"layer": layer}, made=self._target("filled_layer"))
+            self._changed(connection, "write", made=self._target("filled_layer", layer=sql.Literal(layer)))
 
     @contextmanager
     def vectors_out_of_line(self, connection: psycopg.Connection) -> Iterator[None]:
@@ -408,34 +440,46 @@ class AdoptedColumn(ModelTable):
 
     def fill_statement(self) -> sql.Composed:
         """What `put` writes with, into the column of a model beside the active one."""
-        return self._target("write", column=sql.Identifier(self.next_column), made=self._target("filled_layer"))
+        made = self._target("filled_layer", layer=sql.SQL(":layer"))
+        return self._target("write", column=sql.Identifier(self.next_column), made=made)
 
-    def _changed(
-        self, connection: psycopg.Connection, name: str, parameters: Any = None, **others: sql.Composable
-    ) -> int:
+    def _changed(self, connection: psycopg.Connection, name: str, **others: sql.Composable) -> int:
         # Until the transaction ends nobody renames the column, so its name is the one that is written to.
         connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self.relation))
         statement = self._target(name, column=sql.Identifier(self.column(connection)), **others)
         connection.execute(load_sql("target/by_key"))
-        row = connection.execute(statement, parameters).fetchone()
+        try:
+            row = connection.execute(statement).fetchone()
+        except (errors.IntegrityError, errors.RaiseException, errors.InsufficientPrivilege) as error:
+            # Without the row, which the error's other lines have in them.
+            raise ConfigurationError(
+                f"collection {self.collection!r}: {self.target.table} refuses a vector: {error.diag.message_primary}"
+            ) from error
         connection.execute(load_sql("target/by_plan"))
         return row[0] if row else 0
 
-    def theirs(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> sql.Composed:
-        """Selects number (from 1, in `item_keys`) and embedding of items that have never landed and have a vector."""
+    def theirs(
+        self, connection: psycopg.Connection, item_keys: Sequence[str], row_hashes: Sequence[bytes]
+    ) -> sql.Composed:
+        """Selects number (from 1, in `item_keys`) and embedding of items that have a vector, have never landed, and are
+        as they were first seen.
+        """
         column = sql.Identifier(self.column(connection))
-        return self._target("theirs", column=column, item_keys=sql.Literal(list(item_keys)))
+        keys, hashes = sql.Literal(list(item_keys)), sql.Literal(list(row_hashes))
+        return self._target("theirs", column=column, item_keys=keys, row_hashes=hashes)
 
     # --- removing it ---
 
     def exclusive(self) -> list[sql.Identifier]:
-        return [self.relation, self.hash]
+        return [self.relation]
 
     def release(self, connection: psycopg.Connection) -> None:
         connection.execute(self._target("release"))
 
     def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
-        column = self.column(connection)
+        column = self.column_or_none(connection)
+        if column is None:  # somebody has dropped it already
+            return [self._target("release")]
         if column == self.target.column:
             raise ConfigurationError(f"collection {self.collection!r}: {column!r} is its active model's column")
         return self.removal(column)
@@ -445,6 +489,12 @@ class AdoptedColumn(ModelTable):
         return [self._target("release"), self._target("drop_column", column=sql.Identifier(column))]
 
     # --- its indexes ---
+
+    def is_relation(self, connection: psycopg.Connection, name: str) -> bool:
+        """Whether a table or index of this name is in the table's schema."""
+        query = """SELECT FROM pg_class AS one JOIN pg_class AS other USING (relnamespace)
+                   WHERE other.oid = to_regclass(%s) AND one.relname = %s"""
+        return connection.execute(query, [self.relation.as_string(connection), name]).fetchone() is not None
 
     def indexes(self, connection: psycopg.Connection, column: str) -> list[ColumnIndex]:
         """The ANN indexes on a column of the table."""
@@ -528,7 +578,14 @@ def model_table(collection: Collection, fingerprint: str, dimension: int, storag
     key = target.key or collection.config.source.key
     (vector_name,) = collection.config.vectors
     return AdoptedColumn(
-        collection.name, fingerprint, dimension, storage, target=target, key=key, vector_name=vector_name
+        collection.name,
+        fingerprint,
+        dimension,
+        storage,
+        target=target,
+        key=key,
+        source_key=collection.config.source.key,
+        vector_name=vector_name,
     )
 
 

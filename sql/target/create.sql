@@ -15,4 +15,5 @@ CREATE OR REPLACE VIEW {written} AS
 SELECT hash.text_id, hash.content_hash
 FROM {hash} AS hash
 LEFT JOIN {target} AS target ON {same_row}
-WHERE target.{column} IS NOT NULL OR target.{first_key} IS NULL
+WHERE target.{column} IS NOT NULL OR target.{first_key} IS NULL;
+COMMENT ON VIEW {vector} IS {identity}

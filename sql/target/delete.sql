@@ -1,5 +1,5 @@
 -- A row whose text went, or became another, loses its vector, but for one that this landing writes anyway.
--- Parameter replaced: whether it writes this model's.
+-- replaced: whether it writes this model's.
 
 WITH forgotten AS (
     DELETE FROM {hash} AS hash USING landing_gone AS gone WHERE hash.text_id = gone.id RETURNING {hash_keys}
@@ -8,8 +8,8 @@ WITH forgotten AS (
     FROM landing_vector
     JOIN landing_text AS made USING (row_number)
     JOIN landing_decision AS decided ON decided.item_key = made.item_key AND decided.decision = 'land',
-         jsonb_populate_record(NULL::{target}, {key_json}) AS typed
-    WHERE %(replaced)s
+         jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+    WHERE {replaced}
 ), emptied AS (
     UPDATE {target} AS target SET {column} = NULL
     FROM forgotten AS hash

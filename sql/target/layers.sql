@@ -6,7 +6,7 @@ WITH placed AS MATERIALIZED (
     SELECT staged.text_id, (target.ctid::text::point)[0] AS page, (target.ctid::text::point)[1] AS line
     FROM fill_vector AS staged
     JOIN {text} AS made ON made.id = staged.text_id,
-         jsonb_populate_record(NULL::{target}, {key_json}) AS typed
+         jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
     JOIN {target} AS target ON {same_as_typed}
 ), size AS (
     SELECT greatest(200, least(1000, count(DISTINCT page))) AS rows FROM placed
