@@ -154,7 +154,7 @@ def status(collection: EachCollectionOption = None, as_json: JsonOption = False)
 def _status_text(found: dict[str, Any]) -> str:
     name = found["collection"]
     if found["fingerprint"] is None:
-        return f"{name}: nothing is there yet; run `embeddings-pipeline sync`"
+        return f"{name}: nothing is there yet; run `embeddings-pipeline sync --collection {name}`"
     faiss, indexes = found["faiss"], found["pgvector_index"]
     ann = ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
     search = (

@@ -39,6 +39,7 @@ from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import LONGEST_NAME, ROW_BYTES, AdoptedColumn, ModelTable, model_table
 
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
+VACUUM_TIMEOUT_MS = 1200
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
 SWAP_TRIES = 20  # rows that change while a swap is prepared are filled again
@@ -625,11 +626,12 @@ def exclusively(
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
         while True:
-            if connection.execute(load_sql("migrate/held"), {"relations": names}).fetchone() == (0,):
+            [(older, vacuums)] = connection.execute(load_sql("migrate/held"), {"relations": names}).fetchall()
+            if not older:
                 tries += 1
                 with contextlib.suppress(errors.LockNotAvailable, errors.DeadlockDetected):
                     with connection.transaction():
-                        _short_waits(connection)
+                        _short_waits(connection, vacuums > 0)
                         prepare(connection)
                         began = time.perf_counter()
                         for statement in statements:
@@ -643,11 +645,14 @@ def exclusively(
             time.sleep(random.uniform(0.01, 0.05))
 
 
-def _short_waits(connection: psycopg.Connection) -> None:
+def _short_waits(connection: psycopg.Connection, vacuumed: bool) -> None:
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-    # A role without the right waits a little longer for an autovacuum to give way.
-    with contextlib.suppress(errors.InsufficientPrivilege), connection.transaction():
-        connection.execute(f"SET LOCAL deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
+    try:
+        with connection.transaction():
+            connection.execute(f"SET LOCAL deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
+    except errors.InsufficientPrivilege:
+        if vacuumed:  # it gives way only after the server's own deadlock_timeout, a second
+            connection.execute(f"SET LOCAL lock_timeout = {VACUUM_TIMEOUT_MS}")
 
 
 def _named(model: ActiveModel) -> str:

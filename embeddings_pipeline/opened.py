@@ -116,11 +116,14 @@ def open_collection(collection: Collection, settings: Settings) -> OpenCollectio
         # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
         active = ActiveModel(declared, active.table)
     else:
+        adopted = collection.config.target is not None
+        key = "`target.profile:`" if adopted else "`profile:`"
+        where = "" if adopted else " or EMBEDDING_PROFILE"
         warning = (
             f"collection {collection.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
             f"vectors were made with {active.profile.name!r} ({active.profile.model}), which stays active; "
             f"move to the declared one with `embeddings-pipeline profile switch {declared.name}`, or declare the "
-            f"active one (`profile:` in {collection.path or 'defs.yaml'} or EMBEDDING_PROFILE)"
+            f"active one ({key} in {collection.path or 'defs.yaml'}{where})"
         )
     if collection.config.target is None and active.table.storage != collection.config.storage:
         warning = (

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from embeddings_pipeline.collection import CollectionConfig
 from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.errors import MigrationError
 from embeddings_pipeline.index.pgvector_index import column_indexes, index_statements
 from embeddings_pipeline.migration import needed_bytes, show_statements, target_table
 from embeddings_pipeline.opened import OpenCollection
@@ -72,8 +73,10 @@ def price(opened: OpenCollection, profile: Profile) -> Price:
 
 
 def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
-    """Every statement that changes something, in order. Does nothing."""
+    """Every statement that changes something, in order. Does nothing. MigrationError where it is active already."""
     of, to = opened.active.table, target_table(opened, profile)
+    if of.fingerprint == to.fingerprint:
+        raise MigrationError(f"collection {to.collection!r}: profile {profile.name!r} is its active model already")
     config = opened.collection.config
     with opened.database.connect(autocommit=True) as connection:
         count = sql.SQL("SELECT count(*) FROM {} WHERE NOT blank").format(to.tables.text)

@@ -139,6 +139,8 @@ def plan(name: NameArgument, collection: CollectionOption = None, as_json: JsonO
         size = f", {_size(step.bytes)}" if step.bytes else ""
         print(f"{step.statement};")
         print(f"--   {step.lock}; about {_duration(step.seconds)}{size}")
+    total = _size(sum(step.bytes for step in planned if step.bytes > 0))
+    print(f"-- {total} of disk meanwhile. The encoding comes to that: `profile switch {name}` measures it, and asks.")
 
 
 @app.command()

@@ -112,12 +112,25 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
         "  # The model: minilm, speed, quality … Left out, EMBEDDING_PROFILE chooses it, else minilm.",
         "  # profile: minilm",
         "",
+        *_target_hint(table, columns),
         "  # Items of one partition: some seconds of encoding, so that a crash costs little.",
         "  items_per_batch: 1000",
         "",
     ]
     _check(name, table, key, texts)
     return "\n".join(lines)
+
+
+def _target_hint(table: str, columns: list[_Column]) -> list[str]:
+    """Where the table has vectors already, how they could be adopted."""
+    vector = next((c.name for c in columns if c.type.split("(")[0] in ("vector", "halfvec")), None)
+    if vector is None:
+        return []
+    return [
+        f"  # The table has vectors in {vector}: to keep them there, say which profile made them.",
+        f"  # target: {{table: {_yaml(table)}, column: {_yaml(vector)}, profile: minilm}}",
+        "",
+    ]
 
 
 def _refuse_password(url: str | None) -> None:

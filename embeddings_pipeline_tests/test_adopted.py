@@ -578,6 +578,11 @@ class TestPlan:
         assert all(step.seconds <= 0.01 for step in planned if step.lock.startswith("ACCESS EXCLUSIVE"))
         assert not any("%(" in step.statement or "{" in step.statement for step in planned)
 
+    def test_a_plan_to_the_active_model_is_refused(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        with pytest.raises(MigrationError, match="is its active model already"):
+            plan(opened, target_profile(opened, "wide"))
+
     @pytest.mark.parametrize("method", ["hnsw", "ivfflat", None])
     def test_it_says_beforehand_how_an_index_slows_the_filling(self, table, settings, method) -> None:
         execute(table, "DROP INDEX segments_embedding")

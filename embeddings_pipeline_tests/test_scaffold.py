@@ -1,8 +1,9 @@
 """`dg scaffold defs embeddings_pipeline.EmbeddingCollection`: a `defs.yaml` that works at once."""
 
 import pytest
+import yaml
 
-from embeddings_pipeline.collection import Collection, load_collections
+from embeddings_pipeline.collection import Collection, CollectionConfig, load_collections
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.scaffolding import propose_collection
 from embeddings_pipeline_tests.test_component import dg_command, project  # noqa: F401
@@ -38,6 +39,17 @@ def test_what_it_writes_for_a_table_of_films_syncs_at_once(database, settings, t
     assert one.config.columns == ("imdb_id", "url", "title", "runtime", "genres")  # short ones
     assert sync_once(one, settings)[1] == 4
     assert landed(database, "mine")["1"][0].startswith("Film 1 | A long story about film 1.")
+
+
+def test_a_column_of_vectors_is_pointed_out(database, settings):
+    execute(database, "CREATE TABLE notes (id int PRIMARY KEY, body text, vec vector(32))")
+    execute(database, "INSERT INTO notes VALUES (1, 'a long note about something', NULL)")
+    text = propose_collection("mine", "notes", None, settings)
+    assert "  # The table has vectors in vec: to keep them there, say which profile made them." in text.splitlines()
+    adopted = text.replace("# target: ", "target: ").replace("profile: minilm}", f"profile: {PROFILE}}}")
+    one = Collection(CollectionConfig.model_validate(yaml.safe_load(adopted)["attributes"]))
+    sync_once(one, settings)
+    assert execute(database, "SELECT count(vec) FROM notes") == [(1,)]
 
 
 def test_every_choice_is_explained_in_a_comment(database, settings):

@@ -42,7 +42,7 @@ def main() -> int:
     ensure_schema(database)
     with database.connect() as connection:
         if connection.execute("SELECT to_regclass('segments')").fetchone() != (None,):
-            print("there is a table segments already; it is left as it is", file=sys.stderr)
+            print("error: there is a table segments already; DROP TABLE segments CASCADE first", file=sys.stderr)
             return 1
         connection.execute(TABLE)
         vectors = model.encode_documents([line for _, line in lines])
