@@ -77,6 +77,12 @@ CREATE INDEX ON films (updated_at);
 ANALYZE films
 """
 
+# Autovacuum comes again and again, and stays for long.
+RESTLESS = """
+ALTER TABLE films SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100,
+                       autovacuum_vacuum_cost_delay = 20, autovacuum_vacuum_cost_limit = 20)
+"""
+
 
 class NumberEncoder:
     """Vectors from the numbers in a text: topic, subtopic, film and version."""
@@ -301,6 +307,10 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         connection.execute(SOURCE % {"rows": arguments.rows})
         if arguments.adopted:
             _vectors_of_their_own(connection, one, arguments)
+        connection.execute(RESTLESS)
+    with open_database(settings).connect(autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+        connection.execute("SELECT pg_reload_conf()")
     opened = open_collection(one, settings)
     opened.ledger.scan(opened.source)
     for batch in opened.ledger.dirty_batches():

@@ -524,6 +524,46 @@ class TestPhases:
         with pytest.raises(MigrationError, match=said):
             expand(opened, target_profile(opened, "test"))
 
+    def test_an_invalid_index_of_a_killed_build_is_made_again(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        execute(
+            table,
+            "CREATE INDEX segments_embedding_32 ON segments USING ivfflat (embedding_32 vector_cosine_ops) "
+            "WITH (lists = 2)",
+        )
+        execute(table, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'segments_embedding_32'::regclass")
+        swap(opened, "swap")
+        valid = "SELECT bool_and(indisvalid), count(*) FROM pg_index WHERE indrelid = 'segments'::regclass"
+        assert execute(table, valid) == [(True, 3)]
+
+    def test_a_role_that_may_not_write_or_does_not_own_the_table(self, table, settings) -> None:
+        sync(collection(), settings)
+        execute(table, "CREATE ROLE guest LOGIN")
+        try:
+            relations = """SELECT format('ALTER TABLE embeddings.%I OWNER TO guest', relname) FROM pg_class
+                           WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
+            for (change,) in execute(table, relations):
+                execute(table, change)
+            execute(table, "ALTER SCHEMA embeddings OWNER TO guest")
+            execute(table, "GRANT SELECT ON segments TO guest")
+            url = table.url.replace("postgres@", "guest@", 1)
+            theirs = Settings(database_url=url, embeddings_state_dir=settings.embeddings_state_dir)
+            execute(table, "UPDATE segments SET words = 'edited' WHERE id = 2")
+            with pytest.raises(PipelineError, match="GRANT SELECT, UPDATE ON it"):
+                sync(collection(), theirs, "later")
+            execute(table, "GRANT UPDATE ON segments TO guest")
+            opened = sync(collection(), theirs, "later")
+            assert_current(opened)
+            with pytest.raises(MigrationError, match="only the owner of segments"):
+                expand(opened, target_profile(opened, "test"))
+            assert "embedding_32" not in " ".join(columns(table))
+        finally:
+            execute(table, "REASSIGN OWNED BY guest TO postgres")
+            execute(table, "DROP OWNED BY guest")
+            execute(table, "DROP ROLE guest")
+
     def test_an_empty_column_of_a_failed_try_is_taken(self, table, settings) -> None:
         opened = sync(collection(), settings)
         execute(table, "ALTER TABLE segments ADD COLUMN embedding_32 vector(32)")

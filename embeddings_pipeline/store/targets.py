@@ -444,18 +444,20 @@ class AdoptedColumn(ModelTable):
         return self._target("write", column=sql.Identifier(self.next_column), made=made)
 
     def _changed(self, connection: psycopg.Connection, name: str, **others: sql.Composable) -> int:
-        # Until the transaction ends nobody renames the column, so its name is the one that is written to.
-        connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self.relation))
-        statement = self._target(name, column=sql.Identifier(self.column(connection)), **others)
-        connection.execute(load_sql("target/by_key"))
         try:
+            # Until the transaction ends nobody renames the column, so its name is the one that is written to.
+            connection.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(self.relation))
+            statement = self._target(name, column=sql.Identifier(self.column(connection)), **others)
+            connection.execute(load_sql("target/by_key"))
             row = connection.execute(statement).fetchone()
+            connection.execute(load_sql("target/by_plan"))
         except (errors.IntegrityError, errors.RaiseException, errors.InsufficientPrivilege) as error:
+            remedy = "; GRANT SELECT, UPDATE ON it" if isinstance(error, errors.InsufficientPrivilege) else ""
             # Without the row, which the error's other lines have in them.
             raise ConfigurationError(
-                f"collection {self.collection!r}: {self.target.table} refuses a vector: {error.diag.message_primary}"
+                f"collection {self.collection!r}: a vector cannot be written to {self.target.table}: "
+                f"{error.diag.message_primary}{remedy}"
             ) from error
-        connection.execute(load_sql("target/by_plan"))
         return row[0] if row else 0
 
     def theirs(
