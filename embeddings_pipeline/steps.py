@@ -241,7 +241,12 @@ def pending_texts(opened: OpenCollection, item_keys: list[str], *, force: bool =
     with opened.source.connect() as reading, opened.database.connect(autocommit=True) as connection:
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
             rows = opened.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
-            wanted = [text for row in rows for text in _render(opened, row.row_json) if text[2]]
+            theirs: set[str] = set()
+            if isinstance(opened.active.table, AdoptedColumn) and opened.adopts and not force:
+                theirs = opened.active.table.there(connection, [row.item_key for row in rows])
+            reused += len(theirs)
+            others = [row for row in rows if row.item_key not in theirs]
+            wanted = [text for row in others for text in _render(opened, row.row_json) if text[2]]
             digests = {content_hash(text) for _, _, text in wanted}
             statement = opened.active.table.statement("content_hashes")
             there = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()

@@ -36,6 +36,7 @@ from embeddings_pipeline.plan import FILLED_PER_SECOND, plan
 from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.search import search
 from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.steps import pending_texts
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
@@ -134,6 +135,8 @@ def assert_current(opened: OpenCollection) -> None:
 class TestAdoption:
     def test_vectors_that_are_there_are_taken_and_the_others_made(self, table, settings) -> None:
         before = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
+        opened = open_collection(collection(), settings)
+        assert pending_texts(opened, opened.ledger.look(opened.source)[1]) == (5, 20)  # as a dry run says
         opened = sync(collection(), settings)
         assert sum(DeterministicEncoder.texts_encoded.values()) - 20 == 5  # and the canaries
         after = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")

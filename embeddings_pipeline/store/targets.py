@@ -470,6 +470,12 @@ class AdoptedColumn(ModelTable):
         keys, hashes = sql.Literal(list(item_keys)), sql.Literal(list(row_hashes))
         return self._target("theirs", column=column, item_keys=keys, row_hashes=hashes)
 
+    def there(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> set[str]:
+        """Which of these items have a vector that would be taken, if they landed as they are."""
+        column = sql.Identifier(self.column(connection))
+        query = self._target("there", column=column, item_keys=sql.Literal(list(item_keys)))
+        return {row[0] for row in connection.execute(query)}
+
     # --- removing it ---
 
     def exclusive(self) -> list[sql.Identifier]:
