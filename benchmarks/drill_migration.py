@@ -266,9 +266,9 @@ def land(opened: OpenCollection, batch: int, run: str) -> None:
 class LockWaits:
     """Who waits for a lock, and for how long, seen every 5 ms; the change's own statements do not count."""
 
-    QUERY = """SELECT pid, left(query, 60), query_start FROM pg_stat_activity
+    QUERY = r"""SELECT pid, left(query, 60), query_start FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND wait_event <> 'advisory' AND datname = current_database()
-                 AND query !~ '^(CREATE|ALTER|DROP|VACUUM|UPDATE embeddings.collection SET fingerprint)'"""
+                 AND query !~ '^(--[^\n]*\n\s*)*(CREATE|ALTER|DROP|VACUUM|UPDATE embeddings.collection SET fingerprint)'"""
 
     def __init__(self, settings: Settings) -> None:
         self.longest_ms, self.seen, self.done = 0.0, 0, threading.Event()

@@ -22,7 +22,7 @@ from embeddings_pipeline.store.targets import AdoptedColumn, ModelTable
 
 SAMPLE_TEXTS = 64  # encoded to see how fast the model is here
 WRITTEN_PER_SECOND = 80_000  # rows; see BENCHMARKS.md
-FILLED_PER_SECOND = {"": 5_000, "ivfflat": 4_000, "hnsw": 150}  # rows of a user's own table, by the index on it
+FILLED_PER_SECOND = {"": 4_500, "ivfflat": 4_000, "hnsw": 2_500}  # rows of a user's own table, by the index on it
 INDEXED_PER_SECOND = 3_000  # vectors of 384 dimensions into HNSW
 AT_ONCE = 0.01  # seconds of a statement whose time does not grow with the table
 
