@@ -268,7 +268,8 @@ class LockWaits:
 
     QUERY = r"""SELECT pid, left(query, 60), query_start FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND wait_event <> 'advisory' AND datname = current_database()
-                 AND query !~ '^(--[^\n]*\n\s*)*(CREATE|ALTER|DROP|VACUUM|UPDATE embeddings.collection SET fingerprint)'"""
+                 AND regexp_replace(query, '^(--[^\n]*\n\s*)*', '')
+                     !~ '^(CREATE|ALTER|DROP|VACUUM|UPDATE embeddings.collection SET fingerprint)'"""
 
     def __init__(self, settings: Settings) -> None:
         self.longest_ms, self.seen, self.done = 0.0, 0, threading.Event()
