@@ -637,6 +637,7 @@ class TestPlan:
 
 
 class TestExample:
+    @pytest.mark.timeout(900)  # eight commands, most of which load a model
     def test_1536_to_384_as_the_page_says(self, settings, tmp_path) -> None:
         """The commands of docs/your-own-column.md, on the example's own table."""
         defs = tmp_path / "segments"

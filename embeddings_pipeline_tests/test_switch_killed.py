@@ -33,6 +33,7 @@ UNDO = {
 }
 
 
+@pytest.mark.timeout(900 + 60 * KILLS)
 @pytest.mark.parametrize("target", ["own", "adopted"])
 @pytest.mark.parametrize("after", ["profile switch slow --yes", "profile rollback", "profile contract --now"])
 def test_killed_anywhere_it_goes_on(
