@@ -41,7 +41,7 @@ from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all
-from embeddings_pipeline_tests.workbench import PROFILE, execute
+from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -543,15 +543,8 @@ class TestPhases:
 
     def test_a_role_that_may_not_write_or_does_not_own_the_table(self, table, settings) -> None:
         sync(collection(), settings)
-        execute(table, "CREATE ROLE guest LOGIN")
-        try:
-            relations = """SELECT format('ALTER TABLE embeddings.%I OWNER TO guest', relname) FROM pg_class
-                           WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
-            for (change,) in execute(table, relations):
-                execute(table, change)
-            execute(table, "ALTER SCHEMA embeddings OWNER TO guest")
+        with plain_role(table, "guest") as url:
             execute(table, "GRANT SELECT ON segments TO guest")
-            url = table.url.replace("postgres@", "guest@", 1)
             theirs = Settings(database_url=url, embeddings_state_dir=settings.embeddings_state_dir)
             execute(table, "UPDATE segments SET words = 'edited' WHERE id = 2")
             with pytest.raises(PipelineError, match="GRANT SELECT, UPDATE ON it"):
@@ -562,10 +555,6 @@ class TestPhases:
             with pytest.raises(MigrationError, match="only the owner of segments"):
                 expand(opened, target_profile(opened, "test"))
             assert "embedding_32" not in " ".join(columns(table))
-        finally:
-            execute(table, "REASSIGN OWNED BY guest TO postgres")
-            execute(table, "DROP OWNED BY guest")
-            execute(table, "DROP ROLE guest")
 
     def test_an_empty_column_of_a_failed_try_is_taken(self, table, settings) -> None:
         opened = sync(collection(), settings)

@@ -36,7 +36,7 @@ from embeddings_pipeline.steps import embed_batches, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.workbench import PROFILE, execute, films, make_films, run_batch, sync_once
+from embeddings_pipeline_tests.workbench import PROFILE, execute, films, make_films, plain_role, run_batch, sync_once
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
 WIDE = {**PROFILE, "name": "wide", "dimensions": 48}
@@ -528,15 +528,8 @@ class TestOtherPrograms:
     def test_a_role_without_the_right_to_set_deadlock_timeout_swaps_too(self, database, opened) -> None:
         begin(opened, "wide")
         backfill(opened)
-        execute(database, "CREATE ROLE plain_owner LOGIN")
-        try:
-            relations = """SELECT format('ALTER TABLE embeddings.%I OWNER TO plain_owner', relname) FROM pg_class
-                           WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
-            for (change,) in execute(database, relations):
-                execute(database, change)
-            execute(database, "ALTER SCHEMA embeddings OWNER TO plain_owner")
+        with plain_role(database, "plain_owner") as url:
             execute(database, "GRANT SELECT ON films TO plain_owner")
-            url = database.url.replace("postgres@", "plain_owner@", 1)
             own = open_collection(
                 opened.collection, Settings(database_url=url, embeddings_state_dir=opened.settings.state_dir)
             )
@@ -544,7 +537,3 @@ class TestOtherPrograms:
                 connection.execute("SET deadlock_timeout = 50")
             swap(own, "swap")
             assert again(opened).profile.name == "wide"
-        finally:
-            execute(database, "REASSIGN OWNED BY plain_owner TO postgres")
-            execute(database, "DROP OWNED BY plain_owner")
-            execute(database, "DROP ROLE plain_owner")

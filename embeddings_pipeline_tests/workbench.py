@@ -1,6 +1,7 @@
 """What tests of the pipeline share: a small collection over a real table, and its steps run without Dagster."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from embeddings_pipeline.collection import Collection, CollectionConfig
@@ -50,6 +51,23 @@ def execute(database: Database, statement: str, parameters: Any = None) -> list[
     with database.connect() as connection:
         cursor = connection.execute(statement, parameters)  # type: ignore[arg-type]
         return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def plain_role(database: Database, name: str) -> Iterator[str]:
+    """The database's URL for a role without special rights, which owns what is ours; it is gone afterwards."""
+    execute(database, f"CREATE ROLE {name} LOGIN")
+    try:
+        relations = f"""SELECT format('ALTER TABLE embeddings.%I OWNER TO {name}', relname) FROM pg_class
+                        WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
+        for (change,) in execute(database, relations):
+            execute(database, change)
+        execute(database, f"ALTER SCHEMA embeddings OWNER TO {name}")
+        yield database.url.replace("postgres@", f"{name}@", 1)
+    finally:
+        execute(database, f"REASSIGN OWNED BY {name} TO postgres")
+        execute(database, f"DROP OWNED BY {name}")
+        execute(database, f"DROP ROLE {name}")
 
 
 def run_batch(opened: OpenCollection, batch: int, run: str, **options: Any) -> tuple[Embedded, Landed]:

@@ -151,6 +151,8 @@ class Ledger:
         """Where the definition of the target has changed, or its table was made anew: what we made for it, too."""
         with connection.transaction():
             self._lock_collection(connection)
+            if table.is_adopted(connection):  # by another process, for which we waited
+                return
             if self.beside():
                 raise ConfigurationError(
                     f"collection {self.collection.name!r}: its key, its vector's name or its `target:` is not what it "

@@ -439,7 +439,7 @@ class AdoptedColumn(ModelTable):
         return ROW_HEADER_BYTES + 2 * len(found) + (row[0] if row and row[0] else 0)
 
     def fill_statement(self) -> sql.Composed:
-        """What `put` writes with, into the column of a model beside the active one."""
+        """What `put_many` writes a layer with, into the column of a model beside the active one."""
         made = self._target("filled_layer", layer=sql.SQL(":layer"))
         return self._target("write", column=sql.Identifier(self.next_column), made=made)
 
@@ -557,7 +557,7 @@ class AdoptedColumn(ModelTable):
 
 def named_like(name: str, suffix: str) -> str:
     """An index's name with a suffix, at most 63 bytes long."""
-    return name.encode()[: 63 - len(suffix)].decode(errors="ignore") + suffix
+    return name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
 
 
 T = TypeVar("T")
