@@ -7,10 +7,15 @@ batch's lock, where no landing can change its texts.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
@@ -25,7 +30,9 @@ from embeddings_pipeline.store.targets import AdoptedColumn, giving_way
 
 log = logging.getLogger(__name__)
 
-TEXTS_TOGETHER = 20_000  # of several batches in the pages of a user's own table
+TEXTS_TOGETHER = 5_000  # of several batches in one transaction
+TEXTS_TOGETHER_ADOPTED = 20_000  # as they lie in the pages of a user's own table
+SECONDS_TOGETHER = 5.0  # or what a slow model made in so long
 ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an encoder's outage: 2 s, then 8 s
 
 
@@ -56,39 +63,47 @@ def wanted_batches(model: OpenCollection, batches: Sequence[int]) -> list[int]:
 def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
     """As `fill_batch`, for many; yields each when it is done.
 
-    Into a column of the user's own table, several batches are written together, as its pages have them.
+    Several batches are written together, while the vectors of the next ones are made.
     """
-    table = model.active.table
-    if not isinstance(table, AdoptedColumn):
-        for batch in batches:
-            yield batch, fill_batch(model, batch, run)
-        return
-    with model.database.connect(autocommit=True) as connection, table.vectors_out_of_line(connection):
-        group: list[_Made] = []
-        for batch in batches:
-            group.append(_make_batch(model, connection, batch, run, encode=True))
-            if sum(len(made.rows) for made in group) >= TEXTS_TOGETHER:
-                yield from _write_together(model, connection, table, group)
-                group = []
-        yield from _write_together(model, connection, table, group)
+    table, remaining = model.active.table, iter(batches)
+    writing: Future[list[tuple[int, Filled]]] | None = None
+    failure: Exception | None = None
+    group: list[_Made] = []
+    with ExitStack() as stack:
+        reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
+        if isinstance(table, AdoptedColumn):
+            stack.enter_context(table.vectors_out_of_line(reader))
+        threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
+        while failure is None and (group or writing is None):
+            group, lake, failure = _make_group(model, reader, remaining, run, threads)
+            if writing is not None:
+                yield from writing.result()
+            writing = threads.submit(_write_group, model, writer, group, lake)
+        if writing is not None:
+            yield from writing.result()
+    if failure is not None:
+        raise failure
 
 
-def _write_together(
-    model: OpenCollection, connection: psycopg.Connection, table: AdoptedColumn, group: "list[_Made]"
-) -> Iterator[tuple[int, Filled]]:
-    began = time.perf_counter()
-    put: list[tuple[int, bytes]] = []
-    vectors: dict[bytes, NDArray] = {}
-    for made in group:
-        own = [(row[0], row[4]) for row in made.rows if not row[6] and row[4] in made.vectors]
-        made.written_before = len(own)
-        put, vectors = put + own, {**vectors, **made.vectors}
-    if put:
-        table.put_many(connection, _columns(put, table.vector_name, vectors), partial(_check_kept, model))
-    for made in group:
-        made.filled.seconds += (time.perf_counter() - began) * made.written_before / max(1, len(put))
-    for made in group:
-        yield made.batch, _write_batch(model, connection, made)
+def _make_group(
+    model: OpenCollection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
+) -> "tuple[list[_Made], list[Future[None]], Exception | None]":
+    """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
+    most = TEXTS_TOGETHER_ADOPTED if isinstance(model.active.table, AdoptedColumn) else TEXTS_TOGETHER
+    group: list[_Made] = []
+    lake: list[Future[None]] = []
+    texts, began = 0, time.monotonic()
+    try:
+        for batch in batches:
+            made = _make_batch(model, connection, batch, run, encode=True)
+            group.append(made)
+            lake.append(threads.submit(_to_lake, model, made, run))
+            texts += len(made.rows)
+            if texts >= most or time.monotonic() - began > SECONDS_TOGETHER:
+                break
+    except Exception as error:
+        return group, lake, error
+    return group, lake, None
 
 
 def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = True) -> Filled:
@@ -97,7 +112,11 @@ def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = Tr
     Without `encode`, only what the lake has is written. Raises StaleRunError where the model is kept no longer.
     """
     with model.database.connect(autocommit=True) as connection:
-        return _write_batch(model, connection, _make_batch(model, connection, batch, run, encode=encode))
+        made = _make_batch(model, connection, batch, run, encode=encode)
+        if encode:
+            _to_lake(model, made, run)
+        [(_, filled)] = _write_group(model, connection, [made])
+    return filled
 
 
 @dataclass
@@ -106,59 +125,59 @@ class _Made:
 
     batch: int
     rows: list[Any]  # see sql/fill/texts.sql
-    vectors: dict[bytes, NDArray]  # by content hash
-    file: str | None  # of the lake
     filled: Filled
-    written_before: int = 0  # vectors, together with other batches
+    vectors: dict[bytes, NDArray] = field(default_factory=dict)  # by content hash, of texts that lack theirs
+    encoded: Collection[bytes] = ()  # of them, what this run has made
+    file: str | None = None  # of the lake
 
 
 def _make_batch(model: OpenCollection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> _Made:
+    """The vectors that the batch's texts lack: from the lake, or (`encode`) made anew."""
     started = time.perf_counter()
+    parameters = {
+        "collection": model.collection.name,
+        "fingerprint": model.fingerprint,
+        "attempts": model.collection.config.quarantine.attempts,
+        "batch": batch,
+    }
     try:
-        rows = connection.execute(model.active.table.statement("fill/texts"), {"batch": batch}).fetchall()
+        rows = connection.execute(model.active.table.statement("fill/texts"), parameters).fetchall()
     except psycopg.errors.UndefinedTable as error:
         raise _no_longer(model) from error
-    filled = Filled(texts=len(rows))
-    vectors, file = _vectors(model, batch, run, rows, encode, filled)
-    filled.seconds = time.perf_counter() - started
-    return _Made(batch, rows, vectors, file, filled)
+    made = _Made(batch, rows, Filled(texts=len(rows)))
+    lacking = {digest: (text, excused) for *_, digest, text, there, excused in rows if not there}
+    if lacking:
+        made.vectors = vectors_there(model, batch, landed=any(there for *_, there, _ in rows))
+        if encode:
+            _encode(model, made, lacking)
+        else:
+            newest = model.lake.newest(model.folder("embeddings"), batch, run)
+            made.file = newest[0].rsplit("/", 1)[-1] if newest else None
+    made.filled.seconds = time.perf_counter() - started
+    return made
 
 
-def _write_batch(model: OpenCollection, connection: psycopg.Connection, made: _Made) -> Filled:
-    started = time.perf_counter()
+def _encode(model: OpenCollection, made: _Made, lacking: Mapping[bytes, tuple[str, bool]]) -> None:
+    wanted = {digest: text for digest, (text, _) in lacking.items() if digest not in made.vectors}
+    excused = [digest for digest in wanted if lacking[digest][1]]
+    for digest in excused:
+        del wanted[digest]
+    vectors, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
+    made.vectors |= vectors
+    made.encoded = vectors.keys()
+    made.filled.embedded, made.filled.quarantined = len(vectors), len(bad) + len(excused)
+    made.filled.reused = sum(digest in made.vectors for digest in lacking) - len(vectors)
 
-    def write() -> None:
-        with connection.transaction():
-            _write(model, connection, made)
 
-    giving_way(write)
-    made.filled.seconds += time.perf_counter() - started
-    return made.filled
-
-
-def _vectors(
-    model: OpenCollection, batch: int, run: str, rows: list[Any], encode: bool, filled: Filled
-) -> tuple[dict[bytes, NDArray], str | None]:
-    """Vectors by content hash of the texts that lack theirs, and the lake's file with them."""
-    lacking = {digest: text for _, _, _, _, digest, text, there in rows if not there}
-    if not lacking:
-        return {}, None
-    vectors = vectors_there(model, batch, landed=any(row[6] for row in rows))
-    if not encode:
-        newest = model.lake.newest(model.folder("embeddings"), batch, run)
-        return vectors, newest[0].rsplit("/", 1)[-1] if newest else None
-    wanted = {digest: text for digest, text in lacking.items() if digest not in vectors}
-    excused = model.ledger.quarantined(model.fingerprint, list(wanted), waiting=True)
-    wanted = {digest: text for digest, text in wanted.items() if digest not in excused}
-    made, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
-    vectors |= made
-    filled.embedded, filled.quarantined = len(made), len(bad) + len(excused)
-    filled.reused = sum(digest in vectors for digest in lacking) - len(made)
-    columns = list(zip(*(row[1:5] for row in rows), strict=True))
+def _to_lake(model: OpenCollection, made: _Made, run: str) -> None:
+    """What was made is in the lake before it is in the table."""
+    if not made.vectors:
+        return
+    columns = list(zip(*(row[1:5] for row in made.rows), strict=True))
     names = ("item_key", "vector_name", "chunk", "content_hash")
     texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
-    path = model.lake.write(embeddings_table(model, texts, vectors, made), model.folder("embeddings"), batch, run)
-    return vectors, path.rsplit("/", 1)[-1]
+    table = embeddings_table(model, texts, made.vectors, made.encoded)
+    made.file = model.lake.write(table, model.folder("embeddings"), made.batch, run).rsplit("/", 1)[-1]
 
 
 def _embed_patiently(
@@ -175,15 +194,52 @@ def _embed_patiently(
     return embed_texts(model, texts)
 
 
-def _columns(
-    put: Sequence[tuple[int, bytes]], vector_name: str, vectors: Mapping[bytes, NDArray]
-) -> dict[str, NDArray]:
-    """Text ids and content hashes with their vectors, as `ModelTable.put` takes them."""
+def _write_group(
+    model: OpenCollection, connection: psycopg.Connection, group: Sequence[_Made], lake: Iterable[Future[None]] = ()
+) -> list[tuple[int, Filled]]:
+    for writing in lake:
+        writing.result()
+    started = time.perf_counter()
+    texts = sum(made.filled.texts for made in group)
+    table, before = model.active.table, Counter[int]()
+    if isinstance(table, AdoptedColumn) and len(group) > 1:
+        put = [
+            _Put(made.batch, row[0], row[2], row[4], made.vectors) for made in group for row in made.rows if not row[6]
+        ]
+        put = [one for one in put if one.content_hash in one.vectors]
+        if put:
+            table.put_many(connection, _columns(put), partial(_check_kept, model))
+            before.update(one.batch for one in put)
+
+    def write() -> None:
+        with connection.transaction():
+            _write(model, connection, group, before)
+
+    if group:
+        giving_way(write)
+    for made in group:
+        made.filled.seconds += (time.perf_counter() - started) * made.filled.texts / max(1, texts)
+    return [(made.batch, made.filled) for made in group]
+
+
+class _Put(NamedTuple):
+    """A text whose vector is to be written."""
+
+    batch: int
+    text_id: int
+    vector_name: str
+    content_hash: bytes
+    vectors: Mapping[bytes, NDArray]  # of its batch, by content hash
+
+
+def _columns(put: Sequence[_Put]) -> dict[str, NDArray]:
+    """Texts of one vector name, with their vectors, as `ModelTable.put` takes them."""
+    name = put[0].vector_name.encode()
     return {
-        "text_id": np.array([i for i, _ in put], np.int64),
-        "vector_name": np.full(len(put), vector_name.encode(), f"S{len(vector_name)}"),
-        "content_hash": np.frombuffer(b"".join(digest for _, digest in put), np.uint8).reshape(-1, 16),
-        "embedding": np.stack([vectors[digest] for _, digest in put]),
+        "text_id": np.array([one.text_id for one in put], np.int64),
+        "vector_name": np.full(len(put), name, f"S{len(name)}"),
+        "content_hash": np.frombuffer(b"".join(one.content_hash for one in put), np.uint8).reshape(-1, 16),
+        "embedding": np.stack([one.vectors[one.content_hash] for one in put]),
     }
 
 
@@ -193,21 +249,26 @@ def _check_kept(model: OpenCollection, connection: psycopg.Connection) -> None:
         raise _no_longer(model)
 
 
-def _write(model: OpenCollection, connection: psycopg.Connection, made: _Made) -> None:
-    """Under the batch's lock, until the transaction ends."""
-    table, vectors, filled, batch, file = model.active.table, made.vectors, made.filled, made.batch, made.file
-    key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batch": batch}
-    name_of = {row[0]: row[2] for row in made.rows}
-    model.ledger.lock_batch(connection, batch)
+def _write(model: OpenCollection, connection: psycopg.Connection, group: Sequence[_Made], before: Counter[int]) -> None:
+    """Under the batches' locks, until the transaction ends. before: vectors already written, by batch."""
+    table, by_batch = model.active.table, {made.batch: made for made in group}
+    batches = sorted(by_batch)
+    key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batches": batches}
+    for batch in batches:
+        model.ledger.lock_batch(connection, batch)
     _check_kept(model, connection)
     lacking = connection.execute(table.statement("fill/lacking"), key).fetchall()
-    # A text that has come since `rows` were read is left: the batch is not complete then.
-    put = [(i, name_of[i], digest) for i, digest, _ in lacking if digest in vectors and i in name_of]
-    for vector_name in sorted({name for _, name, _ in put}):
-        own = [(i, digest) for i, name, digest in put if name == vector_name]
-        table.put(connection, _columns(own, vector_name, vectors))
-    filled.vectors_written = made.written_before + len(put)
-    if filled.vectors_written:
+    # A text that has come since `rows` were read is left: its batch is not complete then.
+    known = {row[0]: row[2] for made in group for row in made.rows}
+    put = [
+        _Put(batch, text_id, known[text_id], digest, by_batch[batch].vectors)
+        for batch, text_id, digest, _ in lacking
+        if text_id in known and digest in by_batch[batch].vectors
+    ]
+    for _, own in groupby(sorted(put, key=attrgetter("vector_name")), attrgetter("vector_name")):
+        table.put(connection, _columns(list(own)))
+    written = before + Counter(one.batch for one in put)
+    if written:
         connection.execute(table.statement("fill/mended"), key)
     # Last, since landings of other batches wait for it: no swap makes this model the active one until we have ended.
     active = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"
@@ -215,9 +276,16 @@ def _write(model: OpenCollection, connection: psycopg.Connection, made: _Made) -
         raise StaleRunError(
             f"collection {model.collection.name!r}: profile {model.profile.name!r} has become the active model"
         )
-    written = {i for i, _, _ in put}
-    filled.complete = all(i in written or excused for i, _, excused in lacking)
-    connection.execute(load_sql("fill/done"), {**key, "complete": filled.complete, "file": file})
+    there = {one.text_id for one in put}
+    incomplete = {batch for batch, text_id, _, excused in lacking if text_id not in there and not excused}
+    for batch, made in by_batch.items():
+        made.filled.vectors_written = written[batch]
+        made.filled.complete = batch not in incomplete
+    done = {
+        "complete": [batch not in incomplete for batch in batches],
+        "file": [by_batch[batch].file for batch in batches],
+    }
+    connection.execute(load_sql("fill/done"), {**key, **done})
 
 
 def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: str) -> None:

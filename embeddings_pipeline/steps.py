@@ -6,7 +6,7 @@ step is the landing.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -334,7 +334,7 @@ def vectors_adopted(opened: OpenCollection, texts: pa.Table) -> dict[bytes, NDAr
 
 
 def embeddings_table(
-    opened: OpenCollection, texts: pa.Table, vectors: dict[bytes, NDArray], made: dict[bytes, NDArray]
+    opened: OpenCollection, texts: pa.Table, vectors: Mapping[bytes, NDArray], made: Collection[bytes]
 ) -> pa.Table:
     table = opened.active.table
     schema = files.embeddings_schema(table.dimension, table.storage)
