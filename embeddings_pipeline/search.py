@@ -64,7 +64,7 @@ def search(
         )
     database = open_database(settings)
     for attempt in range(TRIES):
-        with database.connect(autocommit=True) as connection:
+        with database.session() as connection:
             state, model = collection_state(connection, collection.name), active_model(connection, collection)
             if state is None or model is None:
                 raise DatabaseError(

@@ -25,6 +25,7 @@ from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.embedded_server import ROOTS_FOLDER, _digest
 from embeddings_pipeline.store.postgres import (
     EMBEDDED_DATABASE,
+    MOST_IDLE,
     Database,
     ensure_schema,
     load_sql,
@@ -308,6 +309,58 @@ def test_sessions_are_the_same_whatever_the_role_is_set_to(database: Database) -
         connection.execute("SELECT pg_sleep(0.05)")
         assert (zone, who, now[-3:]) == ("UTC", "who", "+00")
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+
+
+def pid_of(connection: psycopg.Connection) -> int:
+    return connection.info.backend_pid
+
+
+def test_a_session_is_used_again_unless_something_is_left_in_it(database: Database) -> None:
+    with database.session() as connection:
+        first = pid_of(connection)
+    with database.session() as connection, database.session() as beside:
+        assert pid_of(connection) == first != pid_of(beside)
+        second = pid_of(beside)
+    with contextlib.suppress(ZeroDivisionError), database.session() as connection:
+        assert pid_of(connection) == first
+        raise ZeroDivisionError
+    with database.session() as connection:
+        assert pid_of(connection) == second
+        connection.execute("BEGIN")
+    with database.session() as connection:
+        assert pid_of(connection) not in (first, second)
+
+
+def test_a_session_that_the_server_has_ended_is_not_used_again(database: Database) -> None:
+    with database.session() as connection:
+        ended = pid_of(connection)
+    with database.connect(autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(%s, 5000)", [ended])
+    with database.session() as connection:
+        assert connection.execute("SELECT pg_backend_pid()").fetchone() != (ended,)
+
+
+def test_a_killed_server_is_started_again_for_a_session(state: Path) -> None:
+    with opened(state) as database:
+        with database.session() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        postmaster(state).kill()
+        with database.session() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_threads_never_share_a_session(database: Database) -> None:
+    def use(_: int) -> tuple[int, int]:
+        with database.session() as connection:
+            row = connection.execute("SELECT pg_backend_pid(), pg_sleep(0.002)").fetchone()
+            assert row is not None
+            return pid_of(connection), row[0]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(mine == answered for mine, answered in threads.map(use, range(200)))
+    with database.connect(autocommit=True) as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        wait_until(lambda: connection.execute(query).fetchone()[0] <= MOST_IDLE)  # type: ignore[index]
 
 
 def test_siblings_are_created_once(database: Database) -> None:

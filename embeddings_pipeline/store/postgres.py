@@ -8,13 +8,15 @@ with database.connect() as connection: ...
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embeddings_pipeline.errors import DatabaseError
@@ -24,6 +26,7 @@ from embeddings_pipeline.store.embedded_server import EmbeddedServer, embedded_s
 EMBEDDED_DATABASE = "embeddings"
 OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
 CONNECT_SECONDS = 10
+MOST_IDLE = 4  # sessions that a process keeps for the next search
 _SCHEMA_LOCK = 0x656D6265_64646E67  # "embeddng": our key among the database's advisory locks
 
 # Set for each session, since a role or a server may have other ideas (hosted databases limit statements to seconds).
@@ -89,6 +92,24 @@ class Database:
             raise
         return connection
 
+    @contextmanager
+    def session(self) -> Iterator[psycopg.Connection]:
+        """As `connect(autocommit=True)`, but it may be one that this process has used before: a new one takes longer to
+        make and to warm than a search. For short queries that leave nothing behind; each gets a plan of its own.
+        """
+        idle = _idle_sessions.setdefault((os.getpid(), self.url), [])
+        connection = _living(idle) or self.connect(autocommit=True)
+        connection.prepare_threshold = None
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if len(idle) < MOST_IDLE and connection.info.transaction_status == pq.TransactionStatus.IDLE:
+            idle.append(connection)
+        else:
+            connection.close()
+
     def ensure_sibling(self, name: str) -> str:
         """The URL of the database `name` on the same server; it is created where it is missing."""
         owner = conninfo_to_dict(self.url).get("user")
@@ -98,8 +119,25 @@ class Database:
 
     def close(self) -> None:
         """Leave the embedded server, which stops if this was its last user. Needed only before the process ends."""
+        for connection in _idle_sessions.pop((os.getpid(), self.url), []):
+            connection.close()
         if self.server is not None:
             self.server.leave()
+
+
+_idle_sessions: dict[tuple[int, str], list[psycopg.Connection]] = {}  # by process and URL
+
+
+def _living(idle: list[psycopg.Connection]) -> psycopg.Connection | None:
+    """The one used last that is still connected; taken out of the list."""
+    with suppress(IndexError):  # another thread took the last one
+        while True:
+            connection = idle.pop()
+            with suppress(psycopg.OperationalError):
+                connection.execute("")
+                return connection
+            connection.close()
+    return None
 
 
 _current_schemas: set[str] = set()
