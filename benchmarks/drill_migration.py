@@ -4,7 +4,8 @@ python benchmarks/drill_migration.py [--rows 200000] [--former 1536] [--next 384
                                      [--alone] [--keep]
 
 No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right answer under
-each model, its own row at a cosine of 1. Every answer is looked at. One line of JSON at the end.
+each model, its own row at a cosine of 1. Every answer is looked at. Before the others begin, and while they rest, the
+steps that exclude anybody are taken by themselves. One line of JSON at the end.
 
 `--adopted`: the vectors are in a column of the source table itself, with an index of the user's own, and the foreign
 program asks that table. `--alone`: nobody else works, for the times of the phases by themselves.
@@ -56,6 +57,7 @@ from embeddings_pipeline.store.postgres import open_database
 TOPICS, SUBTOPICS, PARTS = 200, 50, 4096
 RIGHT = 0.99  # cosine of a row's own text; of the next best it is 0.9
 AGAIN = ("EMB01", "22000", "0A000", "42804", "42P01")  # what the docs tell other programs to try again on
+REST = "rest"
 ROLES = ("library", "foreign", "writer", "sync", "blocker", "vacuum")
 FOREIGN = """
 SELECT item_key, 1 - (embedding <=> %(query)s::halfvec) AS score
@@ -158,6 +160,9 @@ def work(role: str, one: Collection, rows: int) -> None:
     for _ in range(3 if role in ("library", "foreign") else 0):  # imports, connections, the first plan
         act(one, settings, chance, rows, state)
     while not stop.is_set():
+        if phase[0] == REST:
+            stop.wait(0.05)
+            continue
         began, during = time.perf_counter(), phase[0]
         try:
             answer = act(one, settings, chance, rows, state)
@@ -263,37 +268,54 @@ def land(opened: OpenCollection, batch: int, run: str) -> None:
     fill_beside(opened.beside(), batch, run)
 
 
-class LockWaits:
-    """Who waits for a lock, and for how long, seen every 5 ms; the change's own statements do not count."""
+class Locks:
+    """Who waits for a lock, and for how long, seen every 2 ms; the change's own statements do not count. And how long
+    the change's locks that exclude everybody are held.
+    """
 
     QUERY = r"""SELECT pid, left(query, 60), query_start FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND wait_event <> 'advisory' AND datname = current_database()
                  AND regexp_replace(query, '^(--[^\n]*\n\s*)*', '')
                      !~ '^(CREATE|ALTER|DROP|VACUUM|UPDATE embeddings.collection SET fingerprint)'"""
 
+    HELD = """SELECT pid, relation::regclass::text FROM pg_locks JOIN pg_stat_activity USING (pid)
+              WHERE mode = 'AccessExclusiveLock' AND granted AND backend_type = 'client backend'
+                AND relation IN (SELECT oid FROM pg_class WHERE relname = 'films' OR relname ~ '^items($|_vector_|_active_)')
+                AND query !~* '^VACUUM'"""
+
     def __init__(self, settings: Settings) -> None:
         self.longest_ms, self.seen, self.done = 0.0, 0, threading.Event()
         self.settings, self.what = settings, ""
+        self.phase, self.held = "before", dict[str, float]()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
-        since: dict[tuple[int, Any], float] = {}
+        waiting: dict[Any, float] = {}
+        holding: dict[Any, float] = {}
         with open_database(self.settings).connect(autocommit=True) as connection:
-            while not self.done.wait(0.005):
+            while not self.done.wait(0.002):
                 now = time.perf_counter()
                 rows = {(pid, start): query for pid, query, start in connection.execute(self.QUERY)}
-                since = {key: since.get(key, now) for key in rows}
+                waiting = {key: waiting.get(key, now) for key in rows}
                 self.seen += len(rows)
-                for key, began in since.items():
-                    waited = 1000 * (now - began) + 5
+                for key, began in waiting.items():
+                    waited = 1000 * (now - began) + 2
                     if waited > self.longest_ms:
                         self.longest_ms, self.what = round(waited, 1), " ".join(rows[key].split())
+                holding = {key: holding.get(key, now) for key in connection.execute(self.HELD)}
+                for began in holding.values():
+                    self.held[self.phase] = max(self.held.get(self.phase, 0), round(1000 * (now - began) + 2, 1))
 
     def end(self) -> dict[str, Any]:
         self.done.set()
         self.thread.join()
-        return {"longest_lock_wait_ms": self.longest_ms, "lock_waits_seen": self.seen, "waited": self.what}
+        return {
+            "longest_lock_wait_ms": self.longest_ms,
+            "lock_waits_seen": self.seen,
+            "waited": self.what,
+            "exclusive_locks_held_ms": self.held,  # at most; what was shorter than 2 ms may have been missed
+        }
 
 
 # --- the drill ---------------------------------------------------------------------------------------------------
@@ -320,6 +342,12 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     ensure_index(opened.database, opened.active.table, one.config.index, ["base"])
     say(f"{arguments.rows:,} rows landed and indexed")
+    locks = Locks(settings)
+    found: dict[str, Any] = {}
+    began = time.perf_counter()
+    expand(opened, target_profile(opened, "next"))
+    found["expand_alone_ms"] = round(1000 * (time.perf_counter() - began), 1)
+    roll_back(opened, "undone")
     target = "adopted" if arguments.adopted else "own"
     numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index, target]
     workers = [
@@ -336,13 +364,12 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def tell(phase: str) -> None:
         say(phase)
+        locks.phase = phase
         for worker in workers:
             assert worker.stdin is not None
             worker.stdin.write(f"{phase}\n")
             worker.stdin.flush()
 
-    found: dict[str, Any] = {}
-    waits = LockWaits(settings)
     try:
         time.sleep(2 * pause)
         tell("expand")
@@ -367,12 +394,19 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tell("swap again")
         found["swap_again_locked_ms"] = swap(open_collection(one, settings), "again").exclusive.locked_ms
         time.sleep(pause)
+        tell(REST)
+        time.sleep(pause)
+        for name, step in (("roll_back", roll_back), ("swap", swap)):
+            done = step(open_collection(one, settings), REST)
+            assert done is not None
+            found[f"{name}_alone_ms"] = done.exclusive.transaction_ms
         tell("contract")
-        found["contract_locked_ms"] = contract(open_collection(one, settings), now=True).locked_ms
+        dropped = contract(open_collection(one, settings), now=True)
+        found["contract_locked_ms"], found["contract_ms"] = dropped.locked_ms, dropped.transaction_ms
         tell("after")
         time.sleep(pause)
     finally:
-        found |= waits.end()
+        found |= locks.end()
         results = []
         for worker in workers:
             out, _ = worker.communicate(timeout=300)

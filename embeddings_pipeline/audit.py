@@ -69,7 +69,7 @@ def _compare_lake(opened: OpenCollection) -> tuple[int, int, list[int]]:
     """
     missing = lacking = 0
     marked = []
-    name = {"collection": opened.collection.name}
+    name = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
     hashes_of = opened.active.table.statement("audit/hashes_of_batch")
     with opened.database.connect(autocommit=True) as connection:
         landed = connection.execute(load_sql("audit/landed_files"), name).fetchall()

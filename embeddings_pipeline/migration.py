@@ -499,7 +499,6 @@ def _exchange(
             raise MigrationError(f"collection {migration.collection!r}: somebody else has changed its model meanwhile")
         if unfilled := _unfilled(connection, migration.collection, to.fingerprint):
             raise _UnfilledError(unfilled)
-        connection.execute(load_sql("migrate/exchange_files"), pair)
         _enter(connection, migration, phase)
 
     for _ in range(SWAP_TRIES):

@@ -128,7 +128,6 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         planned.append(
             said("swap", load_sql("migrate/unfilled"), "ACCESS SHARE of embeddings.batch and embeddings.fill")
         )
-        planned.append(said("swap", load_sql("migrate/exchange_files"), "ROW EXCLUSIVE of embeddings.fill, .batch"))
         planned.append(said("swap", load_sql("migrate/swapped"), own_row, phase="swapped", from_phase="expanded"))
         planned += [said("swap", statement, lock) for statement, lock in where.renamed()]
         view, marker = show_statements(of, to)

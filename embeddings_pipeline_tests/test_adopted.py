@@ -591,7 +591,6 @@ class TestPlan:
             ),
             ("swap", "UPDATE embeddings.collection SET "),
             ("swap", "SELECT batch.batch FROM "),
-            ("swap", "WITH next AS "),
             ("swap", "UPDATE embeddings.migration SET "),
             ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding" TO "embedding_previous"'),
             ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding_32" TO "embedding"'),

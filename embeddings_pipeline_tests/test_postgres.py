@@ -22,6 +22,7 @@ from psycopg import sql
 
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.store import postgres
 from embeddings_pipeline.store.embedded_server import ROOTS_FOLDER, _digest
 from embeddings_pipeline.store.postgres import (
     EMBEDDED_DATABASE,
@@ -520,10 +521,30 @@ def test_schema_of_a_newer_package_is_left_alone(database: Database) -> None:
 def test_older_schema_is_brought_up_to_date(database: Database) -> None:
     with database.connect(autocommit=True) as connection:
         connection.execute("UPDATE embeddings.schema_version SET version = 0")
+    postgres._current_schemas.clear()
     ensure_schema(database)
     with database.connect() as connection:
         wanted = int(load_sql("schema").splitlines()[0].removeprefix("-- version: "))
         assert connection.execute("SELECT version FROM embeddings.schema_version").fetchall() == [(wanted,)]
+
+
+def test_landed_files_of_an_older_schema_are_kept(database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute(
+            "ALTER TABLE embeddings.batch ADD COLUMN file text; UPDATE embeddings.schema_version SET version = 5"
+        )
+        connection.execute(
+            "INSERT INTO embeddings.collection (name, fingerprint, definition_hash) VALUES ('c', 'f', '')"
+        )
+        connection.execute("INSERT INTO embeddings.model VALUES ('c', 'f', '{}', 3, 'vector')")
+        connection.execute(
+            "INSERT INTO embeddings.batch (collection, batch, file) VALUES ('c', 0, 'a'), ('c', 1, NULL)"
+        )
+    postgres._current_schemas.clear()
+    ensure_schema(database)
+    with database.connect() as connection:
+        rows = connection.execute("SELECT fingerprint, batch, complete, file FROM embeddings.fill").fetchall()
+        assert rows == [("f", 0, True, "a")]
 
 
 def test_psql_gets_the_password_where_nobody_sees_it(database: Database, plain_role: str) -> None:

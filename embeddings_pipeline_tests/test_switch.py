@@ -172,7 +172,6 @@ class TestPlan:
             ("swap", "CREATE INDEX CONCURRENTLY"),
             ("swap", "UPDATE embeddings.collection SET"),
             ("swap", "SELECT batch.batch FROM"),
-            ("swap", "WITH next AS"),
             ("swap", "UPDATE embeddings.migration SET"),
             ("swap", "CREATE OR REPLACE"),
             ("swap", f'ALTER TABLE "embeddings"."films_active_{of}"'),

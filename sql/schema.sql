@@ -1,4 +1,4 @@
--- version: 5
+-- version: 6
 -- The tables that all collections share. Idempotent; run when the stored version is older.
 
 CREATE SCHEMA IF NOT EXISTS embeddings;
@@ -29,7 +29,6 @@ CREATE TABLE IF NOT EXISTS embeddings.batch (
     batch           bigint NOT NULL,
     definition_hash bytea,                               -- what the texts of every landed item were rendered with
     version         bigint,                              -- of the collection, at the last landing
-    file            text,                                -- the run's file name in the lake that landed
     landed_at       timestamptz,
     attempts        bigint NOT NULL DEFAULT 0,           -- failures since the last landing
     next_try        timestamptz,
@@ -66,13 +65,14 @@ CREATE TABLE IF NOT EXISTS embeddings.canary (
     PRIMARY KEY (fingerprint, number)
 );
 
--- How far a model beside the active one has come. No row: an open migration has not come to the batch yet.
+-- What each model has of each batch. No row: nothing has landed, or an open migration has not come to the batch yet.
 CREATE TABLE IF NOT EXISTS embeddings.fill (
     collection  text NOT NULL,
     fingerprint text NOT NULL,
     batch       bigint NOT NULL,
-    complete    boolean NOT NULL,                        -- each text of the batch has its vector, or is in quarantine
-    file        text,                                    -- the lake's file with them
+    complete    boolean NOT NULL,                        -- each text of the batch has its vector, or is in quarantine;
+                                                         -- of the active model it is not asked: see embeddings.batch
+    file        text,                                    -- the lake's file with the vectors
     PRIMARY KEY (collection, fingerprint, batch),
     FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE
 );
@@ -115,11 +115,24 @@ BEGIN
     RETURN true;
 END $$;
 
--- From versions 1 to 4.
+-- From versions 1 to 5.
 ALTER TABLE embeddings.scan ALTER COLUMN whole_scan_at DROP NOT NULL, ALTER COLUMN scanned DROP NOT NULL,
     ADD COLUMN IF NOT EXISTS watermark jsonb, ADD COLUMN IF NOT EXISTS read_at timestamptz;
 ALTER TABLE embeddings.migration ADD COLUMN IF NOT EXISTS made_by_expand boolean NOT NULL DEFAULT true;
 ALTER TABLE embeddings.quarantine ADD COLUMN IF NOT EXISTS next_try timestamptz NOT NULL DEFAULT now();
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'embeddings.batch'::regclass AND attname = 'file' AND NOT attisdropped) THEN
+        INSERT INTO embeddings.fill (collection, fingerprint, batch, complete, file)
+        SELECT batch.collection, collection.fingerprint, batch.batch, true, batch.file
+        FROM embeddings.batch
+        JOIN embeddings.collection ON collection.name = batch.collection
+        WHERE batch.file IS NOT NULL AND collection.fingerprint IS NOT NULL
+        ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET file = excluded.file;
+        ALTER TABLE embeddings.batch DROP COLUMN file;
+    END IF;
+END $$;
 DO $$
 DECLARE collection_name text; active text;
 BEGIN

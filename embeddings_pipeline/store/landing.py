@@ -95,10 +95,10 @@ def _land(
         connection.execute(tables.statement("landing/delete_items"))
         connection.execute(tables.statement("landing/update_items"))
         # The texts may be older than the definition, where this step is run alone: then the batch stays dirty.
-        definition = {"definition_hash": definition_hash, "file": file}
-        connection.execute(load_sql("landing/batch_landed"), {**key, **definition})
+        connection.execute(load_sql("landing/batch_landed"), {**key, "definition_hash": definition_hash})
 
-        model = {"fingerprint": opened.fingerprint, "changed": landed.vectors_written + landed.vectors_deleted > 0}
+        changed = landed.vectors_written + landed.vectors_deleted > 0
+        model = {"fingerprint": opened.fingerprint, "changed": changed, "file": file}
         version = connection.execute(load_sql("landing/raise_version"), {**key, **model}).fetchone()
         if version is None:
             connection.rollback()

@@ -1,3 +1,4 @@
--- The file of a batch that landed. Parameters: collection, batch.
+-- The file of a batch that landed. Parameters: collection, fingerprint, batch.
 
-SELECT file FROM embeddings.batch WHERE collection = %(collection)s AND batch = %(batch)s
+SELECT file FROM embeddings.fill
+WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND batch = %(batch)s
