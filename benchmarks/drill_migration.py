@@ -280,7 +280,7 @@ class Locks:
 
     HELD = """SELECT pid, relation::regclass::text FROM pg_locks JOIN pg_stat_activity USING (pid)
               WHERE mode = 'AccessExclusiveLock' AND granted AND backend_type = 'client backend'
-                AND relation IN (SELECT oid FROM pg_class WHERE relname = 'films' OR relname ~ '^items($|_vector_|_active_)')
+                AND relation IN (SELECT oid FROM pg_class WHERE relname ~ '^(films|items|items_(vector|active)_.*)$')
                 AND query !~* '^VACUUM'"""
 
     def __init__(self, settings: Settings) -> None:

@@ -27,7 +27,8 @@ GOLDEN = "golden_queries.jsonl"
 SAMPLES = 100  # texts whose neighbours are compared
 NEAREST = 10
 BINS = 20
-BAR = 40  # characters of the longest bar
+CHART_WIDTH = 560
+FORMER_COLOUR, NEXT_COLOUR = "#9aa5b1", "#2563eb"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Gate:
     refused: list[str] = field(default_factory=list)
 
     def plot(self) -> str:
-        """Both distributions of scores, as bars of text."""
+        """Both distributions of scores in one chart, as SVG."""
         return plot(self.histogram_former, self.histogram_next)
 
 
@@ -220,11 +221,28 @@ def _histogram(scores: NDArray) -> list[int]:
 
 
 def plot(former: Sequence[int], following: Sequence[int]) -> str:
-    """Two histograms of scores beside each other."""
+    """Two histograms over cosines from 0 to 1, in one chart, as SVG."""
     most = max([*former, *following, 1])
-    lines = [f"{'cosine':<11} {'former':<{BAR}} next"]
-    for n, (a, b) in enumerate(zip(former, following, strict=True)):
-        if a or b:
-            bars = [("█" * round(BAR * value / most)) or "▏" * bool(value) for value in (a, b)]
-            lines.append(f"{n / BINS:.2f}-{(n + 1) / BINS:.2f}   {bars[0]:<{BAR}} {bars[1]}")
-    return "\n".join(lines)
+    left, bottom, wide, high = 48, 190, CHART_WIDTH / BINS, 150
+    parts = [f'<text x="4" y="{bottom - high + 4}">{most:,}</text><text x="34" y="{bottom}">0</text>']
+    for which, (counts, colour) in enumerate(((former, FORMER_COLOUR), (following, NEXT_COLOUR))):
+        for n, count in enumerate(counts):
+            x, height = left + (n + 0.08 + 0.42 * which) * wide, high * count / most
+            parts.append(
+                f'<rect x="{x:.1f}" y="{bottom - height:.1f}" width="{0.42 * wide:.1f}" height="{height:.1f}" '
+                f'fill="{colour}"/>'
+            )
+        x, name = left + 90 * which, ("former", "next")[which]
+        parts.append(
+            f'<rect x="{x}" y="8" width="12" height="12" fill="{colour}"/><text x="{x + 18}" y="19">{name}</text>'
+        )
+    for tenth in range(0, 11, 2):
+        x = left + tenth / 10 * CHART_WIDTH
+        parts.append(f'<text x="{x:.0f}" y="{bottom + 18}" text-anchor="middle">{tenth / 10}</text>')
+    parts.append(f'<text x="{left + CHART_WIDTH / 2}" y="{bottom + 38}" text-anchor="middle">cosine</text>')
+    size = f'width="{left + CHART_WIDTH + 20}" height="{bottom + 48}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13" fill="#444">'
+        f'<rect width="100%" height="100%" fill="white"/><path d="M{left} {bottom}h{CHART_WIDTH}" stroke="#888"/>'
+        f"{''.join(parts)}</svg>"
+    )

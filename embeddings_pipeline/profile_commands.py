@@ -293,7 +293,7 @@ def contract(
     migration = open_migration(opened)
     done = run_contract(opened, now=now)
     former = migration.former.profile.name if migration else "the former model"
-    print(f"{one.name}: {former} was dropped, locked for {done.locked_ms:.1f} ms; {opened.profile.name} stays")
+    print(f"{one.name}: {former} was dropped in {done.transaction_ms:.0f} ms; {opened.profile.name} stays")
 
 
 @app.command()

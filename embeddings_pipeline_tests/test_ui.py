@@ -332,6 +332,10 @@ def test_the_phases_of_a_migration_from_the_launchpad(page: "Page", ui: str, pro
     page.goto("/assets/migration/swap")
     page.get_by_text("recall_at_10", exact=True).first.wait_for()
     page.get_by_text("neighbour_overlap", exact=True).first.wait_for()
+    page.get_by_text("Show Markdown").first.click()
+    picture = page.get_by_role("img", name="cosines of the nearest ten")
+    picture.wait_for()
+    assert picture.evaluate("image => image.naturalWidth") > 500
     launch(page, "roll_back")
     assert active() == "test"
     launch(page, "swap")
