@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all
-from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role
+from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role, wait_until
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,20 @@ def table(database: Database, settings: Settings) -> Database:
     )
     DeterministicEncoder.reset()
     return database
+
+
+@pytest.fixture
+def restless_autovacuum(server: Database) -> Iterator[None]:
+    """Autovacuum looks for work every second, in every database of the tests' server."""
+
+    def configure(change: str) -> None:
+        with server.connect(autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM {change}")  # type: ignore[arg-type]
+            connection.execute("SELECT pg_reload_conf()")
+
+    configure("SET autovacuum_naptime = '1s'")
+    yield
+    configure("RESET autovacuum_naptime")
 
 
 def sync(one: Collection, settings: Settings, run: str = "run") -> OpenCollection:
@@ -410,6 +425,26 @@ class TestPhases:
         execute(table, "DELETE FROM segments WHERE id = 12")  # not seen by a scan yet: the swap does not wait for it
         swap(opened, "swap")
         assert_current(sync(one, settings, "after"))
+
+    @pytest.mark.usefixtures("restless_autovacuum")
+    def test_an_autovacuum_of_the_table_gives_way_to_the_swap(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        execute(
+            table,
+            """ALTER TABLE segments ALTER note SET STORAGE PLAIN;
+               ALTER TABLE segments SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1,
+                   autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1);
+               UPDATE segments SET note = repeat('a row of a page', 400)""",
+        )
+        at_work = """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                     AND backend_type = 'autovacuum worker' AND query ~ 'VACUUM (ANALYZE )?public.segments'"""
+        wait_until(lambda: bool(execute(table, at_work)), 90)
+        worker = execute(table, at_work)  # busy for half a minute
+        swap(opened, "swap")
+        assert worker and execute(table, at_work) != worker
+        assert_current(open_collection(collection(), settings))
 
     def test_the_tables_settings_and_other_values_are_as_before(self, table, settings) -> None:
         execute(table, "ALTER TABLE segments SET (toast_tuple_target = 2000, fillfactor = 90)")

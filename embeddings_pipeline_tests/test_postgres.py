@@ -33,6 +33,7 @@ from embeddings_pipeline.store.postgres import (
     open_database,
     psql_command,
 )
+from embeddings_pipeline_tests.workbench import wait_until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -105,13 +106,6 @@ def processes(state: Path) -> list[psutil.Process]:
 
 def postmaster(state: Path) -> psutil.Process:
     return psutil.Process(int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

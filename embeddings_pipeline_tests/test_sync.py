@@ -19,7 +19,7 @@ from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.status import collection_status
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.workbench import collection, execute, films, landed, make_films
+from embeddings_pipeline_tests.workbench import collection, execute, films, landed, make_films, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,13 +37,6 @@ def run_sync(project: Settings, instance: dg.DagsterInstance) -> Callable[..., S
 def start_sync(seconds_per_call: float = 0.0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "embeddings_pipeline_tests.sync_process", str(seconds_per_call)]
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 def test_a_first_sync_covers_all_and_a_second_does_nothing(

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from embeddings_pipeline_tests.workbench import PROFILE, films
+from embeddings_pipeline_tests.workbench import PROFILE, films, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -159,13 +158,6 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.2)
 
 
 def test_asset_graph_shows_the_assets_of_the_group(page: "Page") -> None:

@@ -1,6 +1,7 @@
 """What tests of the pipeline share: a small collection over a real table, and its steps run without Dagster."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +52,14 @@ def execute(database: Database, statement: str, parameters: Any = None) -> list[
     with database.connect() as connection:
         cursor = connection.execute(statement, parameters)  # type: ignore[arg-type]
         return cursor.fetchall() if cursor.description else []
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Look again and again until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
 
 
 @contextmanager
