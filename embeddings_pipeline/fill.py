@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
+from embeddings_pipeline.store.adopted import AdoptedColumn, giving_way
 from embeddings_pipeline.store.postgres import load_sql
-from embeddings_pipeline.store.targets import AdoptedColumn, giving_way
 
 log = logging.getLogger(__name__)
 

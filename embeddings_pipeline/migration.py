@@ -34,9 +34,10 @@ from embeddings_pipeline.gate import Gate, golden_queries, measure_gate
 from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index, wants_index
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
+from embeddings_pipeline.store.adopted import LONGEST_NAME, AdoptedColumn, model_table
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import LONGEST_NAME, ROW_BYTES, AdoptedColumn, ModelTable, model_table
+from embeddings_pipeline.store.targets import ROW_BYTES, ModelTable
 
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
 VACUUM_TIMEOUT_MS = 1200

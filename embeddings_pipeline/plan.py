@@ -16,9 +16,10 @@ from embeddings_pipeline.index.pgvector_index import column_indexes, index_state
 from embeddings_pipeline.migration import needed_bytes, show_statements, target_table
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile
+from embeddings_pipeline.store.adopted import AdoptedColumn
 from embeddings_pipeline.store.copy_binary import copy_statement
 from embeddings_pipeline.store.postgres import load_sql
-from embeddings_pipeline.store.targets import AdoptedColumn, ModelTable
+from embeddings_pipeline.store.targets import ModelTable
 
 SAMPLE_TEXTS = 64  # encoded to see how fast the model is here
 WRITTEN_PER_SECOND = 80_000  # rows; see BENCHMARKS.md

@@ -24,8 +24,8 @@ from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.store import lake as files
+from embeddings_pipeline.store.adopted import AdoptedColumn
 from embeddings_pipeline.store.copy_binary import copy_out
-from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline.texts import clean, clean_json, content_hash, parse_row, split_chunks
 
 log = logging.getLogger(__name__)

@@ -38,8 +38,8 @@ from embeddings_pipeline.profiles import resolve_profile
 from embeddings_pipeline.search import search
 from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.steps import pending_texts
+from embeddings_pipeline.store.adopted import AdoptedColumn
 from embeddings_pipeline.store.postgres import Database
-from embeddings_pipeline.store.targets import AdoptedColumn
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all
 from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role, wait_until

@@ -24,8 +24,9 @@ from psycopg.rows import class_row
 
 from embeddings_pipeline.collection import VectorIndex
 from embeddings_pipeline.errors import PipelineError, VectorIndexError
+from embeddings_pipeline.store.adopted import AdoptedColumn, ColumnIndex, named_like
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import AdoptedColumn, ColumnIndex, ModelTable, named_like
+from embeddings_pipeline.store.targets import ModelTable
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.errors import StaleRunError
 from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.store.adopted import giving_way
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.postgres import load_sql
-from embeddings_pipeline.store.targets import ModelTable, giving_way
+from embeddings_pipeline.store.targets import ModelTable
 
 
 @dataclass

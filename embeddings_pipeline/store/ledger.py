@@ -17,14 +17,9 @@ from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.errors import ConfigurationError, RefusedError, SourceError
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.source import OVERLAP, Position, RecentRow, Source
+from embeddings_pipeline.store.adopted import AdoptedColumn, declared_storage, model_table
 from embeddings_pipeline.store.postgres import Database, load_sql
-from embeddings_pipeline.store.targets import (
-    AdoptedColumn,
-    CollectionTables,
-    ModelTable,
-    declared_storage,
-    model_table,
-)
+from embeddings_pipeline.store.targets import CollectionTables, ModelTable
 
 log = logging.getLogger(__name__)
 
