@@ -30,9 +30,9 @@ from embeddings_pipeline.store.postgres import load_sql
 
 log = logging.getLogger(__name__)
 
-TEXTS_TOGETHER = 5_000  # of several batches in one transaction
+TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # in one transaction; with a slow model, what it made in so long
 TEXTS_TOGETHER_ADOPTED = 20_000  # as they lie in the pages of a user's own table
-SECONDS_TOGETHER = 5.0  # or what a slow model made in so long
+TEXTS_AT_ONCE_ADOPTED = 1_000  # of one batch, in one transaction
 ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an encoder's outage: 2 s, then 8 s
 
 
@@ -89,7 +89,7 @@ def _make_group(
     model: OpenCollection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> "tuple[list[_Made], list[Future[None]], Exception | None]":
     """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
-    most = TEXTS_TOGETHER_ADOPTED if isinstance(model.active.table, AdoptedColumn) else TEXTS_TOGETHER
+    adopted = isinstance(model.active.table, AdoptedColumn)
     group: list[_Made] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()
@@ -99,7 +99,8 @@ def _make_group(
             group.append(made)
             lake.append(threads.submit(_to_lake, model, made, run))
             texts += len(made.rows)
-            if texts >= most or time.monotonic() - began > SECONDS_TOGETHER:
+            slow = time.monotonic() - began > SECONDS_TOGETHER
+            if texts >= TEXTS_TOGETHER_ADOPTED if adopted else texts >= TEXTS_TOGETHER or slow:
                 break
     except Exception as error:
         return group, lake, error
@@ -197,12 +198,12 @@ def _embed_patiently(
 def _write_group(
     model: OpenCollection, connection: psycopg.Connection, group: Sequence[_Made], lake: Iterable[Future[None]] = ()
 ) -> list[tuple[int, Filled]]:
-    for writing in lake:
-        writing.result()
+    for file in lake:
+        file.result()
     started = time.perf_counter()
     texts = sum(made.filled.texts for made in group)
     table, before = model.active.table, Counter[int]()
-    if isinstance(table, AdoptedColumn) and len(group) > 1:
+    if isinstance(table, AdoptedColumn) and (len(group) > 1 or texts > TEXTS_AT_ONCE_ADOPTED):
         put = [
             _Put(made.batch, row[0], row[2], row[4], made.vectors) for made in group for row in made.rows if not row[6]
         ]
