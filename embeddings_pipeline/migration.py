@@ -44,6 +44,7 @@ VACUUM_TIMEOUT_MS = 1200
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
 SWAP_TRIES = 20  # rows that change while a swap is prepared are filled again
+COUNT_BELOW = 100_000  # texts; more are not counted to see whether the disk has room
 INDEX_FACTOR = 1.3  # an HNSW index beside the vectors it holds a copy of
 
 
@@ -271,8 +272,12 @@ def _check_disk(connection: psycopg.Connection, needed: int, table: ModelTable) 
 
 
 def _count_texts(opened: OpenCollection, connection: psycopg.Connection) -> int:
-    query = sql.SQL("SELECT count(*) FROM {} WHERE NOT blank").format(opened.active.table.tables.text)
-    row = connection.execute(query).fetchone()
+    """How many texts are to have a vector; the planner's estimate where they are many."""
+    table = opened.active.table.tables.text
+    estimate = "SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)"
+    row = connection.execute(estimate, [table.as_string(connection)]).fetchone()
+    if row is None or row[0] < COUNT_BELOW:
+        row = connection.execute(sql.SQL("SELECT count(*) FROM {} WHERE NOT blank").format(table)).fetchone()
     return row[0] if row else 0
 
 
