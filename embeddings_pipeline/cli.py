@@ -223,7 +223,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every text in quarantine
 def quarantine_list(collection: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is in quarantine, why, and when it is tried again."""
     ledgers = _ledgers(collection)
-    entries = {ledger.collection.name: ledger.quarantine_entries() for ledger in ledgers}
+    entries = {ledger.collection.name: ledger.quarantine_entries(every_model=True) for ledger in ledgers}
     if as_json:
         print_json([{"collection": name, **asdict(entry)} for name, found in entries.items() for entry in found])
         return
@@ -234,7 +234,8 @@ def quarantine_list(collection: EachCollectionOption = None, as_json: JsonOption
             again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
             others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
             item = f"item {entry.item_key}{others}" if entry.item_key is not None else "of no item any more"
-            print(f"{name}  {entry.content_hash[:12]}  {item}, {entry.attempts} attempts, {again}")
+            attempts = f"{entry.attempts} attempts with {entry.profile}"
+            print(f"{name}  {entry.content_hash[:12]}  {item}, {attempts}, {again}")
             print(f"    {entry.reason}")
             print(f"    {_shortened(entry.text)}")
 
@@ -263,7 +264,10 @@ def _chosen(ledgers: "list[Ledger]", hashes: list[str] | None, every: bool) -> "
     """Each ledger with the content hashes that are meant. ConfigurationError where a beginning fits none."""
     if bool(hashes) == every:
         raise ConfigurationError("name content hashes as `quarantine list` shows them, or give --all")
-    entries = [(ledger, [entry.content_hash for entry in ledger.quarantine_entries()]) for ledger in ledgers]
+    entries = [
+        (ledger, sorted({entry.content_hash for entry in ledger.quarantine_entries(every_model=True)}))
+        for ledger in ledgers
+    ]
     for beginning in hashes or ():
         if not re.fullmatch(r"[0-9a-fA-F]{4,}", beginning):
             raise ConfigurationError(

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -31,7 +31,8 @@ from embeddings_pipeline.store.postgres import load_sql
 log = logging.getLogger(__name__)
 
 TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # in one transaction; with a slow model, what it made in so long
-TEXTS_TOGETHER_ADOPTED = 20_000  # as they lie in the pages of a user's own table
+TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED = 20_000, 60.0  # as they lie in the pages of a user's own table
+BATCHES_TOGETHER = 50  # their locks are held at once
 TEXTS_AT_ONCE_ADOPTED = 1_000  # of one batch, in one transaction
 ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an encoder's outage: 2 s, then 8 s
 
@@ -69,7 +70,7 @@ def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Ite
     writing: Future[list[tuple[int, Filled]]] | None = None
     failure: Exception | None = None
     group: list[_Made] = []
-    with ExitStack() as stack:
+    with _while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
         if isinstance(table, AdoptedColumn):
             stack.enter_context(table.vectors_out_of_line(reader))
@@ -81,15 +82,17 @@ def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Ite
             writing = threads.submit(_write_group, model, writer, group, lake)
         if writing is not None:
             yield from writing.result()
-    if failure is not None:
-        raise failure
+        if failure is not None:
+            raise failure
 
 
 def _make_group(
     model: OpenCollection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> "tuple[list[_Made], list[Future[None]], Exception | None]":
     """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
-    adopted = isinstance(model.active.table, AdoptedColumn)
+    most, seconds = TEXTS_TOGETHER, SECONDS_TOGETHER
+    if isinstance(model.active.table, AdoptedColumn):
+        most, seconds = TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED
     group: list[_Made] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()
@@ -99,8 +102,7 @@ def _make_group(
             group.append(made)
             lake.append(threads.submit(_to_lake, model, made, run))
             texts += len(made.rows)
-            slow = time.monotonic() - began > SECONDS_TOGETHER
-            if texts >= TEXTS_TOGETHER_ADOPTED if adopted else texts >= TEXTS_TOGETHER or slow:
+            if texts >= most or len(group) == BATCHES_TOGETHER or time.monotonic() - began > seconds:
                 break
     except Exception as error:
         return group, lake, error
@@ -112,7 +114,7 @@ def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = Tr
 
     Without `encode`, only what the lake has is written. Raises StaleRunError where the model is kept no longer.
     """
-    with model.database.connect(autocommit=True) as connection:
+    with _while_kept(model), model.database.connect(autocommit=True) as connection:
         made = _make_batch(model, connection, batch, run, encode=encode)
         if encode:
             _to_lake(model, made, run)
@@ -141,19 +143,16 @@ def _make_batch(model: OpenCollection, connection: psycopg.Connection, batch: in
         "attempts": model.collection.config.quarantine.attempts,
         "batch": batch,
     }
-    try:
-        rows = connection.execute(model.active.table.statement("fill/texts"), parameters).fetchall()
-    except psycopg.errors.UndefinedTable as error:
-        raise _no_longer(model) from error
+    rows = connection.execute(model.active.table.statement("fill/texts"), parameters).fetchall()
     made = _Made(batch, rows, Filled(texts=len(rows)))
     lacking = {digest: (text, excused) for *_, digest, text, there, excused in rows if not there}
     if lacking:
         made.vectors = vectors_there(model, batch, landed=any(there for *_, there, _ in rows))
         if encode:
             _encode(model, made, lacking)
-        else:
-            newest = model.lake.newest(model.folder("embeddings"), batch, run)
-            made.file = newest[0].rsplit("/", 1)[-1] if newest else None
+    if rows and not (lacking and encode):  # a run that was killed may have written it, and the table too
+        newest = model.lake.newest(model.folder("embeddings"), batch, run)
+        made.file = newest[0].rsplit("/", 1)[-1] if newest else None
     made.filled.seconds = time.perf_counter() - started
     return made
 
@@ -244,6 +243,17 @@ def _columns(put: Sequence[_Put]) -> dict[str, NDArray]:
     }
 
 
+@contextmanager
+def _while_kept(model: OpenCollection) -> Iterator[None]:
+    """What a statement says of a table that is gone is StaleRunError where the model has been dropped."""
+    try:
+        yield
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject):
+        with model.database.connect() as connection:
+            _check_kept(model, connection)
+        raise
+
+
 def _check_kept(model: OpenCollection, connection: psycopg.Connection) -> None:
     """StaleRunError where the model is kept no longer; else it is kept until the transaction ends."""
     if model.active.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
@@ -284,6 +294,7 @@ def _write(model: OpenCollection, connection: psycopg.Connection, group: Sequenc
         made.filled.complete = batch not in incomplete
     done = {
         "complete": [batch not in incomplete for batch in batches],
+        "wrote": [written[batch] > 0 for batch in batches],
         "file": [by_batch[batch].file for batch in batches],
     }
     connection.execute(load_sql("fill/done"), {**key, **done})

@@ -34,12 +34,14 @@ from embeddings_pipeline.gate import Gate, golden_queries, measure_gate
 from embeddings_pipeline.index.pgvector_index import MOST_DIMENSIONS, IndexReport, ensure_index, wants_index
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile, fingerprint, resolve_profile
-from embeddings_pipeline.store.adopted import LONGEST_NAME, AdoptedColumn, model_table
+from embeddings_pipeline.store.adopted import LONGEST_NAME, AdoptedColumn, giving_way, model_table
 from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import ROW_BYTES, ModelTable
 
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
+OLD_MS = 40  # a transaction of that age may last: nobody queues for a lock behind it …
+PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but where there always is one, that age doubles each time
 VACUUM_TIMEOUT_MS = 1200
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
@@ -472,7 +474,7 @@ def _mark_lacking(model: OpenCollection) -> None:
     """Mark the batches in which a text lacks its vector, as the data itself says, whatever was noted of them."""
     parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint}
     with model.database.connect(autocommit=True) as connection:
-        connection.execute(model.active.table.statement("fill/mark_lacking"), parameters)
+        giving_way(lambda: connection.execute(model.active.table.statement("fill/mark_lacking"), parameters))
 
 
 def _never_filled(opened: OpenCollection, migration: Migration) -> int:
@@ -625,15 +627,19 @@ def exclusively(
     """One transaction: what `prepare` does, and then statements that exclude others from `relations`.
 
     Waits first until no longer transaction holds a lock there, since whoever came after would wait behind us; then
-    tries, with a short `lock_timeout`, again and again. MigrationError after `seconds` (LOCK_SECONDS).
+    tries, with a short `lock_timeout`, again and again. Where slow queries follow one another without end, it tries
+    among them after a while, more rarely. MigrationError after `seconds` (LOCK_SECONDS).
     """
     seconds = LOCK_SECONDS if seconds is None else seconds
-    deadline = time.monotonic() + seconds
+    started = time.monotonic()
     tries = 0
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
         while True:
-            [(older, vacuums)] = connection.execute(load_sql("migrate/held"), {"relations": names}).fetchall()
+            waited = time.monotonic() - started
+            old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
+            parameters = {"relations": names, "milliseconds": old}
+            [(older, vacuums)] = connection.execute(load_sql("migrate/held"), parameters).fetchall()
             if not older:
                 tries += 1
                 with contextlib.suppress(errors.LockNotAvailable, errors.DeadlockDetected):
@@ -646,12 +652,13 @@ def exclusively(
                             connection.execute(statement)
                     locked, whole = (1000 * (time.perf_counter() - since) for since in (began, entered))
                     return Exclusive(tries, round(locked, 2), round(whole, 2))
-            if time.monotonic() > deadline:
+            if waited > seconds:
                 raise MigrationError(
                     f"{', '.join(names)} could not be locked within {seconds:.0f} s: long transactions hold it (see "
                     f"pg_stat_activity); nothing was changed, try again"
                 )
-            time.sleep(random.uniform(0.01, 0.05))
+            failed_among_others = not older and old > OLD_MS
+            time.sleep(random.uniform(0.5, 1) if failed_among_others else random.uniform(0.01, 0.05))
 
 
 def _short_waits(connection: psycopg.Connection, vacuumed: bool) -> None:

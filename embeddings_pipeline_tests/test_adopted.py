@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embeddings_pipeline import migration
+from embeddings_pipeline import fill, migration
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.coverage import coverage
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, MigrationError, PipelineError
+from embeddings_pipeline.errors import ConfigurationError, MigrationError, PipelineError, StaleRunError
 from embeddings_pipeline.index.faiss_index import build as build_faiss
 from embeddings_pipeline.migration import (
     add_model,
@@ -425,6 +425,40 @@ class TestPhases:
         execute(table, "DELETE FROM segments WHERE id = 12")  # not seen by a scan yet: the swap does not wait for it
         swap(opened, "swap")
         assert_current(sync(one, settings, "after"))
+
+    def test_a_backfill_killed_before_it_marks_its_batches_finds_their_files(
+        self, table, settings, monkeypatch
+    ) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+
+        def killed(*_: Any) -> None:
+            raise RuntimeError("killed")
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            patch.setattr(fill, "_write", killed)
+            backfill(opened)
+        DeterministicEncoder.reset()
+        backfill(opened)
+        assert DeterministicEncoder.texts_encoded == {}
+        swap(opened, "swap")
+        opened = open_collection(collection(), settings)
+        assert audit(opened).agree
+        shutil.rmtree(settings.state_dir / "lake" / opened.folder("embeddings"))
+        assert audit(opened).batches_without_lake_file == len(opened.ledger.batches())
+
+    def test_a_model_that_is_dropped_during_its_backfill_is_said_to_be_gone(self, table, settings, monkeypatch) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        write = fill._write_group
+
+        def dropped_before(*arguments: Any) -> Any:
+            roll_back(opened, "dropped")
+            return write(*arguments)
+
+        monkeypatch.setattr(fill, "_write_group", dropped_before)
+        with pytest.raises(StaleRunError, match="kept no longer"):
+            backfill(opened)
 
     @pytest.mark.usefixtures("restless_autovacuum")
     def test_an_autovacuum_of_the_table_gives_way_to_the_swap(self, table, settings) -> None:

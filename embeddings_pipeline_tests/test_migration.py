@@ -1,7 +1,10 @@
 """Changing the model: three phases, both ways, with landings, edits and kills in between."""
 
 import json
+import random
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import sqlalchemy
 from psycopg import errors
 
-from embeddings_pipeline import migration
+from embeddings_pipeline import fill, migration
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection
 from embeddings_pipeline.errors import ConfigurationError, MigrationError, OutageError, ProfileError, StaleRunError
@@ -250,6 +253,9 @@ class TestRefused:
         begin(opened, "wide")
         DeterministicEncoder.fail_on = "POISON"
         assert backfill(opened) == 24
+        assert opened.ledger.quarantine_entries() == []
+        [entry] = opened.ledger.quarantine_entries(every_model=True)
+        assert (entry.item_key, entry.items, entry.profile) == ("3", 1, "wide")
         done = swap(opened, "swap")
         assert done.gate is not None and (done.gate.missing, done.gate.quarantined) == (0, 1)
         execute(database, f"DELETE FROM embeddings.{again(opened).active.table.name} WHERE text_id = 5")
@@ -407,6 +413,27 @@ class TestBesideLandings:
         land_all(again(opened))
         assert_whole(opened)
 
+    def test_a_fill_that_comes_late_and_writes_nothing_leaves_the_newer_file(self, database, opened) -> None:
+        model = opened.with_model(begin(opened, "wide").next)
+        backfill(opened)
+
+        def edited(number: int) -> None:
+            execute(database, "UPDATE films SET overview = 'edited' WHERE id = %s", [number])
+            opened.ledger.scan(opened.source)
+            run_batch(opened, 0, f"edit {number}")
+
+        edited(1)
+        with database.connect(autocommit=True) as connection:
+            late = fill._make_batch(model, connection, 0, "late", encode=True)
+            fill._to_lake(model, late, "late")
+            edited(2)
+            fill_batch(model, 0, "newer")
+            fill._write_group(model, connection, [late])
+        query = "SELECT file FROM embeddings.fill WHERE batch = 0 AND fingerprint = %s"
+        assert execute(database, query, [model.fingerprint]) == [("newer.parquet",)]
+        swap(opened, "swap")
+        assert audit(again(opened)).agree
+
     def test_a_landing_whose_own_commit_comes_first_is_seen_by_the_swap(self, database, opened) -> None:
         begin(opened, "wide")
         backfill(opened)
@@ -484,6 +511,33 @@ class TestOtherPrograms:
             assert reader.execute("SELECT count(*) FROM embeddings.films").fetchone() == (25,)
         assert again(opened).profile.name == "test"
         swap(opened, "swap")
+
+    def test_slow_queries_that_follow_one_another_without_end_do_not_keep_the_swap_out(
+        self, database, opened, monkeypatch
+    ) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        monkeypatch.setattr("embeddings_pipeline.migration.PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr("embeddings_pipeline.migration.LOCK_SECONDS", 20)
+        done = threading.Event()
+
+        def ask(number: int) -> int:
+            asked, chance = 0, random.Random(number)
+            with database.connect(autocommit=True) as connection:
+                while not done.is_set():
+                    seconds = chance.uniform(0.05, 0.09)
+                    connection.execute("SELECT pg_sleep(%s) FROM embeddings.films LIMIT 1", [seconds])
+                    asked += 1
+            return asked
+
+        with ThreadPoolExecutor(24) as threads:  # one of them is always more than 40 ms old
+            asked = [threads.submit(ask, n) for n in range(24)]
+            try:
+                swap(opened, "swap")
+            finally:
+                done.set()
+            assert all(one.result() > 5 for one in asked)
+        assert again(opened).profile.name == "wide"
 
     def test_the_view_uses_the_index_of_the_new_model(self, database, opened) -> None:
         begin(opened, "wide")

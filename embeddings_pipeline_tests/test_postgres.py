@@ -532,13 +532,14 @@ def test_landed_files_of_an_older_schema_are_kept(database: Database) -> None:
         )
         connection.execute("INSERT INTO embeddings.model VALUES ('c', 'f', '{}', 3, 'vector')")
         connection.execute(
-            "INSERT INTO embeddings.batch (collection, batch, file) VALUES ('c', 0, 'a'), ('c', 1, NULL)"
+            """INSERT INTO embeddings.batch (collection, batch, landed_at, file)
+               VALUES ('c', 0, now(), 'a'), ('c', 1, now(), NULL), ('c', 2, NULL, NULL)"""
         )
     postgres._current_schemas.clear()
     ensure_schema(database)
     with database.connect() as connection:
-        rows = connection.execute("SELECT fingerprint, batch, complete, file FROM embeddings.fill").fetchall()
-        assert rows == [("f", 0, True, "a")]
+        rows = connection.execute("SELECT fingerprint, batch, complete, file FROM embeddings.fill ORDER BY batch")
+        assert rows.fetchall() == [("f", 0, True, "a"), ("f", 1, True, None)]
 
 
 def test_psql_gets_the_password_where_nobody_sees_it(database: Database, plain_role: str) -> None:

@@ -128,7 +128,7 @@ BEGIN
         SELECT batch.collection, collection.fingerprint, batch.batch, true, batch.file
         FROM embeddings.batch
         JOIN embeddings.collection ON collection.name = batch.collection
-        WHERE batch.file IS NOT NULL AND collection.fingerprint IS NOT NULL
+        WHERE batch.landed_at IS NOT NULL AND collection.fingerprint IS NOT NULL
         ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET file = excluded.file;
         ALTER TABLE embeddings.batch DROP COLUMN file;
     END IF;

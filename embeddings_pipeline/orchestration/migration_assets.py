@@ -81,10 +81,12 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
 
         def steps(opened: OpenCollection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
             migration = open_migration(opened)
-            for done, (batch, filled) in enumerate(backfill(opened, batches, context.run.run_id), 1):
+            before = progress(opened, migration.next).filled if migration else 0
+            for batch, filled in backfill(opened, batches, context.run.run_id):
                 assert migration is not None  # else there were nothing to backfill
                 state = _state(opened, migration)
-                left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / done / 60
+                newly = max(1, state["filled_batches"] - before)
+                left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / newly / 60
                 yield batch, {**filled.metadata(), **state, "minutes_left": round(left, 1)}
 
         each(context, pipeline, collection, steps)

@@ -71,6 +71,7 @@ class QuarantineEntry:
     last_try: datetime
     next_try: datetime | None  # None: given up
     text: str
+    profile: str  # of the model that it failed with
 
 
 @dataclass(frozen=True)
@@ -448,15 +449,19 @@ class Ledger:
         with self.database.connect(autocommit=True) as connection:
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
-    def quarantine_entries(self) -> list[QuarantineEntry]:
-        """What is in quarantine under the active model, newest first."""
+    def quarantine_entries(self, *, every_model: bool = False) -> list[QuarantineEntry]:
+        """What is in quarantine under the active model, newest first; `every_model`: and then under those beside it."""
+        active = self.active()
+        if active is None:
+            return []
+        parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
+        entries = []
         with self.database.connect(autocommit=True) as connection:
-            model = active_model(connection, self.collection)
-            if model is None:
-                return []
-            parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
-            rows = connection.execute(model.table.statement("quarantine/list"), parameters).fetchall()
-        return [QuarantineEntry(*row) for row in rows]
+            for model in [active, *(self.beside() if every_model else [])]:
+                own = {**parameters, "fingerprint": model.table.fingerprint, "profile": model.profile.name}
+                rows = connection.execute(model.table.statement("quarantine/list"), own).fetchall()
+                entries += [QuarantineEntry(*row) for row in rows]
+        return entries
 
     def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Have these texts (or all) tried with the next run, with as many attempts as a new one; how many."""

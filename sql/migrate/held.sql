@@ -1,11 +1,12 @@
--- How many transactions older than 40 ms hold a lock on these relations: a lock that excludes them would wait for them,
+-- How many transactions of some age hold a lock on these relations: a lock that excludes them would wait for them,
 -- and all others for it. What another role's began at may be hidden: it counts as old. Also, how many autovacuums do: they
 -- give way, after deadlock_timeout.
--- Parameter: relations.
+-- Parameters: relations, milliseconds.
 
 SELECT
-    count(*) FILTER (WHERE activity.backend_type IS DISTINCT FROM 'autovacuum worker'
-                       AND coalesce(activity.xact_start < clock_timestamp() - interval '40 milliseconds', true)),
+    count(*) FILTER (
+        WHERE activity.backend_type IS DISTINCT FROM 'autovacuum worker'
+          AND coalesce(activity.xact_start < clock_timestamp() - %(milliseconds)s * interval '1 millisecond', true)),
     count(*) FILTER (WHERE activity.backend_type = 'autovacuum worker')
 FROM pg_locks
 JOIN pg_stat_activity AS activity USING (pid)
