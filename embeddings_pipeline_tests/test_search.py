@@ -30,6 +30,7 @@ def test_several_chunks_of_an_item_are_one_hit(database: Database, settings: Set
 def test_vectors_of_other_weights_answer_no_query(database: Database, settings: Settings) -> None:
     make_films(database, films(3))
     sync_once(collection(), settings)
+    execute(database, "DELETE FROM embeddings.fill")
     execute(database, "UPDATE embeddings.collection SET fingerprint = 'another'")
     execute(database, "UPDATE embeddings.model SET fingerprint = 'another'")
     with pytest.raises(ProfileError, match="its vectors were made with"):
