@@ -1,5 +1,6 @@
 """The ANN indexes in PostgreSQL: valid, used, one a vector name, and never missing while they are replaced."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from embeddings_pipeline.index.pgvector_index import (
     ensure_index,
     index_name,
 )
+from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline.store.targets import ModelTable
 from embeddings_pipeline_tests.model_tables import (
     FINGERPRINT,
@@ -27,6 +29,7 @@ from embeddings_pipeline_tests.model_tables import (
     make_collection,
     unit_vectors,
 )
+from embeddings_pipeline_tests.workbench import plain_role, wait_until
 
 HNSW = VectorIndex()
 IVFFLAT = VectorIndex(method="ivfflat")
@@ -194,6 +197,7 @@ def builder(database, m=16):
 from embeddings_pipeline.collection import VectorIndex
 from embeddings_pipeline.index import pgvector_index
 from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline.store.targets import ModelTable
 create = pgvector_index._Builder._create
 pgvector_index._Builder._create = lambda *each: (print("begins", flush=True), create(*each))[-1]
@@ -335,17 +339,21 @@ def test_a_build_stays_in_the_memory_that_is_asked_for(database, config):
     assert notices == []
 
 
-def test_a_build_that_waits_says_for_whom(database, table, monkeypatch, caplog):
+@pytest.mark.parametrize("plain", [False, True], ids=["superuser", "plain role"])
+def test_a_build_that_waits_says_for_whom(database, table, plain, monkeypatch, caplog):
     monkeypatch.setattr(pgvector_index, "SAY_AFTER_SECONDS", 0.2)
-    with database.connect(application_name="a long report") as report:
+    with contextlib.ExitStack() as stack:
+        # a role without rights does not see how long another's transaction has been open
+        url = stack.enter_context(plain_role(database, "builder")) if plain else database.url
+        report = stack.enter_context(database.connect(application_name="a long report"))
         report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         report.execute("SELECT count(*) FROM pg_class")
-        building = threading.Thread(target=ensure_index, args=(database, table, HNSW, ["base"]))
+        building = threading.Thread(target=ensure_index, args=(Database(url), table, HNSW, ["base"]))
         building.start()
-        deadline = time.monotonic() + 20
-        while "a long report" not in caplog.text and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert "waits for a transaction that a long report has had open" in caplog.text
+        wait_until(lambda: "transaction that" in caplog.text, 20)
+        assert "waits for a transaction that a long report has had open for " in caplog.text
+        assert ("an unknown time; end it" in caplog.text) == plain
         assert building.is_alive()
-    building.join()
+        report.rollback()
+        building.join()
     assert [index.valid for index in indexes(database, table)] == [True]

@@ -308,13 +308,15 @@ class _Builder:
             while not done.wait(SAY_AFTER_SECONDS):
                 with contextlib.suppress(PipelineError, psycopg.Error):
                     with self.database.connect(autocommit=True) as connection:
-                        found = connection.execute(load_sql("index/waits_for"), {"pid": pid}).fetchone()
+                        found = connection.execute(
+                            load_sql("index/waits_for"), {"pid": pid, "seconds": SAY_AFTER_SECONDS}
+                        ).fetchone()
                     if found:
-                        blocker, name, seconds = found
+                        blocker, name, age = found
                         logger.warning(
-                            "collection %r: the new index waits for a transaction that %s has had open for %s s; end "
+                            "collection %r: the new index waits for a transaction that %s has had open for %s; end "
                             "it, or SELECT pg_terminate_backend(%s)",
-                            *(self.table.collection, name, seconds, blocker),
+                            *(self.table.collection, name, age, blocker),
                         )
                         return
 

@@ -1,7 +1,10 @@
--- The transaction that a concurrent index build waits for. Parameter: pid, of the session that builds.
+-- The transaction that a concurrent index build waits for. Parameters: pid, of the session that builds, and seconds: a
+-- transaction that has been open for less ends by itself, as those of the program itself do, and is not worth a word.
+-- Of another role's sessions neither the age nor the state may be seen; those are always said.
 
 SELECT blocker.pid, coalesce(nullif(blocker.application_name, ''), blocker.usename, 'unknown'),
-       coalesce(extract(epoch FROM now() - blocker.xact_start), 0)::bigint
+       coalesce(extract(epoch FROM clock_timestamp() - blocker.xact_start)::bigint || ' s', 'an unknown time')
 FROM pg_stat_progress_create_index AS progress
 JOIN pg_stat_activity AS blocker ON blocker.pid = progress.current_locker_pid
 WHERE progress.pid = %(pid)s AND progress.phase LIKE 'waiting%%'
+  AND coalesce(clock_timestamp() - blocker.xact_start >= make_interval(secs => %(seconds)s), blocker.state IS NULL)
