@@ -41,7 +41,7 @@ from embeddings_pipeline.steps import pending_texts
 from embeddings_pipeline.store.adopted import AdoptedColumn
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all
+from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all, written_together
 from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role, wait_until
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
@@ -632,6 +632,26 @@ class TestPhases:
         backfill(opened)
         swap(opened, "swap")
         assert_current(open_collection(collection(), settings))
+
+    @pytest.mark.parametrize(
+        ("bounds", "expected"),
+        [
+            ({"TEXTS_TOGETHER": 1, "SECONDS_TOGETHER": 0.0}, [[0, 1, 2]]),  # what bounds our own tables
+            ({"TEXTS_TOGETHER_ADOPTED": 1}, [[0], [1], [2]]),
+            ({"SECONDS_TOGETHER_ADOPTED": 0.0}, [[0], [1], [2]]),
+        ],
+    )
+    def test_as_many_batches_are_written_together_as_the_bounds_allow(
+        self, table, settings, bounds, expected, monkeypatch
+    ) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        for name, value in bounds.items():
+            monkeypatch.setattr(fill, name, value)
+        together = written_together(monkeypatch)
+        backfill(opened)
+        assert together == expected
+        assert swap(opened, "swap").gate is not None
 
 
 class TestPlan:

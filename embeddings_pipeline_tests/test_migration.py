@@ -72,6 +72,19 @@ def backfill(opened: OpenCollection, *batches: int) -> int:
     return sum(one.embedded for _, one in filled)
 
 
+def written_together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The batches of each transaction that a backfill will write."""
+    write, together = fill._write_group, list[list[int]]()
+
+    def watched(model: OpenCollection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
+        if group:
+            together.append([made.batch for made in group])
+        return write(model, connection, group, *lake)
+
+    monkeypatch.setattr(fill, "_write_group", watched)
+    return together
+
+
 def again(opened: OpenCollection) -> OpenCollection:
     return open_collection(opened.collection, opened.settings)
 
@@ -148,6 +161,27 @@ class TestPhases:
         begin(opened, "wide")
         execute(database, "DROP TABLE films CASCADE")
         assert backfill(opened) == 25
+
+    @pytest.mark.parametrize(
+        ("bounds", "expected"),
+        [
+            ({}, [[0, 1, 2]]),
+            ({"BATCHES_TOGETHER": 2}, [[0, 1], [2]]),
+            ({"TEXTS_TOGETHER": 11}, [[0, 1], [2]]),
+            ({"TEXTS_TOGETHER": 10}, [[0], [1], [2]]),
+            ({"SECONDS_TOGETHER": 0.0}, [[0], [1], [2]]),
+        ],
+    )
+    def test_as_many_batches_are_written_together_as_the_bounds_allow(
+        self, opened, bounds, expected, monkeypatch
+    ) -> None:
+        begin(opened, "wide")
+        for name, value in bounds.items():
+            monkeypatch.setattr(fill, name, value)
+        together = written_together(monkeypatch)
+        assert backfill(opened) == 25
+        assert together == expected
+        assert_whole(opened)
 
     def test_an_outage_is_tried_three_times(self, opened, monkeypatch) -> None:
         begin(opened, "wide")

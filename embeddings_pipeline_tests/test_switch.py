@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -10,10 +11,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from embeddings_pipeline import fill
 from embeddings_pipeline.cli import app
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.migration import open_migration, target_profile
 from embeddings_pipeline.opened import open_collection
+from embeddings_pipeline.orchestration import migration_assets
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.sync import range_tags, sync
 from embeddings_pipeline.plan import plan, price, target_table
@@ -225,6 +228,22 @@ class TestAssets:
         now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
         assert self.run(synced, "contract", run_config=now).success
         assert open_migration(open_collection(collection(), project)) is None
+
+    def test_the_time_left_is_what_the_batches_took_that_this_run_filled(
+        self, database, project, instance, monkeypatch
+    ) -> None:
+        make_films(database, films(55))
+        sync(collection(), project, instance=instance)
+        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        assert self.run(instance, "expand", run_config=config).success
+        assert self.run(instance, "backfill", partition_key="000000").success
+        monkeypatch.setattr(fill, "BATCHES_TOGETHER", 2)
+        clock = iter([0.0, 600.0, 600.0, 900.0])  # two batches of six within ten minutes, one in the next five
+        monkeypatch.setattr(migration_assets, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        done = self.run(instance, "backfill", tags=range_tags(1, 3))
+        told = done.asset_materializations_for_node("films__migration__backfill")
+        assert [one.metadata["filled_batches"].value for one in told] == [3, 3, 4]
+        assert [one.metadata["minutes_left"].value for one in told] == [15.0, 15.0, 10.0]
 
     def test_a_sync_beside_it_keeps_both_models_current(self, database, project, synced) -> None:
         config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
