@@ -22,11 +22,11 @@ import psycopg
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
+from embeddings_pipeline.errors import DatabaseError, OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.adopted import AdoptedColumn, giving_way
-from embeddings_pipeline.store.postgres import load_sql
+from embeddings_pipeline.store.postgres import is_outage, load_sql
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # in one transaction; with a slow
 TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED = 20_000, 60.0  # as they lie in the pages of a user's own table
 BATCHES_TOGETHER = 50  # their locks are held at once
 TEXTS_AT_ONCE_ADOPTED = 1_000  # of one batch, in one transaction
-ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an encoder's outage: 2 s, then 8 s
+ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an outage, the encoder's or the database's: 2 s, then 8 s
 
 
 @dataclass
@@ -64,8 +64,31 @@ def wanted_batches(model: OpenCollection, batches: Sequence[int]) -> list[int]:
 def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
     """As `fill_batch`, for many; yields each when it is done.
 
-    Several batches are written together, while the vectors of the next ones are made.
+    Several batches are written together, while the vectors of the next ones are made. A database that goes away is
+    waited for, and what it has not got is tried again, up to ATTEMPTS times.
     """
+    left, attempt = dict.fromkeys(batches), 1
+    while left:
+        try:
+            for batch, filled in _fill_batches(model, list(left), run):
+                del left[batch]
+                attempt = 1
+                yield batch, filled
+        except (psycopg.OperationalError, DatabaseError) as error:
+            if attempt == ATTEMPTS or not is_outage(error):
+                raise
+            _wait(model, attempt, error)
+            attempt += 1
+
+
+def _wait(model: OpenCollection, attempt: int, error: Exception) -> None:
+    seconds = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
+    said = str(error).partition("\n")[0]
+    log.warning("collection %r: %s; trying again in %s s", model.collection.name, said, seconds)
+    time.sleep(seconds)
+
+
+def _fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
     table, remaining = model.active.table, iter(batches)
     writing: Future[list[tuple[int, Filled]]] | None = None
     failure: Exception | None = None
@@ -188,9 +211,7 @@ def _embed_patiently(
         try:
             return embed_texts(model, texts)
         except OutageError as error:
-            wait = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
-            log.warning("collection %r: %s; trying again in %s s", model.collection.name, error, wait)
-            time.sleep(wait)
+            _wait(model, attempt, error)
     return embed_texts(model, texts)
 
 

@@ -199,6 +199,36 @@ class TestPhases:
         assert unfilled_batches(opened, opened.ledger.beside()[0]) == [1, 2]
         assert backfill(opened) == 15
 
+    @pytest.mark.parametrize(("times", "tries"), [(1, 4), (2, 5), (9, 4)])
+    def test_a_database_that_ends_our_sessions_is_tried_three_times(
+        self, database, opened, times, tries, monkeypatch, caplog
+    ) -> None:
+        begin(opened, "wide")
+        monkeypatch.setattr(fill, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(fill, "BATCHES_TOGETHER", 1)
+        write, tried, endings = fill._write_group, [], iter(range(times))
+
+        def ended(model: OpenCollection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
+            if group:
+                tried.append(group[0].batch)
+            if group and group[0].batch == 1 and next(endings, None) is not None:
+                execute(
+                    database,
+                    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()""",
+                )
+            return write(model, connection, group, *lake)
+
+        monkeypatch.setattr(fill, "_write_group", ended)
+        if times > 2:
+            with pytest.raises(psycopg.OperationalError):
+                backfill(opened)
+            monkeypatch.setattr(fill, "_write_group", write)
+            assert unfilled_batches(opened, opened.ledger.beside()[0]) == [1, 2]
+        backfill(opened)
+        assert len(tried) == tries and caplog.text.count("trying again in 0") == min(times, 2)
+        assert_whole(opened)
+
     def test_before_a_swap_a_roll_back_drops_the_next_model(self, database, opened) -> None:
         begun = begin(opened, "wide")
         backfill(opened, 0)

@@ -339,6 +339,13 @@ _REMEDIES = (
 )
 
 
+def is_outage(error: Exception) -> bool:
+    """Whether a connection or a statement failed since the server ended it or went away; another try may mend that."""
+    if isinstance(error, psycopg.OperationalError):
+        return error.sqlstate is None or error.sqlstate.startswith("57P")
+    return isinstance(error, DatabaseError)
+
+
 def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseError:
     said = _one_line(error)
     parts = conninfo_to_dict(database.url)
