@@ -227,12 +227,12 @@ def test_server_is_the_users_alone(state: Path) -> None:
         assert stat.S_IMODE((state / "postgres" / "data").stat().st_mode) == 0o700
 
 
-def test_second_start_takes_less_than_a_second(state: Path) -> None:
+def test_a_second_start_does_not_take_long(state: Path) -> None:
     with opened(state):
         pass
     begin = time.monotonic()
     with opened(state):
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 5  # 0.2 s on an idle machine
 
 
 @needs_root
