@@ -247,7 +247,8 @@ def _blocker(_: Collection, settings: Settings, __: random.Random, ___: int, sta
 
 
 def _vacuum(_: Collection, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
-    state["pause"] = 2.0
+    """VACUUM all that the change works with; a fifth of the time, where it takes long."""
+    began = time.perf_counter()
     with open_database(settings).connect(autocommit=True) as connection:
         tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'embeddings'").fetchall()
         for (table,) in tables:
@@ -255,6 +256,7 @@ def _vacuum(_: Collection, settings: Settings, __: random.Random, ___: int, stat
                 with contextlib.suppress(psycopg.errors.UndefinedTable):
                     connection.execute(f'VACUUM embeddings."{table}"')
         connection.execute("VACUUM films")
+    state["pause"] = max(2.0, 4 * (time.perf_counter() - began))
 
 
 def land(opened: OpenCollection, batch: int, run: str) -> None:

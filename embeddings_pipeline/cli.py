@@ -18,6 +18,7 @@ from embeddings_pipeline.console import print_json, progress_bar
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.profile_commands import app as profile_app
 from embeddings_pipeline.settings import Settings, load_settings
+from embeddings_pipeline.store.postgres import what_it_says
 
 if TYPE_CHECKING:
     from embeddings_pipeline.collection import Collection
@@ -47,8 +48,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except psycopg.Error as error:
-        said = error.diag.message_primary or " ".join(str(error).split())
-        print(f"error: the database says: {said}", file=sys.stderr)
+        print(f"error: {what_it_says(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output has left: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,11 +42,13 @@ from embeddings_pipeline.store.targets import ROW_BYTES, ModelTable
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
 OLD_MS = 40  # a transaction of that age may last: nobody queues for a lock behind it …
 PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but where there always is one, that age doubles each time
-VACUUM_TIMEOUT_MS = 1200
+VACUUM_TIMEOUT_MS = 1200  # where the role may not set `deadlock_timeout`, an autovacuum gives way after a second
+LONG_TRIES = 2  # of that length for what may be an autovacuum, or a person's VACUUM, which does not give way
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
 SWAP_TRIES = 20  # rows that change while a swap is prepared are filled again
 COUNT_BELOW = 100_000  # texts; more are not counted to see whether the disk has room
+NOTE_GATE = "UPDATE embeddings.migration SET gate = %(gate)s WHERE id = %(id)s"
 INDEX_FACTOR = 1.3  # an HNSW index beside the vectors it holds a copy of
 
 
@@ -219,15 +221,8 @@ def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
     table = target_table(opened, profile)
     if table.fingerprint == opened.fingerprint:
         raise MigrationError(f"collection {name!r}: profile {profile.name!r} is its active model already")
-    if table.fingerprint in {model.table.fingerprint for model in opened.ledger.beside()}:
-        return table
-    most = MOST_DIMENSIONS[table.storage]
+    there = table.fingerprint in {model.table.fingerprint for model in opened.ledger.beside()}
     method = opened.collection.config.index.method
-    if wants_index(table, opened.collection.config.index) and table.dimension > most:
-        raise MigrationError(
-            f"collection {name!r}: pgvector's {method} takes up to {most} dimensions of a {table.storage}, and profile "
-            f"{profile.name!r} has {table.dimension}; set `index: {{method: none}}` in its defs.yaml first"
-        )
     with opened.database.connect(autocommit=True) as connection:
         landed = "SELECT version > 0 FROM embeddings.collection WHERE name = %s"
         if connection.execute(landed, [name]).fetchone() != (True,):
@@ -235,22 +230,47 @@ def _check_target(opened: OpenCollection, profile: Profile) -> ModelTable:
                 f"collection {name!r} has no vectors yet, so there is nothing to migrate: declare the profile "
                 f"(`profile: {profile.name}` in its defs.yaml) and sync"
             )
-        [(stranger,)] = connection.execute("SELECT to_regclass(%s)", [table.identifier.as_string(connection)])
-        if stranger is not None:
-            raise MigrationError(
-                f"there is a table {stranger} that the pipeline has not made: rename or drop it, then try again"
-            )
+        _check_dimensions(connection, opened, table, profile)
         if isinstance(table, AdoptedColumn) and isinstance(opened.active.table, AdoptedColumn):
-            _check_column(connection, opened.active.table, table)
-        texts = _count_texts(opened, connection)
-        _check_disk(connection, needed_bytes(texts, table, method), table)
+            _check_column(connection, opened.active.table, table, there=there)
+        if not there:
+            [(stranger,)] = connection.execute("SELECT to_regclass(%s)", [table.identifier.as_string(connection)])
+            if stranger is not None:
+                raise MigrationError(
+                    f"there is a table {stranger} that the pipeline has not made: rename or drop it, then try again"
+                )
+            texts = _count_texts(opened, connection)
+            _check_disk(connection, needed_bytes(texts, table, method), table)
     golden_queries(opened)  # what is wrong with them is said now, not after the backfill
+    _check_encoder(profile)
+    return table
+
+
+def _check_dimensions(
+    connection: psycopg.Connection, opened: OpenCollection, table: ModelTable, profile: Profile
+) -> None:
+    """MigrationError where the index that a swap builds cannot hold so many dimensions."""
+    index, most, active = opened.collection.config.index, MOST_DIMENSIONS[table.storage], opened.active.table
+    if table.dimension <= most:
+        return
+    remedy = "set `index: {method: none}` in its defs.yaml first"
+    methods: list[str] = [index.method] if wants_index(table, index) else []
+    if isinstance(active, AdoptedColumn) and not index.model_fields_set:  # the new column gets what the old one has
+        methods = [one.method for one in active.indexes(connection, active.column(connection))]
+    if methods:
+        raise MigrationError(
+            f"collection {table.collection!r}: pgvector's {methods[0]} takes up to {most} dimensions of a "
+            f"{table.storage}, and profile {profile.name!r} has {table.dimension}; {remedy}"
+        )
+
+
+def _check_encoder(profile: Profile) -> None:
+    """ProfileError where the model cannot be loaded, or does not give the vectors that its profile says."""
     vectors = load_encoder(profile).encode_documents(["a plain sentence"])
     if vectors.shape != (1, profile.dimensions):
         raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
     if not np.isfinite(vectors).all() or not vectors.any():
         raise ProfileError(f"Profile {profile.name}: its vector of a plain sentence is not finite, or zero")
-    return table
 
 
 def needed_bytes(texts: int, table: ModelTable, method: str) -> int:
@@ -305,8 +325,8 @@ def _note_model(connection: psycopg.Connection, profile: Profile, table: ModelTa
     return connection.execute(load_sql("migrate/model"), parameters).rowcount == 1
 
 
-def _check_column(connection: psycopg.Connection, of: AdoptedColumn, to: AdoptedColumn) -> None:
-    """MigrationError where the next model's column cannot stand beside the active one's."""
+def _check_column(connection: psycopg.Connection, of: AdoptedColumn, to: AdoptedColumn, *, there: bool) -> None:
+    """MigrationError where the next model's column cannot stand beside the active one's. there: it does already."""
     where = f"collection {to.collection!r}: "
     column = of.column(connection)
     found = of.look(connection, column)
@@ -315,23 +335,18 @@ def _check_column(connection: psycopg.Connection, of: AdoptedColumn, to: Adopted
             f"{where}only the owner of {to.target.table} can add and rename its columns, and the pipeline's role is "
             f"not: ALTER TABLE … OWNER TO it, or GRANT it the owner's role"
         )
-    if found["has_grants"]:
-        raise MigrationError(
-            f"{where}roles have rights on the column {column!r} by itself, which would not come to the new one: GRANT "
-            f"them on {to.target.table}, and REVOKE them on the column"
-        )
-    check_dependants(connection, of, column, [of])
+    check_follows(connection, of, column, [of, to] if there else [of])
     names = [index.name for index in of.indexes(connection, column)]
     for name in (column, *names):
         if max(len(named.encode()) for named in (name + to.suffix(to.next_column), name + "_previous")) > LONGEST_NAME:
             raise MigrationError(f"{where}the name {name!r} is too long to be told apart from the next one: shorten it")
         if name in names and (taken := [one for one in (name + "_previous",) if of.is_relation(connection, one)]):
             raise MigrationError(f"{where}there is a relation {taken[0]!r} already, and {name!r} is to be called so")
-    for name in (to.next_column, to.previous_column):
-        there = to.look(connection, name)
-        if there["type"] is None:
+    for name in (to.previous_column,) if there else (to.next_column, to.previous_column):
+        taken_by = to.look(connection, name)
+        if taken_by["type"] is None:
             continue
-        if name == to.next_column and (there["type"], there["dimension"]) == (to.storage, to.dimension):
+        if name == to.next_column and (taken_by["type"], taken_by["dimension"]) == (to.storage, to.dimension):
             empty = sql.SQL("SELECT FROM {} WHERE {} IS NOT NULL LIMIT 1").format(to.relation, sql.Identifier(name))
             if not to.dependants(connection, name, []) and connection.execute(empty).fetchone() is None:
                 continue  # of a try by hand, perhaps; it is what we need
@@ -339,6 +354,18 @@ def _check_column(connection: psycopg.Connection, of: AdoptedColumn, to: Adopted
             f"{where}{to.target.table} has a column {name!r} already: where another model has it, end that first "
             f"(`embeddings-pipeline profile status`); else rename it, or drop it"
         )
+
+
+def check_follows(
+    connection: psycopg.Connection, table: AdoptedColumn, column: str, ours: Sequence[AdoptedColumn]
+) -> None:
+    """MigrationError where something of the active model's column would not come to the next one's with its name."""
+    if table.look(connection, column)["has_grants"]:
+        raise MigrationError(
+            f"collection {table.collection!r}: roles have rights on the column {column!r} by itself, which would not "
+            f"come to the new one: GRANT them on {table.target.table}, and REVOKE them on the column"
+        )
+    check_dependants(connection, table, column, ours)
 
 
 def check_dependants(
@@ -356,8 +383,8 @@ def _check_both(opened: OpenCollection, of: ModelTable, to: ModelTable) -> None:
     """The same for the two columns of a swap, either way."""
     if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
         with opened.database.connect(autocommit=True) as connection:
-            for table in (of, to):
-                check_dependants(connection, table, table.column(connection), [of, to])
+            check_follows(connection, of, of.column(connection), [of, to])
+            check_dependants(connection, to, to.column(connection), [of, to])
 
 
 # --- backfill ----------------------------------------------------------------------------------------------------
@@ -415,6 +442,7 @@ def swap(opened: OpenCollection, run: str) -> Swapped:
         )
     config = opened.collection.config
     _check_both(opened, migration.former.table, migration.next.table)
+    _check_encoder(migration.next.profile)  # searches are going to need it
     if isinstance(following.active.table, AdoptedColumn):
         with opened.database.connect(autocommit=True) as connection:
             following.active.table.restore(connection)
@@ -423,9 +451,7 @@ def swap(opened: OpenCollection, run: str) -> Swapped:
     _fill_marked(following, run)
     gate = measure_gate(opened, following)
     with opened.database.connect() as connection:
-        connection.execute(
-            "UPDATE embeddings.migration SET gate = %s WHERE id = %s", [Jsonb(asdict(gate)), migration.id]
-        )
+        connection.execute(NOTE_GATE, {"gate": Jsonb(asdict(gate)), "id": migration.id})
     if gate.refused:
         raise MigrationError(
             f"collection {migration.collection!r}: {_named(migration.next)} does not take over: "
@@ -435,8 +461,11 @@ def swap(opened: OpenCollection, run: str) -> Swapped:
     return Swapped(gate, index, exclusive, round(time.perf_counter() - started, 3))
 
 
-def roll_back(opened: OpenCollection, run: str) -> Swapped | None:
-    """Make the former model the active one again; before a swap, drop the next model instead, and return None."""
+def roll_back(opened: OpenCollection, run: str, *, drop_next: bool = True) -> Swapped | None:
+    """Make the former model the active one again; before a swap, drop the next model instead, and return None.
+
+    Without `drop_next` that is refused, since a roll back done twice would come to it.
+    """
     started = time.perf_counter()
     migration = open_migration(opened)
     if migration is None:
@@ -444,6 +473,12 @@ def roll_back(opened: OpenCollection, run: str) -> Swapped | None:
             f"collection {opened.collection.name!r}: no change of its model is open, so there is nothing to roll back"
         )
     if migration.phase == "expanded":
+        if not drop_next:
+            raise MigrationError(
+                f"collection {migration.collection!r}: {_named(migration.former)} is the active model, and nothing has "
+                f"been swapped; to drop what was embedded for {_named(migration.next)}, say `drop_next: true` in the "
+                f"launchpad, or `embeddings-pipeline profile rollback`"
+            )
         if migration.made_by_expand:
             _drop_model(opened, migration.next.table, lambda connection: _enter(connection, migration, "abandoned"))
         else:  # `profile add` keeps it, before and after
@@ -539,13 +574,14 @@ def _swapped(of: ModelTable) -> list[sql.Identifier]:
 
 
 def swap_statements(connection: psycopg.Connection, of: ModelTable, to: ModelTable) -> list[sql.Composed]:
-    """The statements of the swap that exclude others: the columns of an adopted table with their indexes, the view, and
-    the marker of the active model.
+    """The statements of the swap that exclude others: the view, the columns of an adopted table with their indexes, and
+    the marker of the active model. The view first, as those who read it lock it before the table.
     """
+    view, marker = show_statements(of, to)
     renames = []
     if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
         renames = of.exchange_statements(connection, to)
-    return [*renames, *show_statements(of, to)]
+    return [view, *renames, marker]
 
 
 def show_statements(of: ModelTable, to: ModelTable) -> list[sql.Composed]:
@@ -632,20 +668,23 @@ def exclusively(
     """
     seconds = LOCK_SECONDS if seconds is None else seconds
     started = time.monotonic()
-    tries = 0
+    tries = long_tries = 0
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
         while True:
             waited = time.monotonic() - started
             old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
-            parameters = {"relations": names, "milliseconds": old}
-            [(older, vacuums)] = connection.execute(load_sql("migrate/held"), parameters).fetchall()
+            parameters = {"relations": names, "milliseconds": old, "young_unseen": old > OLD_MS}
+            [held] = connection.execute(load_sql("migrate/held"), parameters).fetchall()
+            older, vacuums, unseen, perhaps_vacuums = held
             if not older:
                 tries += 1
+                long_tries += perhaps_vacuums > 0
+                long = vacuums > 0 or 0 < long_tries <= LONG_TRIES
                 with contextlib.suppress(errors.LockNotAvailable, errors.DeadlockDetected):
                     entered = time.perf_counter()
                     with connection.transaction():
-                        _short_waits(connection, vacuums > 0)
+                        _short_waits(connection, long)
                         prepare(connection)
                         began = time.perf_counter()
                         for statement in statements:
@@ -653,21 +692,22 @@ def exclusively(
                     locked, whole = (1000 * (time.perf_counter() - since) for since in (began, entered))
                     return Exclusive(tries, round(locked, 2), round(whole, 2))
             if waited > seconds:
+                whose = "; GRANT pg_read_all_stats TO the pipeline's role lets it see whose" if unseen else ""
                 raise MigrationError(
                     f"{', '.join(names)} could not be locked within {seconds:.0f} s: long transactions hold it (see "
-                    f"pg_stat_activity); nothing was changed, try again"
+                    f"pg_stat_activity{whose}); nothing was changed, try again"
                 )
             failed_among_others = not older and old > OLD_MS
             time.sleep(random.uniform(0.5, 1) if failed_among_others else random.uniform(0.01, 0.05))
 
 
-def _short_waits(connection: psycopg.Connection, vacuumed: bool) -> None:
+def _short_waits(connection: psycopg.Connection, long: bool) -> None:
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
     try:
         with connection.transaction():
             connection.execute(f"SET LOCAL deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
     except errors.InsufficientPrivilege:
-        if vacuumed:  # it gives way only after the server's own deadlock_timeout, a second
+        if long:
             connection.execute(f"SET LOCAL lock_timeout = {VACUUM_TIMEOUT_MS}")
 
 

@@ -13,7 +13,7 @@ from embeddings_pipeline.collection import CollectionConfig
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import MigrationError
 from embeddings_pipeline.index.pgvector_index import column_indexes, index_statements
-from embeddings_pipeline.migration import needed_bytes, show_statements, target_table
+from embeddings_pipeline.migration import NOTE_GATE, needed_bytes, show_statements, target_table
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.store.adopted import AdoptedColumn
@@ -25,6 +25,7 @@ SAMPLE_TEXTS = 64  # encoded to see how fast the model is here
 WRITTEN_PER_SECOND = 20_000  # rows, through the lake; see BENCHMARKS.md
 FILLED_PER_SECOND = {"": 6_000, "ivfflat": 6_000, "hnsw": 2_500}  # rows of a user's own table, by the index on it
 INDEXED_PER_SECOND = 3_000  # vectors of 384 dimensions into HNSW
+LOOKED_PER_SECOND = 300_000  # texts, whether each has its vector
 AT_ONCE = 0.01  # seconds of a statement whose time does not grow with the table
 
 
@@ -55,9 +56,7 @@ def price(opened: OpenCollection, profile: Profile) -> Price:
     there = table.fingerprint in {model.table.fingerprint for model in opened.ledger.beside()}
     with opened.database.connect(autocommit=True) as connection:
         lacking = sql.SQL("NOT EXISTS (SELECT FROM {} WHERE text_id = text.id)").format(table.identifier)
-        counted = sql.SQL(load_sql("migrate/to_encode")).format(
-            text=table.tables.text, lacking=lacking if there else sql.SQL("true")
-        )
+        counted = table.statement("migrate/to_encode", lacking=lacking if there else sql.SQL("true"))
         row = connection.execute(counted, {"sample": SAMPLE_TEXTS}).fetchone()
     assert row is not None
     texts, sample = row
@@ -115,24 +114,30 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         ]
         # What excludes others comes last, so that it is short.
         planned = noted + made if isinstance(where, _Columns) else made + noted
+        planned += [said("backfill", statement, lock) for statement, lock in where.prepared()]
         planned.append(said("backfill", *where.written(), texts / where.written_per_second(), rows))
         planned.append(
             said("backfill", load_sql("fill/done"), "ROW EXCLUSIVE of embeddings.fill", fingerprint=to.fingerprint)
         )
+        planned += [said("backfill", statement, lock) for statement, lock in where.restored()]
         indexes = where.indexes(texts)
         for statement in indexes:
             seconds = texts / len(indexes) / INDEXED_PER_SECOND * to.dimension / 384
             lock = f"SHARE UPDATE EXCLUSIVE {where.own}"
             planned.append(said("swap", statement, lock, seconds, round((whole - rows) / len(indexes))))
+        marked = to.statement("fill/mark_lacking")
+        fill_lock = "ROW EXCLUSIVE of embeddings.fill"
+        planned.append(said("swap", marked, fill_lock, texts / LOOKED_PER_SECOND, fingerprint=to.fingerprint))
+        planned.append(said("swap", NOTE_GATE, own_row))
         row_lock = "ROW EXCLUSIVE of embeddings.collection: landings wait for the end of the transaction"
         planned.append(said("swap", load_sql("migrate/flip"), row_lock))
         planned.append(
             said("swap", load_sql("migrate/unfilled"), "ACCESS SHARE of embeddings.batch and embeddings.fill")
         )
         planned.append(said("swap", load_sql("migrate/swapped"), own_row, phase="swapped", from_phase="expanded"))
-        planned += [said("swap", statement, lock) for statement, lock in where.renamed()]
         view, marker = show_statements(of, to)
         planned.append(said("swap", view, f"ACCESS EXCLUSIVE of the view embeddings.{to.collection}"))
+        planned += [said("swap", statement, lock) for statement, lock in where.renamed()]
         planned.append(said("swap", marker, "ACCESS EXCLUSIVE of the marker, an empty table"))
         planned.append(said("contract", load_sql("migrate/swapped"), own_row, phase="contracted", from_phase="swapped"))
         forgotten = "ROW EXCLUSIVE of embeddings.model, .fill and .quarantine"
@@ -163,6 +168,12 @@ class _Tables:
 
     def made(self) -> list[_Step]:
         return [(one, f"ACCESS EXCLUSIVE {self.own}, which is new") for one in _parts(self.to.create_statement())]
+
+    def prepared(self) -> list[_Step]:
+        return []
+
+    def restored(self) -> list[_Step]:
+        return []
 
     def written(self) -> _Step:
         columns = ("text_id", "vector_name", "content_hash", "embedding")
@@ -199,6 +210,17 @@ class _Columns:
         column, create = self.to.add_statements()
         new = [(one, f"ACCESS SHARE {self.own}; the rest is new") for one in _parts(create)]
         return [(column, f"ACCESS EXCLUSIVE {self.own}"), *new]
+
+    def prepared(self) -> list[_Step]:
+        return self._altered("SET (toast_tuple_target = :bytes)", ":what_it_was")
+
+    def restored(self) -> list[_Step]:
+        return self._altered("RESET (toast_tuple_target)", "NULL")
+
+    def _altered(self, change: str, said: str) -> list[_Step]:
+        comment, alter = self.to.alter_statements(change, sql.SQL(said))
+        own = "SHARE UPDATE EXCLUSIVE of a table of ours"
+        return [(comment, own), (alter, f"SHARE UPDATE EXCLUSIVE {self.own}, which only VACUUM and the like wait for")]
 
     def written(self) -> _Step:
         return self.to.fill_statement(), f"ROW EXCLUSIVE {self.own}, and its rows, a batch at a time"

@@ -155,6 +155,7 @@ def switch(
 ) -> None:
     """Move a collection to another model, while it is searched and written to. It can be undone: `profile rollback`."""
     from embeddings_pipeline.migration import open_migration, target_profile
+    from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.orchestration.switch import switch as run_switch
     from embeddings_pipeline.plan import price
 
@@ -169,7 +170,10 @@ def switch(
             f"or undo it first: `embeddings-pipeline profile status`"
         )
     if migration is not None and migration.phase == "swapped":
-        print(f"{one.name}: {profile.name} is the active model already; see `embeddings-pipeline profile status`")
+        if as_json:
+            print_json(asdict(SwitchResult(one.name, migration.former.profile.name, profile.name)))
+        else:
+            print(f"{one.name}: {profile.name} is the active model already; see `embeddings-pipeline profile status`")
         _declare(one, name, write=write)
         return
     if not yes:

@@ -146,21 +146,23 @@ def nearest_items(
 def nearest_texts(
     connection: psycopg.Connection, table: ModelTable, name: str, vector: NDArray[np.float32], n: int
 ) -> list[tuple[int, float]]:
-    """Ids and cosines of the `n` texts nearest to a vector, found as searches find them."""
+    """Ids and cosines of the `n` texts nearest to a vector, found as searches find them where there are many."""
     with connection.transaction():
-        _search_settings(connection, table, n)
+        _search_settings(connection, table, n, exact_below=0)
         statement = table.statement("search_texts", vector_name=sql.Literal(name), type=table.type)
         return connection.execute(statement, {"query": _text(vector), "n": n}).fetchall()
 
 
-def _search_settings(connection: psycopg.Connection, table: ModelTable, nearest: int) -> None:
+def _search_settings(
+    connection: psycopg.Connection, table: ModelTable, nearest: int, *, exact_below: int = EXACT_BELOW
+) -> None:
     # An ANN index does not find every vector that lies apart from the others; where there are few, look at all.
     counted, bytes_each = table.counted
     connection.execute(
         load_sql("search_settings"),
         {
             "table": counted.as_string(connection),
-            "exact_below": EXACT_BELOW * bytes_each,
+            "exact_below": exact_below * bytes_each,
             "ef_search": str(min(max(200, 2 * nearest), MOST_HITS)),
         },
     )

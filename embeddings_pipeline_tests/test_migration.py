@@ -5,6 +5,7 @@ import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,64 @@ class TestPhases:
             backfill(opened, 0, 1)  # the first batch at its third try; the second never
         assert unfilled_batches(opened, opened.ledger.beside()[0]) == [1, 2]
         assert backfill(opened) == 15
+
+    def test_what_lands_while_the_next_model_is_checked_does_not_stop_the_swap(
+        self, database, opened, monkeypatch
+    ) -> None:
+        begin(opened, "wide")
+        backfill(opened)
+        measure = migration.measure_gate
+
+        def landed_meanwhile(former: OpenCollection, following: OpenCollection) -> Any:
+            execute(database, "UPDATE films SET overview = 'new words' WHERE id IN (3, 17)")
+            opened.ledger.scan(opened.source)
+            for batch in opened.ledger.work():  # what fills the model beside it comes last, and has not come yet
+                run_batch(again(opened), batch, "meanwhile")
+            gate = measure(former, following)
+            assert (gate.texts, gate.missing, gate.refused) == (25, 0, [])
+            return gate
+
+        monkeypatch.setattr(migration, "measure_gate", landed_meanwhile)
+        swap(opened, "swap")
+        assert again(opened).profile.name == "wide"
+        assert_whole(opened)
+
+    def test_a_vector_that_is_gone_from_a_batch_that_counts_as_whole_stops_the_swap(
+        self, database, opened, monkeypatch
+    ) -> None:
+        begun = begin(opened, "wide")
+        backfill(opened)
+        measure = migration.measure_gate
+
+        def deleted(former: OpenCollection, following: OpenCollection) -> Any:
+            execute(database, f"DELETE FROM embeddings.{begun.next.table.name} WHERE text_id % 9 = 0")
+            return measure(former, following)
+
+        monkeypatch.setattr(migration, "measure_gate", deleted)
+        with pytest.raises(MigrationError, match=r"of 25 texts have no vector"):
+            swap(opened, "swap")
+
+    def test_a_model_that_can_be_loaded_no_longer_does_not_take_over(self, database, opened, monkeypatch) -> None:
+        add_model(opened, target_profile(opened, "wide"))
+        backfilled = opened.with_model(opened.ledger.beside()[0])
+        for batch in opened.ledger.batches():
+            fill_batch(backfilled, batch, "added")
+
+        def gone(profile: Any) -> Any:
+            raise ProfileError("its weights are not here")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(migration, "load_encoder", gone)
+            with pytest.raises(ProfileError, match="weights are not here"):
+                begin(opened, "wide")
+            assert open_migration(opened) is None
+        begin(opened, "wide")
+        with monkeypatch.context() as patched:
+            patched.setattr(migration, "load_encoder", gone)
+            with pytest.raises(ProfileError, match="weights are not here"):
+                swap(opened, "swap")
+        assert again(opened).profile.name == "test"
+        swap(opened, "swap")
 
     @pytest.mark.parametrize(("times", "tries"), [(1, 4), (2, 5), (9, 4)])
     def test_a_database_that_ends_our_sessions_is_tried_three_times(
@@ -576,9 +635,11 @@ class TestOtherPrograms:
         assert again(opened).profile.name == "test"
         swap(opened, "swap")
 
+    @pytest.mark.parametrize("plain", [False, True], ids=["superuser", "plain role"])
     def test_slow_queries_that_follow_one_another_without_end_do_not_keep_the_swap_out(
-        self, database, opened, monkeypatch
+        self, database, settings, opened, plain, monkeypatch
     ) -> None:
+        """A plain role does not see how long another's transactions have been open."""
         begin(opened, "wide")
         backfill(opened)
         monkeypatch.setattr("embeddings_pipeline.migration.PATIENCE_SECONDS", 0.5)
@@ -594,10 +655,11 @@ class TestOtherPrograms:
                     asked += 1
             return asked
 
-        with ThreadPoolExecutor(24) as threads:  # one of them is always more than 40 ms old
+        whose = plain_role(database, "plain_swapper") if plain else nullcontext(database.url)
+        with whose as url, ThreadPoolExecutor(24) as threads:  # one of them is always more than 40 ms old
             asked = [threads.submit(ask, n) for n in range(24)]
             try:
-                swap(opened, "swap")
+                swap(open_collection(opened.collection, settings.model_copy(update={"database_url": url})), "swap")
             finally:
                 done.set()
             assert all(one.result() > 5 for one in asked)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import dagster as dg
+import psycopg
 from pydantic import Field
 
 from embeddings_pipeline.collection import Collection, batch_key
@@ -22,6 +23,7 @@ from embeddings_pipeline.orchestration.resources import PipelineResource, batch_
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.steps import each_batch, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.landing import land_batch
+from embeddings_pipeline.store.postgres import what_it_says
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last whole scan; the daily refresh makes one a day
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
@@ -324,11 +326,13 @@ def _faiss_metadata(manifest: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """A PipelineError becomes one line in the UI; its traceback stays in the log."""
+    """What a user can cause becomes one line in the UI; its traceback stays in the log."""
     try:
         yield
     except PipelineError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except psycopg.Error as error:
+        raise dg.Failure(description=what_it_says(error), allow_retries=False) from error
 
 
 def open_logged(

@@ -1,14 +1,17 @@
 """Changing a collection's model as assets: expand, backfill by batch, swap, contract; and the job that rolls back."""
 
+import contextlib
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
+import psycopg
 from pydantic import Field
 
 from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.gate import Gate
 from embeddings_pipeline.migration import (
     Exclusive,
@@ -39,6 +42,14 @@ class ExpandConfig(dg.Config):
 
     target_profile: str = Field(
         description="The profile to change to: speed, quality, … or one of the collection's own."
+    )
+
+
+class RollBackConfig(dg.Config):
+    """Launchpad settings of the job that rolls back."""
+
+    drop_next: bool = Field(
+        default=False, description="Where nothing has been swapped: drop what was embedded for the next model."
     )
 
 
@@ -74,20 +85,23 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
         """The batch's vectors under the next model, from the texts that are there; nothing is read from the source, and
         what a killed run had encoded is not encoded again.
 
-        Numbers: `texts` of the batch, of which `embedded`, `reused` or `quarantined`; `percent` of the batches done and
-        `minutes_left` at this run's speed.
+        Numbers: `texts` of the batch, of which `embedded`, `reused` or `quarantined`; `texts_done` by this run so far;
+        `percent` of the batches done, and `minutes_left` at this run's speed.
         """
         started = time.monotonic()
 
         def steps(opened: OpenCollection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
             migration = open_migration(opened)
-            before = progress(opened, migration.next).filled if migration else 0
+            state = _state(opened, migration) if migration else {}
+            before, texts = state.get("filled_batches", 0), 0
             for batch, filled in backfill(opened, batches, context.run.run_id):
                 assert migration is not None  # else there were nothing to backfill
-                state = _state(opened, migration)
+                with contextlib.suppress(DatabaseError, psycopg.OperationalError):  # `backfill` waits for it
+                    state = _state(opened, migration)
                 newly = max(1, state["filled_batches"] - before)
                 left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / newly / 60
-                yield batch, {**filled.metadata(), **state, "minutes_left": round(left, 1)}
+                texts += filled.texts
+                yield batch, {**filled.metadata(), **state, "texts_done": texts, "minutes_left": round(left, 1)}
 
         each(context, pipeline, collection, steps)
 
@@ -140,9 +154,9 @@ def build_migration_jobs(collection: Collection) -> list[Any]:
     """A job for each phase, and one that rolls back."""
 
     @dg.op(name=f"{collection.name}_roll_back_model", out=dg.Out(dg.Nothing))
-    def roll_back_model(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
+    def roll_back_model(context: dg.OpExecutionContext, config: RollBackConfig, pipeline: PipelineResource) -> None:
         with failures():
-            done = roll_back(pipeline.open(collection), context.run_id)
+            done = roll_back(pipeline.open(collection), context.run_id, drop_next=config.drop_next)
         context.log.info(
             "the next model was dropped: nothing had been swapped"
             if done is None
@@ -151,7 +165,7 @@ def build_migration_jobs(collection: Collection) -> list[Any]:
 
     @dg.job(
         name=f"{collection.name}_migration_roll_back",
-        description="Bring the former model back; before a swap, drop the next one instead.",
+        description="Bring the former model back; before a swap, drop the next one instead (launchpad: drop_next).",
     )
     def migration_roll_back() -> None:
         roll_back_model()

@@ -287,8 +287,15 @@ class AdoptedColumn(ModelTable):
         # It keeps out VACUUM and the like, but neither readers nor writers. Where it is not to be had, it is left.
         with suppress(errors.LockNotAvailable, errors.InsufficientPrivilege), connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = {ALTER_TIMEOUT_MS}")
-            connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(self.hash, said))
-            connection.execute(sql.SQL("ALTER TABLE {} {}").format(self.relation, sql.SQL(change)))
+            for statement in self.alter_statements(change, said):
+                connection.execute(statement)
+
+    def alter_statements(self, change: str, said: sql.Composable) -> list[sql.Composed]:
+        """What changes the table's parameters, and notes at the companion table what they were."""
+        return [
+            sql.SQL("COMMENT ON TABLE {} IS {}").format(self.hash, said),
+            sql.SQL("ALTER TABLE {} {}").format(self.relation, sql.SQL(change)),
+        ]
 
     def _row_bytes(self, connection: psycopg.Connection) -> int:
         """The longest row as it lies in its page, in bytes, two for alignment a column; a vector too long for it lies

@@ -342,8 +342,13 @@ _REMEDIES = (
 def is_outage(error: Exception) -> bool:
     """Whether a connection or a statement failed since the server ended it or went away; another try may mend that."""
     if isinstance(error, psycopg.OperationalError):
-        return error.sqlstate is None or error.sqlstate.startswith("57P")
+        return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))  # 08: so say poolers
     return isinstance(error, DatabaseError)
+
+
+def what_it_says(error: psycopg.Error) -> str:
+    """One line for people."""
+    return f"the database says: {error.diag.message_primary or _one_line(error)}"
 
 
 def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseError:
