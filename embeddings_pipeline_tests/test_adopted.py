@@ -596,6 +596,29 @@ class TestPhases:
         with pytest.raises(MigrationError, match=said):
             expand(opened, target_profile(opened, "test"))
 
+    def test_rights_on_the_column_alone_that_came_since_stop_the_swap_and_the_way_back(self, table, settings) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        execute(table, "GRANT SELECT (embedding) ON segments TO PUBLIC")
+        with pytest.raises(MigrationError, match="rights on the column 'embedding' by itself"):
+            swap(opened, "swap")
+        execute(table, "REVOKE SELECT (embedding) ON segments FROM PUBLIC")
+        swap(opened, "swap")
+        execute(table, "GRANT SELECT (embedding) ON segments TO PUBLIC")
+        with pytest.raises(MigrationError, match="rights on the column 'embedding' by itself"):
+            roll_back(open_collection(collection(), settings), "back")
+
+    def test_more_dimensions_than_an_index_like_theirs_takes_are_refused_at_once(self, table, settings) -> None:
+        huge = {**PROFILE, "name": "huge", "dimensions": 2100}
+        one = collection(profiles={"test": PROFILE, "wide": WIDE, "huge": huge})
+        opened = sync(one, settings)
+        with pytest.raises(MigrationError, match="ivfflat takes up to 2000 dimensions of a vector"):
+            expand(opened, target_profile(opened, "huge"))
+        assert "embedding_2100" not in " ".join(columns(table))
+        execute(table, "DROP INDEX segments_embedding")
+        expand(opened, target_profile(opened, "huge"))
+
     def test_an_invalid_index_of_a_killed_build_is_made_again(self, table, settings) -> None:
         opened = sync(collection(), settings)
         expand(opened, target_profile(opened, "test"))
@@ -671,21 +694,27 @@ class TestPlan:
             ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_vector_{to}" '),
             ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_written_{to}" '),
             ("expand", f'COMMENT ON VIEW "embeddings"."segments_vector_{to}" IS '),
+            ("backfill", f'COMMENT ON TABLE "embeddings"."segments_hash_{to}" IS :what_it_was'),
+            ("backfill", 'ALTER TABLE "segments" SET (toast_tuple_target = :bytes)'),
             ("backfill", "WITH put AS MATERIALIZED "),
             ("backfill", "INSERT INTO embeddings.fill "),
+            ("backfill", f'COMMENT ON TABLE "embeddings"."segments_hash_{to}" IS NULL'),
+            ("backfill", 'ALTER TABLE "segments" RESET (toast_tuple_target)'),
             (
                 "swap",
                 'CREATE INDEX CONCURRENTLY "segments_embedding_32" ON "segments" '
                 'USING ivfflat ("embedding_32" vector_cosine_ops) WITH (lists=2)',
             ),
+            ("swap", "UPDATE embeddings.fill SET "),
+            ("swap", "UPDATE embeddings.migration SET gate "),
             ("swap", "UPDATE embeddings.collection SET "),
             ("swap", "SELECT batch.batch FROM "),
             ("swap", "UPDATE embeddings.migration SET "),
+            ("swap", 'CREATE OR REPLACE VIEW "embeddings"."segments" '),
             ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding" TO "embedding_previous"'),
             ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding_32" TO "embedding"'),
             ("swap", 'ALTER INDEX "public"."segments_embedding" RENAME TO "segments_embedding_previous"'),
             ("swap", 'ALTER INDEX "segments_embedding_32" RENAME TO "segments_embedding"'),
-            ("swap", 'CREATE OR REPLACE VIEW "embeddings"."segments" '),
             ("swap", f'ALTER TABLE "embeddings"."segments_active_{of}" RENAME TO "segments_active_{to}"'),
             ("contract", "UPDATE embeddings.migration SET "),
             ("contract", "WITH quarantined AS "),

@@ -173,6 +173,8 @@ class TestPlan:
             ("backfill", f'COPY "embeddings"."films_vector_{to}" ("text_id",'),
             ("backfill", "INSERT INTO embeddings.fill"),
             ("swap", "CREATE INDEX CONCURRENTLY"),
+            ("swap", "UPDATE embeddings.fill SET"),
+            ("swap", "UPDATE embeddings.migration SET"),
             ("swap", "UPDATE embeddings.collection SET"),
             ("swap", "SELECT batch.batch FROM"),
             ("swap", "UPDATE embeddings.migration SET"),
@@ -223,11 +225,33 @@ class TestAssets:
         assert open_collection(collection(), project).profile.name == "wide"
         assert self.run(synced, "roll_back").success
         assert open_collection(collection(), project).profile.name == "test"
+        again = self.run(synced, "roll_back")  # as a run that is retried does
+        [failed] = [event for event in again.all_events if event.is_step_failure]
+        assert "nothing has been swapped; to drop" in failed.step_failure_data.user_failure_data.description
         assert self.run(synced, "swap").success
         assert not self.run(synced, "contract").success
         now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
         assert self.run(synced, "contract", run_config=now).success
         assert open_migration(open_collection(collection(), project)) is None
+        assert self.run(
+            synced, "expand", run_config={"ops": {"films__migration__expand": {"config": {"target_profile": "test"}}}}
+        ).success
+        dropping = {"ops": {"films_roll_back_model": {"config": {"drop_next": True}}}}
+        assert self.run(synced, "roll_back", run_config=dropping).success
+        assert open_migration(open_collection(collection(), project)) is None
+
+    def test_what_the_database_says_is_one_line(self, database, project, synced) -> None:
+        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        assert self.run(synced, "expand", run_config=config).success
+        assert self.run(synced, "backfill", tags=range_tags(0, 2)).success
+        assert self.run(synced, "swap").success
+        former = f"films_vector_{open_migration(open_collection(collection(), project)).former.table.fingerprint}"
+        execute(database, f"CREATE VIEW theirs AS SELECT * FROM embeddings.{former}")
+        now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
+        refused = self.run(synced, "contract", run_config=now)
+        [failed] = [event for event in refused.all_events if event.is_step_failure]
+        said = failed.step_failure_data.user_failure_data.description
+        assert said.startswith("the database says: cannot drop table") and "\n" not in said
 
     def test_the_time_left_is_what_the_batches_took_that_this_run_filled(
         self, database, project, instance, monkeypatch
@@ -242,8 +266,10 @@ class TestAssets:
         monkeypatch.setattr(migration_assets, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         done = self.run(instance, "backfill", tags=range_tags(1, 3))
         told = done.asset_materializations_for_node("films__migration__backfill")
+        told.sort(key=lambda one: one.partition)
         assert [one.metadata["filled_batches"].value for one in told] == [3, 3, 4]
         assert [one.metadata["minutes_left"].value for one in told] == [15.0, 15.0, 10.0]
+        assert [one.metadata["texts_done"].value for one in told] == [10, 20, 30]
 
     def test_a_sync_beside_it_keeps_both_models_current(self, database, project, synced) -> None:
         config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
