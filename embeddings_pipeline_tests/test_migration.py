@@ -236,6 +236,24 @@ class TestPhases:
         with pytest.raises(MigrationError, match=r"of 25 texts have no vector"):
             swap(opened, "swap")
 
+    def test_the_gate_measures_the_index_where_searches_would_do_without_it_too(self, database, settings) -> None:
+        make_films(database, films(3000))
+        one = collection(items_per_batch=1000, index={"method": "none"})
+        opened = sync_once(one, settings)[0]
+        begun = begin(opened, "wide")
+        backfill(opened)
+        following = opened.with_model(begun.next)
+        table = f"embeddings.{begun.next.table.name}"
+        execute(database, f"ANALYZE {table}")
+        assert migration.measure_gate(opened, following).recall_at_10 == 1.0  # without an index, exact
+        execute(
+            database,
+            f"CREATE INDEX ON {table} USING ivfflat (embedding halfvec_cosine_ops) WITH (lists = 1500)",
+        )
+        gate = migration.measure_gate(opened, following)
+        assert gate.recall_at_10 < 0.95
+        assert gate.refused == [f"its index finds {gate.recall_at_10:.1%} of the nearest ten, and 95.0% are asked for"]
+
     def test_a_model_that_can_be_loaded_no_longer_does_not_take_over(self, database, opened, monkeypatch) -> None:
         add_model(opened, target_profile(opened, "wide"))
         backfilled = opened.with_model(opened.ledger.beside()[0])
