@@ -26,7 +26,7 @@ from embeddings_pipeline.errors import DatabaseError, OutageError, PipelineError
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.adopted import AdoptedColumn, giving_way
-from embeddings_pipeline.store.postgres import is_outage, load_sql
+from embeddings_pipeline.store.postgres import is_outage, load_sql, what_it_says
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Ite
 
 def _wait(model: OpenCollection, attempt: int, error: Exception) -> None:
     seconds = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
-    said = str(error).partition("\n")[0]
+    said = what_it_says(error) if isinstance(error, psycopg.Error) else error
     log.warning("collection %r: %s; trying again in %s s", model.collection.name, said, seconds)
     time.sleep(seconds)
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -37,6 +38,9 @@ def dagster_database(settings: Settings) -> tuple[str, Database]:
     return database.ensure_sibling("dagster" if database.embedded else f"{own}_dagster"), database
 
 
+WAIT_SECONDS = (2, 8)  # for a server that does not answer; Dagster itself tries for a second
+
+
 class _Pooled:
     """A pool instead of a connection an event; its connections outlive the server's being killed."""
 
@@ -52,13 +56,15 @@ class _Pooled:
         event.listen(self._engine, "checkout", self._refuse_dead)
 
     def _connect_again(self, dialect: Any, _: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
-        try:
-            return dialect.connect(*arguments, **parameters)
-        except dialect.loaded_dbapi.OperationalError:
-            if self.database.server is None:
-                raise
-            self.database.server.ensure_running()
-            return dialect.connect(*arguments, **parameters)
+        for wait in WAIT_SECONDS:
+            try:
+                return dialect.connect(*arguments, **parameters)
+            except dialect.loaded_dbapi.OperationalError:
+                if self.database.server is not None:
+                    self.database.server.ensure_running()
+                    break
+                time.sleep(wait)
+        return dialect.connect(*arguments, **parameters)
 
     def _refuse_dead(self, connection: Any, *_: Any) -> None:
         try:

@@ -22,10 +22,11 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
+from dagster_postgres.utils import DagsterPostgresException
 
 from embeddings_pipeline.audit import audit
 from embeddings_pipeline.collection import Collection, batch_key
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import DatabaseError, PipelineError
 from embeddings_pipeline.index.lag import indexes_lag
 from embeddings_pipeline.opened import OpenCollection, open_collection
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, MOST_BATCHES_PER_RUN, add_partitions, asset_key
@@ -124,7 +125,16 @@ def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.Dagste
     with nullcontext(given) if given else dg.DagsterInstance.get() as instance:
         if isinstance(instance.compute_log_manager, StateComputeLogs):
             instance.compute_log_manager.capturing = False
-        yield instance
+        try:
+            yield instance
+        except (DagsterPostgresException, sqlalchemy.exc.OperationalError) as error:
+            cause: BaseException = error
+            while cause.__cause__:
+                cause = cause.__cause__
+            said = str(cause).strip().partition("\n")[0]
+            raise DatabaseError(
+                f"Dagster's database does not answer ({said}): see that it runs, and try again"
+            ) from error
 
 
 def _look(opened: OpenCollection, result: SyncResult, force: bool) -> None:
