@@ -132,9 +132,7 @@ def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.Dagste
             while cause.__cause__:
                 cause = cause.__cause__
             said = str(cause).strip().partition("\n")[0]
-            raise DatabaseError(
-                f"Dagster's database does not answer ({said}): see that it runs, and try again"
-            ) from error
+            raise DatabaseError(f"Dagster's database does not answer ({said}): start it, and try again") from error
 
 
 def _look(opened: OpenCollection, result: SyncResult, force: bool) -> None:
