@@ -21,8 +21,9 @@ from psycopg import sql
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.orchestration.launcher import HOST_TAG, WatchedRunLauncher, host_tags, worker_alive
 from embeddings_pipeline.orchestration.storage import PipelineStorage, dagster_database
+from embeddings_pipeline.orchestration.sync import open_instance
 from embeddings_pipeline.settings import Settings
-from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline.store.postgres import Database, open_database
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -146,6 +147,39 @@ def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: storage.run_storage.get_runs_count(), range(4))) == [0] * 4
     storage.run_storage.database.close()
+
+
+def test_dagster_waits_for_a_server_of_others_that_is_started_again(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = open_folder / "theirs"
+    state.mkdir(mode=0o711)
+    theirs = open_database(Settings(embeddings_state_dir=state))
+    here = Settings(database_url=theirs.url, embeddings_state_dir=open_folder / "ours")
+    storage = PipelineStorage(here)
+    assert storage.run_storage.get_runs_count() == 0
+
+    def kill() -> None:
+        pid = int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+
+    kill()
+    with ThreadPoolExecutor(1) as pool:
+        counted = pool.submit(storage.run_storage.get_runs_count)
+        time.sleep(1)
+        assert not counted.done()
+        theirs.connect().close()  # it is started
+        assert counted.result() == 0
+    kill()
+    monkeypatch.setattr("embeddings_pipeline.orchestration.storage.WAIT_SECONDS", (0.01,))
+    refused = pytest.raises(
+        DatabaseError, match=r"^Dagster's database does not answer \(.*\): start it, and try again$"
+    )
+    with refused, dg.DagsterInstance.ephemeral() as instance, open_instance(instance):
+        storage.run_storage.get_runs_count()
+    theirs.close()
 
 
 # Executes a run in its own process, in which an op waits for ever.
