@@ -155,6 +155,7 @@ class _Made:
     vectors: dict[bytes, NDArray] = field(default_factory=dict)  # by content hash, of texts that lack theirs
     encoded: Collection[bytes] = ()  # of them, what this run has made
     file: str | None = None  # of the lake
+    resumed: bool = False  # it is this run's, and an earlier try has written its vectors to the table
 
 
 def _make_batch(model: OpenCollection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> _Made:
@@ -176,6 +177,7 @@ def _make_batch(model: OpenCollection, connection: psycopg.Connection, batch: in
     if rows and not (lacking and encode):  # a run that was killed may have written it, and the table too
         newest = model.lake.newest(model.folder("embeddings"), batch, run)
         made.file = newest[0].rsplit("/", 1)[-1] if newest else None
+        made.resumed = not lacking and made.file is not None and made.file.startswith(run)
     made.filled.seconds = time.perf_counter() - started
     return made
 
@@ -315,7 +317,7 @@ def _write(model: OpenCollection, connection: psycopg.Connection, group: Sequenc
         made.filled.complete = batch not in incomplete
     done = {
         "complete": [batch not in incomplete for batch in batches],
-        "wrote": [written[batch] > 0 for batch in batches],
+        "wrote": [written[batch] > 0 or by_batch[batch].resumed for batch in batches],
         "file": [by_batch[batch].file for batch in batches],
     }
     connection.execute(load_sql("fill/done"), {**key, **done})

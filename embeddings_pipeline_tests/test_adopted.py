@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 
 from embeddings_pipeline import fill, migration
@@ -42,7 +43,7 @@ from embeddings_pipeline.store.adopted import AdoptedColumn
 from embeddings_pipeline.store.postgres import Database
 from embeddings_pipeline_tests.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.test_migration import OTHER, WIDE, land, land_all, written_together
-from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role, wait_until
+from embeddings_pipeline_tests.workbench import PROFILE, execute, plain_role, run_batch, wait_until
 from embeddings_pipeline_tests.workbench import collection as plain_collection
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -446,6 +447,30 @@ class TestPhases:
         assert audit(opened).agree
         shutil.rmtree(settings.state_dir / "lake" / opened.folder("embeddings"))
         assert audit(opened).batches_without_lake_file == len(opened.ledger.batches())
+
+    def test_a_backfill_that_is_tried_again_notes_the_file_that_it_wrote(self, table, settings, monkeypatch) -> None:
+        opened = sync(collection(), settings)
+        expand(opened, target_profile(opened, "test"))
+        backfill(opened)
+        execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
+        opened.ledger.scan(opened.source)
+        [batch] = opened.ledger.work()
+        run_batch(opened, batch, "edit")  # without what fills the model beside it
+        write, endings = fill._write, iter([True])
+
+        def ended(*arguments: Any) -> None:
+            if next(endings, False):
+                raise psycopg.OperationalError("the server ended it")
+            write(*arguments)
+
+        monkeypatch.setattr(fill, "_write", ended)
+        monkeypatch.setattr(fill, "FIRST_WAIT_SECONDS", 0)
+        assert len(list(migration.backfill(opened, opened.ledger.batches(), "second"))) == 3
+        files = "SELECT file FROM embeddings.fill WHERE batch = %s AND fingerprint = %s"
+        beside = opened.ledger.beside()[0].table.fingerprint
+        assert execute(table, files, [batch, beside]) == [("second.parquet",)]
+        swap(opened, "swap")
+        assert audit(open_collection(collection(), settings)).agree
 
     def test_a_model_that_is_dropped_during_its_backfill_is_said_to_be_gone(self, table, settings, monkeypatch) -> None:
         opened = sync(collection(), settings)
