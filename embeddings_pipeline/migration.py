@@ -39,7 +39,7 @@ from embeddings_pipeline.store.ledger import ActiveModel
 from embeddings_pipeline.store.postgres import Database, load_sql
 from embeddings_pipeline.store.targets import ROW_BYTES, ModelTable
 
-LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it
+LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it, and at first a tenth of it
 OLD_MS = 40  # a transaction of that age may last: nobody queues for a lock behind it …
 PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but where there always is one, that age doubles each time
 VACUUM_TIMEOUT_MS = 1200  # where the role may not set `deadlock_timeout`, an autovacuum gives way after a second
@@ -664,13 +664,16 @@ def exclusively(
 
     Waits first until no longer transaction holds a lock there, since whoever came after would wait behind us; then
     tries, with a short `lock_timeout`, again and again. Where slow queries follow one another without end, it tries
-    among them after a while, more rarely. MigrationError after `seconds` (LOCK_SECONDS).
+    among them after a while, more rarely and with a longer one. VACUUM is kept out beforehand, by a lock that neither
+    readers nor writers wait for. MigrationError after `seconds` (LOCK_SECONDS).
     """
     seconds = LOCK_SECONDS if seconds is None else seconds
     started = time.monotonic()
     tries = long_tries = 0
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
+        plain = "SELECT format('%%s', oid::regclass) FROM pg_class WHERE relkind = 'r' AND oid = ANY (%s::regclass[])"
+        tables = [name for (name,) in connection.execute(plain, [names])]
         while True:
             waited = time.monotonic() - started
             old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
@@ -685,7 +688,10 @@ def exclusively(
                     entered = time.perf_counter()
                     with connection.transaction():
                         _short_waits(connection, long)
+                        for table in tables:
+                            connection.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
                         prepare(connection)
+                        connection.execute(f"SET LOCAL lock_timeout = {min(LOCK_TIMEOUT_MS, old // 4)}")
                         began = time.perf_counter()
                         for statement in statements:
                             connection.execute(statement)
