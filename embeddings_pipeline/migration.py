@@ -672,8 +672,10 @@ def exclusively(
     tries = long_tries = 0
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
-        plain = "SELECT format('%%s', oid::regclass) FROM pg_class WHERE relkind = 'r' AND oid = ANY (%s::regclass[])"
-        tables = [name for (name,) in connection.execute(plain, [names])]
+        is_table = "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'r'"
+        tables = [
+            one for one, name in zip(relations, names, strict=True) if connection.execute(is_table, [name]).rowcount
+        ]
         while True:
             waited = time.monotonic() - started
             old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
@@ -689,7 +691,7 @@ def exclusively(
                     with connection.transaction():
                         _short_waits(connection, long)
                         for table in tables:
-                            connection.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE")
+                            connection.execute(vacuum_lock(table))
                         prepare(connection)
                         connection.execute(f"SET LOCAL lock_timeout = {min(LOCK_TIMEOUT_MS, old // 4)}")
                         began = time.perf_counter()
@@ -705,6 +707,11 @@ def exclusively(
                 )
             failed_among_others = not older and old > OLD_MS
             time.sleep(random.uniform(0.5, 1) if failed_among_others else random.uniform(0.01, 0.05))
+
+
+def vacuum_lock(table: sql.Identifier) -> sql.Composed:
+    """Keeps VACUUM and the like out until the transaction ends; an autovacuum gives way to it."""
+    return sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table)
 
 
 def _short_waits(connection: psycopg.Connection, long: bool) -> None:

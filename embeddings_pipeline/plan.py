@@ -13,7 +13,7 @@ from embeddings_pipeline.collection import CollectionConfig
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import MigrationError
 from embeddings_pipeline.index.pgvector_index import column_indexes, index_statements
-from embeddings_pipeline.migration import NOTE_GATE, needed_bytes, show_statements, target_table
+from embeddings_pipeline.migration import NOTE_GATE, needed_bytes, show_statements, target_table, vacuum_lock
 from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.profiles import Profile
 from embeddings_pipeline.store.adopted import AdoptedColumn
@@ -106,6 +106,11 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         where: _Tables | _Columns = _Tables(of, to, config)
         if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
             where = _Columns(of, to, config, connection, texts)
+
+        def kept_out(step: str, *tables: sql.Identifier) -> list[Planned]:
+            only = "SHARE UPDATE EXCLUSIVE, which only VACUUM and the like wait for"
+            return [said(step, vacuum_lock(table), only) for table in tables]
+
         own_row = "ROW EXCLUSIVE of embeddings.migration"
         made = [said("expand", statement, lock) for statement, lock in where.made()]
         noted = [
@@ -113,7 +118,9 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
             said("expand", load_sql("migrate/begin"), own_row),
         ]
         # What excludes others comes last, so that it is short.
-        planned = noted + made if isinstance(where, _Columns) else made + noted
+        planned = made + noted
+        if isinstance(where, _Columns):
+            planned = [*kept_out("expand", where.to.relation), *noted, *made]
         planned += [said("backfill", statement, lock) for statement, lock in where.prepared()]
         planned.append(said("backfill", *where.written(), texts / where.written_per_second(), rows))
         planned.append(
@@ -129,6 +136,8 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         fill_lock = "ROW EXCLUSIVE of embeddings.fill"
         planned.append(said("swap", marked, fill_lock, texts / LOOKED_PER_SECOND, fingerprint=to.fingerprint))
         planned.append(said("swap", NOTE_GATE, own_row))
+        users = [where.of.relation] if isinstance(where, _Columns) else []
+        planned += kept_out("swap", *users, of.marker)
         row_lock = "ROW EXCLUSIVE of embeddings.collection: landings wait for the end of the transaction"
         planned.append(said("swap", load_sql("migrate/flip"), row_lock))
         planned.append(
@@ -139,6 +148,7 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         planned.append(said("swap", view, f"ACCESS EXCLUSIVE of the view embeddings.{to.collection}"))
         planned += [said("swap", statement, lock) for statement, lock in where.renamed()]
         planned.append(said("swap", marker, "ACCESS EXCLUSIVE of the marker, an empty table"))
+        planned += kept_out("contract", *of.exclusive())
         planned.append(said("contract", load_sql("migrate/swapped"), own_row, phase="contracted", from_phase="swapped"))
         forgotten = "ROW EXCLUSIVE of embeddings.model, .fill and .quarantine"
         planned.append(said("contract", load_sql("migrate/forget"), forgotten, fingerprint=of.fingerprint))

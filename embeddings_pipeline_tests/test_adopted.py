@@ -710,6 +710,7 @@ class TestPlan:
         to = target_table(opened, target_profile(opened, "test")).fingerprint
         words = [(step.phase, step.statement) for step in planned]
         wanted = [
+            ("expand", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
             ("expand", "INSERT INTO embeddings.model "),
             ("expand", "INSERT INTO embeddings.migration "),
             ("expand", 'ALTER TABLE "segments" ADD COLUMN IF NOT EXISTS "embedding_32" vector(32)'),
@@ -732,6 +733,8 @@ class TestPlan:
             ),
             ("swap", "UPDATE embeddings.fill SET "),
             ("swap", "UPDATE embeddings.migration SET gate "),
+            ("swap", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
+            ("swap", f'LOCK TABLE "embeddings"."segments_active_{of}" '),
             ("swap", "UPDATE embeddings.collection SET "),
             ("swap", "SELECT batch.batch FROM "),
             ("swap", "UPDATE embeddings.migration SET "),
@@ -741,6 +744,7 @@ class TestPlan:
             ("swap", 'ALTER INDEX "public"."segments_embedding" RENAME TO "segments_embedding_previous"'),
             ("swap", 'ALTER INDEX "segments_embedding_32" RENAME TO "segments_embedding"'),
             ("swap", f'ALTER TABLE "embeddings"."segments_active_{of}" RENAME TO "segments_active_{to}"'),
+            ("contract", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
             ("contract", "UPDATE embeddings.migration SET "),
             ("contract", "WITH quarantined AS "),
             ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_written_{of}"'),
