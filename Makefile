@@ -46,7 +46,7 @@ bench:
 
 chaos:
 	@.ci/install test
-	@$(PY) -m embeddings_pipeline_tests.chaos $(ARGS)
+	@$(PY) -m embeddings_pipeline_tests.process.chaos $(ARGS)
 
 migration-drill:
 	@.ci/install test

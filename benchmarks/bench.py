@@ -91,9 +91,9 @@ def ours(catalogue: Path, folder: Path) -> dict[str, object]:
     # Keeps the embedded server up between the commands, as the UI does; without a transaction, which would make every
     # concurrent index build wait.
     hold = (
-        "from embeddings_pipeline.store.postgres import *; import time; open_database(load_settings()); time.sleep(1e5)"
+        "from embeddings_pipeline.store.database import *; import time; open_database(load_settings()); time.sleep(1e5)"
     )
-    hold = f"from embeddings_pipeline.settings import load_settings; {hold}"
+    hold = f"from embeddings_pipeline.config.settings import load_settings; {hold}"
     holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, cwd=HERE.parent)
     try:
         run([*program, "load", str(catalogue)], environment)

@@ -22,8 +22,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from embeddings_pipeline.settings import Settings
-from embeddings_pipeline.store.postgres import Database, open_database
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.store.database import Database, open_database
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL_SECONDS = 60

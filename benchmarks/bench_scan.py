@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from embeddings_pipeline.collection import Collection, CollectionConfig
-from embeddings_pipeline.index.lag import indexes_lag, lagging_since
-from embeddings_pipeline.opened import OpenCollection, open_collection
-from embeddings_pipeline.settings import Settings, load_settings
-from embeddings_pipeline.store import ledger
+from embeddings_pipeline.config.definition import Collection, CollectionConfig
+from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.health.lag import indexes_lag, lagging_since
+from embeddings_pipeline.ledger import ledger
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
 from embeddings_pipeline.store.copy_binary import copy_in
 
 SOURCE = """

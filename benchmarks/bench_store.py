@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.index import faiss_index
-from embeddings_pipeline.settings import Settings
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.postgres import Database, ensure_schema, open_database
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.database import Database, ensure_schema, open_database
+from embeddings_pipeline.store.destination.table import ModelTable
 
 REPEATS = 3
 GOAL_ROWS_A_SECOND = 80_000

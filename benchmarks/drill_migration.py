@@ -32,11 +32,13 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.collection import Collection, CollectionConfig
+from embeddings_pipeline.config.definition import Collection, CollectionConfig
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
-from embeddings_pipeline.fill import embed_beside, fill_beside
-from embeddings_pipeline.migration import (
+from embeddings_pipeline.model_change.backfill import embed_beside, fill_beside
+from embeddings_pipeline.model_change.phases import (
     backfill,
     contract,
     expand,
@@ -45,14 +47,12 @@ from embeddings_pipeline.migration import (
     target_profile,
     unfilled_batches,
 )
-from embeddings_pipeline.opened import OpenCollection, open_collection
-from embeddings_pipeline.profiles import Profile
-from embeddings_pipeline.search import search
-from embeddings_pipeline.settings import Settings, load_settings
-from embeddings_pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.commit import land_batch
+from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.landing import land_batch
-from embeddings_pipeline.store.postgres import open_database
+from embeddings_pipeline.store.database import open_database
 
 TOPICS, SUBTOPICS, PARTS = 200, 50, 4096
 RIGHT = 0.99  # cosine of a row's own text; of the next best it is 0.9
@@ -340,7 +340,7 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     opened.ledger.scan(opened.source)
     for batch in opened.ledger.dirty_batches():
         land(opened, batch, "first")
-    from embeddings_pipeline.index.pgvector_index import ensure_index
+    from embeddings_pipeline.index.pgvector import ensure_index
 
     ensure_index(opened.database, opened.active.table, one.config.index, ["base"])
     say(f"{arguments.rows:,} rows landed and indexed")
@@ -459,7 +459,7 @@ def _settled(one: Collection, settings: Settings) -> dict[str, Any]:
     opened.ledger.scan(opened.source)
     for batch in opened.ledger.work():
         land(opened, batch, "last")
-    from embeddings_pipeline.coverage import coverage
+    from embeddings_pipeline.health.coverage import coverage
 
     covered = coverage(opened.database, opened.active)
     return {"coverage": covered.share, "orphans": covered.orphans, "vectors": covered.vectors}

@@ -1,3 +1,3 @@
-from embeddings_pipeline.cli import main
+from embeddings_pipeline.cli.main import main
 
 main()

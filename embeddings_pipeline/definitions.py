@@ -4,8 +4,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.component import definitions_below
-from embeddings_pipeline.settings import load_settings
 
 
 @dg.definitions

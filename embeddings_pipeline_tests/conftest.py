@@ -14,9 +14,9 @@ import dagster as dg
 import pytest
 from psycopg import sql
 
-from embeddings_pipeline.settings import Settings
-from embeddings_pipeline.store.postgres import Database, ensure_schema, open_database
-from embeddings_pipeline_tests.deterministic import DeterministicEncoder
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.store.database import Database, ensure_schema, open_database
+from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 
 # What would lead a test to the developer's own database, model or account.
 DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING_.*|EMBEDDINGS_STATE_DIR|PG[A-Z]+")

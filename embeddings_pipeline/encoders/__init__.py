@@ -3,9 +3,9 @@
 import importlib
 import threading
 
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import PipelineError, ProfileError
-from embeddings_pipeline.profiles import Profile
 
 __all__ = ["Encoder", "load_encoder"]
 

@@ -17,8 +17,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from embeddings_pipeline.config.profiles import Profile, resolve_weights
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
-from embeddings_pipeline.profiles import Profile, resolve_weights
 
 Features = dict[str, Any]
 

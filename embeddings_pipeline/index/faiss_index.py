@@ -33,8 +33,8 @@ from psycopg import sql
 
 from embeddings_pipeline.errors import DatabaseError, VectorIndexError
 from embeddings_pipeline.store.copy_binary import copy_blocks
-from embeddings_pipeline.store.postgres import Database
-from embeddings_pipeline.store.targets import ModelTable
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.table import ModelTable
 
 FORMAT = 1  # of manifest.json and the files that it names
 KEPT_GENERATIONS = 3

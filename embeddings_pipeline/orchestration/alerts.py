@@ -10,10 +10,10 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from embeddings_pipeline.alerts import alert
-from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.health.alerts import alert
 from embeddings_pipeline.orchestration.assets import asset_key, named
-from embeddings_pipeline.settings import load_settings
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")
 JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))

@@ -12,18 +12,18 @@ import dagster as dg
 import psycopg
 from pydantic import Field
 
-from embeddings_pipeline.collection import Collection, batch_key
+from embeddings_pipeline.config.definition import Collection, batch_key
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
-from embeddings_pipeline.fill import embed_beside, fill_beside
 from embeddings_pipeline.index.faiss_index import Manifest
 from embeddings_pipeline.index.faiss_index import build as build_faiss
-from embeddings_pipeline.index.pgvector_index import BuiltIndex, IndexReport, ensure_index
-from embeddings_pipeline.opened import OpenCollection
+from embeddings_pipeline.index.pgvector import BuiltIndex, IndexReport, ensure_index
+from embeddings_pipeline.model_change.backfill import embed_beside, fill_beside
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
-from embeddings_pipeline.profiles import Profile
-from embeddings_pipeline.steps import each_batch, embed_batches, read_items, render_texts
-from embeddings_pipeline.store.landing import land_batch
-from embeddings_pipeline.store.postgres import what_it_says
+from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.pipeline.commit import land_batch
+from embeddings_pipeline.pipeline.steps import each_batch, embed_batches, read_items, render_texts
+from embeddings_pipeline.store.database import what_it_says
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last whole scan; the daily refresh makes one a day
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`

@@ -21,11 +21,12 @@ from dagster._core.storage.tags import (
 )
 from pydantic import Field
 
-from embeddings_pipeline.collection import Collection, batch_key
-from embeddings_pipeline.coverage import collection_state
+from embeddings_pipeline.config.definition import Collection, batch_key
+from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.index.lag import indexes_lag, lagging_since
-from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.health.coverage import collection_state
+from embeddings_pipeline.health.lag import indexes_lag, lagging_since
+from embeddings_pipeline.ledger.ledger import RecentResult
 from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
 from embeddings_pipeline.orchestration.resources import run_lock
 from embeddings_pipeline.orchestration.sync import (
@@ -37,9 +38,8 @@ from embeddings_pipeline.orchestration.sync import (
     run_ranges,
     sync,
 )
-from embeddings_pipeline.settings import load_settings
-from embeddings_pipeline.store.ledger import RecentResult
-from embeddings_pipeline.store.postgres import open_database
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.store.database import open_database
 
 TICK_SECONDS = 15
 READ_SECONDS = 5.0  # of the source, in one tick

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import BaseModel
 
-from embeddings_pipeline.collection import Collection, CollectionConfig, load_collections
+from embeddings_pipeline.config.definition import Collection, CollectionConfig, load_collections
 from embeddings_pipeline.orchestration.alerts import build_alerts
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, build_schedules, build_sensor
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile

@@ -4,14 +4,14 @@ from typing import Any
 
 import dagster as dg
 
-from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.profiles import Profile, resolve_profile
+from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import asset_key, build_assets
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
-from embeddings_pipeline.profiles import Profile, resolve_profile
-from embeddings_pipeline.settings import load_settings
 
 
 def declared_profile(collection: Collection) -> Profile:

@@ -10,10 +10,10 @@ import dagster as dg
 import psycopg
 from pydantic import Field
 
-from embeddings_pipeline.collection import Collection
+from embeddings_pipeline.config.definition import Collection
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.gate import Gate
-from embeddings_pipeline.migration import (
+from embeddings_pipeline.model_change.gate import Gate
+from embeddings_pipeline.model_change.phases import (
     Exclusive,
     Migration,
     backfill,
@@ -25,7 +25,6 @@ from embeddings_pipeline.migration import (
     swap,
     target_profile,
 )
-from embeddings_pipeline.opened import OpenCollection
 from embeddings_pipeline.orchestration.assets import (
     ENCODER_POOL,
     asset_key,
@@ -35,6 +34,7 @@ from embeddings_pipeline.orchestration.assets import (
     open_logged,
 )
 from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.pipeline.collection import OpenCollection
 
 
 class ExpandConfig(dg.Config):

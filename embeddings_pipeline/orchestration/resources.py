@@ -10,10 +10,10 @@ import dagster as dg
 import psycopg
 from dagster._utils.log import create_console_logger
 
-from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.opened import OpenCollection, open_collection
-from embeddings_pipeline.settings import load_settings
-from embeddings_pipeline.store.postgres import Database, open_database
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.store.database import Database, open_database
 
 # Called as (asset, batch) when a step of a batch is done; a `sync` in this process listens, for its progress bar.
 batch_done: ContextVar[Callable[[str, int], None]] = ContextVar("batch_done", default=lambda asset, batch: None)

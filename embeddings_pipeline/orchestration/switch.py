@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from embeddings_pipeline.collection import Collection
-from embeddings_pipeline.index.lag import indexes_lag
-from embeddings_pipeline.migration import open_migration, progress, unfilled_batches
-from embeddings_pipeline.opened import open_collection
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.model_change.phases import open_migration, progress, unfilled_batches
 from embeddings_pipeline.orchestration.assets import add_partitions
 from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.sync import JobRunner, batches_of, open_instance, range_tags, run_ranges
-from embeddings_pipeline.settings import Settings
+from embeddings_pipeline.pipeline.collection import open_collection
 
 
 @dataclass

@@ -24,21 +24,21 @@ from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
 from dagster_postgres.utils import DagsterPostgresException
 
-from embeddings_pipeline.audit import audit
-from embeddings_pipeline.collection import Collection, batch_key
+from embeddings_pipeline.config.definition import Collection, batch_key
+from embeddings_pipeline.config.profiles import resolve_profile
+from embeddings_pipeline.config.settings import Settings, project_root
 from embeddings_pipeline.errors import DatabaseError, PipelineError
-from embeddings_pipeline.index.lag import indexes_lag
-from embeddings_pipeline.opened import OpenCollection, open_collection
+from embeddings_pipeline.health.audit import audit
+from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.ledger.ledger import contiguous_ranges
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, MOST_BATCHES_PER_RUN, add_partitions, asset_key
+from embeddings_pipeline.orchestration.instance.launcher import host_tags, worker_alive
+from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
-from embeddings_pipeline.orchestration.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.resources import batch_done, run_lock, run_locked
-from embeddings_pipeline.orchestration.storage import StateComputeLogs
-from embeddings_pipeline.profiles import resolve_profile
-from embeddings_pipeline.settings import Settings, project_root
-from embeddings_pipeline.steps import pending_texts
-from embeddings_pipeline.store.ledger import contiguous_ranges
-from embeddings_pipeline.store.postgres import Database
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.steps import pending_texts
+from embeddings_pipeline.store.database import Database
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from embeddings_pipeline.collection import batch_key
+from embeddings_pipeline.config.definition import batch_key
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import LakeError
-from embeddings_pipeline.settings import Settings
 
 SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings_pipeline.profiles import Profile
+from embeddings_pipeline.config.profiles import Profile
 
 
 class FormerModel:

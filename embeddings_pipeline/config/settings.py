@@ -1,0 +1,62 @@
+"""Deployment facts, from the environment or a `.env` file: where the database, the lake and the state are."""
+
+import os
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PACKAGE_DEFS = Path(__file__).parents[1] / "defs"
+
+
+def project_root() -> Path:
+    """The folder of `dagster.yaml`: `DAGSTER_HOME`, else the nearest one above the current folder or this package."""
+    if home := os.environ.get("DAGSTER_HOME"):
+        return Path(home).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "dagster.yaml").is_file():
+            return folder
+    return here
+
+
+class Settings(BaseSettings):
+    """Read once at the edge (command line, Dagster resource) and passed on; see the README's table."""
+
+    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    database_url: str | None = None
+    embedding_profile: str | None = None
+    embedding_model: str | None = None
+    embedding_dimensions: int | None = None
+    embedding_device: str | None = None
+    embedding_batch_size: int | None = None
+    embedding_provider: str | None = None
+    openai_api_key: SecretStr | None = None
+    openai_base_url: str | None = None
+    lake_uri: str | None = None
+    alert_webhook_url: SecretStr | None = None
+    embeddings_state_dir: Path | None = None
+    embeddings_defs_dir: Path | None = None
+
+    @property
+    def state_dir(self) -> Path:
+        """Where everything is written: `.state` in the project's root."""
+        return (self.embeddings_state_dir or project_root() / ".state").resolve()
+
+    @property
+    def defs_dir(self) -> Path:
+        """Where the `defs.yaml` files are: EMBEDDINGS_DEFS_DIR, relative to the project's root, else this package's.
+
+        A Dagster project that has this package installed names its own folder here (`src/my_project/defs`), so that
+        the command line sees the collections that the project's definitions load.
+        """
+        if self.embeddings_defs_dir is None:
+            return PACKAGE_DEFS
+        return (project_root() / self.embeddings_defs_dir.expanduser()).resolve()
+
+
+def load_settings() -> Settings:
+    """Settings from the environment, then from `.env` in the project's root; empty values count as unset."""
+    settings = Settings(_env_file=project_root() / ".env", _env_ignore_empty=True)  # type: ignore[call-arg]
+    return settings

@@ -1,0 +1,111 @@
+"""Do ledger, texts, model table, lake and FAISS index agree? What does not is counted, and dirty for the next sync.
+
+Coverage (coverage.py) says how far the vectors have come. An audit finds what no run has left behind: rows that
+somebody deleted or wrote by hand, files that are gone, an index that holds other vectors than the table.
+"""
+
+from dataclasses import dataclass, fields
+
+from psycopg.rows import dict_row
+
+from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.store.database import load_sql
+
+REMEDY = "run `embeddings-pipeline sync --full`"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Disagreements, each counted in what its name begins with; `batches_marked` are dirty because of them."""
+
+    items_without_texts: int = 0
+    texts_without_item: int = 0
+    texts_without_vector: int = 0  # neither blank nor in quarantine
+    vectors_without_text: int = 0
+    vectors_of_another_text: int = 0
+    batches_without_lake_file: int = 0
+    vectors_not_in_lake: int = 0
+    vectors_not_in_faiss: int = 0
+    faiss_ids_not_in_table: int = 0
+    batches_marked: int = 0
+
+    @property
+    def agree(self) -> bool:
+        return not any(getattr(self, field.name) for field in fields(self) if field.name != "batches_marked")
+
+
+def audit(opened: OpenCollection) -> Audit:
+    """Compare every copy with the next one. What disagrees is dirty afterwards, or behind, so that a sync mends it."""
+    counts = _count(opened)
+    opened.ledger.repair()
+    file_missing, not_in_lake, marked = _compare_lake(opened)
+    if marked:
+        with opened.database.connect(autocommit=True) as connection:
+            parameters = {"collection": opened.collection.name, "batches": marked}
+            connection.execute(load_sql("audit/render_again"), parameters)
+    missing, unknown = _compare_faiss(opened)
+    return Audit(
+        **counts,
+        batches_without_lake_file=file_missing,
+        vectors_not_in_lake=not_in_lake,
+        vectors_not_in_faiss=missing,
+        faiss_ids_not_in_table=unknown,
+        batches_marked=len(marked),
+    )
+
+
+def _count(opened: OpenCollection) -> dict[str, int]:
+    parameters = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
+    with opened.database.connect(autocommit=True) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(opened.active.table.statement("audit/count"), parameters).fetchone()
+    return row or {}
+
+
+def _compare_lake(opened: OpenCollection) -> tuple[int, int, list[int]]:
+    """Batches whose landed file is gone or damaged, vectors of the table that their batch's file lacks, and the batches
+    that either is true of.
+    """
+    missing = lacking = 0
+    marked = []
+    name = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
+    hashes_of = opened.active.table.statement("audit/hashes_of_batch")
+    with opened.database.connect(autocommit=True) as connection:
+        landed = connection.execute(load_sql("audit/landed_files"), name).fetchall()
+        for batch, file in landed:
+            lacks = _lacks(opened, batch, file, [row[0] for row in connection.execute(hashes_of, {"batch": batch})])
+            if lacks != 0:  # once more: a landing may have come between
+                with connection.transaction():
+                    opened.ledger.lock_batch(connection, batch)
+                    one = connection.execute(load_sql("audit/landed_file"), {**name, "batch": batch}).fetchone()
+                    hashes = [row[0] for row in connection.execute(hashes_of, {"batch": batch})]
+                lacks = _lacks(opened, batch, one[0] if one else file, hashes)
+            missing += lacks is None
+            lacking += lacks or 0
+            if lacks != 0:
+                marked.append(batch)
+    return missing, lacking, marked
+
+
+def _lacks(opened: OpenCollection, batch: int, file: str, in_table: list[bytes]) -> int | None:
+    """How many of these content hashes the batch's file lacks; None where there is no such file."""
+    if not in_table:
+        return 0
+    in_file = opened.lake.content_hashes(opened.folder("embeddings"), batch, file)
+    return None if in_file is None else sum(digest not in in_file for digest in in_table)
+
+
+def _compare_faiss(opened: OpenCollection) -> tuple[int, int]:
+    """Vectors that the index lacks and ids that the table lacks; an index that is behind has neither."""
+    try:
+        index = open_index(opened.settings.state_dir / "faiss", opened.collection.name)
+    except VectorIndexError:  # none yet, or damaged: built by the next sync
+        return 0, 0
+    found = check_parity(opened.database, opened.active.table, index, samples=1)
+    if not found.comparable:
+        return 0, 0
+    if found.missing_in_index or found.not_in_table:
+        with opened.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("audit/index_again"), {"collection": opened.collection.name})
+    return found.missing_in_index, found.not_in_table

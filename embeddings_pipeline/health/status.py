@@ -1,0 +1,66 @@
+"""What `status` shows of a collection."""
+
+from dataclasses import asdict
+from typing import Any
+
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.health.coverage import collection_state, coverage
+from embeddings_pipeline.index.faiss_index import is_current, read_manifest
+from embeddings_pipeline.index.pgvector import describe_indexes
+from embeddings_pipeline.ledger.ledger import Ledger
+from embeddings_pipeline.store.database import Database
+
+
+def collection_status(collection: Collection, database: Database, settings: Settings) -> dict[str, Any]:
+    """Counts from the data itself, the active model and the indexes. Nothing is written, no model loaded."""
+    ledger = Ledger(collection, database)
+    model = ledger.active()
+    empty: dict[str, Any] = {"generation": None, "vectors": 0, "current": False}
+    if model is None:
+        return {
+            "collection": collection.name,
+            "profile": None,
+            "fingerprint": None,
+            "items": 0,
+            "vectors": 0,
+            "coverage": 0.0,
+            "missing": 0,
+            "stale": 0,
+            "orphans": 0,
+            "quarantined": 0,
+            "dirty_batches": 0,
+            "pgvector_index": [],
+            "faiss": empty,
+            "last_scan": None,
+        }
+    found = coverage(database, model)
+    with database.connect(autocommit=True) as connection:
+        state = collection_state(connection, collection.name)
+        indexes = describe_indexes(connection, model.table)
+    assert state is not None
+    try:
+        manifest = read_manifest(settings.state_dir / "faiss", collection.name)
+    except VectorIndexError:  # damaged: the next sync builds it again
+        manifest = None
+    faiss = empty
+    if manifest is not None:
+        current = is_current(manifest, model.table.fingerprint, state.epoch, state.version)
+        faiss = {"generation": manifest.generation, "vectors": manifest.count, "current": current}
+    return {
+        "collection": collection.name,
+        "profile": model.profile.name,
+        "fingerprint": model.table.fingerprint,
+        "items": found.items,
+        "vectors": found.vectors,
+        "coverage": round(found.share, 6),
+        "missing": found.missing,
+        "stale": found.stale,
+        "orphans": found.orphans,
+        "quarantined": found.quarantined,
+        "dirty_batches": len(ledger.dirty_batches()),
+        "pgvector_index": [asdict(index) for index in indexes],
+        "faiss": faiss,
+        "last_scan": state.whole_scan_at,
+    }

@@ -1,0 +1,620 @@
+"""The pipeline's own record of which items exist, what was last seen of them, and what has landed."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.errors import ConfigurationError, RefusedError, SourceError
+from embeddings_pipeline.store.database import Database, load_sql
+from embeddings_pipeline.store.destination.column import AdoptedColumn, declared_storage, model_table
+from embeddings_pipeline.store.destination.table import CollectionTables, ModelTable
+from embeddings_pipeline.store.source import OVERLAP, Position, RecentRow, Source
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_TRANSACTION = 2000  # of an incremental scan: each may lie in another batch, and take its lock
+ANALYZE_FROM = 1000  # new items
+GONE_SHARE = 0.2  # a scan that misses more than this share of what has landed is refused
+
+
+@dataclass(frozen=True)
+class ActiveModel:
+    """The profile that the database says is active for a collection, and the table with its vectors."""
+
+    profile: Profile
+    table: ModelTable
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a whole scan found, in items, compared with what has landed."""
+
+    scanned: int
+    new: int
+    changed: int
+    gone: int
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class RecentResult:
+    """What an incremental scan found, in items that were not yet known to be so."""
+
+    read: int  # rows
+    new: int
+    changed: int
+    gone: int  # no longer meet the collection's `where:`
+    refused: int  # as gone, and left for a whole scan to judge because they are too many
+    caught_up: bool
+
+
+@dataclass(frozen=True)
+class QuarantineEntry:
+    """A text that failed by itself, and an item that has it (None: no longer any)."""
+
+    content_hash: str  # hexadecimal
+    item_key: str | None
+    items: int  # that lack a vector because of it
+    reason: str
+    attempts: int
+    last_try: datetime
+    next_try: datetime | None  # None: given up
+    text: str
+    profile: str  # of the model that it failed with
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """How far incremental scans have come. Stored as JSON in the transaction that writes what they saw.
+
+    Once a scan has caught up, the next goes back to `settled`, so that a row that was committed late is still seen.
+    """
+
+    column: str  # `updated_at:` as it was declared
+    cursor: Position | None  # the next read begins after it
+    settled: Position | None  # where a scan had caught up at least an overlap ago
+    noted: Position | None  # becomes `settled` when an overlap has passed since `noted_at`
+    noted_at: float  # seconds since 1970, by this machine's clock
+    gone: int = 0  # items found gone since the whole scan that ended at `gone_since`
+    gone_since: str = ""
+
+    def caught_up(self, now: float) -> "Watermark":
+        """The watermark after a scan that has read all there is, at `now`."""
+        settled, noted, noted_at = self.settled, self.noted, self.noted_at
+        if now - noted_at >= OVERLAP.total_seconds() or now < noted_at:  # or the clock was set back
+            # Every row of that time that was committed within the overlap has been read, whatever its key.
+            settled = Position(noted.updated_at, None) if noted else None
+            noted, noted_at = self.cursor, now
+        return replace(self, cursor=settled, settled=settled, noted=noted, noted_at=noted_at)
+
+    @classmethod
+    def parse(cls, stored: dict[str, Any]) -> "Watermark":
+        positions = {n: Position(*stored[n]) if stored[n] else None for n in ("cursor", "settled", "noted")}
+        return cls(**{**stored, **positions})
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of one collection."""
+
+    collection: Collection
+    database: Database
+
+    @property
+    def tables(self) -> CollectionTables:
+        return CollectionTables(self.collection.name)
+
+    def register(self) -> None:
+        """Make the collection's tables where they are missing, and note its definition: what differs becomes dirty."""
+        name = self.collection.name
+        with self.database.connect(autocommit=True) as connection:
+            made = "SELECT to_regclass(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"
+            names = [self.tables.item.as_string(connection), self.tables.text.as_string(connection)]
+            if connection.execute(made, names).fetchone() != (True,):
+                # By itself, and only where needed: even IF NOT EXISTS waits for landings, which wait for the row below.
+                with connection.transaction():
+                    self._lock_collection(connection)
+                    self.tables.create(connection)
+            connection.execute(
+                load_sql("register"), {"collection": name, "definition_hash": self.collection.definition_hash}
+            )
+            model = active_model(connection, self.collection)
+            if model is None:
+                return
+            if isinstance(model.table, AdoptedColumn) and not model.table.is_adopted(connection):
+                self._adopt_again(connection, model.table)
+            names = [model.table.identifier.as_string(connection), self.tables.view.as_string(connection)]
+            if connection.execute(made, names).fetchone() != (True,):  # somebody dropped one; a new epoch begins
+                with connection.transaction():
+                    self._lock_collection(connection)
+                    model.table.create(connection)
+                    model.table.show(connection)
+                    model.table.mark(connection)
+                    connection.execute(load_sql("new_epoch"), {"collection": name})
+
+    def _adopt_again(self, connection: psycopg.Connection, table: AdoptedColumn) -> None:
+        """Where the definition of the target has changed, or its table was made anew: what we made for it, too."""
+        with connection.transaction():
+            self._lock_collection(connection)
+            if table.is_adopted(connection):  # by another process, for which we waited
+                return
+            if self.beside():
+                raise ConfigurationError(
+                    f"collection {self.collection.name!r}: its key, its vector's name or its `target:` is not what it "
+                    f"was when a change of its model began; put it back, and end that first, with "
+                    f"`embeddings-pipeline profile contract` or `profile rollback`"
+                )
+            connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
+            table.release(connection)
+            table.create(connection)
+            table.show(connection)
+            connection.execute(load_sql("new_epoch"), {"collection": self.collection.name})
+
+    def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
+        """Make this model the collection's active one if no vector has landed yet; the active one, whichever it is."""
+        name = self.collection.name
+        with self.database.connect() as connection:
+            self._lock_collection(connection)
+            active = connection.execute(
+                "SELECT fingerprint, version FROM embeddings.collection WHERE name = %s", [name]
+            ).fetchone()
+            if active and active[1] == 0 and active[0] != fingerprint:  # no vector has landed
+                connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
+                for unused in self.model_tables(connection):
+                    unused.release(connection)
+                    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(unused.marker))
+                connection.execute("DELETE FROM embeddings.model WHERE collection = %s", [name])
+                storage = declared_storage(connection, self.collection)
+                table = model_table(self.collection, fingerprint, profile.dimensions, storage)
+                table.create(connection)
+                table.show(connection)
+                table.mark(connection)
+                connection.execute(
+                    load_sql("activate"),
+                    {
+                        "collection": name,
+                        "fingerprint": fingerprint,
+                        "profile": Jsonb(asdict(profile)),
+                        "dimension": profile.dimensions,
+                        "storage": storage,
+                    },
+                )
+            found = active_model(connection, self.collection)
+        assert found is not None
+        return found
+
+    def scan(self, source: Source, *, allow_deletes: bool = False) -> ScanResult:
+        """Compare the whole source with the ledger, and note every item that differs from what has landed.
+
+        Only notes: nothing lands or is deleted here, and no item becomes clean (design rule 2). RefusedError if more
+        than 20 % of what has landed is gone, SourceError for a key that is NULL or comes twice.
+        """
+        with self._staged(source) as connection:
+            found = self._compare(connection, allow_deletes)
+            self._insert_new(connection)
+            # A landing that looked at the source before our snapshot and commits after the comparison would hide a
+            # change from it. It holds its batch's lock now, so such batches are compared again, under that lock.
+            in_flight = self._landings_in_flight(connection)
+            differing = {row[0] for row in connection.execute(self.tables.statement("scan/batches"))}
+            suspect = self.tables.statement("scan/suspect")
+            for batch in sorted(differing | in_flight):
+                with connection.transaction():
+                    self.lock_batch(connection, batch)
+                    connection.execute(suspect, {"batch": batch})
+            if in_flight:  # such a landing may also have deleted an item that is back
+                self._insert_new(connection)
+            connection.execute(
+                load_sql("scan/finished"), {"collection": self.collection.name, "scanned": found.scanned}
+            )
+        if self.collection.config.target is not None:
+            self.repair()  # other programs may have emptied the column of a row
+        return found
+
+    def scan_recent(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> RecentResult:
+        """Read what was updated since the last time, for at most about `seconds`, and note what differs.
+
+        Only notes, as `scan` does. Needs `source.updated_at:`. Rows that no longer meet `where:` are gone; where those
+        are more than 20 % of what has landed, that is left to a whole scan, which refuses.
+        """
+        column = self.collection.config.source.updated_at
+        assert column is not None
+        started = time.monotonic()
+        found = RecentResult(0, 0, 0, 0, 0, False)
+        with source.connect() as reading, self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("scan/stage"))
+            mark = self._watermark(connection)
+            if mark is None or mark.column != column:
+                newest = source.newest(reading)
+                mark = Watermark(column, newest, newest, newest, time.time())
+            while True:
+                rows = source.recent(reading, mark.cursor, rows_at_once)
+                last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
+                whole = len(rows) < rows_at_once or last < 0
+                for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
+                    part = rows[start : start + ROWS_PER_TRANSACTION]
+                    passed = min(start + len(part) - 1, last)
+                    if passed >= 0:
+                        mark = replace(mark, cursor=rows[passed].position)
+                    at_end = whole and start + ROWS_PER_TRANSACTION >= len(rows)
+                    mark = mark.caught_up(time.time()) if at_end else mark
+                    seen = self._seen(source, reading, part)
+                    new, changed, gone, refused, mark = self._note_recent(connection, seen, mark)
+                    found = RecentResult(
+                        found.read + len(part),
+                        found.new + new,
+                        found.changed + changed,
+                        found.gone + gone,
+                        found.refused + refused,
+                        at_end,
+                    )
+                if found.caught_up or time.monotonic() - started > seconds:
+                    return found
+
+    def _watermark(self, connection: psycopg.Connection) -> Watermark | None:
+        query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
+        row = connection.execute(query, [self.collection.name]).fetchone()
+        return Watermark.parse(row[0]) if row and row[0] else None
+
+    def _note_recent(
+        self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
+    ) -> tuple[int, int, int, int, Watermark]:
+        """Write what was seen, and how far we have come. Items new, changed, gone and refused; the watermark written.
+
+        A landing holds its batch's lock and then wants the collection's, so never is one taken here under the other.
+        """
+        with connection.transaction():
+            connection.execute("TRUNCATE scan_row")
+            with connection.cursor() as cursor, cursor.copy("COPY scan_row FROM STDIN (FORMAT binary)") as copy:
+                copy.set_types(["text", "bytea"])
+                for row in seen.items():
+                    copy.write_row(row)
+            connection.execute("ANALYZE scan_row")
+        new = self._insert_new(connection)
+        refused = 0
+        if None in seen.values():
+            mark, refused = self._judge_gone(connection, mark)
+        # As in `scan`: batches that a landing works on are compared under their lock, after it has ended.
+        in_flight = self._landings_in_flight(connection)
+        with connection.transaction():
+            parameters: dict[str, Any] = {"in_flight": list(in_flight)}
+            batches = [row[0] for row in connection.execute(self.tables.statement("recent/batches"), parameters)]
+            for batch in batches:
+                self.lock_batch(connection, batch)
+            suspected = connection.execute(self.tables.statement("recent/suspect"), {"batches": batches}).fetchall()
+            if not in_flight:
+                self._write_watermark(connection, mark)
+        if in_flight:  # such a landing may also have deleted an item that is back
+            with connection.transaction():
+                new += self._insert_new(connection)
+                self._write_watermark(connection, mark)
+        vanished = sum(hash_seen is None for (hash_seen,) in suspected)
+        return new, len(suspected) - vanished, vanished, refused, mark
+
+    def _write_watermark(self, connection: psycopg.Connection, mark: Watermark) -> None:
+        values = {"collection": self.collection.name, "watermark": Jsonb(asdict(mark))}
+        connection.execute(load_sql("recent/watermark"), values)
+
+    def _judge_gone(self, connection: psycopg.Connection, mark: Watermark) -> tuple[Watermark, int]:
+        """Leave gone items to a whole scan where they are too many since the last one; the watermark that counts them,
+        and how many were refused.
+        """
+        parameters = {"collection": self.collection.name}
+        row = connection.execute(self.tables.statement("recent/gone"), parameters).fetchone()
+        gone, scanned, scanned_at = row or (0, 0, "")
+        before = mark.gone if mark.gone_since == scanned_at else 0
+        if before + gone > GONE_SHARE * scanned:
+            connection.execute("DELETE FROM scan_row WHERE row_hash IS NULL")
+            return mark, gone
+        return replace(mark, gone=before + gone, gone_since=scanned_at), 0
+
+    def _seen(self, source: Source, reading: psycopg.Connection, rows: Sequence[RecentRow]) -> dict[str, bytes | None]:
+        """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
+        seen: dict[str, bytes | None] = {}
+        for row in rows:
+            if seen.get(row.item_key) is not None and row.row_hash is not None:
+                raise self._twice(row.item_key)
+            seen[row.item_key] = row.row_hash or seen.get(row.item_key)
+        # Another row of that key, an older or a newer one, may still meet it.
+        doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
+        return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
+
+    def look(self, source: Source, *, everything: bool = False) -> tuple[ScanResult, list[str]]:
+        """What `scan` would find, and the keys of the items that a sync would work on (or of all). Writes nothing."""
+        with self._staged(source) as connection:
+            found = self._compare(connection, allow_deletes=True)
+            parameters = {"collection": self.collection.name, "everything": everything}
+            keys = connection.execute(self.tables.statement("scan/pending"), parameters)
+            return found, [row[0] for row in keys]
+
+    def dirty_batches(self) -> list[int]:
+        """The batches that have something to do, derived from state (design rule 1), in order."""
+        return list(self.dirty_items())
+
+    def dirty_items(self, *, due: bool = False) -> dict[int, int]:
+        """Batch → how many of its items are dirty, for the batches that have any, in order.
+
+        `due`: without the batches that were tried and wait for their next try.
+        """
+        with self.database.connect(autocommit=True) as connection:
+            statement = self.tables.statement("dirty_batches")
+            parameters = {"collection": self.collection.name, "due": due}
+            return dict(connection.execute(statement, parameters).fetchall())
+
+    def work(self, *, due: bool = False) -> dict[int, int]:
+        """As `dirty_items`, and batches with a text whose time in quarantine is over, or in which a model beside the
+        active one lacks vectors.
+        """
+        name, found = self.collection.name, self.dirty_items(due=due)
+        active, beside = self.active(), self.beside()
+        with self.database.connect(autocommit=True) as connection:
+            parameters = {"collection": name, "attempts": self._quarantine_attempts, "due": due}
+            for model in beside:
+                if isinstance(model.table, AdoptedColumn):
+                    model.table.column(connection)  # somebody may have dropped it
+            for model in [active, *beside] if active else []:
+                statement = model.table.statement("quarantine/retries")
+                retries = connection.execute(statement, {**parameters, "fingerprint": model.table.fingerprint})
+                found = {**dict(retries.fetchall()), **found}
+            if beside:
+                size = self.collection.config.items_per_batch
+                unfilled = connection.execute(load_sql("fill/work"), parameters).fetchall()
+                found = {**{batch: size for (batch,) in unfilled}, **found}
+        return dict(sorted(found.items()))
+
+    def recent_items(self, days: int, limit: int) -> dict[int, list[str]]:
+        """Batch → keys of items first seen in the last `days` of which nothing has landed; the `limit` oldest."""
+        found: dict[int, list[str]] = {}
+        with self.database.connect(autocommit=True) as connection:
+            statement = self.tables.statement("recent/items")
+            for batch, item_key in connection.execute(
+                statement, {"collection": self.collection.name, "days": days, "limit": limit}
+            ):
+                found.setdefault(batch, []).append(item_key)
+        return dict(sorted(found.items()))
+
+    @property
+    def _quarantine_attempts(self) -> int:
+        return self.collection.config.quarantine.attempts
+
+    def batches(self) -> list[int]:
+        """Every batch of the collection, in order."""
+        query = "SELECT batch FROM embeddings.batch WHERE collection = %s ORDER BY batch"
+        with self.database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query, [self.collection.name])]
+
+    def item_keys(self, batch: int) -> list[str]:
+        """The keys of a batch's items."""
+        query = sql.SQL("SELECT item_key FROM {} WHERE batch = %s ORDER BY item_key").format(self.tables.item)
+        with self.database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query, [batch])]
+
+    def repair(self) -> int:
+        """Make items dirty whose texts or vectors are not what has landed, and remove orphans; how many were found."""
+        model = self.active()
+        if model is None:
+            return 0
+        found = 0
+        with self.database.connect(autocommit=True) as connection:
+            statement = model.table.statement("audit/damaged_batches")
+            parameters: dict[str, Any] = {"collection": self.collection.name, "fingerprint": model.table.fingerprint}
+            for (batch,) in connection.execute(statement, parameters).fetchall():
+                with connection.transaction():
+                    self.lock_batch(connection, batch)
+                    parameters["batch"] = batch
+                    found += connection.execute(model.table.statement("audit/suspect"), parameters).rowcount
+            found += connection.execute(model.table.statement("audit/orphans")).rowcount
+            connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.collection.name})
+        return found
+
+    def active(self) -> ActiveModel | None:
+        """The active model, or None before the first run."""
+        with self.database.connect(autocommit=True) as connection:
+            return active_model(connection, self.collection)
+
+    def beside(self) -> list[ActiveModel]:
+        """The models that are kept current beside the active one."""
+        name = self.collection.name
+        with self.database.connect(autocommit=True) as connection:
+            rows = connection.execute(load_sql("fill/models"), {"collection": name}).fetchall()
+        return [ActiveModel(Profile(**row[3]), model_table(self.collection, *row[:3])) for row in rows]
+
+    def model_tables(self, connection: psycopg.Connection) -> list[ModelTable]:
+        """Every model table of the collection, the active one and others; none of them is dropped meanwhile."""
+        query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s FOR KEY SHARE"
+        name = self.collection.name
+        return [model_table(self.collection, *row) for row in connection.execute(query, [name]).fetchall()]
+
+    def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:
+        """Which of these are in quarantine under this fingerprint; `waiting`: and not to be tried now."""
+        if not content_hashes:
+            return set()
+        parameters = {
+            "collection": self.collection.name,
+            "fingerprint": fingerprint,
+            "content_hashes": list(content_hashes),
+            "waiting": waiting,
+            "attempts": self._quarantine_attempts,
+        }
+        with self.database.connect(autocommit=True) as connection:
+            return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
+
+    def quarantine_entries(self, *, every_model: bool = False) -> list[QuarantineEntry]:
+        """What is in quarantine under the active model, newest first; `every_model`: and then under those beside it."""
+        active = self.active()
+        if active is None:
+            return []
+        parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
+        entries = []
+        with self.database.connect(autocommit=True) as connection:
+            for model in [active, *(self.beside() if every_model else [])]:
+                own = {**parameters, "fingerprint": model.table.fingerprint, "profile": model.profile.name}
+                rows = connection.execute(model.table.statement("quarantine/list"), own).fetchall()
+                entries += [QuarantineEntry(*row) for row in rows]
+        return entries
+
+    def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
+        """Have these texts (or all) tried with the next run, with as many attempts as a new one; how many."""
+        with self.database.connect(autocommit=True) as connection:
+            parameters = {"collection": self.collection.name, "content_hashes": _list_or_none(content_hashes)}
+            return connection.execute(load_sql("quarantine/retry"), parameters).rowcount
+
+    def quarantine_clear(self, content_hashes: Sequence[bytes] | None = None) -> int:
+        """Forget these texts (or all), which are new ones then: their items are dirty. How many."""
+        parameters: dict[str, Any] = {
+            "collection": self.collection.name,
+            "content_hashes": _list_or_none(content_hashes),
+        }
+        with self.database.connect(autocommit=True) as connection:
+            batches = [row[0] for row in connection.execute(self.tables.statement("quarantine/batches"), parameters)]
+            with connection.transaction():
+                for batch in batches:
+                    self.lock_batch(connection, batch)
+                connection.execute(self.tables.statement("quarantine/suspect"), parameters)
+                connection.execute(load_sql("fill/again"), {**parameters, "batches": batches})
+                return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
+
+    def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]]) -> None:
+        """Put bad texts (content hash → text and reason) into quarantine. The landing takes out what went well."""
+        if not bad:
+            return
+        with self.database.connect() as connection:
+            for digest, (text, reason) in bad.items():
+                log.warning("collection %r: a text went to quarantine: %s", self.collection.name, reason)
+                parameters: dict[str, Any] = {"collection": self.collection.name, "fingerprint": fingerprint}
+                parameters |= {"content_hash": digest, "text": text, "reason": reason}
+                connection.execute(load_sql("quarantine/add"), parameters)
+
+    def trying(self, batches: Sequence[int]) -> None:
+        """Note a try at these batches: until they have landed, each waits longer for its next one.
+
+        Called before what may fail, so that a try that kills its process counts as well.
+        """
+        with self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("trying"), {"collection": self.collection.name, "batches": list(batches)})
+
+    def lock_batch(self, connection: psycopg.Connection, batch: int) -> None:
+        """Take the batch's advisory lock until the transaction ends."""
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [self._lock_class, batch])
+
+    def _lock_collection(self, connection: psycopg.Connection) -> None:
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [self._lock_class, -1])
+
+    @property
+    def _lock_class(self) -> int:
+        digest = blake2b(f"embeddings/{self.collection.name}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big", signed=True)
+
+    @contextmanager
+    def _staged(self, source: Source) -> Iterator[psycopg.Connection]:
+        """A session with the whole source in its table `scan_row`."""
+        with source.connect() as reading, self.database.connect(autocommit=True) as connection:
+            source.check(reading)
+            connection.execute(load_sql("scan/stage"))
+            with connection.cursor() as cursor, cursor.copy("COPY scan_row FROM STDIN (FORMAT binary)") as copy:
+                copy.set_types(["text", "bytea"])
+                for rows in source.scan(reading):
+                    for row in rows:
+                        copy.write_row((row.item_key, row.row_hash))
+            try:
+                connection.execute(load_sql("scan/staged"))
+            except psycopg.errors.UniqueViolation as error:
+                detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=(")
+                raise self._twice(detail.removesuffix(") is duplicated.")) from error
+            yield connection
+
+    def _twice(self, item_key: str) -> SourceError:
+        key = ", ".join(self.collection.config.source.key)
+        return SourceError(
+            f"collection {self.collection.name!r}: the source has the key ({item_key}) more than once; `source.key:` "
+            f"({key}) must identify a row"
+        )
+
+    def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> ScanResult:
+        row = connection.execute(self.tables.statement("scan/compare")).fetchone()
+        assert row is not None
+        *counts, landed = row
+        found = ScanResult(*counts)
+        if found.gone > GONE_SHARE * landed and not allow_deletes:
+            raise RefusedError(
+                f"collection {self.collection.name!r}: {found.gone:,} of {landed:,} items are gone from the source, "
+                f"more than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
+                f"(or set allow_deletes on item_ledger in the launchpad)"
+            )
+        return found
+
+    def _insert_new(self, connection: psycopg.Connection) -> int:
+        """Give new items of `scan_row` their batch; how many there are."""
+        name, per_batch = self.collection.name, self.collection.config.items_per_batch
+        with connection.transaction():
+            self._lock_collection(connection)
+            query = "SELECT last_batch, last_batch_size FROM embeddings.collection WHERE name = %s"
+            row = connection.execute(query, [name]).fetchone()
+            assert row is not None
+            last_batch, size = row
+            if size >= per_batch:
+                last_batch, size = last_batch + 1, 0
+            parameters = {"last_batch": last_batch, "last_batch_size": size, "items_per_batch": per_batch}
+            inserted = connection.execute(self.tables.statement("scan/insert_new"), parameters).rowcount
+            if inserted:
+                last = last_batch + (size + inserted - 1) // per_batch
+                size = (size + inserted - 1) % per_batch + 1
+                parameters = {"collection": name, "first": last_batch, "last": last, "size": size}
+                connection.execute(load_sql("scan/batches_added"), parameters)
+                if inserted >= ANALYZE_FROM:
+                    connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
+        return inserted
+
+    def _landings_in_flight(self, connection: psycopg.Connection) -> set[int]:
+        rows = connection.execute(load_sql("scan/landings_in_flight"), {"lock_class": self._lock_class})
+        return {row[0] for row in rows if row[0] < 1 << 31}  # -1 is the collection's own lock
+
+
+def active_model(connection: psycopg.Connection, collection: Collection) -> ActiveModel | None:
+    """The active model of a collection; None where the collection, or the schema, is not there yet."""
+    try:
+        row = connection.execute(load_sql("active_model"), {"collection": collection.name}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    if row is None:
+        return None
+    fingerprint, dimension, storage, profile = row
+    return ActiveModel(Profile(**profile), model_table(collection, fingerprint, dimension, storage))
+
+
+def _list_or_none(values: Sequence[bytes] | None) -> list[bytes] | None:
+    return None if values is None else list(values)
+
+
+def contiguous_ranges(
+    items: Mapping[int, int], existing: Sequence[int | None], *, most_batches: int, most_items: int
+) -> list[tuple[int, int]]:
+    """Batches as (first, last) pairs without a gap among `existing`; `items`: batch → items to work on.
+
+    `existing` is in the order in which Dagster knows the partitions; None where one is no batch. Each pair holds at
+    most `most_batches`, and at most `most_items` unless it is a single batch.
+    """
+    place = {batch: n for n, batch in enumerate(existing) if batch is not None}
+    ranges: list[tuple[int, int]] = []
+    held = 0
+    for batch in sorted(items.keys() & place.keys(), key=place.__getitem__):
+        held += items[batch]
+        if ranges:
+            first, last = ranges[-1]
+            follows = place[batch] == place[last] + 1 and place[batch] - place[first] < most_batches
+            if follows and held <= most_items:
+                ranges[-1] = (first, batch)
+                continue
+        ranges.append((batch, batch))
+        held = items[batch]
+    return ranges

@@ -1,0 +1,248 @@
+"""Is the next model good enough to take over? Coverage, what its index finds, and how it compares with the former one.
+
+Where `golden_queries.jsonl` lies beside the collection's `defs.yaml` (a line each: `{"query": "…", "relevant":
+["item key", …]}`), both models answer its queries, and nDCG@10 decides [1]; without it, how far the nearest ten of the
+two agree is told, and decides nothing.
+
+[1] Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4), 2002.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+
+from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.index.faiss_index import TIE
+from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.search.query import nearest_items, nearest_texts
+from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out
+
+GOLDEN = "golden_queries.jsonl"
+SAMPLES = 100  # texts whose neighbours are compared
+NEAREST = 10
+BINS = 20
+CHART_WIDTH = 560
+FORMER_COLOUR, NEXT_COLOUR = "#9aa5b1", "#2563eb"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was measured, and why the next model is refused (empty: it may take over)."""
+
+    texts: int
+    missing: int  # texts without a vector under the next model, less those in quarantine
+    quarantined: int
+    recall_at_10: float  # of searches with the next model's ANN index, against an exact search
+    neighbour_overlap: float | None  # the share of the nearest ten that both models agree on
+    ndcg_former: float | None
+    ndcg_next: float | None
+    golden_queries: int
+    histogram_former: list[int]  # cosines of the sampled texts' nearest ten, in BINS bins from 0 to 1
+    histogram_next: list[int]
+    refused: list[str] = field(default_factory=list)
+
+    def plot(self) -> str:
+        """Both distributions of scores in one chart, as SVG."""
+        return plot(self.histogram_former, self.histogram_next)
+
+
+@dataclass(frozen=True)
+class GoldenQuery:
+    """A query and the keys of the items that answer it."""
+
+    query: str
+    relevant: tuple[str, ...]
+
+
+def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
+    """Compare the next model with the former one, both of the same collection. Nothing is written."""
+    limits = former.collection.config.migration
+    golden = golden_queries(former)
+    with former.database.connect() as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        texts, lacking, quarantined = _coverage(connection, following)
+        _, _, excused = _coverage(connection, former)
+        name = next(iter(former.collection.config.vectors))
+        samples = _samples(connection, former, following, name)
+        before, after = (_neighbours(connection, one, name, samples) for one in (former, following))
+        found = _found(connection, following, name, samples, after)
+    both = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(before.ids, after.ids, strict=True)]
+    ndcg = [_ndcg(one, golden, name) for one in (former, following)] if golden else [None, None]
+    missing = lacking - quarantined
+    refused = []
+    if texts > quarantined + excused and not samples:
+        refused.append(f"no text has a vector {name!r} under both models, so nothing could be compared")
+    if missing:
+        refused.append(f"{missing:,} of {texts:,} texts have no vector")
+    percent = former.collection.config.quarantine.error_percent
+    if quarantined > max(excused, texts * percent / 100):
+        refused.append(
+            f"{quarantined:,} of {texts:,} texts are in quarantine under it, more than {percent:g} % "
+            f"(`quarantine.error_percent`)"
+        )
+    if found < limits.least_recall:
+        refused.append(f"its index finds {found:.1%} of the nearest ten, and {limits.least_recall:.1%} are asked for")
+    if ndcg[0] is not None and ndcg[1] is not None and ndcg[1] < ndcg[0] - limits.golden_tolerance:
+        refused.append(
+            f"nDCG@10 of {len(golden)} golden queries drops from {ndcg[0]:.3f} to {ndcg[1]:.3f}, by more than "
+            f"{limits.golden_tolerance}"
+        )
+    return Gate(
+        texts,
+        missing,
+        quarantined,
+        round(found, 4),
+        round(float(np.mean(both)), 4) if both else None,
+        ndcg[0] if ndcg[0] is None else round(ndcg[0], 4),
+        ndcg[1] if ndcg[1] is None else round(ndcg[1], 4),
+        len(golden),
+        _histogram(before.scores),
+        _histogram(after.scores),
+        refused,
+    )
+
+
+def golden_queries(opened: OpenCollection) -> list[GoldenQuery]:
+    """The collection's golden queries; none without the file. ConfigurationError names a line that is wrong."""
+    path = opened.collection.path and opened.collection.path.parent / GOLDEN
+    if path is None or not path.is_file():
+        return []
+    queries = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            said = json.loads(line.decode())
+            query, relevant = said["query"], said["relevant"]
+            if not isinstance(query, str) or not query.strip() or not isinstance(relevant, list) or not relevant:
+                raise ValueError("a text, and a list of at least one key")
+            queries.append(GoldenQuery(query, tuple(map(_key, relevant))))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f'{path}, line {number}: a line is {{"query": "…", "relevant": ["item key", …]}} in UTF-8 ({error!r})'
+            ) from error
+    return queries
+
+
+def _key(value: object) -> str:
+    return json.dumps(list(map(str, value)), ensure_ascii=False) if isinstance(value, list) else str(value)
+
+
+def _coverage(connection: psycopg.Connection, model: OpenCollection) -> tuple[int, int, int]:
+    parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint}
+    row = connection.execute(model.active.table.statement("migrate/coverage"), parameters).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    vectors: NDArray  # (samples, dimension), of the samples themselves
+    scores: NDArray  # (samples, NEAREST) cosines, -inf where there are fewer
+    ids: list[list[int]]
+
+
+def _samples(connection: psycopg.Connection, former: OpenCollection, following: OpenCollection, name: str) -> list[int]:
+    """Ids of texts that have a vector under both models."""
+    query = sql.SQL(
+        "SELECT text_id FROM {} AS a JOIN {} AS b USING (text_id) WHERE a.vector_name = %s ORDER BY random() LIMIT %s"
+    ).format(former.active.table.identifier, following.active.table.identifier)
+    return sorted(row[0] for row in connection.execute(query, [name, SAMPLES]))
+
+
+def _neighbours(connection: psycopg.Connection, model: OpenCollection, name: str, samples: Sequence[int]) -> _Nearest:
+    """The exact nearest ten of each sample, itself left out, in one pass over the table."""
+    table = model.active.table
+    columns: Mapping[str, object] = {"text_id": "bigint", "embedding": table.storage}
+    own = sql.SQL("SELECT text_id, embedding FROM {} WHERE text_id = ANY ({}::bigint[]) ORDER BY text_id")
+    chosen = copy_out(
+        connection,
+        own.format(table.identifier, sql.Literal(list(samples))),
+        columns,  # type: ignore[arg-type]
+        dimension=table.dimension,
+    )
+    queries = _unit(chosen["embedding"].astype(np.float32))
+    scores = np.full((len(samples), NEAREST), -np.inf, np.float32)
+    ids = np.full((len(samples), NEAREST), -1, np.int64)
+    every = sql.SQL("SELECT text_id, embedding FROM {} WHERE vector_name = {}")
+    query = every.format(table.identifier, sql.Literal(name))
+    for block in copy_blocks(connection, query, columns, dimension=table.dimension):  # type: ignore[arg-type]
+        here = queries @ _unit(block["embedding"].astype(np.float32)).T
+        here[block["text_id"][None, :] == chosen["text_id"][:, None]] = -np.inf
+        all_scores = np.concatenate([scores, here], axis=1)
+        all_ids = np.concatenate([ids, np.broadcast_to(block["text_id"], here.shape)], axis=1)
+        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :NEAREST]
+        scores, ids = np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_ids, best, 1)
+    return _Nearest(queries, scores, [[int(i) for i in row if i >= 0] for row in ids])
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+
+
+def _found(
+    connection: psycopg.Connection, model: OpenCollection, name: str, samples: Sequence[int], exact: _Nearest
+) -> float:
+    """Recall@10 of searches as `search` makes them, ties aside."""
+    found = wanted = 0
+    for n, own in enumerate(samples):
+        tenth = [score for score in exact.scores[n] if np.isfinite(score)]
+        if not tenth:
+            continue
+        hits = nearest_texts(connection, model.active.table, name, exact.vectors[n], NEAREST + 1)
+        good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
+        found, wanted = found + min(int(good), len(tenth)), wanted + len(tenth)
+    return found / wanted if wanted else 1.0
+
+
+def _ndcg(model: OpenCollection, golden: Sequence[GoldenQuery], name: str) -> float:
+    vectors = model.encoder().encode_queries([one.query for one in golden])
+    gains = []
+    with model.database.connect(autocommit=True) as connection:
+        for one, vector in zip(golden, vectors, strict=True):
+            hits = nearest_items(connection, model.collection, model.active, name, vector, NEAREST)
+            gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in one.relevant)
+            best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(one.relevant))))
+            gains.append(gain / best if best else 0.0)
+    return float(np.mean(gains))
+
+
+def _histogram(scores: NDArray) -> list[int]:
+    finite = np.clip(scores[np.isfinite(scores)], 0, 1)
+    return np.histogram(finite, bins=BINS, range=(0, 1))[0].tolist()
+
+
+def plot(former: Sequence[int], following: Sequence[int]) -> str:
+    """Two histograms over cosines from 0 to 1, in one chart, as SVG."""
+    most = max([*former, *following, 1])
+    left, bottom, wide, high = 48, 190, CHART_WIDTH / BINS, 150
+    parts = [f'<text x="4" y="{bottom - high + 4}">{most:,}</text><text x="34" y="{bottom}">0</text>']
+    for which, (counts, colour) in enumerate(((former, FORMER_COLOUR), (following, NEXT_COLOUR))):
+        for n, count in enumerate(counts):
+            x, height = left + (n + 0.08 + 0.42 * which) * wide, high * count / most
+            parts.append(
+                f'<rect x="{x:.1f}" y="{bottom - height:.1f}" width="{0.42 * wide:.1f}" height="{height:.1f}" '
+                f'fill="{colour}"/>'
+            )
+        x, name = left + 90 * which, ("former", "next")[which]
+        parts.append(
+            f'<rect x="{x}" y="8" width="12" height="12" fill="{colour}"/><text x="{x + 18}" y="19">{name}</text>'
+        )
+    for tenth in range(0, 11, 2):
+        x = left + tenth / 10 * CHART_WIDTH
+        parts.append(f'<text x="{x:.0f}" y="{bottom + 18}" text-anchor="middle">{tenth / 10}</text>')
+    parts.append(f'<text x="{left + CHART_WIDTH / 2}" y="{bottom + 38}" text-anchor="middle">cosine</text>')
+    size = f'width="{left + CHART_WIDTH + 20}" height="{bottom + 48}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13" fill="#444">'
+        f'<rect width="100%" height="100%" fill="white"/><path d="M{left} {bottom}h{CHART_WIDTH}" stroke="#888"/>'
+        f"{''.join(parts)}</svg>"
+    )

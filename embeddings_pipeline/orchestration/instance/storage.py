@@ -1,0 +1,221 @@
+"""Where Dagster keeps runs, events and files: on the pipeline's PostgreSQL server, and below the state folder.
+
+`dagster.yaml` names these classes, so that plain `dg dev` and `dagster dev` find them, wherever they are started.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy
+from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.compute_log_manager import CapturedLogContext
+from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._utils import touch_file
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import event, exc
+
+from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.store.database import Database, database_name, open_database
+
+
+def dagster_database(settings: Settings) -> tuple[str, Database]:
+    """The URL of Dagster's database, which is created where it is missing, and the pipeline's database beside it.
+
+    On the embedded server its name is `dagster`; where DATABASE_URL names a server, `<the pipeline's>_dagster`.
+    Raises DatabaseError with the statement for an administrator where this user may not create it.
+    """
+    database = open_database(settings)
+    own = database_name(conninfo_to_dict(database.url))
+    return database.ensure_sibling("dagster" if database.embedded else f"{own}_dagster"), database
+
+
+WAIT_SECONDS = (2, 8)  # for a server that does not answer; Dagster itself tries for a second
+
+
+class _Pooled:
+    """A pool instead of a connection an event; its connections outlive the server's being killed."""
+
+    database: Database
+    _engine: sqlalchemy.Engine
+
+    def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
+        self._engine.dispose()
+        super().optimize_for_webserver(  # type: ignore[misc]
+            statement_timeout=statement_timeout, pool_recycle=pool_recycle, max_overflow=max_overflow
+        )
+        event.listen(self._engine, "do_connect", self._connect_again)
+        event.listen(self._engine, "checkout", self._refuse_dead)
+
+    def _connect_again(self, dialect: Any, _: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
+        for wait in WAIT_SECONDS:
+            try:
+                return dialect.connect(*arguments, **parameters)
+            except dialect.loaded_dbapi.OperationalError:
+                if self.database.server is not None:
+                    self.database.server.ensure_running()
+                    break
+                time.sleep(wait)
+        return dialect.connect(*arguments, **parameters)
+
+    def _refuse_dead(self, connection: Any, *_: Any) -> None:
+        try:
+            self._engine.dialect.do_ping(connection)
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            raise exc.DisconnectionError from error  # the pool replaces it
+
+    def dispose(self) -> None:
+        super().dispose()  # type: ignore[misc]
+        self._engine.dispose()
+
+
+T = TypeVar("T", bound=_Pooled)
+
+
+class _RunStorage(_Pooled, PostgresRunStorage):
+    pass
+
+
+class _EventLogStorage(_Pooled, PostgresEventLogStorage):
+    def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
+        # Where the pool has a row (another process made it, or its default limit was changed), Dagster catches the
+        # conflict of its INSERT and goes on in the failed transaction.
+        limit = self._instance.global_op_concurrency_default_limit
+        with self.database.connect() as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(hashtext('dagster pools'))")
+            if limit is None or not any(pool.name == concurrency_key for pool in self.get_pool_limits()):
+                return super().initialize_concurrency_limit_to_default(concurrency_key)
+        own = ConcurrencyLimitsTable.c.concurrency_key == concurrency_key
+        with self.index_transaction() as transaction:
+            transaction.execute(ConcurrencyLimitsTable.update().where(own).values(limit=limit))
+            self._allocate_concurrency_slots(transaction, concurrency_key, limit)
+        return True
+
+
+class _ScheduleStorage(_Pooled, PostgresScheduleStorage):
+    pass
+
+
+class PipelineStorage(DagsterStorage, ConfigurableClass):
+    """dagster-postgres on the server of the pipeline's database; an embedded server is started by it."""
+
+    def __init__(self, settings: Settings, inst_data: ConfigurableClassData | None = None) -> None:
+        # Without it Dagster writes each partition's events one by one: minutes for a thousand partitions in a run.
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "200")
+        url, database = dagster_database(settings)
+        self._inst_data = inst_data
+        with _tables_made_once(Database(url, database.server)):
+            self._runs = _pooled(_RunStorage(url), database)
+            self._events = _pooled(_EventLogStorage(url), database)
+            self._schedules = _pooled(_ScheduleStorage(url), database)
+        super().__init__()
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        return self._inst_data
+
+    @property
+    def run_storage(self) -> PostgresRunStorage:
+        return self._runs
+
+    @property
+    def event_log_storage(self) -> PostgresEventLogStorage:
+        return self._events
+
+    @property
+    def schedule_storage(self) -> PostgresScheduleStorage:
+        return self._schedules
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "PipelineStorage":
+        return cls(load_settings(), inst_data)
+
+
+def _pooled(storage: T, database: Database) -> T:
+    storage.database = database
+    # No time limit: migrations take long. The webserver sets its own, through the same method.
+    storage.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)
+    return storage
+
+
+@contextlib.contextmanager
+def _tables_made_once(database: Database) -> Iterator[None]:
+    """Webserver, daemon and code server start together, and each would make Dagster's tables."""
+    with database.connect(autocommit=True) as connection:
+        # Schedules are the last of the three storages that are made.
+        [(made,)] = connection.execute("SELECT to_regclass('instigators') IS NOT NULL").fetchall()
+        if not made:
+            connection.execute("SELECT pg_advisory_lock(hashtext('dagster tables'))")  # until the session ends
+        yield
+
+
+class StateArtifactStorage(LocalArtifactStorage):
+    """Dagster's local files, in the state folder's `dagster`, whatever the current folder is."""
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "StateArtifactStorage":
+        return cls(str(load_settings().state_dir / "dagster"), inst_data)
+
+
+@contextlib.contextmanager
+def _children_end_by_sigterm() -> Iterator[None]:
+    """A script's background job ignores SIGINT; Dagster then ignores SIGTERM too, and so would the processes that it
+    starts here to copy what a run prints: it would wait 30 s for each of them to end.
+    """
+    ignored = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    )
+    if ignored:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class StateComputeLogs(LocalComputeLogManager):
+    """What runs print, in the state folder's `dagster/logs`; of a `sync`, it belongs to the terminal."""
+
+    capturing = True
+
+    @contextlib.contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        if self.capturing:
+            with contextlib.ExitStack() as captures:
+                with _children_end_by_sigterm():
+                    captured = captures.enter_context(super().capture_logs(log_key))
+                yield captured
+        else:  # two processes less for each run
+            yield CapturedLogContext(log_key)
+            touch_file(self.complete_artifact_path(log_key))
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "StateComputeLogs":
+        return cls(str(load_settings().state_dir / "dagster" / "logs"), inst_data=inst_data)

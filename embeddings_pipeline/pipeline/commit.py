@@ -1,0 +1,176 @@
+"""The landing: the one transaction in which a batch's items, texts and vectors reach PostgreSQL (rules 3 to 5)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embeddings_pipeline.errors import StaleRunError
+from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.store.copy_binary import copy_in
+from embeddings_pipeline.store.database import load_sql
+from embeddings_pipeline.store.destination.column import giving_way
+from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
+
+
+@dataclass
+class Landed:
+    """What one landing did, in items, and how many vectors it wrote and deleted."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    left: int = 0  # not landed: not whole, or changed since the run read it
+    vectors_written: int = 0
+    vectors_deleted: int = 0
+    version: int = 0
+
+    def metadata(self) -> dict[str, Any]:
+        """The numbers, and which share of the batch's items has landed as it is in the source now."""
+        covered = self.inserted + self.updated + self.unchanged
+        items = covered + self.left
+        return {**vars(self), "coverage_percent": round(100 * covered / items, 2) if items else 100.0}
+
+
+def land_batch(
+    opened: OpenCollection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
+) -> Landed:
+    """Bring what the run made of a batch into PostgreSQL, whole or not at all.
+
+    `at_second_look` is called under the batch's lock, when the source has just been read again. Raises StaleRunError,
+    with nothing changed, where another model has become the active one.
+    """
+    _, texts = opened.newest("item_texts", batch, run)
+    path, embeddings = opened.newest("embeddings", batch, run)
+    made = _match(texts, embeddings, opened)
+    definition_hash = (texts.schema.metadata or {}).get(DEFINITION_HASH)
+    file = path.rsplit("/", 1)[-1]
+    landed = giving_way(lambda: _land(opened, batch, made, definition_hash, file, at_second_look))
+    for asset in ("raw_items", "item_texts", "embeddings"):
+        opened.lake.sweep(opened.folder(asset), batch, keep=file)
+    return landed
+
+
+def _land(
+    opened: OpenCollection,
+    batch: int,
+    made: "_Made",
+    definition_hash: bytes | None,
+    file: str,
+    at_second_look: Callable[[], Any],
+) -> Landed:
+    """The transaction."""
+    table, tables = opened.active.table, opened.active.table.tables
+    key = {"collection": opened.collection.name, "batch": batch}
+    landed = Landed()
+    with opened.source.connect() as reading, opened.database.connect() as connection:
+        _stage(connection, made, table)
+        opened.ledger.lock_batch(connection, batch)
+        item_keys = [row[0] for row in connection.execute(tables.statement("landing/keys"), key)]
+        now = opened.source.read(reading, item_keys)
+        with connection.cursor() as cursor, cursor.copy("COPY landing_now FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["text", "bytea"])
+            for row in now:
+                copy.write_row((row.item_key, row.row_hash))
+        at_second_look()
+
+        connection.execute(tables.statement("landing/decide"), {**key, "item_keys": item_keys})
+        rerendered = {row[0] for row in connection.execute(tables.statement("landing/gone_texts")).fetchall()}
+        for target in opened.ledger.model_tables(connection):  # a text that goes, goes from every model
+            landed.vectors_deleted += target.delete(connection, replaced=target.fingerprint == opened.fingerprint)
+        new_texts = connection.execute(tables.statement("landing/new_texts")).rowcount
+        unfilled = {"fingerprint": opened.fingerprint, "new_texts": new_texts}
+        connection.execute(load_sql("landing/mark_fill"), {**key, **unfilled})
+        landed.vectors_written = table.write(connection, adopt=opened.adopts)
+        mended = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
+        connection.execute(table.statement("quarantine/mended"), mended)
+        _count(connection, rerendered, landed)
+        connection.execute(tables.statement("landing/delete_items"))
+        connection.execute(tables.statement("landing/update_items"))
+        # The texts may be older than the definition, where this step is run alone: then the batch stays dirty.
+        connection.execute(load_sql("landing/batch_landed"), {**key, "definition_hash": definition_hash})
+
+        changed = landed.vectors_written + landed.vectors_deleted > 0
+        model = {"fingerprint": opened.fingerprint, "changed": changed, "file": file}
+        version = connection.execute(load_sql("landing/raise_version"), {**key, **model}).fetchone()
+        if version is None:
+            connection.rollback()
+            raise StaleRunError(
+                f"collection {opened.collection.name!r}, batch {batch}: another profile became active while this run "
+                f"encoded with {opened.profile.name!r}; nothing was changed, sync again"
+            )
+        landed.version = version[0]
+    return landed
+
+
+def _count(connection: psycopg.Connection, rerendered: set[str], landed: Landed) -> None:
+    for item_key, decision, was, encoded, other_payload in connection.execute(load_sql("landing/decisions")).fetchall():
+        if decision == "delete":
+            landed.deleted += was is not None
+        elif decision != "land":
+            landed.left += 1
+        elif was is None:
+            landed.inserted += 1
+        elif was != encoded or other_payload or item_key in rerendered:
+            landed.updated += 1
+        else:
+            landed.unchanged += 1
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a run made of a batch: of whole items only, that is with each text embedded, quarantined or blank."""
+
+    items: dict[str, tuple[bytes, str]]  # item key → row hash, payload
+    texts: list[tuple[int, str, str, int, bytes, str, bool]]
+    row_numbers: NDArray[np.int64]  # of the text that each vector belongs to
+    hashes: NDArray[np.uint8]
+    encoded: NDArray[np.bool_]
+    vectors: NDArray
+
+
+def _match(texts: pa.Table, embeddings: pa.Table, opened: OpenCollection) -> _Made:
+    place = ["item_key", "vector_name", "chunk", "content_hash"]
+    vector_at = {key: n for n, key in enumerate(zip(*(embeddings[c].to_pylist() for c in place), strict=True))}
+    rows = texts.to_pylist()
+    vector_of = [vector_at.get(tuple(row[c] for c in place)) for row in rows]
+    missing = [row for row, n in zip(rows, vector_of, strict=True) if n is None and not row["blank"]]
+    excused = opened.ledger.quarantined(opened.fingerprint, [row["content_hash"] for row in missing])
+    incomplete = {row["item_key"] for row in missing if row["content_hash"] not in excused}
+
+    whole = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
+    columns = ["item_key", "vector_name", "chunk", "content_hash", "text", "blank"]
+    picked = [(n, vector_of[n]) for n in whole if vector_of[n] is not None]
+    numbers, at = np.array(picked, np.int64).reshape(-1, 2).T
+    hashes = np.frombuffer(b"".join(embeddings["content_hash"].to_pylist()), np.uint8).reshape(-1, 16)
+    return _Made(
+        {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in whole},
+        [(n, *(rows[n][column] for column in columns)) for n in whole],
+        numbers,
+        hashes[at],
+        np.asarray(embeddings["encoded"].to_pylist(), bool)[at],
+        vectors_from_arrow(embeddings["embedding"])[at],
+    )
+
+
+def _stage(connection: psycopg.Connection, made: _Made, table: ModelTable) -> None:
+    connection.execute(sql.SQL(load_sql("landing/stage")).format(type=table.type))
+    with connection.cursor() as cursor:
+        with cursor.copy("COPY landing_item FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["text", "bytea", "jsonb"])
+            for item_key, (row_hash, payload) in made.items.items():
+                copy.write_row((item_key, row_hash, Jsonb(payload, dumps=str)))
+        with cursor.copy("COPY landing_text FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(["int8", "text", "text", "int8", "bytea", "text", "bool"])
+            for row in made.texts:
+                copy.write_row(row)
+    columns: dict[str, NDArray] = {"row_number": made.row_numbers, "content_hash": made.hashes, "encoded": made.encoded}
+    copy_in(connection, sql.Identifier("landing_vector"), {**columns, "embedding": made.vectors}, storage=table.storage)

@@ -1,0 +1,362 @@
+"""The pipeline's database: the embedded server's, or the one that DATABASE_URL names.
+
+database = open_database(load_settings())
+ensure_schema(database)
+with database.connect() as connection: ...
+"""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import errors, pq, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.store.server.embedded import EmbeddedServer, embedded_server, server_binaries
+
+EMBEDDED_DATABASE = "embeddings"
+OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
+CONNECT_SECONDS = 10
+MOST_IDLE = 4  # sessions that a process keeps for the next search
+_SCHEMA_LOCK = 0x656D6265_64646E67  # "embeddng": our key among the database's advisory locks
+
+# Set for each session, since a role or a server may have other ideas (hosted databases limit statements to seconds).
+# Not sent as `options` while connecting: connection poolers refuse those.
+_SESSION = """
+SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex';
+SET extra_float_digits = 1; SET default_transaction_isolation = 'read committed'; SET jit = off;
+SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
+"""
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database. The URL may hold a password: show `name_and_host` instead."""
+
+    url: str = field(repr=False)
+    server: EmbeddedServer | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the embedded server's."""
+        return self.server is not None
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The URL for SQLAlchemy with psycopg 3."""
+        return self.url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    @property
+    def name_and_host(self) -> str:
+        """For people: the database and where it is, without user and password."""
+        parts = conninfo_to_dict(self.url)
+        port = f":{parts['port']}" if parts.get("port") and not self.embedded else ""
+        return f'database "{database_name(parts)}" on {parts.get("host") or "this machine"}{port}'
+
+    def connect(self, *, autocommit: bool = False, application_name: str = "embeddings-pipeline") -> psycopg.Connection:
+        """A new session, in UTC, read committed and without time limits. Raises DatabaseError where there is none.
+
+        An embedded server that was killed is started again first.
+        """
+        try:
+            connection = self._open(application_name)
+        except psycopg.OperationalError as error:
+            if self.server is None:
+                raise _explained(error, self) from error
+            self.server.ensure_running()
+            try:
+                connection = self._open(application_name)
+            except psycopg.OperationalError as again:
+                raise _explained(again, self) from again
+        connection.autocommit = autocommit
+        return connection
+
+    def _open(self, application_name: str) -> psycopg.Connection:
+        parameters = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "client_encoding": "utf8"}
+        parameters |= conninfo_to_dict(self.url)  # what the URL says itself goes first
+        parameters["application_name"] = application_name
+        connection = psycopg.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
+        try:
+            connection.execute(_SESSION)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def session(self) -> Iterator[psycopg.Connection]:
+        """As `connect(autocommit=True)`, but it may be one that this process has used before: a new one takes longer to
+        make and to warm than a search. For short queries that leave nothing behind; each gets a plan of its own.
+        """
+        idle = _idle_sessions.setdefault((os.getpid(), self.url), [])
+        connection = _living(idle) or self.connect(autocommit=True)
+        connection.prepare_threshold = None
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if len(idle) < MOST_IDLE and connection.info.transaction_status == pq.TransactionStatus.IDLE:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def ensure_sibling(self, name: str) -> str:
+        """The URL of the database `name` on the same server; it is created where it is missing."""
+        owner = conninfo_to_dict(self.url).get("user")
+        with self.connect(autocommit=True) as connection:
+            _create_database(connection, name, f"{self.name_and_host}: user {owner}")
+        return _with_database(self.url, name)
+
+    def close(self) -> None:
+        """Leave the embedded server, which stops if this was its last user. Needed only before the process ends."""
+        for connection in _idle_sessions.pop((os.getpid(), self.url), []):
+            connection.close()
+        if self.server is not None:
+            self.server.leave()
+
+
+_idle_sessions: dict[tuple[int, str], list[psycopg.Connection]] = {}  # by process and URL
+
+
+def _living(idle: list[psycopg.Connection]) -> psycopg.Connection | None:
+    """The one used last that is still connected; taken out of the list."""
+    with suppress(IndexError):  # another thread took the last one
+        while True:
+            connection = idle.pop()
+            with suppress(psycopg.OperationalError):
+                connection.execute("")
+                return connection
+            connection.close()
+    return None
+
+
+_current_schemas: set[str] = set()
+_mutex = threading.RLock()
+
+
+def open_database(settings: Settings) -> Database:
+    """The database that `settings` name: DATABASE_URL (not connected to yet), else the embedded one, running.
+
+    The embedded server lives under `settings.state_dir`/postgres and is started where it does not run. It stays while
+    any process uses it.
+    """
+    if settings.database_url:
+        return Database(_readable(settings.database_url))
+    server = embedded_server(settings.state_dir / "postgres")
+    database = Database(server.url(EMBEDDED_DATABASE), server)
+    with _mutex:
+        if not server.in_use:
+            server.ensure_running()
+            Database(server.url("postgres"), server).ensure_sibling(EMBEDDED_DATABASE)
+    return database
+
+
+def ensure_schema(database: Database) -> None:
+    """Make or bring up to date the schema `embeddings`. One round trip where it is current, none the second time.
+
+    Writes: the extension `vector` where it is missing, and sql/schema.sql, in one transaction that several processes
+    may race for. Raises DatabaseError where pgvector is older than 0.7, a right is missing, or the schema comes from
+    a newer version of this package.
+    """
+    with _mutex:
+        if database.url in _current_schemas:
+            return
+        wanted, statements = _schema()
+        with database.connect() as connection:
+            try:
+                if _version_there(connection) != wanted:
+                    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
+                    _upgrade(connection, database, wanted, statements)
+            except errors.InsufficientPrivilege as error:
+                parts = conninfo_to_dict(database.url)
+                name, user = _quoted(database_name(parts)), _quoted(str(parts.get("user") or "…"))
+                raise DatabaseError(
+                    f"{database.name_and_host}: this user may not make the schema `embeddings` "
+                    f"({_one_line(error)}); an administrator runs: GRANT CREATE ON DATABASE {name} TO {user}"
+                ) from error
+            except (errors.DiskFull, errors.ReadOnlySqlTransaction, errors.OutOfMemory) as error:
+                raise DatabaseError(f"{database.name_and_host} cannot be written: {_one_line(error)}") from error
+        _current_schemas.add(database.url)
+
+
+def psql_command(database: Database, args: list[str]) -> tuple[str, list[str], dict[str, str]]:
+    """(path, argv, environment) that runs the wheel's psql on the database, for `subprocess` or `os.execve`.
+
+    The password travels in the environment: a command line is everybody's to read.
+    """
+    parts = conninfo_to_dict(database.url)
+    environment = dict(os.environ)
+    if (password := parts.pop("password", None)) is not None:
+        environment["PGPASSWORD"] = str(password)
+    if database.server is not None:
+        database.server.ensure_running()
+        database.server.keep_through_exec()
+    shown = {name: str(value) for name, value in parts.items()}
+    path = str(server_binaries() / "psql")
+    return path, ["psql", f"--dbname={make_conninfo(**shown)}", *args], environment
+
+
+def load_sql(name: str) -> str:
+    """The text of sql/`name`.sql, from the installed package or the checkout."""
+    packaged = files("embeddings_pipeline") / "sql" / f"{name}.sql"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).resolve().parents[2] / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _schema() -> tuple[int, str]:
+    text = load_sql("schema")
+    first = re.match(r"-- version: (\d+)$", text, re.MULTILINE)
+    if first is None:
+        raise ValueError("sql/schema.sql does not begin with `-- version: N`")
+    return int(first[1]), text
+
+
+def _version_there(connection: psycopg.Connection) -> int | None:
+    try:
+        with connection.transaction():
+            row = connection.execute("SELECT max(version) FROM embeddings.schema_version").fetchone()
+    except (errors.UndefinedTable, errors.InvalidSchemaName):
+        return None
+    return row[0] if row else None
+
+
+def _upgrade(connection: psycopg.Connection, database: Database, wanted: int, statements: str) -> None:
+    there = _version_there(connection)
+    if there == wanted:  # another process was first
+        return
+    if there is not None and there > wanted:
+        raise DatabaseError(
+            f"{database.name_and_host}: its schema has version {there} and this embeddings-pipeline knows {wanted}: "
+            "install a newer embeddings-pipeline, or name another database"
+        )
+    _ensure_pgvector(connection, database)
+    connection.execute(load_sql("schema_version"))
+    connection.execute(statements)
+    connection.execute("DELETE FROM embeddings.schema_version")
+    connection.execute("INSERT INTO embeddings.schema_version (version) VALUES (%s)", [wanted])
+
+
+def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None:
+    where = database.name_and_host
+    [(installed, available)] = connection.execute(load_sql("pgvector_versions")).fetchall()
+    if installed is None and available is None:
+        raise DatabaseError(f"{where}: the server has no pgvector; install pgvector 0.7 or newer there")
+    if _parsed(installed or available) < OLDEST_PGVECTOR:
+        remedy = "install a newer one on the server"
+        if installed and _parsed(available or "0") >= OLDEST_PGVECTOR:
+            remedy = "an administrator runs there: ALTER EXTENSION vector UPDATE"
+        raise DatabaseError(f"{where}: pgvector is {installed or available}, and 0.7 is needed (halfvec); {remedy}")
+    if installed is None:
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                f"{where}: this user may not install pgvector; an administrator runs there: CREATE EXTENSION vector"
+            ) from error
+
+
+def _parsed(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _create_database(connection: psycopg.Connection, name: str, who: str) -> None:
+    if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
+        return
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name))
+    try:
+        connection.execute(statement)
+    except (errors.DuplicateDatabase, errors.UniqueViolation):  # another process was first
+        return
+    except errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"{who} may not create the database {name}; an administrator runs: "
+            f"CREATE DATABASE {_quoted(name)} OWNER {_quoted(connection.info.user)}"
+        ) from error
+    except psycopg.Error as error:
+        raise DatabaseError(f"{who} cannot create the database {name}: {_one_line(error)}") from error
+
+
+def _readable(url: str) -> str:
+    """The URL as `postgresql://…`. What cannot be read is not repeated: it may hold a password."""
+    scheme, _, rest = url.strip().partition("://")
+    if scheme not in {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}:
+        raise DatabaseError(
+            "DATABASE_URL does not name a PostgreSQL database: it looks like postgresql://user:password@host:5432/name"
+        )
+    url = f"postgresql://{rest}"
+    try:
+        urlsplit(url)
+        parts = conninfo_to_dict(url)
+        if "@" in f"{parts.get('host')}{parts.get('port')}":  # the end of a password
+            raise ValueError
+    except (psycopg.ProgrammingError, ValueError):
+        raise DatabaseError(
+            "DATABASE_URL cannot be read: it looks like postgresql://user:password@host:5432/name, and /, @, : and % "
+            "in the password are written %2F, %40, %3A and %25"
+        ) from None
+    return url
+
+
+def database_name(parts: dict) -> str:
+    """The name of the database in the parts of a URL (`psycopg.conninfo.conninfo_to_dict`)."""
+    return str(parts.get("dbname") or parts.get("user") or os.environ.get("PGDATABASE") or "postgres")
+
+
+def _with_database(url: str, name: str) -> str:
+    parts = urlsplit(url)
+    query = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] != "dbname"], safe="/", quote_via=quote)
+    return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=query))
+
+
+def _quoted(identifier: str) -> str:
+    return '"{}"'.format(identifier.replace('"', '""'))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+# What libpq says → what to do. Servers may say it in another language: then its own words must do.
+_REMEDIES = (
+    (r"password authentication failed|no password supplied|auth.* failed", "check user and password in {source}"),
+    (r"database .* does not exist", "create that database, or correct {source}"),
+    (r"role .* does not exist", "correct the user in {source}"),
+    (r"no pg_hba.conf entry|SSL|ssl", "the server does not let this user in this way; see its pg_hba.conf and sslmode"),
+    (r"too many clients|connection slots|too many connections", "close other programs or raise max_connections"),
+    (r"translate host name|resolve host|Name or service", "no such host; correct {source}"),
+    (r"", "is the server running there? It is named by {source}"),
+)
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a connection or a statement failed since the server ended it or went away; another try may mend that."""
+    if isinstance(error, psycopg.OperationalError):
+        return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))  # 08: so say poolers
+    return isinstance(error, DatabaseError)
+
+
+def what_it_says(error: psycopg.Error) -> str:
+    """One line for people."""
+    return f"the database says: {error.diag.message_primary or _one_line(error)}"
+
+
+def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseError:
+    said = _one_line(error)
+    parts = conninfo_to_dict(database.url)
+    for secret in {str(parts.get("password") or ""), str(parts.get("sslpassword") or "")} - {""}:
+        said = said.replace(secret, "…").replace(quote(secret, safe=""), "…")
+    remedy = next(what for pattern, what in _REMEDIES if re.search(pattern, said))
+    source = f"the server's log {database.server.log}" if database.server else "DATABASE_URL"
+    said = re.sub(r"^(connection (failed|to server).*?: )+(FATAL: *)?", "", said)
+    return DatabaseError(f"{database.name_and_host} cannot be used: {said}; {remedy.format(source=source)}")

@@ -1,0 +1,240 @@
+"""The command line as a user has it: real processes, their output, their exit codes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embeddings_pipeline.config.definition import COMPONENT_TYPE
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support.workbench import collection, execute
+
+ROOT = Path(__file__).resolve().parents[2]
+STATUS = {
+    *("collection", "profile", "fingerprint", "items", "vectors", "coverage", "missing", "stale", "orphans"),
+    *("quarantined", "dirty_batches", "pgvector_index", "faiss"),
+}
+SYNC = {"scanned", "new", "changed", "deleted", "embedded", "reused", "quarantined", "seconds"}
+FILMS = "id,title,overview,revenue\n1,Alien,A crew meets a monster,104\n2,Heat,A thief and a policeman,187\n3,Up,,735\n"
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(database: Database, settings: Settings, tmp_path: Path) -> dict[str, str]:
+    """Of processes that use this test's database, with the workbench's collection as the only one."""
+    config = collection().config.model_dump(exclude_defaults=True, mode="json")
+    folder = tmp_path / "defs" / "films"
+    folder.mkdir(parents=True)
+    (folder / "defs.yaml").write_text(yaml.safe_dump({"type": COMPONENT_TYPE, "attributes": config}))
+    return {
+        **os.environ,
+        "DATABASE_URL": database.url,
+        "DAGSTER_HOME": str(ROOT),
+        "EMBEDDINGS_STATE_DIR": str(settings.state_dir),
+        "EMBEDDINGS_DEFS_DIR": str(tmp_path / "defs"),
+    }
+
+
+@pytest.fixture
+def command(environment: dict[str, str], database: Database) -> Iterator[Command]:
+    """`embeddings-pipeline …` in that environment."""
+
+    def run(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "embeddings_pipeline", *arguments],
+            cwd=ROOT,
+            env={**environment, **changed},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    yield run
+    with database.connect(autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{connection.info.dbname}_dagster" WITH (FORCE)')  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def loaded(command: Command, tmp_path: Path) -> Command:
+    (tmp_path / "films.csv").write_text(FILMS)
+    assert command("load", str(tmp_path / "films.csv"), "--table", "films").returncode == 0
+    return command
+
+
+def fails_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_from_a_file_to_a_search_with_json_at_every_step(loaded: Command, database: Database) -> None:
+    before = json.loads(loaded("status", "--json").stdout)
+    assert set(before) >= STATUS and before["fingerprint"] is None
+    synced = json.loads(loaded("sync", "--json").stdout)
+    assert set(synced) >= SYNC
+    assert (synced["scanned"], synced["new"], synced["embedded"], synced["deleted"]) == (3, 3, 3, 0)
+    status = json.loads(loaded("status", "--json").stdout)
+    assert set(status) >= STATUS
+    assert (status["items"], status["vectors"], status["coverage"], status["dirty_batches"]) == (3, 3, 1.0, 0)
+    assert status["faiss"]["vectors"] == 3 and status["faiss"]["current"] is True
+    hits = json.loads(loaded("search", "a crew meets a monster", "-k", "1", "--json").stdout)
+    assert [(hit["item_key"], hit["item"]["title"]) for hit in hits] == [("1", "Alien")]
+    [faiss] = json.loads(loaded("search", "a crew meets a monster", "-k", "1", "--faiss", "--json").stdout)
+    assert faiss["item"] == hits[0]["item"] and faiss["score"] == pytest.approx(hits[0]["score"], abs=1e-3)
+    execute(database, "UPDATE films SET revenue = 999 WHERE id = 1")
+    again = json.loads(loaded("sync", "--json").stdout)
+    assert (again["changed"], again["embedded"]) == (1, 0)
+    [hit] = json.loads(loaded("search", "a crew meets a monster", "-k", "1", "--json").stdout)
+    assert hit["item"]["revenue"] == 999
+
+
+def test_people_get_text_and_nothing_on_stderr(loaded: Command) -> None:
+    for arguments, expected in (
+        (["sync", "--dry-run"], "dry run, nothing was written"),
+        (["sync"], "3 texts embedded"),
+        (["status"], "100.0% covered"),
+        (["search", "thief"], "Heat · revenue 187"),
+        (["psql", "-Atc", "select count(*) from embeddings.films"], "3"),
+    ):
+        done = loaded(*arguments)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert expected in done.stdout
+
+
+def test_psql_passes_arguments_and_exit_code_on(loaded: Command) -> None:
+    assert loaded("psql", "-At", "-F", "|", "-c", "select 1, 'a b'").stdout == "1|a b\n"
+    assert loaded("psql", "-v", "ON_ERROR_STOP=1", "-c", "select nothing").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["load", "nowhere.csv"], "there is no such file"),
+        (["sync"], 'relation "films" does not exist; create it'),
+        (["sync", "--collection", "film"], "did you mean 'films'"),
+        (["search", "thief"], "run `embeddings-pipeline sync` first"),
+        (["search", "  "], "the query is blank"),
+        (["search", "thief", "--vector", "bas"], "did you mean 'base'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(command: Command, arguments: list[str], says: str) -> None:
+    assert says in fails_in_one_line(command(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["sync", "--limit", "0"], ["search"], ["search", "x", "-k", "0"]])
+def test_wrong_usage_exits_2(command: Command, arguments: list[str]) -> None:
+    assert command(*arguments).returncode == 2
+
+
+def test_an_unknown_profile_is_named_before_anything_is_made(loaded: Command, tmp_path: Path) -> None:
+    path = tmp_path / "defs" / "films" / "defs.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["attributes"]["profile"] = "minlm"
+    path.write_text(yaml.safe_dump(document))
+    assert "minilm" in fails_in_one_line(loaded("sync"))
+
+
+def test_a_model_that_cannot_be_had_names_profile_model_and_ways_out(loaded: Command, tmp_path: Path) -> None:
+    path = tmp_path / "defs" / "films" / "defs.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["attributes"]["profile"] = "speed"
+    path.write_text(yaml.safe_dump(document))
+    line = fails_in_one_line(loaded("sync", HF_HUB_OFFLINE="1"))
+    assert all(word in line for word in ("speed", "BAAI/bge-small-en-v1.5", "EMBEDDING_MODEL"))
+
+
+def test_a_taken_port_is_one_line(command: Command) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = fails_in_one_line(command("ui", "--port", str(port)))
+    assert f"port {port}" in line and "--port" in line
+
+
+def test_status_and_search_start_without_dagster_and_status_without_torch(
+    loaded: Command, environment: dict[str, str]
+) -> None:
+    loaded("sync")
+    program = (
+        "import sys; sys.argv = ['embeddings-pipeline', *sys.argv[1:]]\n"
+        "from embeddings_pipeline.cli.main import app\n"
+        "try: app()\n"
+        "except SystemExit as done: assert not done.code\n"
+        "print([name for name in ('dagster', 'torch', 'faiss') if name in sys.modules], file=sys.stderr)"
+    )
+
+    def imported(*arguments: str) -> str:
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stderr.splitlines()[-1]
+
+    assert imported("status") == "[]"
+    assert "dagster" not in imported("search", "thief")
+
+
+class TestQuarantine:
+    @pytest.fixture
+    def bad(self, loaded: Command, database: Database) -> str:
+        """The content hash of a text that the encoder is said to have refused."""
+        assert loaded("sync").returncode == 0
+        statement = """
+            INSERT INTO embeddings.quarantine (collection, fingerprint, content_hash, text, reason)
+            SELECT 'films', fingerprint, content_hash, text, 'ValueError: it was refused'
+            FROM embeddings.films_text, embeddings.collection
+            WHERE item_key = '2'
+            RETURNING encode(content_hash, 'hex')"""
+        [(digest,)] = execute(database, statement)
+        [(table,)] = execute(database, "SELECT 'films_vector_' || fingerprint FROM embeddings.collection")
+        execute(database, f"DELETE FROM embeddings.{table} WHERE encode(content_hash, 'hex') = '{digest}'")
+        return str(digest)
+
+    def test_list_shows_what_and_why_and_when(self, loaded: Command, bad: str) -> None:
+        shown = loaded("quarantine", "list")
+        assert shown.returncode == 0 and not shown.stderr
+        assert f"films  {bad[:12]}  item 2, 1 attempts with test, tried again from" in shown.stdout
+        assert "ValueError: it was refused" in shown.stdout and "Heat" in shown.stdout
+        [entry] = json.loads(loaded("quarantine", "list", "--json").stdout)
+        assert (entry["collection"], entry["content_hash"], entry["item_key"]) == ("films", bad, "2")
+
+    def test_retry_and_clear_take_the_beginning_of_a_hash_or_all(
+        self, loaded: Command, database: Database, bad: str
+    ) -> None:
+        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts are tried again")
+        assert execute(database, "SELECT attempts, next_try <= now() FROM embeddings.quarantine") == [(0, True)]
+        assert loaded("quarantine", "clear", "--all").returncode == 0
+        assert loaded("quarantine", "list").stdout == "films: nothing is in quarantine\n"
+        assert json.loads(loaded("sync", "--json").stdout)["reused"] == 3
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["retry", "ffff"], "begins with 'ffff'"),
+            (["retry"], "give --all"),
+            (["clear", "--all", "ab"], "give --all"),
+            (["clear"], "quarantine list"),
+        ],
+    )
+    def test_what_fits_nothing_is_one_line(self, loaded: Command, bad: str, arguments: list[str], says: str) -> None:
+        done = loaded("quarantine", *arguments)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and says in done.stderr
+        assert len(json.loads(loaded("quarantine", "list", "--json").stdout)) == 1
+
+
+def test_a_full_sync_audits_and_runs_every_check(loaded: Command, database: Database) -> None:
+    assert loaded("sync").returncode == 0
+    execute(database, "DELETE FROM embeddings.films_text WHERE item_key = '2'")
+    done = loaded("sync", "--full", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["embedded"] == 0
+    assert execute(database, "SELECT count(*) FROM embeddings.films") == [(3,)]

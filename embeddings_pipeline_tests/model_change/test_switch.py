@@ -1,0 +1,288 @@
+"""Switching profiles: the command line, and the phases as Dagster's assets."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from embeddings_pipeline.cli.main import app
+from embeddings_pipeline.cli.profile import _write_profile
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import ConfigurationError, PipelineError
+from embeddings_pipeline.model_change import backfill as fill
+from embeddings_pipeline.model_change.phases import open_migration, target_profile
+from embeddings_pipeline.model_change.plan import plan, price, target_table
+from embeddings_pipeline.orchestration import migration_assets
+from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.sync import range_tags, sync
+from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, collection
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
+
+DEFINITION = """
+type: embeddings_pipeline.EmbeddingCollection
+attributes:
+  name: films
+  source: {table: films, key: [id]}
+  columns: [title]      # what searches return
+  vectors:
+    base: "{title} | {overview}"
+  items_per_batch: 10
+  profile: test         # the model
+  profiles:
+"""
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def definition(tmp_path: Path) -> Path:
+    path = tmp_path / "defs" / "films" / "defs.yaml"
+    path.parent.mkdir(parents=True)
+    profiles = "".join(f"    {one['name']}: {json.dumps(one)}\n" for one in (PROFILE, WIDE, OTHER))
+    path.write_text(DEFINITION + profiles)
+    return path
+
+
+@pytest.fixture
+def command(database: Database, project: Settings, definition: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `embeddings-pipeline …` in this process; what a user can cause is raised."""
+    monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(definition.parents[1]))
+    make_films(database, films(25))
+
+    def run(*arguments: str) -> Result:
+        done = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+        if isinstance(done.exception, PipelineError):
+            raise done.exception
+        return done
+
+    assert run("sync").exit_code == 0
+    return run
+
+
+class TestCommands:
+    def test_switch_roll_back_and_contract(self, database, command, definition) -> None:
+        done = command("profile", "switch", "wide", "--yes", "--write")
+        assert done.exit_code == 0, done.output
+        assert "films: test → wide: 25 texts embedded, 0 in quarantine; recall@10 of its index 1.000" in done.stdout
+        assert "profile: wide         # the model\n" in definition.read_text()
+        assert yaml.safe_load(definition.read_text())["attributes"]["columns"] == ["title"]
+        found = json.loads(command("profile", "status", "--json").stdout)
+        assert (found["active"]["profile"], found["migration"]["phase"]) == ("wide", "swapped")
+        assert found["beside"][0]["profile"] == "test" and found["beside"][0]["filled"] == 3
+        assert json.loads(command("status", "--json").stdout)["faiss"]["current"]
+        assert json.loads(command("search", "Film 7 number 7", "-k", "1", "--json").stdout)[0]["item_key"] == "7"
+        with pytest.raises(PipelineError, match="grace period runs until"):
+            command("profile", "contract")
+        assert "test is the active model again" in command("profile", "rollback").stdout
+        command("profile", "switch", "wide", "--yes")
+        assert "test was dropped" in command("profile", "contract", "--now").stdout
+        assert "no change of the model is under way" in command("profile", "status").stdout
+        assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+
+    def test_nothing_starts_unasked(self, command) -> None:
+        with pytest.raises(PipelineError, match="give --yes"):
+            command("profile", "switch", "wide")
+        with pytest.raises(PipelineError, match="name the profile to switch to"):
+            command("profile", "switch")
+        assert json.loads(command("profile", "status", "--json").stdout)["migration"] is None
+
+    def test_a_change_that_is_open_is_named(self, database, command, project) -> None:
+        from embeddings_pipeline.model_change.phases import expand
+
+        opened = open_collection(collection(), project)
+        expand(opened, target_profile(opened, "wide"))
+        assert "a change to wide began" in command("profile", "status").stdout
+        with pytest.raises(PipelineError, match="a change to wide is open"):
+            command("profile", "switch", "other", "--yes")
+        with pytest.raises(PipelineError, match="--yes drops"):
+            command("profile", "rollback")
+        assert "test serves as before" in command("profile", "rollback", "--yes").stdout
+
+    def test_a_second_model_beside_the_first(self, command) -> None:
+        assert "the next `embeddings-pipeline sync` fills it" in command("profile", "add", "wide").stdout
+        command("sync")
+        hits = json.loads(command("search", "Film 7 number 7", "--profile", "wide", "--json").stdout)
+        assert hits[0]["item_key"] == "7"
+        assert "3 of 3 batches filled" in command("profile", "status").stdout
+        assert "was dropped" in command("profile", "remove", "wide").stdout
+
+    def test_list_show_and_test(self, command) -> None:
+        names = [one["name"] for one in json.loads(command("profile", "list", "--json").stdout)]
+        assert names == ["minilm", "speed", "quality", "openai", "test", "wide", "other"]
+        assert json.loads(command("profile", "show", "wide", "--json").stdout)["fingerprint"]
+        assert "48" in command("profile", "show", "wide").stdout
+        measured, baseline = json.loads(command("profile", "test", "wide", "--json").stdout)
+        assert measured["texts_per_second"].keys() == {"1", "8", "32", "128"}
+        assert min(measured["texts_per_second"].values()) > 0
+        assert baseline["profile"] == "quality" and "not on this machine" in baseline["error"]
+        with pytest.raises(PipelineError, match="There is no profile 'nope'"):
+            command("profile", "show", "nope")
+
+    def test_the_plan_does_nothing(self, database, command) -> None:
+        said = command("profile", "plan", "wide").stdout
+        assert said.startswith("-- expand\nCREATE TABLE IF NOT EXISTS") and "-- contract" in said
+        assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "  name: a\r\n  profile: x  # why\r\n  columns: [b]\r\n",
+            "  name: a\r\n  profile: wide  # why\r\n  columns: [b]\r\n",
+        ),
+        ("  name: a\n  columns: [b]", "  name: a\n  profile: wide\n  columns: [b]"),
+        ("  name: a\n  profile: {name: x}\n", None),
+        ("  name: a\n  profile: &p x\n  columns: [*p]\n", None),
+        ("  name: a\n  profile: 'x # y'\n", None),
+    ],
+)
+def test_the_definition_is_changed_in_one_place_or_not_at_all(tmp_path: Path, before: str, after: str | None) -> None:
+    path = tmp_path / "defs.yaml"
+    path.write_bytes(f"type: t\nattributes:\n{before}".encode())
+    if after is None:
+        with pytest.raises(ConfigurationError, match="by hand"):
+            _write_profile(path, "wide")
+        after = before
+    else:
+        _write_profile(path, "wide")
+    assert path.read_bytes() == f"type: t\nattributes:\n{after}".encode()
+
+
+class TestPlan:
+    def test_its_statements_are_those_that_are_run_in_that_order(self, database, project, instance) -> None:
+        make_films(database, films(25))
+        sync(collection(), project, instance=instance)
+        opened = open_collection(collection(), project)
+        planned = plan(opened, target_profile(opened, "wide"))
+        of, to = opened.fingerprint, target_table(opened, target_profile(opened, "wide")).fingerprint
+        words = [(step.phase, " ".join(step.statement.split()[:3])) for step in planned]
+        assert words == [
+            ("expand", "CREATE TABLE IF"),
+            ("expand", 'ALTER TABLE "embeddings"."films_vector_' + to + '"'),
+            ("expand", "INSERT INTO embeddings.model"),
+            ("expand", "INSERT INTO embeddings.migration"),
+            ("backfill", f'COPY "embeddings"."films_vector_{to}" ("text_id",'),
+            ("backfill", "INSERT INTO embeddings.fill"),
+            ("swap", "CREATE INDEX CONCURRENTLY"),
+            ("swap", "UPDATE embeddings.fill SET"),
+            ("swap", "UPDATE embeddings.migration SET"),
+            ("swap", f'LOCK TABLE "embeddings"."films_active_{of}"'),
+            ("swap", "UPDATE embeddings.collection SET"),
+            ("swap", "SELECT batch.batch FROM"),
+            ("swap", "UPDATE embeddings.migration SET"),
+            ("swap", "CREATE OR REPLACE"),
+            ("swap", f'ALTER TABLE "embeddings"."films_active_{of}"'),
+            ("contract", f'LOCK TABLE "embeddings"."films_vector_{of}"'),
+            ("contract", "UPDATE embeddings.migration SET"),
+            ("contract", "WITH quarantined AS"),
+            ("contract", f'DROP TABLE "embeddings"."films_vector_{of}"'),
+        ]
+        exclusive = [step for step in planned if step.lock.startswith("ACCESS EXCLUSIVE")]
+        assert all(step.seconds <= 0.01 for step in exclusive)
+        assert planned[-1].bytes < 0 < sum(step.bytes for step in planned[:-1])
+        assert not any("%(" in step.statement for step in planned)
+
+    def test_its_price_counts_what_is_to_be_encoded(self, database, project, instance) -> None:
+        make_films(database, films(25))
+        sync(collection(), project, instance=instance)
+        opened = open_collection(collection(), project)
+        found = price(opened, target_profile(opened, "wide"))
+        assert found.texts == 25 and found.tokens > 25 * 5 and found.bytes > 25 * 48 * 2
+
+
+class TestAssets:
+    @pytest.fixture
+    def synced(self, database, project, instance) -> dg.DagsterInstance:
+        make_films(database, films(25))
+        sync(collection(), project, instance=instance)
+        return instance
+
+    def run(self, instance: dg.DagsterInstance, job: str, **options: Any) -> dg.ExecuteInProcessResult:
+        job_def = build_definitions(collection()).resolve_job_def(f"films_migration_{job}")
+        return job_def.execute_in_process(instance=instance, raise_on_error=False, **options)
+
+    def test_the_phases_as_materializations(self, database, project, synced) -> None:
+        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        assert self.run(synced, "expand", run_config=config).success
+        assert self.run(synced, "backfill", tags=range_tags(0, 1)).success
+        early = self.run(synced, "swap")
+        assert not early.success
+        [failed] = [event for event in early.all_events if event.is_step_failure]
+        assert "1 of 3 batches are not backfilled" in failed.step_failure_data.user_failure_data.description
+        last = self.run(synced, "backfill", partition_key="000002")
+        [numbers] = last.asset_materializations_for_node("films__migration__backfill")
+        assert (numbers.metadata["percent"].value, numbers.metadata["phase"].value) == (100.0, "expanded")
+        [swapped] = self.run(synced, "swap").asset_materializations_for_node("films__migration__swap")
+        assert swapped.metadata["recall_at_10"].value == 1.0
+        assert "cosine" in swapped.metadata["scores"].value
+        assert open_collection(collection(), project).profile.name == "wide"
+        assert self.run(synced, "roll_back").success
+        assert open_collection(collection(), project).profile.name == "test"
+        again = self.run(synced, "roll_back")  # as a run that is retried does
+        [failed] = [event for event in again.all_events if event.is_step_failure]
+        assert "nothing has been swapped; to drop" in failed.step_failure_data.user_failure_data.description
+        assert self.run(synced, "swap").success
+        assert not self.run(synced, "contract").success
+        now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
+        assert self.run(synced, "contract", run_config=now).success
+        assert open_migration(open_collection(collection(), project)) is None
+        assert self.run(
+            synced, "expand", run_config={"ops": {"films__migration__expand": {"config": {"target_profile": "test"}}}}
+        ).success
+        dropping = {"ops": {"films_roll_back_model": {"config": {"drop_next": True}}}}
+        assert self.run(synced, "roll_back", run_config=dropping).success
+        assert open_migration(open_collection(collection(), project)) is None
+
+    def test_what_the_database_says_is_one_line(self, database, project, synced) -> None:
+        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        assert self.run(synced, "expand", run_config=config).success
+        assert self.run(synced, "backfill", tags=range_tags(0, 2)).success
+        assert self.run(synced, "swap").success
+        former = f"films_vector_{open_migration(open_collection(collection(), project)).former.table.fingerprint}"
+        execute(database, f"CREATE VIEW theirs AS SELECT * FROM embeddings.{former}")
+        now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
+        refused = self.run(synced, "contract", run_config=now)
+        [failed] = [event for event in refused.all_events if event.is_step_failure]
+        said = failed.step_failure_data.user_failure_data.description
+        assert said.startswith("the database says: cannot drop table") and "\n" not in said
+
+    def test_the_time_left_is_what_the_batches_took_that_this_run_filled(
+        self, database, project, instance, monkeypatch
+    ) -> None:
+        make_films(database, films(55))
+        sync(collection(), project, instance=instance)
+        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        assert self.run(instance, "expand", run_config=config).success
+        assert self.run(instance, "backfill", partition_key="000000").success
+        monkeypatch.setattr(fill, "BATCHES_TOGETHER", 2)
+        clock = iter([0.0, 600.0, 600.0, 900.0])  # two batches of six within ten minutes, one in the next five
+        monkeypatch.setattr(migration_assets, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        done = self.run(instance, "backfill", tags=range_tags(1, 3))
+        told = done.asset_materializations_for_node("films__migration__backfill")
+        told.sort(key=lambda one: one.partition)
+        assert [one.metadata["filled_batches"].value for one in told] == [3, 3, 4]
+        assert [one.metadata["minutes_left"].value for one in told] == [15.0, 15.0, 10.0]
+        assert [one.metadata["texts_done"].value for one in told] == [10, 20, 30]
+
+    def test_a_sync_beside_it_keeps_both_models_current(self, database, project, synced) -> None:
+        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        assert self.run(synced, "expand", run_config=config).success
+        assert self.run(synced, "backfill", tags=range_tags(0, 2)).success
+        execute(database, "UPDATE films SET overview = 'edited' WHERE id = 3")
+        execute(database, "INSERT INTO films SELECT n, 'Film ' || n, 'new ' || n FROM generate_series(26, 45) AS n")
+        done = sync(collection(), project, instance=synced)
+        assert (done.embedded, done.new) == (21, 20)
+        opened = open_collection(collection(), project)
+        assert opened.ledger.work() == {}
+        [beside] = opened.ledger.beside()
+        assert execute(database, f"SELECT count(*) FROM embeddings.{beside.table.name}") == [(45,)]
+        assert self.run(synced, "swap").success

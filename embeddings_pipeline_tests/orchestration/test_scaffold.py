@@ -1,0 +1,170 @@
+"""`dg scaffold defs embeddings_pipeline.EmbeddingCollection`: a `defs.yaml` that works at once."""
+
+import pytest
+import yaml
+
+from embeddings_pipeline.config.definition import Collection, CollectionConfig, load_collections
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.pipeline.scaffolding import propose_collection
+from embeddings_pipeline_tests.orchestration.test_component import dg_command, project  # noqa: F401
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, landed, sync_once
+
+SCAFFOLD = ("scaffold", "defs", "embeddings_pipeline.EmbeddingCollection")
+
+FILMS = """
+CREATE TABLE films (
+    overview text, imdb_id varchar(20) UNIQUE NOT NULL, id bigint PRIMARY KEY, url text, title text, runtime int,
+    genres text[], details jsonb, is_removed boolean DEFAULT false, updated_at timestamptz DEFAULT now());
+INSERT INTO films SELECT repeat('A long story about film ' || n || '. ', 12), 'tt' || n, n, 'https://example.com/' || n,
+    'Film ' || n, 90, '{Drama}', '{}', n = 5 FROM generate_series(1, 5) n
+"""
+
+
+def proposed(tmp_path, settings, table, name="mine", **options) -> Collection:
+    """The collection that the scaffolder writes, with the deterministic encoder."""
+    text = propose_collection(name, table, options.pop("url", None), settings, **options)
+    path = tmp_path / "defs" / name / "defs.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}  profile: {PROFILE}\n", encoding="utf-8")
+    return load_collections(path.parent)[name]
+
+
+def test_what_it_writes_for_a_table_of_films_syncs_at_once(database, settings, tmp_path):
+    execute(database, FILMS)
+    one = proposed(tmp_path, settings, "films")
+    source = one.config.source
+    assert (source.table, source.key, source.updated_at) == ("films", ("id",), "updated_at")
+    assert source.where == '"is_removed" IS NOT TRUE'
+    assert one.config.vectors == {"base": "{title} | {overview} | {imdb_id}"}
+    assert one.config.columns == ("imdb_id", "url", "title", "runtime", "genres")  # short ones
+    assert sync_once(one, settings)[1] == 4
+    assert landed(database, "mine")["1"][0].startswith("Film 1 | A long story about film 1.")
+
+
+def test_a_column_of_vectors_is_pointed_out(database, settings):
+    execute(database, "CREATE TABLE notes (id int PRIMARY KEY, body text, vec vector(32))")
+    execute(database, "INSERT INTO notes VALUES (1, 'a long note about something', NULL)")
+    text = propose_collection("mine", "notes", None, settings)
+    assert "  # The table has vectors in vec: to keep them there, say which profile made them." in text.splitlines()
+    adopted = text.replace("# target: ", "target: ").replace("profile: minilm}", f"profile: {PROFILE}}}")
+    one = Collection(CollectionConfig.model_validate(yaml.safe_load(adopted)["attributes"]))
+    sync_once(one, settings)
+    assert execute(database, "SELECT count(vec) FROM notes") == [(1,)]
+
+
+def test_every_choice_is_explained_in_a_comment(database, settings):
+    execute(database, FILMS)
+    lines = propose_collection("mine", "films", None, settings).splitlines()
+    keys = [
+        n for n, line in enumerate(lines) if line.strip().split(":")[0] in ("key", "updated_at", "where", "columns")
+    ]
+    assert len(keys) == 4 and all(lines[n - 1].strip().startswith("#") for n in keys)
+
+
+def test_a_composite_key_is_in_the_order_of_the_primary_key(database, settings, tmp_path):
+    execute(database, """CREATE TABLE t (title text, a int, b int, c int, PRIMARY KEY (c, a) INCLUDE (b));
+                         INSERT INTO t VALUES ('x y', 1, 2, 3)""")  # fmt: skip
+    one = proposed(tmp_path, settings, "t")
+    assert one.config.source.key == ("c", "a")
+    sync_once(one, settings)
+    assert list(landed(database, "mine")) == ['["3", "1"]']
+
+
+def test_a_unique_index_on_not_null_columns_is_a_key_too(database, settings, tmp_path):
+    execute(database, "CREATE TABLE t (a text UNIQUE, b text NOT NULL, title text, UNIQUE (b))")
+    assert proposed(tmp_path, settings, "t").config.source.key == ("b",)
+
+
+def test_a_view_needs_the_key_to_be_named(database, settings, tmp_path):
+    execute(database, FILMS)
+    execute(database, "CREATE VIEW seen AS SELECT id, title FROM films")
+    with pytest.raises(PipelineError, match=r"'seen' has no primary key .* name the columns .* with --key"):
+        proposed(tmp_path, settings, "seen")
+    with pytest.raises(PipelineError, match=r"no column 'ID' .*did you mean 'id'.*it has id, title"):
+        proposed(tmp_path, settings, "seen", key=["ID"])
+    assert sync_once(proposed(tmp_path, settings, "seen", key=["id"]), settings)[1] == 5
+
+
+ODD = """
+CREATE SCHEMA "Odd Schema";
+CREATE TABLE "Odd Schema"."Films: ""all"" #1
+yes" ("Primary ""Key"": \u2028x" bigint PRIMARY KEY, "Title: # \nyes" text, "{x}" text, "order" text, "is_Removed" int,
+    "Deleted" boolean, "100%" varchar(10), "🎬 é" text);
+INSERT INTO "Odd Schema"."Films: ""all"" #1
+yes" VALUES (1, 'Heat', 'no', 'a word', 1, NULL, 'another', 'third')
+"""
+
+
+def test_any_names_are_written_so_that_they_are_read_again(database, settings, tmp_path):
+    execute(database, ODD)
+    one = proposed(tmp_path, settings, '"Odd Schema"."Films: ""all"" #1\nyes"')
+    assert one.config.source.key == ('Primary "Key": \u2028x',)
+    assert set(one.config.columns) == {"Title: # \nyes", "{x}", "order", "is_Removed", "100%", "🎬 é"}
+    assert one.config.source.where == '"Deleted" IS NOT TRUE'
+    sync_once(one, settings)
+    assert landed(database, "mine")["1"][0] == "Heat | a word | another | third"
+
+
+def test_an_empty_table_and_domains_over_text_are_embedded_by_their_types(database, settings, tmp_path):
+    execute(
+        database, "CREATE DOMAIN words AS text; CREATE TABLE t (id int PRIMARY KEY, plot words, name varchar(9), n int)"
+    )
+    assert proposed(tmp_path, settings, "t").config.vectors == {"base": "{name} | {plot}"}
+
+
+def test_a_table_elsewhere_is_looked_at_by_its_url_which_is_written_as_it_was_given(
+    database, settings, tmp_path, monkeypatch
+):
+    execute(database, FILMS)
+    monkeypatch.setenv("ELSEWHERE", database.url)
+    elsewhere = settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/x"})
+    one = proposed(tmp_path, elsewhere, "films", url="${ELSEWHERE}")
+    assert one.config.source.url == "${ELSEWHERE}"
+    assert sync_once(one, settings)[1] == 4
+
+
+def test_what_cannot_be_scaffolded_is_one_line(database, settings):
+    execute(database, FILMS)
+    execute(
+        database,
+        "CREATE TABLE numbers (id int PRIMARY KEY, n int, code text); INSERT INTO numbers VALUES (1, 1, '0815')",
+    )
+    execute(database, "CREATE TABLE keyless (title text)")
+    for name, table, url, says in [
+        ("mine", "film", None, "there is no table 'film' (did you mean 'films'?)"),
+        ("mine", "nope.films", None, "there is no table 'nope.films'"),
+        ("mine", "zzz", None, "give its name as `schema.table`"),
+        ("mine", "", None, "is not the name of a table"),
+        ("mine", "numbers", None, "no column with text in it"),
+        ("mine", "keyless", None, "no primary key"),
+        ("2films", "films", None, "'2films' is not a collection name"),
+        ("batch", "films", None, "choose another name"),
+        ("mine", "films", "postgresql://u:hunter2@127.0.0.1:1/x", "--url holds a password"),
+        ("mine", "films", "postgresql://127.0.0.1:1/x", "`source.url:` cannot be used"),
+        ("mine", "films", "nonsense", "`source.url:` cannot be read"),
+        ("mine", "films", "${NOT_THERE}", "${NOT_THERE}, which is not set"),
+    ]:
+        with pytest.raises(PipelineError) as error:
+            propose_collection(name, table, url, settings)
+        assert says in str(error.value) and "\n" not in str(error.value) and "hunter2" not in str(error.value)
+
+
+def test_dg_lists_the_component_and_shows_its_parameters(project):  # noqa: F811
+    assert "embeddings_pipeline.EmbeddingCollection" in dg_command(project, "list", "components").stdout
+    shown = dg_command(project, *SCAFFOLD, "--help").stdout
+    assert all(option in shown for option in ("--table", "--url", "--key"))
+
+
+def test_dg_scaffold_writes_the_file_or_one_line_and_no_empty_folder(database, settings, project):  # noqa: F811
+    execute(database, FILMS)
+    environment = {"DATABASE_URL": database.url, "EMBEDDINGS_STATE_DIR": str(settings.state_dir)}
+    done = dg_command(project, *SCAFFOLD, "films", "--table", "films", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_collections(project / "defs")["films"].config.source.key == ("id",)
+    failed = dg_command(project, *SCAFFOLD, "more", "--table", "filmz", **environment)
+    assert failed.returncode == 1
+    assert failed.stderr.strip() == "Error: there is no table 'filmz' (did you mean 'films'?)"
+    assert sorted(path.name for path in (project / "defs").iterdir() if path.name != "__pycache__") == [
+        "__init__.py",
+        "films",
+    ]

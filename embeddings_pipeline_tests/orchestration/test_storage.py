@@ -1,0 +1,265 @@
+"""Dagster's storage beside the pipeline's database, and what is known of a run whose process was killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+from dagster import DagsterInstance
+from dagster._core.events import EngineEventData
+from dagster._core.instance import InstanceRef
+from dagster._core.launcher.base import WorkerStatus
+from psycopg import sql
+
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.orchestration.instance.launcher import HOST_TAG, WatchedRunLauncher, host_tags, worker_alive
+from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
+from embeddings_pipeline.orchestration.sync import open_instance
+from embeddings_pipeline.store.database import Database, open_database
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def deployment(settings: Settings, server: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """The settings of this test, as the environment names them; Dagster's database is dropped afterwards."""
+    monkeypatch.setenv("DATABASE_URL", settings.database_url or "")
+    monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
+    yield settings
+    name = dagster_database(settings)[0].partition("?")[0].rpartition("/")[2]
+    with server.connect(autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def project_instance(scratch: Path) -> DagsterInstance:
+    """The instance that `dg dev` makes in the project's folder without DAGSTER_HOME."""
+    scratch.mkdir(exist_ok=True)
+    return DagsterInstance.from_ref(InstanceRef.from_dir(str(scratch), config_dir=str(PROJECT)))
+
+
+def test_instance_writes_to_the_database_and_below_the_state_folder_wherever_it_is_started(
+    deployment: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with project_instance(tmp_path / "scratch") as instance:
+
+        @dg.asset
+        def printed(context: dg.AssetExecutionContext) -> int:
+            print("a line in the log")
+            return 1
+
+        assert dg.materialize([printed], instance=instance).success
+        assert instance.get_runs_count() == 1
+        assert isinstance(instance.run_launcher, WatchedRunLauncher)
+    assert list(elsewhere.iterdir()) == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+    written = [path for path in deployment.state_dir.rglob("*.out") if "a line in the log" in path.read_text()]
+    assert written[0].is_relative_to(deployment.state_dir / "dagster")
+    with project_instance(tmp_path / "scratch") as again:
+        assert again.get_runs_count() == 1
+
+
+def test_what_a_background_job_prints_is_captured_without_waiting(deployment: Settings, tmp_path: Path) -> None:
+    # Dagster gives its copying processes 30 s to end after SIGTERM, and then fails.
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with project_instance(tmp_path / "scratch") as instance:
+            manager = instance.compute_log_manager
+            with manager.capture_logs(["run", "step"]):
+                print("a line in the log", flush=True)
+            assert manager.get_log_data(["run", "step"]).stdout == b"a line in the log\n"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def test_processes_that_start_together_make_the_tables_once(deployment: Settings) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        storages = list(pool.map(lambda _: PipelineStorage(deployment), range(3)))
+    for storage in storages:
+        assert storage.run_storage.get_runs_count() == 0
+        assert storage.event_log_storage.all_asset_keys() == []
+        assert list(storage.schedule_storage.all_instigator_state()) == []
+        for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+            part.dispose()
+
+
+def test_processes_that_meet_a_new_pool_together_make_it_once(deployment: Settings, tmp_path: Path) -> None:
+    def meets(number: int) -> bool:
+        with project_instance(tmp_path / f"scratch {number}") as instance:
+            return instance.event_log_storage.initialize_concurrency_limit_to_default("encoder")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(meets, range(4))) == [True] * 4
+    with project_instance(tmp_path / "scratch") as instance:
+        info = instance.event_log_storage.get_concurrency_info("encoder")
+        assert (info.limit, info.slot_count, info.using_default_limit) == (1, 1, True)
+
+
+def test_a_pool_follows_a_changed_default_limit(
+    deployment: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with project_instance(tmp_path / "scratch") as instance:
+        for limit in (1, 3, 2):
+            monkeypatch.setattr(DagsterInstance, "global_op_concurrency_default_limit", limit)
+            instance.event_log_storage.initialize_concurrency_limit_to_default("encoder")
+            info = instance.event_log_storage.get_concurrency_info("encoder")
+            assert (info.limit, info.slot_count, info.using_default_limit) == (limit, limit, True)
+        monkeypatch.setattr(DagsterInstance, "global_op_concurrency_default_limit", None)
+        instance.event_log_storage.initialize_concurrency_limit_to_default("encoder")
+        assert instance.event_log_storage.get_pool_limits() == []
+
+
+def test_a_role_without_the_right_gets_the_statement_for_dagsters_database(
+    database: Database, server: Database, settings: Settings
+) -> None:
+    with server.connect(autocommit=True) as connection:
+        connection.execute("CREATE ROLE plain LOGIN")
+    try:
+        url = database.url.replace("postgres@", "plain@", 1)
+        with pytest.raises(DatabaseError, match=r'runs: CREATE DATABASE "test_\w+_dagster" OWNER "plain"$'):
+            PipelineStorage(Settings(database_url=url, embeddings_state_dir=settings.state_dir))
+    finally:
+        with server.connect(autocommit=True) as connection:
+            connection.execute("DROP ROLE plain")
+
+
+def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
+    state = open_folder / "killed"
+    state.mkdir(mode=0o711)
+    storage = PipelineStorage(Settings(embeddings_state_dir=state))
+    for _ in range(2):
+        assert storage.run_storage.get_runs_count() == 0
+        pid = int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: storage.run_storage.get_runs_count(), range(4))) == [0] * 4
+    storage.run_storage.database.close()
+
+
+def test_dagster_waits_for_a_server_of_others_that_is_started_again(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = open_folder / "theirs"
+    state.mkdir(mode=0o711)
+    theirs = open_database(Settings(embeddings_state_dir=state))
+    here = Settings(database_url=theirs.url, embeddings_state_dir=open_folder / "ours")
+    storage = PipelineStorage(here)
+    assert storage.run_storage.get_runs_count() == 0
+
+    def kill() -> None:
+        pid = int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+
+    kill()
+    with ThreadPoolExecutor(1) as pool:
+        counted = pool.submit(storage.run_storage.get_runs_count)
+        time.sleep(1)
+        assert not counted.done()
+        theirs.connect().close()  # it is started
+        assert counted.result() == 0
+    kill()
+    monkeypatch.setattr("embeddings_pipeline.orchestration.instance.storage.WAIT_SECONDS", (0.01,))
+    refused = pytest.raises(DatabaseError, match=r"^Dagster's database does not answer \(.*\): start it")
+    with refused, dg.DagsterInstance.ephemeral() as instance, open_instance(instance):
+        storage.run_storage.get_runs_count()
+    theirs.close()
+
+
+# Executes a run in its own process, in which an op waits for ever.
+WORKER = """
+import sys, time
+from pathlib import Path
+import dagster as dg
+from dagster._core.instance import InstanceRef
+
+@dg.op
+def waits():
+    print("waiting", flush=True)
+    time.sleep(600)
+
+@dg.job(executor_def=dg.in_process_executor)
+def waiting():
+    waits()
+
+with dg.DagsterInstance.from_ref(InstanceRef.from_dir(sys.argv[1], config_dir=sys.argv[2])) as instance:
+    waiting.execute_in_process(instance=instance, tags={sys.argv[3]: sys.argv[4]})
+"""
+
+
+def test_run_of_a_killed_process_is_known_to_be_dead(deployment: Settings, tmp_path: Path) -> None:
+    with project_instance(tmp_path / "scratch") as instance:
+        [tag] = host_tags().items()
+        command = [sys.executable, "-c", WORKER, str(tmp_path / "scratch"), str(PROJECT), *tag]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "waiting\n"
+            [run] = instance.get_runs()
+            assert worker_alive(instance, run) is True
+            assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+            worker.kill()
+        assert instance.get_runs()[0].status == dg.DagsterRunStatus.STARTED
+        assert worker_alive(instance, run) is False
+        assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def started_run(instance: DagsterInstance, pid: int | None, tags: dict[str, str]) -> dg.DagsterRun:
+    @dg.job
+    def empty() -> None:
+        pass
+
+    run = instance.create_run_for_job(empty, tags=tags)
+    if pid is not None:
+        instance.report_engine_event("Started process", run, EngineEventData.in_process(pid))
+    return run
+
+
+def test_process_id_that_another_process_has_now_counts_as_dead(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_run(instance, os.getpid(), host_tags())
+    assert worker_alive(instance, run) is True
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 60)
+    assert worker_alive(instance, run) is False
+
+
+@pytest.mark.parametrize(
+    ("pid", "tags"), [(None, host_tags()), (1, {HOST_TAG: "another-machine"})], ids=["no process yet", "elsewhere"]
+)
+def test_what_cannot_be_known_counts_as_running(
+    instance: DagsterInstance, pid: int | None, tags: dict[str, str]
+) -> None:
+    run = started_run(instance, pid, tags)
+    assert worker_alive(instance, run) is None
+    launcher = WatchedRunLauncher()
+    launcher.register_instance(instance)
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+
+
+def test_run_without_a_host_is_judged_only_where_the_database_is_this_machines(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_run(instance, os.getpid(), {})
+    assert worker_alive(instance, run) is True
+    monkeypatch.setenv("DATABASE_URL", "postgresql://somewhere/db")
+    assert worker_alive(instance, run) is None

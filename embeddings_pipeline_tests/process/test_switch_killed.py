@@ -1,0 +1,109 @@
+"""A switch whose process is killed, wherever that is, goes on and ends in the same state."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from embeddings_pipeline.config.definition import load_collections
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.health.audit import audit
+from embeddings_pipeline.model_change.phases import open_migration
+from embeddings_pipeline.orchestration.sync import sync
+from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.model_change.test_phases import assert_whole
+from embeddings_pipeline_tests.model_change.test_switch import DEFINITION
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
+
+PROJECT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("EMBEDDINGS_TESTS_KILLS", "2"))
+SLOW = {**PROFILE, "name": "slow", "dimensions": 48, "model": "embeddings_pipeline_tests.process.chaos:SlowEncoder"}
+UNDO = {
+    "profile switch slow --yes": ["profile rollback", "profile rollback"],
+    "profile rollback": ["profile switch slow --yes"],
+    "profile contract --now": ["profile switch test --yes", "profile contract --now", "profile switch slow --yes"],
+}
+
+
+@pytest.mark.timeout(900 + 60 * KILLS)
+@pytest.mark.parametrize("target", ["own", "adopted"])
+@pytest.mark.parametrize("after", ["profile switch slow --yes", "profile rollback", "profile contract --now"])
+def test_killed_anywhere_it_goes_on(
+    database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str, target: str
+) -> None:
+    """`after`: the command that is killed; those before it have been done."""
+    defs = tmp_path / "defs" / "films" / "defs.yaml"
+    defs.parent.mkdir(parents=True)
+    adopted = "  target: {table: films, profile: test}\n  profiles:"
+    definition = DEFINITION if target == "own" else re.sub(r"  profile: test.*\n  profiles:", adopted, DEFINITION)
+    defs.write_text(definition + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
+    defs.write_text(defs.read_text() + "    slow: " + yaml.safe_dump(SLOW, default_flow_style=True, width=1000))
+    monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(defs.parents[1]))
+    make_films(database, films(60))
+    execute(database, "ALTER TABLE films ADD COLUMN embedding vector(32)")
+    execute(database, "CREATE INDEX films_ann ON films USING hnsw (embedding vector_cosine_ops)")
+    one = load_collections(defs.parents[1])["films"]
+    sync(one, project)
+    commands = ["profile switch slow --yes", "profile rollback", "profile switch slow --yes", "profile contract --now"]
+    chance = random.Random(after)
+    for command in commands[: len(commands) - commands[::-1].index(after) - 1]:
+        assert run(command) == 0
+    killed = 0
+    while killed < KILLS:
+        if run(after, 0.2 + (9 if "switch" in after else 3) * chance.random()) == -signal.SIGKILL:
+            killed += 1
+            edit = "UPDATE films SET overview = 'edit ' || %s WHERE id = %s"
+            execute(database, edit, [killed, chance.randint(1, 60)])
+            execute(database, "INSERT INTO films VALUES (%s, 'New', 'row')", [1000 + killed])
+        else:  # it came to its end; undone, it can be killed again
+            for command in UNDO[after]:
+                run(command)
+    assert run(after) in (0, 1)  # 1: what was killed last had been done
+    sync(one, project)
+    opened = open_collection(one, project)
+    assert opened.profile.name == ("test" if "rollback" in after else "slow")
+    begun = open_migration(opened)
+    if "rollback" not in after:  # killed when it had been done, and done again, it has dropped the next model
+        assert (begun is None) == ("contract" in after)
+    assert opened.ledger.work() == {}
+    assert_whole(opened)
+    assert audit(opened).agree
+    if target == "adopted":
+        beside = {"swapped": {"embedding_previous"}, "expanded": {"embedding_48"}}
+        assert vector_columns(database) == {"embedding"} | (beside[begun.phase] if begun else set())
+        shown = """SELECT count(*) FROM films
+                   JOIN embeddings.films AS ours ON item_key = id::text AND films.embedding = ours.embedding"""
+        assert execute(database, shown) == execute(database, "SELECT count(*) FROM films")
+        assert execute(database, "SELECT reloptions FROM pg_class WHERE oid = 'films'::regclass") == [(None,)]
+        valid = "SELECT count(*), bool_and(indisvalid) FROM pg_index WHERE indrelid = 'films'::regclass"
+        assert execute(database, valid) == [(1 + len(vector_columns(database)), True)]
+
+
+def vector_columns(database: Database) -> set[str]:
+    query = """SELECT attname FROM pg_attribute WHERE attrelid = 'films'::regclass AND NOT attisdropped
+               AND atttypid = 'vector'::regtype"""
+    return {row[0] for row in execute(database, query)}
+
+
+def run(command: str, seconds: float | None = None) -> int:
+    """The exit code of a command; it is killed after so many seconds."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embeddings_pipeline", *command.split()],
+        cwd=PROJECT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        time.sleep(0.1)
+        return process.wait()

@@ -1,0 +1,107 @@
+"""What tests of the pipeline share: a small collection over a real table, and its steps run without Dagster."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from embeddings_pipeline.config.definition import Collection, CollectionConfig
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.commit import Landed, land_batch
+from embeddings_pipeline.pipeline.steps import Embedded, embed_batches, read_items, render_texts
+from embeddings_pipeline.store.database import Database
+
+PROFILE = {
+    "name": "test",
+    "provider": "python",
+    "model": "embeddings_pipeline_tests.support.deterministic:DeterministicEncoder",
+    "dimensions": 32,
+}
+
+
+def collection(name: str = "films", **attributes: Any) -> Collection:
+    """A collection over the table `films`, with the deterministic encoder; attributes as in a `defs.yaml`."""
+    defaults: dict[str, Any] = {
+        "name": name,
+        "source": {"table": "films", "key": ["id"]},
+        "columns": ["title", "revenue"],
+        "vectors": {"base": "{title} | {overview}"},
+        "profile": PROFILE,
+        "items_per_batch": 10,
+    }
+    return Collection(CollectionConfig.model_validate({**defaults, **attributes}))
+
+
+def make_films(database: Database, rows: Iterable[tuple[int, str | None, str | None, int | None]]) -> None:
+    """The table `films` with these rows: id, title, overview, revenue."""
+    with database.connect() as connection:
+        connection.execute(
+            "CREATE TABLE films (id bigint PRIMARY KEY, title text, overview text, revenue bigint, note text)"
+        )
+        with connection.cursor() as cursor:
+            cursor.executemany("INSERT INTO films VALUES (%s, %s, %s, %s)", list(rows))
+
+
+def films(number: int) -> list[tuple[int, str | None, str | None, int | None]]:
+    return [(n, f"Film {n}", f"A story about number {n} and its friends", 1000 + n) for n in range(1, number + 1)]
+
+
+def execute(database: Database, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    """Run one statement, committed; its rows if it has any."""
+    with database.connect() as connection:
+        cursor = connection.execute(statement, parameters)  # type: ignore[arg-type]
+        return cursor.fetchall() if cursor.description else []
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Look again and again until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+@contextmanager
+def plain_role(database: Database, name: str) -> Iterator[str]:
+    """The database's URL for a role without special rights, which owns what is ours; it is gone afterwards."""
+    execute(database, f"CREATE ROLE {name} LOGIN")
+    try:
+        relations = f"""SELECT format('ALTER TABLE embeddings.%I OWNER TO {name}', relname) FROM pg_class
+                        WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
+        for (change,) in execute(database, relations):
+            execute(database, change)
+        execute(database, f"ALTER SCHEMA embeddings OWNER TO {name}")
+        yield database.url.replace("postgres@", f"{name}@", 1)
+    finally:
+        execute(database, f"REASSIGN OWNED BY {name} TO postgres")
+        execute(database, f"DROP OWNED BY {name}")
+        execute(database, f"DROP ROLE {name}")
+
+
+def run_batch(opened: OpenCollection, batch: int, run: str, **options: Any) -> tuple[Embedded, Landed]:
+    """The four steps of one batch, as a run does them."""
+    read_items(opened, batch, run)
+    render_texts(opened, batch, run)
+    ((_, embedded),) = embed_batches(opened, [batch], run, **options)
+    return embedded, land_batch(opened, batch, run)
+
+
+def sync_once(one: Collection, settings: Settings, run: str = "run", **options: Any) -> tuple[OpenCollection, int]:
+    """Scan and every dirty batch; the opened collection and how many texts were encoded."""
+    opened = open_collection(one, settings)
+    opened.ledger.scan(opened.source)
+    encoded = 0
+    for batch in opened.ledger.dirty_batches():
+        encoded += run_batch(opened, batch, run, **options)[0].embedded
+    return opened, encoded
+
+
+def landed(database: Database, name: str = "films") -> dict[str, tuple[str, str, Any]]:
+    """item key → (text, content hash, payload) of every vector in the collection's view."""
+    rows = execute(
+        database,
+        f"""SELECT v.item_key, v.text, t.content_hash, v.payload
+            FROM embeddings.{name} v JOIN embeddings.{name}_text t USING (item_key, vector_name, chunk)""",
+    )
+    return {key: (text, bytes(digest).hex(), payload) for key, text, digest, payload in rows}
