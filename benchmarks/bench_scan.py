@@ -1,4 +1,4 @@
-"""A whole scan and a sensor's tick over many rows, most of which have not changed; one line of JSON a size.
+"""A full scan and a sensor's tick over many rows, most of which have not changed; one line of JSON a size.
 
 python benchmarks/bench_scan.py [--rows 100000 --rows 1000000] [--changed 10000]
 
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from embeddings_pipeline.config.definition import Collection, CollectionConfig
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
 from embeddings_pipeline.ledger import ledger
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.copy_binary import copy_in
 
 SOURCE = """
@@ -37,13 +37,13 @@ FROM generate_series(1, {rows}) AS n;
 CREATE INDEX ON movies (updated_at);
 ANALYZE movies
 """
-LANDED = """
-UPDATE embeddings.items_item SET landed_hash = seen_hash, payload = '{}';
+COMMITTED = """
+UPDATE embeddings.items_item SET committed_hash = seen_hash, payload = '{}';
 INSERT INTO embeddings.items_text (item_key, vector_name, chunk, content_hash, text, blank)
 SELECT item_key, 'base', 0, decode(md5(item_key), 'hex'), item_key, false
 FROM embeddings.items_item ORDER BY batch, item_key;
 UPDATE embeddings.batch
-SET definition_hash = collection.definition_hash, version = 1, file = 'bench.parquet', landed_at = now()
+SET definition_hash = collection.definition_hash, version = 1, file = 'bench.parquet', committed_at = now()
 FROM embeddings.collection WHERE name = collection;
 UPDATE embeddings.collection SET version = 1
 """
@@ -80,31 +80,31 @@ def measure(rows: int, changed: int) -> dict[str, object]:
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         return dict(json.loads(done.stdout))
 
-    opened = open_bench(Settings(database_url=None, embeddings_state_dir=folder))
+    collection = open_bench(Settings(database_url=None, embeddings_state_dir=folder))
     try:
-        with opened.database.connect() as connection:
+        with collection.database.connect() as connection:
             for statement in SOURCE.format(rows=rows).split(";"):
                 connection.execute(statement)  # type: ignore[arg-type]
         first = step("scan")
-        land(opened)
-        before = writes(opened)
+        commit(collection)
+        before = writes(collection)
         nothing = step("scan")
-        written = writes(opened) - before
+        written = writes(collection) - before
         ticks = step("tick")
-        with opened.database.connect() as connection:
+        with collection.database.connect() as connection:
             every = max(1, rows // changed)
             connection.execute(
                 "UPDATE movies SET overview = overview || 'changed', updated_at = now() WHERE id %% %s = 0", [every]
             )
         incremental = step("tick")
-        with opened.database.connect() as connection:  # as if only the whole scan had looked
+        with collection.database.connect() as connection:  # as if only the full scan had looked
             connection.execute(
-                "UPDATE embeddings.items_item SET seen_hash = landed_hash WHERE seen_hash <> landed_hash"
+                "UPDATE embeddings.items_item SET seen_hash = committed_hash WHERE seen_hash <> committed_hash"
             )
         some = step("scan")
-        found = {"changed_found": some["changed"], "batches": len(opened.ledger.dirty_batches())}
+        found = {"changed_found": some["changed"], "batches": len(collection.ledger.dirty_batches())}
     finally:
-        opened.database.close()
+        collection.database.close()
         shutil.rmtree(folder, ignore_errors=True)
     return {
         "rows": rows,
@@ -119,8 +119,8 @@ def measure(rows: int, changed: int) -> dict[str, object]:
     }
 
 
-def open_bench(settings: Settings) -> OpenCollection:
-    config = CollectionConfig.model_validate(
+def open_bench(settings: Settings) -> Collection:
+    config = CollectionAttributes.model_validate(
         {
             "name": "items",
             "source": {"table": "movies", "key": ["id"], "updated_at": "updated_at"},
@@ -129,14 +129,14 @@ def open_bench(settings: Settings) -> OpenCollection:
             "profile": "minilm",
         }
     )
-    return open_collection(Collection(config), settings)
+    return open_collection(CollectionDefinition(config), settings)
 
 
-def land(opened: OpenCollection) -> None:
+def commit(collection: Collection) -> None:
     """As if all had been embedded: texts, random vectors, and a ledger that says so."""
-    table = opened.active.table
-    with opened.database.connect() as connection:
-        for statement in LANDED.split(";"):
+    table = collection.current.table
+    with collection.database.connect() as connection:
+        for statement in COMMITTED.split(";"):
             connection.execute(statement)  # type: ignore[arg-type]
         ids = np.array([row[0] for row in connection.execute("SELECT id FROM embeddings.items_text ORDER BY id")])
         hashes = connection.execute("SELECT content_hash FROM embeddings.items_text ORDER BY id").fetchall()
@@ -149,22 +149,22 @@ def land(opened: OpenCollection) -> None:
             columns = {"text_id": ids[part], "vector_name": np.full(len(ids[part]), b"base")}
             columns |= {"content_hash": digests[part], "embedding": vectors}
             copy_in(connection, table.identifier, columns, storage=table.storage)
-    with opened.database.connect(autocommit=True) as connection:
+    with collection.database.connect(autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
         connection.execute("CHECKPOINT")
 
 
-def writes(opened: OpenCollection) -> int:
+def writes(collection: Collection) -> int:
     time.sleep(2)  # the server's statistics arrive a moment late
-    with opened.database.connect(autocommit=True) as connection:
+    with collection.database.connect(autocommit=True) as connection:
         row = connection.execute(WRITES).fetchone()
     return int(row[0]) if row else -1
 
 
 def scan() -> dict[str, float]:
-    opened = open_bench(load_settings())
+    collection = open_bench(load_settings())
     began = time.perf_counter()
-    found = opened.ledger.scan(opened.source)
+    found = collection.ledger.full_scan(collection.source)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return {"seconds": round(seconds, 2), "megabytes": round(peak), "changed": found.changed}
@@ -173,16 +173,16 @@ def scan() -> dict[str, float]:
 def tick() -> dict[str, float]:
     """All that a tick asks the databases for the collection; the median of those that find nothing."""
     ledger.OVERLAP = timedelta(0)  # type: ignore[attr-defined]  # as if the last change were long past
-    opened = open_bench(load_settings())
+    collection = open_bench(load_settings())
     times = []
     for _ in range(TICKS):
         began = time.perf_counter()
-        opened.ledger.scan_recent(opened.source, seconds=60)
-        opened.ledger.batches()
-        opened.ledger.dirty_items()
-        opened.ledger.work(due=True)
-        indexes_lag(opened)
-        lagging_since(opened)
+        collection.ledger.incremental_scan(collection.source, seconds=60)
+        collection.ledger.batches()
+        collection.ledger.dirty_items()
+        collection.ledger.work(due=True)
+        indexes_lag(collection)
+        lagging_since(collection)
         times.append(1000 * (time.perf_counter() - began))
     return {"milliseconds": round(float(np.median(times[3:])), 1), "first_milliseconds": round(times[0], 1)}
 

@@ -21,8 +21,9 @@ import numpy as np
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.index import faiss_index
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.database import Database, ensure_schema, open_database
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.schema import ensure_schema
 
 REPEATS = 3
 GOAL_ROWS_A_SECOND = 80_000
@@ -53,7 +54,7 @@ def main() -> int:
 def measure(database: Database, folder: Path, rows: int, dimension: int, storage: str) -> dict[str, object]:
     vectors = np.random.default_rng(0).standard_normal((rows, dimension), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    table = ModelTable("bench", "0123456789ab", dimension, storage)  # type: ignore[arg-type]
+    table = TableDestination("bench", "0123456789ab", dimension, storage)  # type: ignore[arg-type]
     with database.connect() as connection:
         connection.execute(
             "INSERT INTO embeddings.collection (name, fingerprint, definition_hash) VALUES ('bench', %s, '')",
@@ -67,7 +68,7 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
     }
     copying = []
     for _ in range(REPEATS):
-        with database.connect() as connection:  # each time into a new table, as a first landing does
+        with database.connect() as connection:  # each time into a new table, as a first commit does
             connection.execute(f"DROP TABLE IF EXISTS embeddings.{table.name}")
             table.create(connection)
         with database.connect(autocommit=True) as connection:
@@ -83,15 +84,15 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
         manifest = faiss_index.build(database, table, folder)
         building.append(time.perf_counter() - began)
         began = time.perf_counter()
-        opened = faiss_index.open_index(folder, "bench")
+        collection = faiss_index.open_index(folder, "bench")
         opening.append(time.perf_counter() - began)
     searching = []
     for query in vectors[:50]:
         began = time.perf_counter()
-        opened.search("base", query[None], 10)
+        collection.search("base", query[None], 10)
         searching.append(time.perf_counter() - began)
     began = time.perf_counter()
-    parity = faiss_index.check_parity(database, table, opened)
+    parity = faiss_index.check_parity(database, table, collection)
     checked = time.perf_counter() - began
 
     copy_rows, faiss_seconds = rows / statistics.median(copying), statistics.median(building)

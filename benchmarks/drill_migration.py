@@ -32,23 +32,23 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import Collection, CollectionConfig
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
-from embeddings_pipeline.model_change.backfill import embed_beside, fill_beside
+from embeddings_pipeline.model_change.backfill import backfill_shadows, embed_shadows
 from embeddings_pipeline.model_change.phases import (
     backfill,
+    candidate_profile,
     contract,
     expand,
+    incomplete_batches,
     roll_back,
     swap,
-    target_profile,
-    unfilled_batches,
 )
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
-from embeddings_pipeline.pipeline.commit import land_batch
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.copy_binary import copy_in
@@ -113,16 +113,16 @@ class NumberEncoder:
         return np.array([len(text.split()) for text in texts], np.int64)
 
 
-def collection(former: int, following: int, index: str, adopted: bool) -> Collection:
+def definition(former: int, following: int, index: str, adopted: bool) -> CollectionDefinition:
     model = {"provider": "python", "model": "drill_migration:NumberEncoder"}
     profile = {"name": "former", "dimensions": former, **model}
     # The same dimension is another model by its prompt.
     other = {"dimensions": following, "document_prompt": "next: ", **model}
     where: dict[str, Any] = {"profile": profile, "index": {"method": index}}
     if adopted:
-        where = {"target": {"table": "films", "profile": profile}}
-    return Collection(
-        CollectionConfig.model_validate(
+        where = {"destination": {"table": "films", "profile": profile}}
+    return CollectionDefinition(
+        CollectionAttributes.model_validate(
             {
                 **where,
                 "name": "items",
@@ -139,7 +139,7 @@ def collection(former: int, following: int, index: str, adopted: bool) -> Collec
 # --- those who go on working -------------------------------------------------------------------------------------
 
 
-def work(role: str, one: Collection, rows: int) -> None:
+def work(role: str, one: CollectionDefinition, rows: int) -> None:
     """Until stdin is closed; then a line of JSON: what was done, milliseconds by phase, and what failed."""
     stop, phase = threading.Event(), ["before"]
 
@@ -183,14 +183,14 @@ def _row(chance: random.Random, rows: int) -> tuple[int, str]:
     return n, f"topic {n % TOPICS} sub {n // TOPICS % SUBTOPICS} film {n}"
 
 
-def _library(one: Collection, settings: Settings, chance: random.Random, rows: int, _: Any) -> str | None:
+def _library(one: CollectionDefinition, settings: Settings, chance: random.Random, rows: int, _: Any) -> str | None:
     n, text = _row(chance, rows)
     hits = search(one, settings, text, k=1)
     return None if hits and hits[0].item_key == str(n) and hits[0].score > RIGHT else f"{text}: {hits}"
 
 
 def _foreign(
-    one: Collection, settings: Settings, chance: random.Random, rows: int, state: dict[str, Any]
+    one: CollectionDefinition, settings: Settings, chance: random.Random, rows: int, state: dict[str, Any]
 ) -> str | None:
     """A program of somebody else's, as the documentation tells it to ask."""
     if "connection" not in state:
@@ -200,11 +200,11 @@ def _foreign(
     n, text = _row(chance, rows)
     for _ in range(10):
         if state["model"] is None:
-            row = connection.execute("SELECT * FROM embeddings.active_model('items')").fetchone()
-            declared = {"former": one.declared_profile, **one.config.profiles}[row[0]]
+            row = connection.execute("SELECT * FROM embeddings.current_model('items')").fetchone()
+            declared = {"former": one.declared_profile, **one.attributes.profiles}[row[0]]
             state["model"] = (row[1], row[2], load_encoder(Profile(**{**declared, "name": row[0]})))
         fingerprint, dimension, encoder = state["model"]
-        statement = (FOREIGN_ADOPTED if one.config.target else FOREIGN).format(dimension=dimension)
+        statement = (FOREIGN_ADOPTED if one.attributes.destination else FOREIGN).format(dimension=dimension)
         query = str(encoder.encode_queries([text])[0].tolist())
         try:
             found = connection.execute(statement, {"query": query, "fingerprint": fingerprint}).fetchone()
@@ -217,7 +217,9 @@ def _foreign(
     return f"{text}: no answer after ten tries"
 
 
-def _writer(_: Collection, settings: Settings, chance: random.Random, rows: int, state: dict[str, Any]) -> None:
+def _writer(
+    _: CollectionDefinition, settings: Settings, chance: random.Random, rows: int, state: dict[str, Any]
+) -> None:
     """Edits and inserts in the second half, and new rows."""
     if "connection" not in state:
         state["connection"], state["next"] = open_database(settings).connect(autocommit=True), rows
@@ -231,14 +233,14 @@ def _writer(_: Collection, settings: Settings, chance: random.Random, rows: int,
         state["connection"].execute(insert, [state["next"], state["next"]])
 
 
-def _sync(one: Collection, settings: Settings, *_: Any) -> None:
-    opened = open_collection(one, settings)
-    opened.ledger.scan_recent(opened.source, seconds=1)
-    for batch in list(opened.ledger.work())[:3]:
-        land(open_collection(one, settings), batch, f"sync-{time.time_ns()}")
+def _sync(one: CollectionDefinition, settings: Settings, *_: Any) -> None:
+    collection = open_collection(one, settings)
+    collection.ledger.incremental_scan(collection.source, seconds=1)
+    for batch in list(collection.ledger.work())[:3]:
+        commit(open_collection(one, settings), batch, f"sync-{time.time_ns()}")
 
 
-def _blocker(_: Collection, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
+def _blocker(_: CollectionDefinition, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
     """A report that reads the view and takes two seconds over it."""
     state["pause"] = 3.0
     with open_database(settings).connect() as connection:
@@ -246,7 +248,7 @@ def _blocker(_: Collection, settings: Settings, __: random.Random, ___: int, sta
         time.sleep(2)
 
 
-def _vacuum(_: Collection, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
+def _vacuum(_: CollectionDefinition, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
     """VACUUM all that the change works with; a fifth of the time, where it takes long."""
     began = time.perf_counter()
     with open_database(settings).connect(autocommit=True) as connection:
@@ -259,15 +261,15 @@ def _vacuum(_: Collection, settings: Settings, __: random.Random, ___: int, stat
     state["pause"] = max(2.0, 4 * (time.perf_counter() - began))
 
 
-def land(opened: OpenCollection, batch: int, run: str) -> None:
+def commit(collection: Collection, batch: int, run: str) -> None:
     """The four steps of a batch, as a run does them."""
-    read_items(opened, batch, run)
-    render_texts(opened, batch, run)
-    for _ in embed_batches(opened, [batch], run):
+    read_items(collection, batch, run)
+    render_texts(collection, batch, run)
+    for _ in embed_batches(collection, [batch], run):
         pass
-    embed_beside(opened.beside(), [batch], run)
-    land_batch(opened, batch, run)
-    fill_beside(opened.beside(), batch, run)
+    embed_shadows(collection.shadow_models(), [batch], run)
+    commit_batch(collection, batch, run)
+    backfill_shadows(collection.shadow_models(), batch, run)
 
 
 class Locks:
@@ -282,7 +284,7 @@ class Locks:
 
     HELD = """SELECT pid, relation::regclass::text FROM pg_locks JOIN pg_stat_activity USING (pid)
               WHERE mode = 'AccessExclusiveLock' AND granted AND backend_type = 'client backend'
-                AND relation IN (SELECT oid FROM pg_class WHERE relname ~ '^(films|items|items_(vector|active)_.*)$')
+                AND relation IN (SELECT oid FROM pg_class WHERE relname ~ '^(films|items|items_(vector|current)_.*)$')
                 AND query !~* '^VACUUM'"""
 
     def __init__(self, settings: Settings) -> None:
@@ -326,7 +328,7 @@ class Locks:
 def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ["EMBEDDINGS_STATE_DIR"] = str(folder)
     os.environ.pop("DATABASE_URL", None)
-    one, settings = collection(arguments.former, arguments.next, arguments.index, arguments.adopted), load_settings()
+    one, settings = definition(arguments.former, arguments.next, arguments.index, arguments.adopted), load_settings()
     with open_database(settings).connect() as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute(SOURCE % {"rows": arguments.rows})
@@ -336,22 +338,22 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with open_database(settings).connect(autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
         connection.execute("SELECT pg_reload_conf()")
-    opened = open_collection(one, settings)
-    opened.ledger.scan(opened.source)
-    for batch in opened.ledger.dirty_batches():
-        land(opened, batch, "first")
+    collection = open_collection(one, settings)
+    collection.ledger.full_scan(collection.source)
+    for batch in collection.ledger.dirty_batches():
+        commit(collection, batch, "first")
     from embeddings_pipeline.index.pgvector import ensure_index
 
-    ensure_index(opened.database, opened.active.table, one.config.index, ["base"])
-    say(f"{arguments.rows:,} rows landed and indexed")
+    ensure_index(collection.database, collection.current.table, one.attributes.index, ["base"])
+    say(f"{arguments.rows:,} rows committed and indexed")
     locks = Locks(settings)
     found: dict[str, Any] = {}
     began = time.perf_counter()
-    expand(opened, target_profile(opened, "next"))
+    expand(collection, candidate_profile(collection, "next"))
     found["expand_alone_ms"] = round(1000 * (time.perf_counter() - began), 1)
-    roll_back(opened, "undone")
-    target = "adopted" if arguments.adopted else "own"
-    numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index, target]
+    roll_back(collection, "undone")
+    destination = "adopted" if arguments.adopted else "own"
+    numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index, destination]
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, "--role", role, *numbers],
@@ -376,15 +378,15 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         time.sleep(2 * pause)
         tell("expand")
         began = time.perf_counter()
-        migration = expand(opened, target_profile(opened, "next"))
+        change = expand(collection, candidate_profile(collection, "next"))
         found["expand_seconds"] = round(time.perf_counter() - began, 2)
         tell("backfill")
         began, written = time.perf_counter(), 0
-        for _, filled in backfill(opened, unfilled_batches(opened, migration.next), "backfill"):
-            written += filled.vectors_written
+        for _, backfilled in backfill(collection, incomplete_batches(collection, change.next), "backfill"):
+            written += backfilled.vectors_written
         found["backfill_rows_per_second"] = round(written / (time.perf_counter() - began))
         tell("swap")
-        done = swap(opened, "swap")
+        done = swap(collection, "swap")
         assert done.gate is not None
         found["recall_at_10"], found["swap_locked_ms"] = done.gate.recall_at_10, done.exclusive.locked_ms
         time.sleep(pause)
@@ -426,7 +428,9 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {**vars(arguments), **found, **_settled(one, settings)}
 
 
-def _vectors_of_their_own(connection: psycopg.Connection, one: Collection, arguments: argparse.Namespace) -> None:
+def _vectors_of_their_own(
+    connection: psycopg.Connection, one: CollectionDefinition, arguments: argparse.Namespace
+) -> None:
     """The column as a user has it: vectors in it, and an index."""
     encoder = NumberEncoder(Profile(**one.declared_profile))  # type: ignore[arg-type]
     connection.execute(
@@ -453,15 +457,15 @@ def _vectors_of_their_own(connection: psycopg.Connection, one: Collection, argum
         )
 
 
-def _settled(one: Collection, settings: Settings) -> dict[str, Any]:
-    """Land what is left, and see that each text has the vector that the new model gives it."""
-    opened = open_collection(one, settings)
-    opened.ledger.scan(opened.source)
-    for batch in opened.ledger.work():
-        land(opened, batch, "last")
+def _settled(one: CollectionDefinition, settings: Settings) -> dict[str, Any]:
+    """Commit what is left, and see that each text has the vector that the new model gives it."""
+    collection = open_collection(one, settings)
+    collection.ledger.full_scan(collection.source)
+    for batch in collection.ledger.work():
+        commit(collection, batch, "last")
     from embeddings_pipeline.health.coverage import coverage
 
-    covered = coverage(opened.database, opened.active)
+    covered = coverage(collection.database, collection.current)
     return {"coverage": covered.share, "orphans": covered.orphans, "vectors": covered.vectors}
 
 
@@ -484,8 +488,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the folder, to look at it")
     sys.path.insert(0, str(Path(__file__).parent))
     if sys.argv[1:2] == ["--role"]:
-        role, rows, former, following, index, target = sys.argv[2:8]
-        work(role, collection(int(former), int(following), index, target == "adopted"), int(rows))
+        role, rows, former, following, index, destination = sys.argv[2:8]
+        work(role, definition(int(former), int(following), index, destination == "adopted"), int(rows))
         return 0
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="drill-"))

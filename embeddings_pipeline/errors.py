@@ -33,12 +33,12 @@ class RefusedError(PipelineError):
     """Something that would lose data was asked for and is done only with an explicit flag."""
 
 
-class MigrationError(PipelineError):
+class ModelChangeError(PipelineError):
     """A step of a change of the model that cannot be done now, or whose result was not good enough; nothing changed."""
 
 
 class StaleRunError(PipelineError):
-    """A run worked with a profile that is no longer the active one; its landing was rolled back."""
+    """A run worked with a profile that is no longer the current one; its commit was rolled back."""
 
 
 class LakeError(PipelineError):

@@ -15,7 +15,8 @@ import pytest
 from psycopg import sql
 
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.store.database import Database, ensure_schema, open_database
+from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 
 # What would lead a test to the developer's own database, model or account.

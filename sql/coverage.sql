@@ -1,6 +1,10 @@
+-- How well the vectors cover the source, counted in the data itself (rule 12).
+
+
+-- name: items
 -- How well the vectors cover the items, from the data itself. Parameters: collection, fingerprint.
---   missing: items of which nothing has landed, or that lack a vector of one of their texts
---   stale:   items that have landed, but not as they were last seen, or rendered with another definition
+--   missing: items of which nothing is committed, or that lack a vector of one of their texts
+--   stale:   items that are committed, but not as they were last seen, or rendered with another definition
 
 WITH text_state AS (
     SELECT
@@ -17,9 +21,9 @@ WITH text_state AS (
     GROUP BY text.item_key
 ), item_state AS (
     SELECT
-        item.landed_hash IS NULL OR text_state.item_key IS NULL OR text_state.missing AS missing,
-        item.landed_hash IS NOT NULL AND (
-            item.seen_hash IS DISTINCT FROM item.landed_hash OR text_state.stale
+        item.committed_hash IS NULL OR text_state.item_key IS NULL OR text_state.missing AS missing,
+        item.committed_hash IS NOT NULL AND (
+            item.seen_hash IS DISTINCT FROM item.committed_hash OR text_state.stale
             OR batch.definition_hash IS DISTINCT FROM collection.definition_hash) AS stale,
         coalesce(text_state.quarantined, 0) AS quarantined
     FROM {item} AS item
@@ -38,3 +42,74 @@ SELECT
   + (SELECT count(*) FROM {text} AS text
      WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)) AS orphans
 FROM item_state
+
+
+-- name: batches
+-- The batches that are not covered, the worst first. Parameters: collection, fingerprint, limit.
+
+WITH uncovered AS (
+    SELECT text.item_key
+    FROM {text} AS text
+    LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
+    WHERE NOT text.blank AND vector.text_id IS NULL
+      AND NOT EXISTS (
+          SELECT FROM embeddings.quarantine
+          WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
+            AND quarantine.content_hash = text.content_hash)
+), counted AS (
+    SELECT
+        item.batch, count(*) AS items,
+        count(*) FILTER (
+            WHERE item.seen_hash IS DISTINCT FROM item.committed_hash
+               OR batch.definition_hash IS DISTINCT FROM collection.definition_hash
+               OR item.item_key IN (SELECT item_key FROM uncovered)) AS not_covered,
+        batch.attempts, to_char(batch.next_try, 'YYYY-MM-DD HH24:MI TZ') AS next_try
+    FROM {item} AS item
+    JOIN embeddings.collection ON collection.name = %(collection)s
+    LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
+    GROUP BY item.batch, batch.attempts, batch.next_try
+)
+SELECT to_char(batch, 'FM000000'), items, not_covered, coalesce(attempts, 0), coalesce(next_try, '')
+FROM counted
+WHERE not_covered > 0
+ORDER BY not_covered DESC, batch
+LIMIT %(limit)s
+
+
+-- name: freshness
+-- Since when the longest-waiting change has waited, and when the source was last read. Parameter: collection.
+
+SELECT
+    (SELECT min(coalesce(seen_at, first_seen_at)) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash),
+    scan.full_scan_at,
+    scan.read_at
+FROM embeddings.collection
+LEFT JOIN embeddings.scan ON scan.collection = collection.name
+WHERE collection.name = %(collection)s
+
+
+-- name: integrity
+-- Vectors that cannot be right. Parameters: dimension, normalized, tolerance.
+-- Stored values are always finite (pgvector refuses others on the way in); a length that is not says otherwise.
+
+WITH measured AS (
+    SELECT vector_dims(embedding) AS dimension, {norm}(embedding) AS length, content_hash, embedding FROM {vector}
+), first AS (
+    SELECT content_hash, embedding FROM {vector} ORDER BY text_id LIMIT 1
+)
+SELECT
+    count(*),
+    count(*) FILTER (WHERE dimension <> %(dimension)s),
+    count(*) FILTER (WHERE length IS NULL OR length = 'NaN' OR length = 'Infinity'),
+    count(*) FILTER (WHERE %(normalized)s AND abs(length - 1) > %(tolerance)s),
+    count(DISTINCT measured.content_hash) > 1 AND bool_and(measured.embedding = (SELECT embedding FROM first))
+FROM measured
+
+
+-- name: state
+-- Parameter: collection.
+
+SELECT collection.fingerprint, collection.version, collection.epoch::text, scan.full_scan_at
+FROM embeddings.collection
+LEFT JOIN embeddings.scan ON scan.collection = collection.name
+WHERE collection.name = %(collection)s

@@ -1,6 +1,36 @@
+-- A collection becomes known, and its first model its current one.
+
+
+-- name: register
 -- Parameters: collection, definition_hash.
 
 INSERT INTO embeddings.collection (name, definition_hash)
 VALUES (%(collection)s, %(definition_hash)s)
 ON CONFLICT (name) DO UPDATE SET definition_hash = excluded.definition_hash
 WHERE collection.definition_hash <> excluded.definition_hash
+
+
+-- name: activate
+-- The first run makes its model the current one. Parameters: collection, fingerprint, profile, dimension, storage.
+
+WITH model AS (
+    INSERT INTO embeddings.model (collection, fingerprint, profile, dimension, storage)
+    VALUES (%(collection)s, %(fingerprint)s, %(profile)s, %(dimension)s, %(storage)s)
+    ON CONFLICT DO NOTHING
+)
+UPDATE embeddings.collection SET fingerprint = %(fingerprint)s WHERE name = %(collection)s
+
+
+-- name: new_epoch
+-- The tables were made anew: ids may come again, so no older FAISS generation counts. Parameter: collection.
+
+UPDATE embeddings.collection SET epoch = gen_random_uuid(), version = version + 1 WHERE name = %(collection)s
+
+
+-- name: current_model
+-- Parameter: collection.
+
+SELECT model.fingerprint, model.dimension, model.storage, model.profile
+FROM embeddings.collection
+JOIN embeddings.model ON model.collection = collection.name AND model.fingerprint = collection.fingerprint
+WHERE collection.name = %(collection)s

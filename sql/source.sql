@@ -1,3 +1,7 @@
+-- The user's table or query, only ever read.
+
+
+-- name: rows
 -- One row an item: its key as text (NULL where any key column is), and as JSON texts the columns that it is hashed and
 -- rendered by, and those of its payload. relation: the user's table or query. condition: the collection's `where:`, in
 -- a scope of its own, and which keys are asked for. LATERAL is a quarter faster here than a subselect a row.
@@ -9,3 +13,44 @@ SELECT
 FROM (SELECT {used} FROM {relation} AS source WHERE {condition}) AS source,
     LATERAL (SELECT {seen}) AS seen,
     LATERAL (SELECT {payload}) AS payload
+
+
+-- name: newest
+-- Where the newest row stands, less an overlap; rows whose time is ahead of the source's clock do not count.
+
+SELECT ({updated_at} - {overlap}::interval)::text
+FROM {relation} AS source
+WHERE {updated_at} <= {clock} AND isfinite({updated_at})
+ORDER BY {updated_at} DESC
+LIMIT 1
+
+
+-- name: updated
+-- Rows in the order in which they were updated: key, the columns that are hashed as JSON, when, whether the row meets
+-- the collection's `where:`, and whether its time is ahead of the source's clock. condition: after which position.
+
+SELECT
+    {key} AS item_key,
+    row_to_json(seen.*)::text AS row_json,
+    {updated_at}::text AS updated_at,
+    source."row meets where" AS meets,
+    {updated_at} > {clock} AS ahead
+FROM (
+        SELECT {used}, ({meets} IS TRUE) AS "row meets where"
+        FROM {relation} AS source
+        WHERE {condition} AND {updated_at} IS NOT NULL AND (({meets} IS TRUE) OR {key} IS NOT NULL)
+        ORDER BY {updated_at}, {key} COLLATE "C"
+        LIMIT {limit}
+    ) AS source,
+    LATERAL (SELECT {seen}) AS seen
+ORDER BY {updated_at}, {key} COLLATE "C"
+
+
+-- name: tables
+-- Tables and views that a collection may name, as `source.table:` writes them.
+
+SELECT CASE WHEN pg_table_is_visible(pg_class.oid) THEN relname ELSE nspname || '.' || relname END
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relkind IN ('r', 'v', 'm', 'f', 'p') AND nspname NOT IN ('pg_catalog', 'information_schema', 'embeddings')
+  AND nspname NOT LIKE 'pg\_%'

@@ -21,7 +21,7 @@ from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.store.database import what_it_says
 
 if TYPE_CHECKING:
-    from embeddings_pipeline.config.definition import Collection
+    from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.ledger.ledger import Ledger
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def load(
 
 @app.command()
 def sync(
-    collection: EachCollectionOption = None,
+    collection_name: EachCollectionOption = None,
     full: Annotated[
         bool, typer.Option("--full", help="Also compare every copy with the next, mend what differs, run every check.")
     ] = False,
@@ -93,7 +93,7 @@ def sync(
 
     settings = load_settings()
     results, failed = [], []
-    collections = _collections(collection)
+    collections = _collections(collection_name)
     for one in collections:
         try:
             with progress_bar(one.name, show=not as_json and not dry_run) as progress:
@@ -137,13 +137,13 @@ def _sync_line(done: dict[str, Any]) -> str:
 
 
 @app.command()
-def status(collection: EachCollectionOption = None, as_json: JsonOption = False) -> None:
+def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is there, what is missing, and which model made it."""
     from embeddings_pipeline.health.status import collection_status
 
     settings = load_settings()
     database = _database(settings)
-    found = [collection_status(one, database, settings) for one in _collections(collection)]
+    found = [collection_status(one, database, settings) for one in _collections(collection_name)]
     if as_json:
         print_json(found[0] if len(found) == 1 else found)
         return
@@ -180,11 +180,11 @@ def _status_text(found: dict[str, Any]) -> str:
 def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
-    collection: CollectionOption = None,
+    collection_name: CollectionOption = None,
     vector: Annotated[str | None, typer.Option(help="Which of the items' vectors; left out: the first.")] = None,
     faiss: Annotated[bool, typer.Option("--faiss", help="Ask the FAISS index instead of PostgreSQL.")] = False,
     profile: Annotated[
-        str | None, typer.Option(help="Another model that `profile add` keeps; left out: the active one.")
+        str | None, typer.Option(help="Another model that `profile add` keeps; left out: the current one.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -193,14 +193,14 @@ def search(
     from embeddings_pipeline.search.query import search as run_search
 
     settings = load_settings()
-    one = find_collection(load_collections(settings.defs_dir), collection)
+    one = find_collection(load_collections(settings.defs_dir), collection_name)
     index = "faiss" if faiss else "pgvector"
     hits = run_search(one, settings, query, k=k, vector_name=vector, index=index, profile=profile)  # type: ignore[arg-type]
     if as_json:
         print_json([asdict(hit) for hit in hits])
         return
     for hit in hits:
-        there = [(column, hit.item[column]) for column in one.config.columns if hit.item.get(column) is not None]
+        there = [(column, hit.item[column]) for column in one.attributes.columns if hit.item.get(column) is not None]
         # A number says nothing without its name.
         values = [f"{column} {value}" if isinstance(value, int | float) else str(value) for column, value in there]
         print(f"{hit.score:.3f}  {' · '.join(values) or hit.item_key}")
@@ -220,10 +220,10 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every text in quarantine
 
 
 @quarantine.command("list")
-def quarantine_list(collection: EachCollectionOption = None, as_json: JsonOption = False) -> None:
+def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is in quarantine, why, and when it is tried again."""
-    ledgers = _ledgers(collection)
-    entries = {ledger.collection.name: ledger.quarantine_entries(every_model=True) for ledger in ledgers}
+    ledgers = _ledgers(collection_name)
+    entries = {ledger.definition.name: ledger.quarantine_entries(every_model=True) for ledger in ledgers}
     if as_json:
         print_json([{"collection": name, **asdict(entry)} for name, found in entries.items() for entry in found])
         return
@@ -242,20 +242,20 @@ def quarantine_list(collection: EachCollectionOption = None, as_json: JsonOption
 
 @quarantine.command("retry")
 def quarantine_retry(
-    hashes: HashesArgument = None, every: AllOption = False, collection: EachCollectionOption = None
+    hashes: HashesArgument = None, every: AllOption = False, collection_name: EachCollectionOption = None
 ) -> None:
     """Have texts tried again with the next sync, with as many attempts as a new one."""
-    meant = _chosen(_ledgers(collection), hashes, every)
+    meant = _chosen(_ledgers(collection_name), hashes, every)
     count = sum(ledger.quarantine_retry(chosen) for ledger, chosen in meant)
     print(f"{count:,} texts are tried again with the next `embeddings-pipeline sync`")
 
 
 @quarantine.command("clear")
 def quarantine_clear(
-    hashes: HashesArgument = None, every: AllOption = False, collection: EachCollectionOption = None
+    hashes: HashesArgument = None, every: AllOption = False, collection_name: EachCollectionOption = None
 ) -> None:
     """Forget texts: what still stands in an item is embedded as if it were new."""
-    meant = _chosen(_ledgers(collection), hashes, every)
+    meant = _chosen(_ledgers(collection_name), hashes, every)
     count = sum(ledger.quarantine_clear(chosen) for ledger, chosen in meant)
     print(f"{count:,} texts are no longer in quarantine; those that items still have are embedded with the next sync")
 
@@ -315,14 +315,15 @@ def _ledgers(name: str | None) -> "list[Ledger]":
 
 
 def _database(settings: Settings) -> Any:
-    from embeddings_pipeline.store.database import ensure_schema, open_database
+    from embeddings_pipeline.store.database import open_database
+    from embeddings_pipeline.store.schema import ensure_schema
 
     database = open_database(settings)
     ensure_schema(database)
     return database
 
 
-def _collections(name: str | None) -> "list[Collection]":
+def _collections(name: str | None) -> "list[CollectionDefinition]":
     from embeddings_pipeline.config.definition import find_collection, load_collections
 
     collections = load_collections(load_settings().defs_dir)

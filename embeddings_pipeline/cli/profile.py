@@ -1,4 +1,4 @@
-"""`embeddings-pipeline profile …`: which models there are, and moving a collection from one to another."""
+"""`embeddings-pipeline profile …`: which models there are, and moving a collection from definition to another."""
 
 import re
 import sys
@@ -14,14 +14,16 @@ import yaml
 
 from embeddings_pipeline.cli.console import print_json, progress_bar
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import ConfigurationError, MigrationError, ProfileError
+from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, ProfileError
 
 if TYPE_CHECKING:
-    from embeddings_pipeline.config.definition import Collection
+    from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
-    from embeddings_pipeline.pipeline.collection import OpenCollection
+    from embeddings_pipeline.pipeline.collection import Collection
 
-app = typer.Typer(help="Models: which there are, and moving a collection from one to another while it is in use.")
+app = typer.Typer(
+    help="Models: which there are, and moving a collection from definition to another while it is in use."
+)
 
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
 NameArgument = Annotated[str, typer.Argument(help="The profile's name: see `profile list`.")]
@@ -34,10 +36,10 @@ BASELINE = "quality"  # what `profile test` compares with where it loads
 
 
 @app.command("list")
-def list_profiles(collection: CollectionOption = None, as_json: JsonOption = False) -> None:
+def list_profiles(collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """The profiles that there are: built in, and the collection's own."""
-    one = _collection(collection)
-    profiles = _known(one)
+    definition = _definition(collection_name)
+    profiles = _known(definition)
     if as_json:
         print_json([asdict(profile) for profile in profiles])
         return
@@ -46,11 +48,11 @@ def list_profiles(collection: CollectionOption = None, as_json: JsonOption = Fal
 
 
 @app.command()
-def show(name: NameArgument, collection: CollectionOption = None, as_json: JsonOption = False) -> None:
+def show(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """All of a profile's settings, its fingerprint, and whether its weights are here."""
     from embeddings_pipeline.config.profiles import fingerprint
 
-    profile = _profile(_collection(collection), name)
+    profile = _profile(_definition(collection_name), name)
     try:
         digest, why = fingerprint(profile, load_settings().state_dir), None
     except ProfileError as error:
@@ -66,14 +68,14 @@ def show(name: NameArgument, collection: CollectionOption = None, as_json: JsonO
 @app.command()
 def test(
     names: Annotated[list[str] | None, typer.Argument(help="Profiles; left out: the collection's.")] = None,
-    collection: CollectionOption = None,
+    collection_name: CollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Texts a second at several batch sizes, memory and device, beside `quality` where that can be loaded."""
-    one = _collection(collection)
-    chosen = [_profile(one, name) for name in names] if names else [_declared(one)]
+    definition = _definition(collection_name)
+    chosen = [_profile(definition, name) for name in names] if names else [_declared(definition)]
     if BASELINE not in {profile.name for profile in chosen}:
-        chosen.append(_profile(one, BASELINE))
+        chosen.append(_profile(definition, BASELINE))
     results = []
     for profile in chosen:
         try:
@@ -121,13 +123,13 @@ def _measured(profile: "Profile") -> dict[str, Any]:
 
 
 @app.command()
-def plan(name: NameArgument, collection: CollectionOption = None, as_json: JsonOption = False) -> None:
+def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """Every statement of a switch in order, with its lock, duration and disk. Nothing is done."""
     from embeddings_pipeline.model_change.plan import plan as plan_of
 
-    one = _collection(collection)
-    opened = _opened(one)
-    planned = plan_of(opened, _profile(one, name))
+    definition = _definition(collection_name)
+    collection = _open(definition)
+    planned = plan_of(collection, _profile(definition, name))
     if as_json:
         print_json([asdict(step) for step in planned])
         return
@@ -148,46 +150,50 @@ def switch(
     name: Annotated[
         str | None, typer.Argument(help="The profile's name; left out, a terminal offers the choice.")
     ] = None,
-    collection: CollectionOption = None,
+    collection_name: CollectionOption = None,
     yes: YesOption = False,
     write: Annotated[bool, typer.Option("--write", help="Change `profile:` in the collection's defs.yaml.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Move a collection to another model, while it is searched and written to. It can be undone: `profile rollback`."""
-    from embeddings_pipeline.model_change.phases import open_migration, target_profile
+    from embeddings_pipeline.model_change.phases import candidate_profile, open_change
     from embeddings_pipeline.model_change.plan import price
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.orchestration.switch import switch as run_switch
 
-    one = _collection(collection)
-    opened = _opened(one)
-    name = name or _choice(one, opened)
-    profile = target_profile(opened, name)
-    migration = open_migration(opened)
-    if migration is not None and migration.next.profile.name != profile.name:
-        raise MigrationError(
-            f"collection {one.name!r}: a change to {migration.next.profile.name} is open ({migration.phase}); finish "
+    definition = _definition(collection_name)
+    collection = _open(definition)
+    name = name or _choice(definition, collection)
+    profile = candidate_profile(collection, name)
+    change = open_change(collection)
+    if change is not None and change.next.profile.name != profile.name:
+        raise ModelChangeError(
+            f"collection {definition.name!r}: a change to {change.next.profile.name} is open ({change.phase}); finish "
             f"or undo it first: `embeddings-pipeline profile status`"
         )
-    if migration is not None and migration.phase == "swapped":
+    if change is not None and change.phase == "swapped":
         if as_json:
-            print_json(asdict(SwitchResult(one.name, migration.former.profile.name, profile.name)))
+            print_json(asdict(SwitchResult(definition.name, change.former.profile.name, profile.name)))
         else:
-            print(f"{one.name}: {profile.name} is the active model already; see `embeddings-pipeline profile status`")
-        _declare(one, name, write=write)
+            print(
+                f"{definition.name}: {profile.name} is the current model already; see `embeddings-pipeline profile "
+                "status`"
+            )
+        _declare(definition, name, write=write)
         return
     if not yes:
-        found = price(opened, profile)
+        found = price(collection, profile)
         print(
-            f"{one.name}: {opened.profile.name} → {profile.name}: {found.texts:,} texts, about {found.tokens:,} tokens "
+            f"{definition.name}: {collection.profile.name} → {profile.name}: {found.texts:,} texts, about "
+            f"{found.tokens:,} tokens "
             f"and {_duration(found.seconds)} on this machine, {_size(found.bytes)} on the database's disk",
             file=sys.stderr,
         )
         if not sys.stdin.isatty():
             raise ConfigurationError("there is no terminal to ask on: give --yes to start")
         typer.confirm("Start?", abort=True, err=True)
-    with progress_bar(one.name, show=not as_json) as progress:
-        done = run_switch(one, load_settings(), name, progress_of=progress)
+    with progress_bar(definition.name, show=not as_json) as progress:
+        done = run_switch(definition, load_settings(), name, progress_of=progress)
     if as_json:
         print_json(asdict(done))
     else:
@@ -197,197 +203,208 @@ def switch(
         elif done.neighbour_overlap is not None:
             figures += f", {done.neighbour_overlap:.0%} of the nearest ten as before"
         print(
-            f"{one.name}: {done.former} → {done.profile}: {done.embedded:,} texts embedded, {done.quarantined:,} in "
+            f"{definition.name}: {done.former} → {done.profile}: {done.embedded:,} texts embedded, "
+            f"{done.quarantined:,} in "
             f"quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s"
         )
-        print(f"Undo: `embeddings-pipeline profile rollback`. Finish: `profile contract`, after {_grace(one)}.")
-    _declare(one, name, write=write)
+        print(f"Undo: `embeddings-pipeline profile rollback`. Finish: `profile contract`, after {_grace(definition)}.")
+    _declare(definition, name, write=write)
 
 
 @app.command()
-def status(collection: CollectionOption = None, as_json: JsonOption = False) -> None:
-    """The active model, those kept current beside it, and the change that is under way."""
-    from embeddings_pipeline.model_change.phases import open_migration, progress
+def status(collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
+    """The current model, those kept current beside it, and the change that is under way."""
+    from embeddings_pipeline.model_change.phases import open_change, progress
 
-    one = _collection(collection)
-    opened = _opened(one)
-    migration = open_migration(opened)
-    beside = [(model, progress(opened, model)) for model in opened.ledger.beside()]
+    definition = _definition(collection_name)
+    collection = _open(definition)
+    change = open_change(collection)
+    shadows = [(model, progress(collection, model)) for model in collection.ledger.shadow_models()]
     if as_json:
         print_json(
             {
-                "collection": one.name,
-                "active": {"profile": opened.profile.name, "fingerprint": opened.fingerprint},
+                "collection": definition.name,
+                "current": {"profile": collection.profile.name, "fingerprint": collection.fingerprint},
                 "beside": [
                     {"profile": model.profile.name, "fingerprint": model.table.fingerprint, **vars(done)}
-                    for model, done in beside
+                    for model, done in shadows
                 ],
                 "migration": None
-                if migration is None
+                if change is None
                 else {
-                    "phase": migration.phase,
-                    "former": migration.former.profile.name,
-                    "next": migration.next.profile.name,
-                    "expanded_at": migration.expanded_at,
-                    "swapped_at": migration.swapped_at,
-                    "gate": migration.gate,
+                    "phase": change.phase,
+                    "former": change.former.profile.name,
+                    "next": change.next.profile.name,
+                    "expanded_at": change.expanded_at,
+                    "swapped_at": change.swapped_at,
+                    "gate": change.gate,
                 },
             }
         )
         return
     print(
-        f"{one.name}: {opened.profile.name} ({opened.fingerprint}), {opened.active.table.dimension} dimensions, active"
+        f"{definition.name}: {collection.profile.name} ({collection.fingerprint}), "
+        f"{collection.current.table.dimension} dimensions, current"
     )
-    for model, done in beside:
+    for model, done in shadows:
         print(
             f"  beside it {model.profile.name} ({model.table.fingerprint}), {model.table.dimension} dimensions: "
-            f"{done.filled:,} of {done.batches:,} batches filled"
+            f"{done.backfilled:,} of {done.batches:,} batches backfilled"
         )
-    if migration is None:
+    if change is None:
         print("  no change of the model is under way")
-    elif migration.phase == "expanded":
+    elif change.phase == "expanded":
         print(
-            f"  a change to {migration.next.profile.name} began {migration.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
-            f"`profile switch {migration.next.profile.name}`, undo it with `profile rollback`"
+            f"  a change to {change.next.profile.name} began {change.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
+            f"`profile switch {change.next.profile.name}`, undo it with `profile rollback`"
         )
-    elif migration.swapped_at is not None:
-        ends = migration.swapped_at + timedelta(hours=one.config.migration.grace_hours)
+    elif change.swapped_at is not None:
+        ends = change.swapped_at + timedelta(hours=definition.attributes.model_change.grace_hours)
         print(
-            f"  changed from {migration.former.profile.name} {migration.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
-            f"rollback` undoes it at once; `profile contract` drops {migration.former.profile.name}, from "
+            f"  changed from {change.former.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
+            f"rollback` undoes it at once; `profile contract` drops {change.former.profile.name}, from "
             f"{ends:%Y-%m-%d %H:%M %Z} on"
         )
 
 
 @app.command()
-def rollback(collection: CollectionOption = None, yes: YesOption = False) -> None:
-    """Bring the former model back at once; before the swap, drop the next one instead."""
-    from embeddings_pipeline.model_change.phases import open_migration, roll_back
+def rollback(collection_name: CollectionOption = None, yes: YesOption = False) -> None:
+    """Bring the former model back at once; before the swap, drop the next definition instead."""
+    from embeddings_pipeline.model_change.phases import open_change, roll_back
 
-    one = _collection(collection)
-    opened = _opened(one)
-    migration = open_migration(opened)
-    if migration is not None and migration.phase == "expanded" and not yes:
+    definition = _definition(collection_name)
+    collection = _open(definition)
+    change = open_change(collection)
+    if change is not None and change.phase == "expanded" and not yes:
         if not sys.stdin.isatty():
             raise ConfigurationError("nothing has been swapped: --yes drops what was embedded for the next model")
-        typer.confirm(f"Drop what was embedded for {migration.next.profile.name}?", abort=True, err=True)
-    done = roll_back(opened, "rollback")
+        typer.confirm(f"Drop what was embedded for {change.next.profile.name}?", abort=True, err=True)
+    done = roll_back(collection, "rollback")
     if done is None:
-        print(f"{one.name}: the change was ended; {opened.profile.name} serves as before")
+        print(f"{definition.name}: the change was ended; {collection.profile.name} serves as before")
         return
-    back = _opened(one)
+    back = _open(definition)
     print(
-        f"{one.name}: {back.profile.name} is the active model again, locked for {done.exclusive.locked_ms:.1f} ms; "
-        f"{opened.profile.name} is kept current: `profile switch` brings it back, `profile rollback` once more drops it"
+        f"{definition.name}: {back.profile.name} is the current model again, locked for "
+        f"{done.exclusive.locked_ms:.1f} ms; "
+        f"{collection.profile.name} is kept current: `profile switch` brings it back, `profile rollback` once more "
+        "drops it"
     )
-    _declare(one, back.profile.name, write=False)
+    _declare(definition, back.profile.name, write=False)
 
 
 @app.command()
 def contract(
-    collection: CollectionOption = None,
+    collection_name: CollectionOption = None,
     now: Annotated[bool, typer.Option("--now", help="Within the grace period too.")] = False,
 ) -> None:
     """Drop the former model. After it there is no way back."""
     from embeddings_pipeline.model_change.phases import contract as run_contract
-    from embeddings_pipeline.model_change.phases import open_migration
+    from embeddings_pipeline.model_change.phases import open_change
 
-    one = _collection(collection)
-    opened = _opened(one)
-    migration = open_migration(opened)
-    done = run_contract(opened, now=now)
-    former = migration.former.profile.name if migration else "the former model"
-    print(f"{one.name}: {former} was dropped in {done.transaction_ms:.0f} ms; {opened.profile.name} stays")
+    definition = _definition(collection_name)
+    collection = _open(definition)
+    change = open_change(collection)
+    done = run_contract(collection, now=now)
+    former = change.former.profile.name if change else "the former model"
+    print(f"{definition.name}: {former} was dropped in {done.transaction_ms:.0f} ms; {collection.profile.name} stays")
 
 
 @app.command()
-def add(name: NameArgument, collection: CollectionOption = None) -> None:
-    """Keep a second model current beside the active one, for `search --profile NAME`."""
-    from embeddings_pipeline.model_change.phases import add_model, target_profile
+def add(name: NameArgument, collection_name: CollectionOption = None) -> None:
+    """Keep a second model current beside the current one, for `search --profile NAME`."""
+    from embeddings_pipeline.model_change.phases import add_model, candidate_profile
 
-    one = _collection(collection)
-    opened = _opened(one)
-    model = add_model(opened, target_profile(opened, name))
+    definition = _definition(collection_name)
+    collection = _open(definition)
+    model = add_model(collection, candidate_profile(collection, name))
     print(
-        f"{one.name}: {name} ({model.table.fingerprint}) is kept beside {opened.profile.name}; the next "
-        f"`embeddings-pipeline sync` fills it"
+        f"{definition.name}: {name} ({model.table.fingerprint}) is kept beside {collection.profile.name}; the next "
+        f"`embeddings-pipeline sync` backfills it"
     )
 
 
 @app.command()
-def remove(name: NameArgument, collection: CollectionOption = None) -> None:
+def remove(name: NameArgument, collection_name: CollectionOption = None) -> None:
     """Drop a model that `profile add` keeps."""
     from embeddings_pipeline.model_change.phases import remove_model
 
-    one = _collection(collection)
-    model = remove_model(_opened(one), name)
-    print(f"{one.name}: {model.profile.name} ({model.table.fingerprint}) was dropped")
+    definition = _definition(collection_name)
+    model = remove_model(_open(definition), name)
+    print(f"{definition.name}: {model.profile.name} ({model.table.fingerprint}) was dropped")
 
 
 # --- what they share ---------------------------------------------------------------------------------------------
 
 
-def _collection(name: str | None) -> "Collection":
+def _definition(name: str | None) -> "CollectionDefinition":
     from embeddings_pipeline.config.definition import find_collection, load_collections
 
     return find_collection(load_collections(load_settings().defs_dir), name)
 
 
-def _opened(collection: "Collection") -> "OpenCollection":
+def _open(definition: "CollectionDefinition") -> "Collection":
     from embeddings_pipeline.pipeline.collection import open_collection
 
-    return open_collection(collection, load_settings())
+    return open_collection(definition, load_settings())
 
 
-def _profile(collection: "Collection", name: str) -> "Profile":
+def _profile(definition: "CollectionDefinition", name: str) -> "Profile":
     from embeddings_pipeline.config.profiles import resolve_profile
 
-    return resolve_profile(collection.profile_named(name), load_settings())
+    return resolve_profile(definition.profile_named(name), load_settings())
 
 
-def _declared(collection: "Collection") -> "Profile":
+def _declared(definition: "CollectionDefinition") -> "Profile":
     from embeddings_pipeline.config.profiles import resolve_profile
 
-    return resolve_profile(collection.declared_profile, load_settings())
+    return resolve_profile(definition.declared_profile, load_settings())
 
 
-def _known(collection: "Collection") -> "list[Profile]":
+def _known(definition: "CollectionDefinition") -> "list[Profile]":
     from embeddings_pipeline.config.profiles import BUILT_IN
 
-    declared = _declared(collection)
-    names = dict.fromkeys([*BUILT_IN, *collection.config.profiles])
-    known = [_profile(collection, name) for name in names]
+    declared = _declared(definition)
+    names = dict.fromkeys([*BUILT_IN, *definition.attributes.profiles])
+    known = [_profile(definition, name) for name in names]
     return known if declared.name in names else [declared, *known]
 
 
-def _choice(collection: "Collection", opened: "OpenCollection") -> str:
+def _choice(definition: "CollectionDefinition", collection: "Collection") -> str:
     if not sys.stdin.isatty():
         raise ConfigurationError("name the profile to switch to: see `embeddings-pipeline profile list`")
-    others = [profile for profile in _known(collection) if profile.name != opened.profile.name]
-    print(f"{collection.name} is on {opened.profile.name} ({opened.profile.dimensions} dimensions).", file=sys.stderr)
+    others = [profile for profile in _known(definition) if profile.name != collection.profile.name]
+    print(
+        f"{definition.name} is on {collection.profile.name} ({collection.profile.dimensions} dimensions).",
+        file=sys.stderr,
+    )
     for number, profile in enumerate(others, 1):
         print(f"  {number}  {profile.name} ({profile.dimensions} dimensions, {profile.model})", file=sys.stderr)
     chosen = typer.prompt("Switch to which", type=click.Choice([str(n) for n in range(1, len(others) + 1)]), err=True)
     return others[int(chosen) - 1].name
 
 
-def _declare(collection: "Collection", name: str, *, write: bool) -> None:
+def _declare(definition: "CollectionDefinition", name: str, *, write: bool) -> None:
     """Say, or make, the change in defs.yaml, without which each command warns."""
-    target = collection.config.target
-    declared, key = (target.profile, "target.profile") if target else (collection.config.profile, "profile")
-    if declared == name or collection.path is None:
+    destination = definition.attributes.destination
+    declared, key = (
+        (destination.profile, "destination.profile") if destination else (definition.attributes.profile, "profile")
+    )
+    if declared == name or definition.path is None:
         return
     if write:
-        _write_profile(collection.path, name, in_target=target is not None)
-        print(f"{collection.path}: {key}: {name}", file=sys.stderr)
+        _write_profile(definition.path, name, in_destination=destination is not None)
+        print(f"{definition.path}: {key}: {name}", file=sys.stderr)
     elif declared is None:
-        print(f"Set EMBEDDING_PROFILE={name}, or `profile: {name}` in {collection.path}.", file=sys.stderr)
+        print(f"Set EMBEDDING_PROFILE={name}, or `profile: {name}` in {definition.path}.", file=sys.stderr)
     else:
-        print(f"Set `{key}: {name}` in {collection.path} (--write does it).", file=sys.stderr)
+        print(f"Set `{key}: {name}` in {definition.path} (--write does it).", file=sys.stderr)
 
 
-def _write_profile(path: Path, name: str, *, in_target: bool = False) -> None:
-    """Set `profile:` of the attributes, or of `target:`, and leave the rest. ConfigurationError where that fails."""
+def _write_profile(path: Path, name: str, *, in_destination: bool = False) -> None:
+    """Set `profile:` of the attributes, or of `destination:`, and leave the rest. ConfigurationError where that
+    fails.
+    """
     by_hand = ConfigurationError(f"{path}: set `profile: {name}` there by hand; the rest of the switch is done")
     with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
         text = file.read()
@@ -395,10 +412,12 @@ def _write_profile(path: Path, name: str, *, in_target: bool = False) -> None:
         wanted = yaml.safe_load(text)
     except yaml.YAMLError:
         raise by_hand from None
-    (wanted["attributes"]["target"] if in_target else wanted["attributes"])["profile"] = name
+    (wanted["attributes"]["destination"] if in_destination else wanted["attributes"])["profile"] = name
     line = re.compile(r"^(?P<before> +)profile:[ \t]*[\w./-]+(?P<rest>[ \t]*(#[^\r\n]*)?)(?=\r?$)", re.MULTILINE)
-    if in_target and not line.search(text):
-        line = re.compile(r"(?P<before>^ +target:[^\r\n]*[{,][ \t]*)profile:[ \t]*[\w./-]+(?P<rest>)", re.MULTILINE)
+    if in_destination and not line.search(text):
+        line = re.compile(
+            r"(?P<before>^ +destination:[^\r\n]*[{,][ \t]*)profile:[ \t]*[\w./-]+(?P<rest>)", re.MULTILINE
+        )
     if line.search(text):
         changed = line.sub(lambda found: f"{found['before']}profile: {name}{found['rest']}", text, count=1)
     else:
@@ -414,8 +433,8 @@ def _write_profile(path: Path, name: str, *, in_target: bool = False) -> None:
         file.write(changed)
 
 
-def _grace(collection: "Collection") -> str:
-    return f"{collection.config.migration.grace_hours:g} hours"
+def _grace(definition: "CollectionDefinition") -> str:
+    return f"{definition.attributes.model_change.grace_hours:g} hours"
 
 
 def _duration(seconds: float) -> str:

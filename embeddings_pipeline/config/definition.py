@@ -20,13 +20,23 @@ from embeddings_pipeline.errors import ConfigurationError
 
 COMPONENT_TYPE = "embeddings_pipeline.EmbeddingCollection"
 DOCUMENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "post_processing")  # Dagster's
-SHARED_TABLES = ("collection", "model", "batch", "scan", "fill", "quarantine", "embedding_cache", "migration", "canary")
+SHARED_TABLES = (
+    "collection",
+    "model",
+    "batch",
+    "scan",
+    "backfill",
+    "quarantine",
+    "embedding_cache",
+    "model_change",
+    "canary",
+)
 
 
 def _collection_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
-    ours = r"_(item|text)(_|$)|_(vector|active|written|hash)_"
+    ours = r"_(item|text)(_|$)|_(vector|current|written|hash)_"
     if name in (*SHARED_TABLES, "schema_version") or re.search(ours, name):
         raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
     return name
@@ -101,7 +111,7 @@ class Source(_Strict):
             raise ValueError("`key:` needs at least one column")
 
 
-class Target(_Strict):
+class DestinationDefinition(_Strict):
     """A column of a table that is yours already, in the pipeline's database: the vectors are kept there."""
 
     table: _Text = Field(description="The table: `segments`, or `schema.segments`.")
@@ -168,7 +178,7 @@ class Automation(_Strict):
     recent_items: Annotated[int, _whole_number(1, 1_000_000)] = Field(
         default=100, description="Most recent items that one run embeds."
     )
-    whole_scan_minutes: Annotated[int, _whole_number(1, 525_600)] = Field(
+    full_scan_minutes: Annotated[int, _whole_number(1, 525_600)] = Field(
         default=15, description="How often the sensor has the whole source read, which finds deleted rows too."
     )
 
@@ -187,7 +197,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-class Migration(_Strict):
+class ModelChangeRules(_Strict):
     """What a change of the model has to reach before it swaps, and how long it can be undone."""
 
     least_recall: float = Field(default=0.95, description="Recall@10 of the new ANN index against an exact search.")
@@ -216,7 +226,7 @@ class Quarantine(_Strict):
             raise ValueError("`error_percent:` is a percentage, from 0 to 100")
 
 
-class CollectionConfig(_Strict):
+class CollectionAttributes(_Strict):
     """The attributes of `type: embeddings_pipeline.EmbeddingCollection`."""
 
     name: Annotated[str, AfterValidator(_collection_name)] = Field(description="Names the tables, assets and view.")
@@ -236,63 +246,67 @@ class CollectionConfig(_Strict):
     )
     chunk: Chunking | None = Field(default=None, description="Split long texts. Left out: the model truncates them.")
     storage: Literal["halfvec", "vector"] = Field(default="halfvec", description="float16, or float32.")
-    target: Target | None = Field(default=None, description="A column of your own table. Left out: tables of our own.")
+    destination: DestinationDefinition | None = Field(
+        default=None, description="A column of your own table. Left out: tables of our own."
+    )
     index: VectorIndex = Field(default_factory=VectorIndex, description="The ANN index in PostgreSQL.")
     automation: Automation = Field(default_factory=Automation, description="The sensor's and the schedules' numbers.")
     quarantine: Quarantine = Field(default_factory=Quarantine, description="Texts that fail by themselves.")
-    migration: Migration = Field(default_factory=Migration, description="Changes of the model.")
+    model_change: ModelChangeRules = Field(default_factory=ModelChangeRules, description="Changes of the model.")
 
     def model_post_init(self, _: Any) -> None:
         if not self.vectors:
             raise ValueError("`vectors:` needs at least one vector name with a template")
-        if self.target is not None:
-            self._check_target(self.target)
+        if self.destination is not None:
+            self._check_destination(self.destination)
 
-    def _check_target(self, target: Target) -> None:
+    def _check_destination(self, destination: DestinationDefinition) -> None:
         if len(self.vectors) > 1 or self.chunk:
-            raise ValueError("`target:` is one column: it takes one vector name, and no `chunk:`")
+            raise ValueError("`destination:` is one column: it takes one vector name, and no `chunk:`")
         if self.profile is not None:
-            raise ValueError("`target.profile:` says the profile: leave `profile:` out")
+            raise ValueError("`destination.profile:` says the profile: leave `profile:` out")
         if "storage" in self.model_fields_set:
-            raise ValueError("the type of the column that `target:` names says the storage: leave `storage:` out")
+            raise ValueError("the type of the column that `destination:` names says the storage: leave `storage:` out")
         if self.source.url is not None:
-            raise ValueError("`target:` is in the pipeline's database, so that a batch lands whole: no `source.url:`")
-        if target.key and len(target.key) != len(self.source.key):
-            raise ValueError("`target.key:` needs a column for each of `source.key:`, in the same order")
+            raise ValueError(
+                "`destination:` is in the pipeline's database, so that a batch is committed whole: no `source.url:`"
+            )
+        if destination.key and len(destination.key) != len(self.source.key):
+            raise ValueError("`destination.key:` needs a column for each of `source.key:`, in the same order")
 
 
 @dataclass(frozen=True)
-class Collection:
+class CollectionDefinition:
     """One source table and everything derived from it."""
 
-    config: CollectionConfig
+    attributes: CollectionAttributes
     path: Path | None = None
 
     @property
     def name(self) -> str:
-        return self.config.name
+        return self.attributes.name
 
     @property
     def declared_profile(self) -> str | dict[str, Any] | None:
-        """`profile:`, or `target.profile:`, as `resolve_profile` takes it."""
+        """`profile:`, or `destination.profile:`, as `resolve_profile` takes it."""
         declared = self._declared
         return self.profile_named(declared) if isinstance(declared, str) else declared
 
     @property
     def _declared(self) -> str | dict[str, Any] | None:
-        return self.config.target.profile if self.config.target else self.config.profile
+        return self.attributes.destination.profile if self.attributes.destination else self.attributes.profile
 
     def profile_named(self, name: str) -> str | dict[str, Any]:
         """One of the collection's own profiles, as a mapping; a built-in one's name as it is."""
         declared = self._declared
-        own = {**self.config.profiles}
+        own = {**self.attributes.profiles}
         if isinstance(declared, dict) and "name" in declared:
             own.setdefault(str(declared["name"]), declared)
         return {**own[name], "name": name} if name in own else name
 
     @cached_property
     def templates(self) -> dict[str, Template]:
-        return {name: Template(template) for name, template in self.config.vectors.items()}
+        return {name: Template(template) for name, template in self.attributes.vectors.items()}
 
     @cached_property
     def template_columns(self) -> tuple[str, ...]:
@@ -302,14 +316,14 @@ class Collection:
     @cached_property
     def definition_hash(self) -> bytes:
         """Hash of what turns a row into texts: templates, chunking, key, columns."""
-        chunk = self.config.chunk
-        definition = [
-            dict(self.config.vectors),
+        chunk = self.attributes.chunk
+        parts = [
+            dict(self.attributes.vectors),
             [chunk.characters, chunk.overlap] if chunk else None,
-            list(self.config.source.key),
-            list(self.config.columns),
+            list(self.attributes.source.key),
+            list(self.attributes.columns),
         ]
-        return blake2b(json.dumps(definition, sort_keys=True).encode(), digest_size=16).digest()
+        return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
 
     @property
     def partitions_name(self) -> str:
@@ -322,7 +336,7 @@ def batch_key(batch: int) -> str:
     return f"{batch:06d}"
 
 
-def find_collection(collections: Mapping[str, Collection], name: str | None) -> Collection:
+def find_collection(collections: Mapping[str, CollectionDefinition], name: str | None) -> CollectionDefinition:
     """The collection of that name; without a name, the only one or `items`. ConfigurationError if there is none."""
     if name is None:
         if len(collections) == 1:
@@ -341,14 +355,14 @@ def did_you_mean(word: str, known: Any) -> str:
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
-def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, Collection]:
+def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, CollectionDefinition]:
     """Every collection defined below `folder`, by name, without Dagster.
 
     Raises ConfigurationError naming file and line.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: there is no such folder; correct EMBEDDINGS_DEFS_DIR, or make it")
-    collections: dict[str, Collection] = {}
+    collections: dict[str, CollectionDefinition] = {}
     for path in sorted(folder.rglob("defs.yaml")):
         for collection in _read(path):
             if collection.name in collections:
@@ -360,7 +374,7 @@ def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, Collection]:
     return collections
 
 
-def _read(path: Path) -> Iterator[Collection]:
+def _read(path: Path) -> Iterator[CollectionDefinition]:
     try:
         documents = list(yaml.compose_all(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader))
         contents = [yaml.SafeLoader("").construct_document(node) for node in documents]
@@ -380,7 +394,7 @@ def _read(path: Path) -> Iterator[Collection]:
         if content["type"] != COMPONENT_TYPE:
             continue
         try:
-            yield Collection(CollectionConfig.model_validate(content.get("attributes") or {}), path)
+            yield CollectionDefinition(CollectionAttributes.model_validate(content.get("attributes") or {}), path)
         except ValidationError as error:
             raise ConfigurationError(f"{path}:{describe_validation_error(error, node)}") from error
 
@@ -425,7 +439,7 @@ def describe_validation_error(error: ValidationError, document: yaml.Node | None
     where = [part for part in first["loc"] if part != "[key]"]
     if where[:1] == ["profile"]:
         where = where[:1]
-    if where[:2] == ["target", "profile"]:
+    if where[:2] == ["destination", "profile"]:
         where = where[:2]
     line = f"{_line_of(document, ['attributes', *where])}: " if document is not None else " "
     path = ".".join(str(part) for part in where) or "attributes"
@@ -455,14 +469,14 @@ def _explained(error: Mapping[str, Any], where: list[Any]) -> str:
 
 def _fields(where: list[Any]) -> dict[str, Any]:
     models: dict[tuple[Any, ...], type[BaseModel]] = {
-        (): CollectionConfig,
+        (): CollectionAttributes,
         ("source",): Source,
-        ("target",): Target,
+        ("destination",): DestinationDefinition,
         ("chunk",): Chunking,
         ("index",): VectorIndex,
         ("automation",): Automation,
         ("quarantine",): Quarantine,
-        ("migration",): Migration,
+        ("model_change",): ModelChangeRules,
     }
     model = models.get(tuple(where))
     return dict(model.model_fields) if model else {}

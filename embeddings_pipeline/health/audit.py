@@ -10,8 +10,8 @@ from psycopg.rows import dict_row
 
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
-from embeddings_pipeline.pipeline.collection import OpenCollection
-from embeddings_pipeline.store.database import load_sql
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.sql import load_sql
 
 REMEDY = "run `embeddings-pipeline sync --full`"
 
@@ -36,16 +36,16 @@ class Audit:
         return not any(getattr(self, field.name) for field in fields(self) if field.name != "batches_marked")
 
 
-def audit(opened: OpenCollection) -> Audit:
+def audit(collection: Collection) -> Audit:
     """Compare every copy with the next one. What disagrees is dirty afterwards, or behind, so that a sync mends it."""
-    counts = _count(opened)
-    opened.ledger.repair()
-    file_missing, not_in_lake, marked = _compare_lake(opened)
+    counts = _count(collection)
+    collection.ledger.repair()
+    file_missing, not_in_lake, marked = _compare_lake(collection)
     if marked:
-        with opened.database.connect(autocommit=True) as connection:
-            parameters = {"collection": opened.collection.name, "batches": marked}
+        with collection.database.connect(autocommit=True) as connection:
+            parameters = {"collection": collection.definition.name, "batches": marked}
             connection.execute(load_sql("audit/render_again"), parameters)
-    missing, unknown = _compare_faiss(opened)
+    missing, unknown = _compare_faiss(collection)
     return Audit(
         **counts,
         batches_without_lake_file=file_missing,
@@ -56,31 +56,31 @@ def audit(opened: OpenCollection) -> Audit:
     )
 
 
-def _count(opened: OpenCollection) -> dict[str, int]:
-    parameters = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
-    with opened.database.connect(autocommit=True) as connection, connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(opened.active.table.statement("audit/count"), parameters).fetchone()
+def _count(collection: Collection) -> dict[str, int]:
+    parameters = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
+    with collection.database.connect(autocommit=True) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(collection.current.table.statement("audit/count"), parameters).fetchone()
     return row or {}
 
 
-def _compare_lake(opened: OpenCollection) -> tuple[int, int, list[int]]:
-    """Batches whose landed file is gone or damaged, vectors of the table that their batch's file lacks, and the batches
-    that either is true of.
+def _compare_lake(collection: Collection) -> tuple[int, int, list[int]]:
+    """Batches whose committed file is gone or damaged, vectors of the table that their batch's file lacks, and the
+    batches that either is true of.
     """
     missing = lacking = 0
     marked = []
-    name = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
-    hashes_of = opened.active.table.statement("audit/hashes_of_batch")
-    with opened.database.connect(autocommit=True) as connection:
-        landed = connection.execute(load_sql("audit/landed_files"), name).fetchall()
-        for batch, file in landed:
-            lacks = _lacks(opened, batch, file, [row[0] for row in connection.execute(hashes_of, {"batch": batch})])
-            if lacks != 0:  # once more: a landing may have come between
+    name = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
+    hashes_of = collection.current.table.statement("audit/hashes_of_batch")
+    with collection.database.connect(autocommit=True) as connection:
+        committed = connection.execute(load_sql("audit/committed_files"), name).fetchall()
+        for batch, file in committed:
+            lacks = _lacks(collection, batch, file, [row[0] for row in connection.execute(hashes_of, {"batch": batch})])
+            if lacks != 0:  # once more: a commit may have come between
                 with connection.transaction():
-                    opened.ledger.lock_batch(connection, batch)
-                    one = connection.execute(load_sql("audit/landed_file"), {**name, "batch": batch}).fetchone()
+                    collection.ledger.lock_batch(connection, batch)
+                    one = connection.execute(load_sql("audit/committed_file"), {**name, "batch": batch}).fetchone()
                     hashes = [row[0] for row in connection.execute(hashes_of, {"batch": batch})]
-                lacks = _lacks(opened, batch, one[0] if one else file, hashes)
+                lacks = _lacks(collection, batch, one[0] if one else file, hashes)
             missing += lacks is None
             lacking += lacks or 0
             if lacks != 0:
@@ -88,24 +88,24 @@ def _compare_lake(opened: OpenCollection) -> tuple[int, int, list[int]]:
     return missing, lacking, marked
 
 
-def _lacks(opened: OpenCollection, batch: int, file: str, in_table: list[bytes]) -> int | None:
+def _lacks(collection: Collection, batch: int, file: str, in_table: list[bytes]) -> int | None:
     """How many of these content hashes the batch's file lacks; None where there is no such file."""
     if not in_table:
         return 0
-    in_file = opened.lake.content_hashes(opened.folder("embeddings"), batch, file)
+    in_file = collection.lake.content_hashes(collection.folder("embeddings"), batch, file)
     return None if in_file is None else sum(digest not in in_file for digest in in_table)
 
 
-def _compare_faiss(opened: OpenCollection) -> tuple[int, int]:
+def _compare_faiss(collection: Collection) -> tuple[int, int]:
     """Vectors that the index lacks and ids that the table lacks; an index that is behind has neither."""
     try:
-        index = open_index(opened.settings.state_dir / "faiss", opened.collection.name)
+        index = open_index(collection.settings.state_dir / "faiss", collection.definition.name)
     except VectorIndexError:  # none yet, or damaged: built by the next sync
         return 0, 0
-    found = check_parity(opened.database, opened.active.table, index, samples=1)
+    found = check_parity(collection.database, collection.current.table, index, samples=1)
     if not found.comparable:
         return 0, 0
     if found.missing_in_index or found.not_in_table:
-        with opened.database.connect(autocommit=True) as connection:
-            connection.execute(load_sql("audit/index_again"), {"collection": opened.collection.name})
+        with collection.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("audit/index_again"), {"collection": collection.definition.name})
     return found.missing_in_index, found.not_in_table

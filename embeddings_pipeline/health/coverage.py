@@ -6,9 +6,10 @@ from datetime import datetime
 import psycopg
 from psycopg import sql
 
-from embeddings_pipeline.ledger.ledger import ActiveModel
-from embeddings_pipeline.store.database import Database, load_sql
-from embeddings_pipeline.store.destination.table import NORM, ModelTable
+from embeddings_pipeline.ledger.ledger import Model
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.table import NORM, TableDestination
+from embeddings_pipeline.store.sql import load_sql
 
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4
 
@@ -20,7 +21,7 @@ class CollectionState:
     fingerprint: str | None
     version: int
     epoch: str
-    whole_scan_at: datetime | None
+    full_scan_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class BatchCoverage:
 class Freshness:
     """How long changes wait, and when the source was last read."""
 
-    oldest_change: datetime | None  # seen, and not landed; None: all has landed
-    whole_scan_at: datetime | None
+    oldest_change: datetime | None  # seen, and not committed; None: all is committed
+    full_scan_at: datetime | None
     read_at: datetime | None  # incrementally
 
 
@@ -78,42 +79,42 @@ class Integrity:
 def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:
     """None where the collection has never been synced."""
     try:
-        row = connection.execute(load_sql("collection_state"), {"collection": collection}).fetchone()
+        row = connection.execute(load_sql("coverage/state"), {"collection": collection}).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return None
     return CollectionState(*row) if row else None
 
 
-def coverage(database: Database, model: ActiveModel) -> Coverage:
+def coverage(database: Database, model: Model) -> Coverage:
     """Compare ledger, texts and model table."""
     table = model.table
     with database.connect(autocommit=True) as connection:
         parameters = {"collection": table.collection, "fingerprint": table.fingerprint}
-        row = connection.execute(table.statement("coverage"), parameters).fetchone()
+        row = connection.execute(table.statement("coverage/items"), parameters).fetchone()
     assert row is not None
     return Coverage(*row)
 
 
-def uncovered_batches(database: Database, model: ActiveModel, limit: int = 20) -> list[BatchCoverage]:
+def uncovered_batches(database: Database, model: Model, limit: int = 20) -> list[BatchCoverage]:
     """The batches that are not covered, the worst first."""
     table = model.table
     parameters = {"collection": table.collection, "fingerprint": table.fingerprint, "limit": limit}
     with database.connect(autocommit=True) as connection:
-        return [BatchCoverage(*row) for row in connection.execute(table.statement("coverage_of_batches"), parameters)]
+        return [BatchCoverage(*row) for row in connection.execute(table.statement("coverage/batches"), parameters)]
 
 
-def freshness(database: Database, collection: str, table: ModelTable) -> Freshness:
+def freshness(database: Database, collection: str, table: TableDestination) -> Freshness:
     """What has been waiting for longest, from the ledger."""
     with database.connect(autocommit=True) as connection:
-        row = connection.execute(table.statement("freshness"), {"collection": collection}).fetchone()
+        row = connection.execute(table.statement("coverage/freshness"), {"collection": collection}).fetchone()
     return Freshness(*row) if row else Freshness(None, None, None)
 
 
-def integrity(database: Database, model: ActiveModel) -> Integrity:
+def integrity(database: Database, model: Model) -> Integrity:
     """Look at every vector, in the database."""
     with database.connect(autocommit=True) as connection:
         row = connection.execute(
-            model.table.statement("integrity", norm=sql.SQL(NORM[model.table.storage])),
+            model.table.statement("coverage/integrity", norm=sql.SQL(NORM[model.table.storage])),
             {
                 "dimension": model.table.dimension,
                 "normalized": model.profile.normalize,

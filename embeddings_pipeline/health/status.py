@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.health.coverage import collection_state, coverage
@@ -13,14 +13,14 @@ from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database
 
 
-def collection_status(collection: Collection, database: Database, settings: Settings) -> dict[str, Any]:
-    """Counts from the data itself, the active model and the indexes. Nothing is written, no model loaded."""
-    ledger = Ledger(collection, database)
-    model = ledger.active()
+def collection_status(definition: CollectionDefinition, database: Database, settings: Settings) -> dict[str, Any]:
+    """Counts from the data itself, the current model and the indexes. Nothing is written, no model loaded."""
+    ledger = Ledger(definition, database)
+    model = ledger.current()
     empty: dict[str, Any] = {"generation": None, "vectors": 0, "current": False}
     if model is None:
         return {
-            "collection": collection.name,
+            "collection": definition.name,
             "profile": None,
             "fingerprint": None,
             "items": 0,
@@ -37,11 +37,11 @@ def collection_status(collection: Collection, database: Database, settings: Sett
         }
     found = coverage(database, model)
     with database.connect(autocommit=True) as connection:
-        state = collection_state(connection, collection.name)
+        state = collection_state(connection, definition.name)
         indexes = describe_indexes(connection, model.table)
     assert state is not None
     try:
-        manifest = read_manifest(settings.state_dir / "faiss", collection.name)
+        manifest = read_manifest(settings.state_dir / "faiss", definition.name)
     except VectorIndexError:  # damaged: the next sync builds it again
         manifest = None
     faiss = empty
@@ -49,7 +49,7 @@ def collection_status(collection: Collection, database: Database, settings: Sett
         current = is_current(manifest, model.table.fingerprint, state.epoch, state.version)
         faiss = {"generation": manifest.generation, "vectors": manifest.count, "current": current}
     return {
-        "collection": collection.name,
+        "collection": definition.name,
         "profile": model.profile.name,
         "fingerprint": model.table.fingerprint,
         "items": found.items,
@@ -62,5 +62,5 @@ def collection_status(collection: Collection, database: Database, settings: Sett
         "dirty_batches": len(ledger.dirty_batches()),
         "pgvector_index": [asdict(index) for index in indexes],
         "faiss": faiss,
-        "last_scan": state.whole_scan_at,
+        "last_scan": state.full_scan_at,
     }

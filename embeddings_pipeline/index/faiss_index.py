@@ -34,7 +34,7 @@ from psycopg import sql
 from embeddings_pipeline.errors import DatabaseError, VectorIndexError
 from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.table import TableDestination
 
 FORMAT = 1  # of manifest.json and the files that it names
 KEPT_GENERATIONS = 3
@@ -133,14 +133,14 @@ class _State:
 # ── Building ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def build(database: Database, table: ModelTable, folder: Path) -> Manifest:
-    """Index every vector of the active model table and publish it as a generation below `folder`.
+def build(database: Database, table: TableDestination, folder: Path) -> Manifest:
+    """Index every vector of the current model table and publish it as a generation below `folder`.
 
     The vectors and the version are of one snapshot. Returns the generation that is current afterwards: the new one, or
     the one that another process published meanwhile from a newer version. Whatever fails, and wherever the process is
     killed, the former generation stays current.
 
-    Raises VectorIndexError where the folder cannot be written, the disk is full or `table` is not the active model's.
+    Raises VectorIndexError where the folder cannot be written, the disk is full or `table` is not the current model's.
     """
     began = time.perf_counter()
     parent = folder / table.collection
@@ -150,7 +150,7 @@ def build(database: Database, table: ModelTable, folder: Path) -> Manifest:
                 state = _state(connection, table.collection)
                 if state.fingerprint != table.fingerprint:
                     raise VectorIndexError(
-                        f"FAISS index of {table.collection!r}: model {table.fingerprint} is not the active one, "
+                        f"FAISS index of {table.collection!r}: model {table.fingerprint} is not the current one, "
                         f"which is {state.fingerprint}; {REMEDY}"
                     )
                 vectors = {
@@ -178,7 +178,7 @@ def build(database: Database, table: ModelTable, folder: Path) -> Manifest:
 
 
 @contextmanager
-def _snapshot(database: Database, table: ModelTable) -> Iterator[psycopg.Connection]:
+def _snapshot(database: Database, table: TableDestination) -> Iterator[psycopg.Connection]:
     try:
         with database.connect() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -201,12 +201,12 @@ def _state(connection: psycopg.Connection, collection: str) -> _State:
     return _State(row[0], str(row[1]), row[2])
 
 
-def _counts(connection: psycopg.Connection, table: ModelTable) -> dict[str, int]:
+def _counts(connection: psycopg.Connection, table: TableDestination) -> dict[str, int]:
     query = sql.SQL("SELECT vector_name, count(*) FROM {} GROUP BY 1 ORDER BY 1").format(table.identifier)
     return dict(connection.execute(query).fetchall())
 
 
-def _blocks(connection: psycopg.Connection, table: ModelTable, name: str) -> Iterator[tuple[NDArray, NDArray]]:
+def _blocks(connection: psycopg.Connection, table: TableDestination, name: str) -> Iterator[tuple[NDArray, NDArray]]:
     """Blocks of text ids (b,) int64 and vectors (b, dimension), float16 or float32 as they are stored."""
     query = sql.SQL("SELECT text_id, embedding FROM {} WHERE vector_name = {}").format(
         table.identifier, sql.Literal(name)
@@ -217,7 +217,7 @@ def _blocks(connection: psycopg.Connection, table: ModelTable, name: str) -> Ite
 
 
 def _write_vectors(
-    connection: psycopg.Connection, table: ModelTable, name: str, rows: int, target: Path
+    connection: psycopg.Connection, table: TableDestination, name: str, rows: int, target: Path
 ) -> VectorFiles:
     ids = np.empty(rows, np.int64)
     vectors = np.empty((rows, table.dimension), np.float16 if table.storage == "halfvec" else np.float32)
@@ -376,7 +376,7 @@ def _make_folder(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def _publish(database: Database, table: ModelTable, parent: Path, target: Path, manifest: Manifest) -> Manifest:
+def _publish(database: Database, table: TableDestination, parent: Path, target: Path, manifest: Manifest) -> Manifest:
     with _publishing(parent):
         published = _current_or_none(parent)
         if published is not None:
@@ -461,7 +461,7 @@ def read_manifest(folder: Path, collection: str) -> Manifest | None:
 
 
 def is_current(manifest: Manifest | None, fingerprint: str | None, epoch: UUID | str, version: int) -> bool:
-    """Whether the generation holds exactly what the collection's active model table holds."""
+    """Whether the generation holds exactly what the collection's current model table holds."""
     return manifest is not None and (manifest.fingerprint, manifest.epoch, manifest.version) == (
         fingerprint,
         str(epoch),
@@ -592,7 +592,7 @@ def _verify(path: Path, expected: str) -> None:
 # ── Comparing with the table ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_parity(database: Database, table: ModelTable, opened: OpenedIndex, samples: int = 50) -> Parity:
+def check_parity(database: Database, table: TableDestination, opened: OpenedIndex, samples: int = 50) -> Parity:
     """Compare the ids of index and table, and the results of `samples` searches a vector name with exact ones.
 
     Reads the whole table once, in one snapshot, whatever its size in constant memory (but for the ids). The searches
@@ -608,7 +608,9 @@ def check_parity(database: Database, table: ModelTable, opened: OpenedIndex, sam
         return _sum([_compare(connection, table, opened, name, samples) for name in names])
 
 
-def _compare(connection: psycopg.Connection, table: ModelTable, opened: OpenedIndex, name: str, samples: int) -> Parity:
+def _compare(
+    connection: psycopg.Connection, table: TableDestination, opened: OpenedIndex, name: str, samples: int
+) -> Parity:
     indexed = np.asarray(opened.ids(name))
     chosen = np.random.default_rng().choice(indexed, min(samples, len(indexed)), replace=False)
     query = sql.SQL("SELECT embedding::real[] FROM {} WHERE text_id = ANY(%s)").format(table.identifier)

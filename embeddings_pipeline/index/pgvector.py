@@ -24,9 +24,10 @@ from psycopg.rows import class_row
 
 from embeddings_pipeline.config.definition import VectorIndex
 from embeddings_pipeline.errors import PipelineError, VectorIndexError
-from embeddings_pipeline.store.database import Database, load_sql
-from embeddings_pipeline.store.destination.column import AdoptedColumn, ColumnIndex, named_like
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.column import ColumnDestination, ColumnIndex, named_like
+from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.sql import load_sql
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +92,18 @@ class _Row:
     bytes: int
 
 
-def index_name(table: ModelTable, vector_name: str) -> str:
+def index_name(table: TableDestination, vector_name: str) -> str:
     """The name of our index for a vector name, within the schema `embeddings`; at most 58 characters."""
     digest = blake2b(f"{table.name} {vector_name}".encode(), digest_size=3).hexdigest()
     return f"{table.collection}_{vector_name}_{digest}"
 
 
-def describe_indexes(connection: psycopg.Connection, table: ModelTable) -> list[AnnIndex]:
+def describe_indexes(connection: psycopg.Connection, table: TableDestination) -> list[AnnIndex]:
     """The ANN indexes of a model table or column, by name, those that are invalid or being built included."""
-    if isinstance(table, AdoptedColumn):
+    if isinstance(table, ColumnDestination):
         return [_described(table, index) for index in table.indexes(connection, table.column(connection))]
     with connection.cursor(row_factory=class_row(_Row)) as cursor:
-        rows = cursor.execute(load_sql("index/describe"), {"table": table.name}).fetchall()
+        rows = cursor.execute(load_sql("pgvector/describe"), {"table": table.name}).fetchall()
     described = []
     for row in rows:
         named = re.fullmatch(r"\(vector_name = '(\w+)'::text\)", row.predicate or "")
@@ -111,7 +112,7 @@ def describe_indexes(connection: psycopg.Connection, table: ModelTable) -> list[
     return described
 
 
-def _described(table: AdoptedColumn, index: ColumnIndex) -> AnnIndex:
+def _described(table: ColumnDestination, index: ColumnIndex) -> AnnIndex:
     return AnnIndex(
         index.name, table.vector_name, index.method, _parse_options(index.options), index.valid, index.bytes
     )
@@ -121,10 +122,12 @@ def _parse_options(options: Iterable[str]) -> dict[str, int]:
     return {key: int(value) for key, value in (option.split("=") for option in options)}
 
 
-def indexes_fit(connection: psycopg.Connection, table: ModelTable, config: VectorIndex, names: Iterable[str]) -> bool:
+def indexes_fit(
+    connection: psycopg.Connection, table: TableDestination, config: VectorIndex, names: Iterable[str]
+) -> bool:
     """Whether `ensure_index` would find each index there, of the method and with the parameters that `config` says."""
     valid = [index for index in describe_indexes(connection, table) if index.valid]
-    if isinstance(table, AdoptedColumn):
+    if isinstance(table, ColumnDestination):
         return not wants_index(table, config) or any(index.method == config.method for index in valid)
     there = {index.name: index for index in valid if index.name == index_name(table, index.vector_name)}
     if set(there) != ({index_name(table, name) for name in names} if config.method != "none" else set()):
@@ -136,14 +139,14 @@ def indexes_fit(connection: psycopg.Connection, table: ModelTable, config: Vecto
     )
 
 
-def wants_index(table: ModelTable, config: VectorIndex) -> bool:
+def wants_index(table: TableDestination, config: VectorIndex) -> bool:
     """Whether an index is declared. On a user's own column the default does not count."""
-    return config.method != "none" and not (isinstance(table, AdoptedColumn) and not config.model_fields_set)
+    return config.method != "none" and not (isinstance(table, ColumnDestination) and not config.model_fields_set)
 
 
 def ensure_index(
     database: Database,
-    table: ModelTable,
+    table: TableDestination,
     config: VectorIndex,
     vector_names: Iterable[str],
     *,
@@ -156,7 +159,7 @@ def ensure_index(
     others wait. Indexes that are not named by `index_name` are somebody else's and stay.
 
     On the column of a user's own table it makes one of the declared method where there is none; where none is declared
-    (`config` has nothing set), the next model's column gets indexes like those on the active one.
+    (`config` has nothing set), the next model's column gets indexes like those on the current one.
 
     Raises VectorIndexError where pgvector cannot index so many dimensions, the table is missing, or it was not done by
     the deadline; what serves queries stays.
@@ -177,7 +180,7 @@ def ensure_index(
             connection.execute("SET client_connection_check_interval = '1s'")
         _wait_for_turn(connection, table, deadline)
         builder = _Builder(database, connection, table, config, deadline)
-        return builder.ensure_on_column(table) if isinstance(table, AdoptedColumn) else builder.ensure(names)
+        return builder.ensure_on_column(table) if isinstance(table, ColumnDestination) else builder.ensure(names)
 
 
 class _Builder:
@@ -185,7 +188,7 @@ class _Builder:
         self,
         database: Database,
         connection: psycopg.Connection,
-        table: ModelTable,
+        table: TableDestination,
         config: VectorIndex,
         deadline: float,
     ) -> None:
@@ -225,13 +228,13 @@ class _Builder:
             vector_name, name, index.method, index.parameters, rows, index.bytes, round(seconds, 3), reason
         )
 
-    def ensure_on_column(self, table: AdoptedColumn) -> IndexReport:
+    def ensure_on_column(self, table: ColumnDestination) -> IndexReport:
         column = table.column(self.connection)
         (rows,) = self._rows().values() or (0,)
         wanted = column_indexes(self.connection, table, self.config, column, rows)
         for index in table.indexes(self.connection, column):
-            # On the active model's column an invalid index may be one that somebody else is building.
-            if not index.valid and (column != table.target.column or index.name in wanted):
+            # On the current model's column an invalid index may be one that somebody else is building.
+            if not index.valid and (column != table.declared.column or index.name in wanted):
                 self._drop(index.name, index.schema)
         built = []
         there = {index.name: index for index in table.indexes(self.connection, column)}
@@ -309,7 +312,7 @@ class _Builder:
                 with contextlib.suppress(PipelineError, psycopg.Error):
                     with self.database.connect(autocommit=True) as connection:
                         found = connection.execute(
-                            load_sql("index/waits_for"), {"pid": pid, "seconds": SAY_AFTER_SECONDS}
+                            load_sql("pgvector/waits_for"), {"pid": pid, "seconds": SAY_AFTER_SECONDS}
                         ).fetchone()
                     if found:
                         blocker, name, age = found
@@ -335,7 +338,7 @@ class _Builder:
     def _execute(self, statement: sql.SQL | sql.Composed, memory: int = 0) -> None:
         milliseconds = max(1, round((self.deadline - time.monotonic()) * 1000))
         self.connection.execute(
-            load_sql("index/session"), {"milliseconds": milliseconds, "memory": max(memory // 1024, 1024)}
+            load_sql("pgvector/session"), {"milliseconds": milliseconds, "memory": max(memory // 1024, 1024)}
         )
         self.connection.execute(statement)
 
@@ -351,7 +354,7 @@ class _Builder:
         return dict(self.connection.execute(query).fetchall())
 
 
-def build_memory(table: ModelTable, parameters: dict[str, int], rows: int) -> int:
+def build_memory(table: TableDestination, parameters: dict[str, int], rows: int) -> int:
     """Bytes of maintenance_work_mem with which a build stays in memory, generously.
 
     HNSW (pgvector's src/hnsw.h): a vector, an element and 2·m neighbours of 16 bytes each, and m for one in m of the
@@ -368,7 +371,7 @@ def build_memory(table: ModelTable, parameters: dict[str, int], rows: int) -> in
 
 
 def column_indexes(
-    connection: psycopg.Connection, table: AdoptedColumn, config: VectorIndex, column: str, rows: int
+    connection: psycopg.Connection, table: ColumnDestination, config: VectorIndex, column: str, rows: int
 ) -> dict[str, sql.Composed]:
     """The ANN indexes that a column of the user's table is to have, by name, and what makes each."""
     suffix = table.suffix(column)
@@ -376,13 +379,13 @@ def column_indexes(
     if config.model_fields_set:
         if config.method == "none" or any(index.method == config.method for index in there.values()):
             return {}
-        name = named_like(f"{table.collection}_{table.target.column}_{config.method}", suffix)
+        name = named_like(f"{table.collection}_{table.declared.column}_{config.method}", suffix)
         options = [f"{key}={value}" for key, value in _parameters(config, rows).items()]
         operators = f"{table.storage}_cosine_ops"
         return {name: table.index_statement(column, name, config.method, operators, options)}
-    if column == table.target.column:
+    if column == table.declared.column:
         return {}
-    like = {named_like(one.name, suffix): one for one in table.indexes(connection, table.target.column) if one.valid}
+    like = {named_like(one.name, suffix): one for one in table.indexes(connection, table.declared.column) if one.valid}
     return {
         name: table.index_statement(column, name, one.method, one.operator_class, one.options)
         for name, one in like.items()
@@ -390,7 +393,7 @@ def column_indexes(
 
 
 def index_statements(
-    table: ModelTable, config: VectorIndex, vector_names: Iterable[str], rows: int
+    table: TableDestination, config: VectorIndex, vector_names: Iterable[str], rows: int
 ) -> list[sql.Composed]:
     """What `ensure_index` runs for a table without indexes, with that many rows of each vector name."""
     if config.method == "none":
@@ -400,11 +403,11 @@ def index_statements(
 
 
 def _create_statement(
-    table: ModelTable, config: VectorIndex, name: str, vector_name: str, parameters: dict[str, int]
+    table: TableDestination, config: VectorIndex, name: str, vector_name: str, parameters: dict[str, int]
 ) -> sql.Composed:
     given = (sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in parameters.items())
     return table.statement(
-        "index/create",
+        "pgvector/create",
         index=sql.Identifier(name),
         method=sql.SQL(config.method),
         operator_class=sql.SQL(f"{table.storage}_cosine_ops"),
@@ -429,7 +432,7 @@ def _memory_limit(database: Database) -> int:
     return MOST_MEMORY
 
 
-def _wait_for_turn(connection: psycopg.Connection, table: ModelTable, deadline: float) -> None:
+def _wait_for_turn(connection: psycopg.Connection, table: TableDestination, deadline: float) -> None:
     """Take the table's advisory lock for index builds, which the session holds to its end.
 
     By asking again and again: a session that waits in `pg_advisory_lock` holds a snapshot, for whose end the builder,
@@ -443,7 +446,7 @@ def _wait_for_turn(connection: psycopg.Connection, table: ModelTable, deadline: 
 
 
 @contextlib.contextmanager
-def _explained(table: ModelTable, deadline_seconds: float) -> Iterator[None]:
+def _explained(table: TableDestination, deadline_seconds: float) -> Iterator[None]:
     where = f"ANN index on embeddings.{table.name}"
     try:
         yield

@@ -1,4 +1,4 @@
-"""The pipeline's own record of which items exist, what was last seen of them, and what has landed."""
+"""The pipeline's own record of which items exist, what was last seen of them, and what is committed."""
 
 import logging
 import time
@@ -13,32 +13,33 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError, RefusedError, SourceError
-from embeddings_pipeline.store.database import Database, load_sql
-from embeddings_pipeline.store.destination.column import AdoptedColumn, declared_storage, model_table
-from embeddings_pipeline.store.destination.table import CollectionTables, ModelTable
-from embeddings_pipeline.store.source import OVERLAP, Position, RecentRow, Source
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.column import ColumnDestination, declared_storage, model_table
+from embeddings_pipeline.store.destination.table import CollectionTables, TableDestination
+from embeddings_pipeline.store.source import OVERLAP, Position, Source, UpdatedRow
+from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
 ROWS_PER_TRANSACTION = 2000  # of an incremental scan: each may lie in another batch, and take its lock
 ANALYZE_FROM = 1000  # new items
-GONE_SHARE = 0.2  # a scan that misses more than this share of what has landed is refused
+GONE_SHARE = 0.2  # a scan that misses more than this share of what is committed is refused
 
 
 @dataclass(frozen=True)
-class ActiveModel:
-    """The profile that the database says is active for a collection, and the table with its vectors."""
+class Model:
+    """The profile that the database says is current for a collection, and the table with its vectors."""
 
     profile: Profile
-    table: ModelTable
+    table: TableDestination
 
 
 @dataclass(frozen=True)
-class ScanResult:
-    """What a whole scan found, in items, compared with what has landed."""
+class FullScan:
+    """What a full scan found, in items, compared with what is committed."""
 
     scanned: int
     new: int
@@ -48,14 +49,14 @@ class ScanResult:
 
 
 @dataclass(frozen=True)
-class RecentResult:
+class IncrementalScan:
     """What an incremental scan found, in items that were not yet known to be so."""
 
     read: int  # rows
     new: int
     changed: int
     gone: int  # no longer meet the collection's `where:`
-    refused: int  # as gone, and left for a whole scan to judge because they are too many
+    refused: int  # as gone, and left for a full scan to judge because they are too many
     caught_up: bool
 
 
@@ -86,7 +87,7 @@ class Watermark:
     settled: Position | None  # where a scan had caught up at least an overlap ago
     noted: Position | None  # becomes `settled` when an overlap has passed since `noted_at`
     noted_at: float  # seconds since 1970, by this machine's clock
-    gone: int = 0  # items found gone since the whole scan that ended at `gone_since`
+    gone: int = 0  # items found gone since the full scan that ended at `gone_since`
     gone_since: str = ""
 
     def caught_up(self, now: float) -> "Watermark":
@@ -108,31 +109,31 @@ class Watermark:
 class Ledger:
     """The ledger of one collection."""
 
-    collection: Collection
+    definition: CollectionDefinition
     database: Database
 
     @property
     def tables(self) -> CollectionTables:
-        return CollectionTables(self.collection.name)
+        return CollectionTables(self.definition.name)
 
     def register(self) -> None:
         """Make the collection's tables where they are missing, and note its definition: what differs becomes dirty."""
-        name = self.collection.name
+        name = self.definition.name
         with self.database.connect(autocommit=True) as connection:
             made = "SELECT to_regclass(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL"
             names = [self.tables.item.as_string(connection), self.tables.text.as_string(connection)]
             if connection.execute(made, names).fetchone() != (True,):
-                # By itself, and only where needed: even IF NOT EXISTS waits for landings, which wait for the row below.
+                # By itself, and only where needed: even IF NOT EXISTS waits for commits, which wait for the row below.
                 with connection.transaction():
                     self._lock_collection(connection)
                     self.tables.create(connection)
             connection.execute(
-                load_sql("register"), {"collection": name, "definition_hash": self.collection.definition_hash}
+                load_sql("register/register"), {"collection": name, "definition_hash": self.definition.definition_hash}
             )
-            model = active_model(connection, self.collection)
+            model = current_model(connection, self.definition)
             if model is None:
                 return
-            if isinstance(model.table, AdoptedColumn) and not model.table.is_adopted(connection):
+            if isinstance(model.table, ColumnDestination) and not model.table.is_adopted(connection):
                 self._adopt_again(connection, model.table)
             names = [model.table.identifier.as_string(connection), self.tables.view.as_string(connection)]
             if connection.execute(made, names).fetchone() != (True,):  # somebody dropped one; a new epoch begins
@@ -141,17 +142,18 @@ class Ledger:
                     model.table.create(connection)
                     model.table.show(connection)
                     model.table.mark(connection)
-                    connection.execute(load_sql("new_epoch"), {"collection": name})
+                    connection.execute(load_sql("register/new_epoch"), {"collection": name})
 
-    def _adopt_again(self, connection: psycopg.Connection, table: AdoptedColumn) -> None:
-        """Where the definition of the target has changed, or its table was made anew: what we made for it, too."""
+    def _adopt_again(self, connection: psycopg.Connection, table: ColumnDestination) -> None:
+        """Where the definition of the destination has changed, or its table was made anew: what we made for it, too."""
         with connection.transaction():
             self._lock_collection(connection)
             if table.is_adopted(connection):  # by another process, for which we waited
                 return
-            if self.beside():
+            if self.shadow_models():
                 raise ConfigurationError(
-                    f"collection {self.collection.name!r}: its key, its vector's name or its `target:` is not what it "
+                    f"collection {self.definition.name!r}: its key, its vector's name or its `destination:` is not "
+                    "what it "
                     f"was when a change of its model began; put it back, and end that first, with "
                     f"`embeddings-pipeline profile contract` or `profile rollback`"
                 )
@@ -159,29 +161,31 @@ class Ledger:
             table.release(connection)
             table.create(connection)
             table.show(connection)
-            connection.execute(load_sql("new_epoch"), {"collection": self.collection.name})
+            connection.execute(load_sql("register/new_epoch"), {"collection": self.definition.name})
 
-    def activate(self, profile: Profile, fingerprint: str) -> ActiveModel:
-        """Make this model the collection's active one if no vector has landed yet; the active one, whichever it is."""
-        name = self.collection.name
+    def activate(self, profile: Profile, fingerprint: str) -> Model:
+        """Make this model the collection's current one if no vector is committed yet; the current one, whichever it
+        is.
+        """
+        name = self.definition.name
         with self.database.connect() as connection:
             self._lock_collection(connection)
-            active = connection.execute(
+            current = connection.execute(
                 "SELECT fingerprint, version FROM embeddings.collection WHERE name = %s", [name]
             ).fetchone()
-            if active and active[1] == 0 and active[0] != fingerprint:  # no vector has landed
+            if current and current[1] == 0 and current[0] != fingerprint:  # no vector is committed
                 connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(self.tables.view))
                 for unused in self.model_tables(connection):
                     unused.release(connection)
                     connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(unused.marker))
                 connection.execute("DELETE FROM embeddings.model WHERE collection = %s", [name])
-                storage = declared_storage(connection, self.collection)
-                table = model_table(self.collection, fingerprint, profile.dimensions, storage)
+                storage = declared_storage(connection, self.definition)
+                table = model_table(self.definition, fingerprint, profile.dimensions, storage)
                 table.create(connection)
                 table.show(connection)
                 table.mark(connection)
                 connection.execute(
-                    load_sql("activate"),
+                    load_sql("register/activate"),
                     {
                         "collection": name,
                         "fingerprint": fingerprint,
@@ -190,47 +194,47 @@ class Ledger:
                         "storage": storage,
                     },
                 )
-            found = active_model(connection, self.collection)
+            found = current_model(connection, self.definition)
         assert found is not None
         return found
 
-    def scan(self, source: Source, *, allow_deletes: bool = False) -> ScanResult:
-        """Compare the whole source with the ledger, and note every item that differs from what has landed.
+    def full_scan(self, source: Source, *, allow_deletes: bool = False) -> FullScan:
+        """Compare the whole source with the ledger, and note every item that differs from what is committed.
 
-        Only notes: nothing lands or is deleted here, and no item becomes clean (design rule 2). RefusedError if more
-        than 20 % of what has landed is gone, SourceError for a key that is NULL or comes twice.
+        Only notes: nothing is committed or is deleted here, and no item becomes clean (design rule 2). RefusedError if
+        more than 20 % of what is committed is gone, SourceError for a key that is NULL or comes twice.
         """
         with self._staged(source) as connection:
             found = self._compare(connection, allow_deletes)
             self._insert_new(connection)
-            # A landing that looked at the source before our snapshot and commits after the comparison would hide a
+            # A commit that looked at the source before our snapshot and commits after the comparison would hide a
             # change from it. It holds its batch's lock now, so such batches are compared again, under that lock.
-            in_flight = self._landings_in_flight(connection)
+            in_flight = self._commits_in_flight(connection)
             differing = {row[0] for row in connection.execute(self.tables.statement("scan/batches"))}
             suspect = self.tables.statement("scan/suspect")
             for batch in sorted(differing | in_flight):
                 with connection.transaction():
                     self.lock_batch(connection, batch)
                     connection.execute(suspect, {"batch": batch})
-            if in_flight:  # such a landing may also have deleted an item that is back
+            if in_flight:  # such a commit may also have deleted an item that is back
                 self._insert_new(connection)
             connection.execute(
-                load_sql("scan/finished"), {"collection": self.collection.name, "scanned": found.scanned}
+                load_sql("scan/finished"), {"collection": self.definition.name, "scanned": found.scanned}
             )
-        if self.collection.config.target is not None:
+        if self.definition.attributes.destination is not None:
             self.repair()  # other programs may have emptied the column of a row
         return found
 
-    def scan_recent(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> RecentResult:
+    def incremental_scan(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> IncrementalScan:
         """Read what was updated since the last time, for at most about `seconds`, and note what differs.
 
         Only notes, as `scan` does. Needs `source.updated_at:`. Rows that no longer meet `where:` are gone; where those
-        are more than 20 % of what has landed, that is left to a whole scan, which refuses.
+        are more than 20 % of what is committed, that is left to a full scan, which refuses.
         """
-        column = self.collection.config.source.updated_at
+        column = self.definition.attributes.source.updated_at
         assert column is not None
         started = time.monotonic()
-        found = RecentResult(0, 0, 0, 0, 0, False)
+        found = IncrementalScan(0, 0, 0, 0, 0, False)
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
             connection.execute(load_sql("scan/stage"))
             mark = self._watermark(connection)
@@ -238,7 +242,7 @@ class Ledger:
                 newest = source.newest(reading)
                 mark = Watermark(column, newest, newest, newest, time.time())
             while True:
-                rows = source.recent(reading, mark.cursor, rows_at_once)
+                rows = source.updated_after(reading, mark.cursor, rows_at_once)
                 last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
                 whole = len(rows) < rows_at_once or last < 0
                 for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
@@ -249,8 +253,8 @@ class Ledger:
                     at_end = whole and start + ROWS_PER_TRANSACTION >= len(rows)
                     mark = mark.caught_up(time.time()) if at_end else mark
                     seen = self._seen(source, reading, part)
-                    new, changed, gone, refused, mark = self._note_recent(connection, seen, mark)
-                    found = RecentResult(
+                    new, changed, gone, refused, mark = self._note_updated(connection, seen, mark)
+                    found = IncrementalScan(
                         found.read + len(part),
                         found.new + new,
                         found.changed + changed,
@@ -263,15 +267,15 @@ class Ledger:
 
     def _watermark(self, connection: psycopg.Connection) -> Watermark | None:
         query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
-        row = connection.execute(query, [self.collection.name]).fetchone()
+        row = connection.execute(query, [self.definition.name]).fetchone()
         return Watermark.parse(row[0]) if row and row[0] else None
 
-    def _note_recent(
+    def _note_updated(
         self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
     ) -> tuple[int, int, int, int, Watermark]:
         """Write what was seen, and how far we have come. Items new, changed, gone and refused; the watermark written.
 
-        A landing holds its batch's lock and then wants the collection's, so never is one taken here under the other.
+        A commit holds its batch's lock and then wants the collection's, so never is one taken here under the other.
         """
         with connection.transaction():
             connection.execute("TRUNCATE scan_row")
@@ -284,17 +288,19 @@ class Ledger:
         refused = 0
         if None in seen.values():
             mark, refused = self._judge_gone(connection, mark)
-        # As in `scan`: batches that a landing works on are compared under their lock, after it has ended.
-        in_flight = self._landings_in_flight(connection)
+        # As in `scan`: batches that a commit works on are compared under their lock, after it has ended.
+        in_flight = self._commits_in_flight(connection)
         with connection.transaction():
             parameters: dict[str, Any] = {"in_flight": list(in_flight)}
-            batches = [row[0] for row in connection.execute(self.tables.statement("recent/batches"), parameters)]
+            batches = [row[0] for row in connection.execute(self.tables.statement("incremental/batches"), parameters)]
             for batch in batches:
                 self.lock_batch(connection, batch)
-            suspected = connection.execute(self.tables.statement("recent/suspect"), {"batches": batches}).fetchall()
+            suspected = connection.execute(
+                self.tables.statement("incremental/suspect"), {"batches": batches}
+            ).fetchall()
             if not in_flight:
                 self._write_watermark(connection, mark)
-        if in_flight:  # such a landing may also have deleted an item that is back
+        if in_flight:  # such a commit may also have deleted an item that is back
             with connection.transaction():
                 new += self._insert_new(connection)
                 self._write_watermark(connection, mark)
@@ -302,15 +308,15 @@ class Ledger:
         return new, len(suspected) - vanished, vanished, refused, mark
 
     def _write_watermark(self, connection: psycopg.Connection, mark: Watermark) -> None:
-        values = {"collection": self.collection.name, "watermark": Jsonb(asdict(mark))}
-        connection.execute(load_sql("recent/watermark"), values)
+        values = {"collection": self.definition.name, "watermark": Jsonb(asdict(mark))}
+        connection.execute(load_sql("incremental/watermark"), values)
 
     def _judge_gone(self, connection: psycopg.Connection, mark: Watermark) -> tuple[Watermark, int]:
-        """Leave gone items to a whole scan where they are too many since the last one; the watermark that counts them,
+        """Leave gone items to a full scan where they are too many since the last one; the watermark that counts them,
         and how many were refused.
         """
-        parameters = {"collection": self.collection.name}
-        row = connection.execute(self.tables.statement("recent/gone"), parameters).fetchone()
+        parameters = {"collection": self.definition.name}
+        row = connection.execute(self.tables.statement("incremental/gone"), parameters).fetchone()
         gone, scanned, scanned_at = row or (0, 0, "")
         before = mark.gone if mark.gone_since == scanned_at else 0
         if before + gone > GONE_SHARE * scanned:
@@ -318,7 +324,7 @@ class Ledger:
             return mark, gone
         return replace(mark, gone=before + gone, gone_since=scanned_at), 0
 
-    def _seen(self, source: Source, reading: psycopg.Connection, rows: Sequence[RecentRow]) -> dict[str, bytes | None]:
+    def _seen(self, source: Source, reading: psycopg.Connection, rows: Sequence[UpdatedRow]) -> dict[str, bytes | None]:
         """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
         seen: dict[str, bytes | None] = {}
         for row in rows:
@@ -329,11 +335,11 @@ class Ledger:
         doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
         return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
 
-    def look(self, source: Source, *, everything: bool = False) -> tuple[ScanResult, list[str]]:
+    def look(self, source: Source, *, everything: bool = False) -> tuple[FullScan, list[str]]:
         """What `scan` would find, and the keys of the items that a sync would work on (or of all). Writes nothing."""
         with self._staged(source) as connection:
             found = self._compare(connection, allow_deletes=True)
-            parameters = {"collection": self.collection.name, "everything": everything}
+            parameters = {"collection": self.definition.name, "everything": everything}
             keys = connection.execute(self.tables.statement("scan/pending"), parameters)
             return found, [row[0] for row in keys]
 
@@ -347,51 +353,51 @@ class Ledger:
         `due`: without the batches that were tried and wait for their next try.
         """
         with self.database.connect(autocommit=True) as connection:
-            statement = self.tables.statement("dirty_batches")
-            parameters = {"collection": self.collection.name, "due": due}
+            statement = self.tables.statement("work/dirty_batches")
+            parameters = {"collection": self.definition.name, "due": due}
             return dict(connection.execute(statement, parameters).fetchall())
 
     def work(self, *, due: bool = False) -> dict[int, int]:
         """As `dirty_items`, and batches with a text whose time in quarantine is over, or in which a model beside the
-        active one lacks vectors.
+        current one lacks vectors.
         """
-        name, found = self.collection.name, self.dirty_items(due=due)
-        active, beside = self.active(), self.beside()
+        name, found = self.definition.name, self.dirty_items(due=due)
+        current, shadows = self.current(), self.shadow_models()
         with self.database.connect(autocommit=True) as connection:
             parameters = {"collection": name, "attempts": self._quarantine_attempts, "due": due}
-            for model in beside:
-                if isinstance(model.table, AdoptedColumn):
+            for model in shadows:
+                if isinstance(model.table, ColumnDestination):
                     model.table.column(connection)  # somebody may have dropped it
-            for model in [active, *beside] if active else []:
-                statement = model.table.statement("quarantine/retries")
+            for model in [current, *shadows] if current else []:
+                statement = model.table.statement("work/retries")
                 retries = connection.execute(statement, {**parameters, "fingerprint": model.table.fingerprint})
                 found = {**dict(retries.fetchall()), **found}
-            if beside:
-                size = self.collection.config.items_per_batch
-                unfilled = connection.execute(load_sql("fill/work"), parameters).fetchall()
-                found = {**{batch: size for (batch,) in unfilled}, **found}
+            if shadows:
+                size = self.definition.attributes.items_per_batch
+                incomplete = connection.execute(load_sql("work/incomplete_batches"), parameters).fetchall()
+                found = {**{batch: size for (batch,) in incomplete}, **found}
         return dict(sorted(found.items()))
 
     def recent_items(self, days: int, limit: int) -> dict[int, list[str]]:
-        """Batch → keys of items first seen in the last `days` of which nothing has landed; the `limit` oldest."""
+        """Batch → keys of items first seen in the last `days` of which nothing is committed; the `limit` oldest."""
         found: dict[int, list[str]] = {}
         with self.database.connect(autocommit=True) as connection:
-            statement = self.tables.statement("recent/items")
+            statement = self.tables.statement("work/recent_items")
             for batch, item_key in connection.execute(
-                statement, {"collection": self.collection.name, "days": days, "limit": limit}
+                statement, {"collection": self.definition.name, "days": days, "limit": limit}
             ):
                 found.setdefault(batch, []).append(item_key)
         return dict(sorted(found.items()))
 
     @property
     def _quarantine_attempts(self) -> int:
-        return self.collection.config.quarantine.attempts
+        return self.definition.attributes.quarantine.attempts
 
     def batches(self) -> list[int]:
         """Every batch of the collection, in order."""
         query = "SELECT batch FROM embeddings.batch WHERE collection = %s ORDER BY batch"
         with self.database.connect(autocommit=True) as connection:
-            return [row[0] for row in connection.execute(query, [self.collection.name])]
+            return [row[0] for row in connection.execute(query, [self.definition.name])]
 
     def item_keys(self, batch: int) -> list[str]:
         """The keys of a batch's items."""
@@ -400,47 +406,49 @@ class Ledger:
             return [row[0] for row in connection.execute(query, [batch])]
 
     def repair(self) -> int:
-        """Make items dirty whose texts or vectors are not what has landed, and remove orphans; how many were found."""
-        model = self.active()
+        """Make items dirty whose texts or vectors are not what is committed, and remove orphans; how many were
+        found.
+        """
+        model = self.current()
         if model is None:
             return 0
         found = 0
         with self.database.connect(autocommit=True) as connection:
-            statement = model.table.statement("audit/damaged_batches")
-            parameters: dict[str, Any] = {"collection": self.collection.name, "fingerprint": model.table.fingerprint}
+            statement = model.table.statement("repair/damaged_batches")
+            parameters: dict[str, Any] = {"collection": self.definition.name, "fingerprint": model.table.fingerprint}
             for (batch,) in connection.execute(statement, parameters).fetchall():
                 with connection.transaction():
                     self.lock_batch(connection, batch)
                     parameters["batch"] = batch
-                    found += connection.execute(model.table.statement("audit/suspect"), parameters).rowcount
-            found += connection.execute(model.table.statement("audit/orphans")).rowcount
-            connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.collection.name})
+                    found += connection.execute(model.table.statement("repair/suspect"), parameters).rowcount
+            found += connection.execute(model.table.statement("repair/orphans")).rowcount
+            connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.definition.name})
         return found
 
-    def active(self) -> ActiveModel | None:
-        """The active model, or None before the first run."""
+    def current(self) -> Model | None:
+        """The current model, or None before the first run."""
         with self.database.connect(autocommit=True) as connection:
-            return active_model(connection, self.collection)
+            return current_model(connection, self.definition)
 
-    def beside(self) -> list[ActiveModel]:
-        """The models that are kept current beside the active one."""
-        name = self.collection.name
+    def shadow_models(self) -> list[Model]:
+        """The shadow models."""
+        name = self.definition.name
         with self.database.connect(autocommit=True) as connection:
-            rows = connection.execute(load_sql("fill/models"), {"collection": name}).fetchall()
-        return [ActiveModel(Profile(**row[3]), model_table(self.collection, *row[:3])) for row in rows]
+            rows = connection.execute(load_sql("work/shadow_models"), {"collection": name}).fetchall()
+        return [Model(Profile(**row[3]), model_table(self.definition, *row[:3])) for row in rows]
 
-    def model_tables(self, connection: psycopg.Connection) -> list[ModelTable]:
-        """Every model table of the collection, the active one and others; none of them is dropped meanwhile."""
+    def model_tables(self, connection: psycopg.Connection) -> list[TableDestination]:
+        """Every model table of the collection, the current one and others; none of them is dropped meanwhile."""
         query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s FOR KEY SHARE"
-        name = self.collection.name
-        return [model_table(self.collection, *row) for row in connection.execute(query, [name]).fetchall()]
+        name = self.definition.name
+        return [model_table(self.definition, *row) for row in connection.execute(query, [name]).fetchall()]
 
     def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:
         """Which of these are in quarantine under this fingerprint; `waiting`: and not to be tried now."""
         if not content_hashes:
             return set()
         parameters = {
-            "collection": self.collection.name,
+            "collection": self.definition.name,
             "fingerprint": fingerprint,
             "content_hashes": list(content_hashes),
             "waiting": waiting,
@@ -450,14 +458,16 @@ class Ledger:
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
     def quarantine_entries(self, *, every_model: bool = False) -> list[QuarantineEntry]:
-        """What is in quarantine under the active model, newest first; `every_model`: and then under those beside it."""
-        active = self.active()
-        if active is None:
+        """What is in quarantine under the current model, newest first; `every_model`: and then under those beside
+        it.
+        """
+        current = self.current()
+        if current is None:
             return []
-        parameters = {"collection": self.collection.name, "attempts": self._quarantine_attempts}
+        parameters = {"collection": self.definition.name, "attempts": self._quarantine_attempts}
         entries = []
         with self.database.connect(autocommit=True) as connection:
-            for model in [active, *(self.beside() if every_model else [])]:
+            for model in [current, *(self.shadow_models() if every_model else [])]:
                 own = {**parameters, "fingerprint": model.table.fingerprint, "profile": model.profile.name}
                 rows = connection.execute(model.table.statement("quarantine/list"), own).fetchall()
                 entries += [QuarantineEntry(*row) for row in rows]
@@ -466,13 +476,13 @@ class Ledger:
     def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Have these texts (or all) tried with the next run, with as many attempts as a new one; how many."""
         with self.database.connect(autocommit=True) as connection:
-            parameters = {"collection": self.collection.name, "content_hashes": _list_or_none(content_hashes)}
+            parameters = {"collection": self.definition.name, "content_hashes": _list_or_none(content_hashes)}
             return connection.execute(load_sql("quarantine/retry"), parameters).rowcount
 
     def quarantine_clear(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Forget these texts (or all), which are new ones then: their items are dirty. How many."""
         parameters: dict[str, Any] = {
-            "collection": self.collection.name,
+            "collection": self.definition.name,
             "content_hashes": _list_or_none(content_hashes),
         }
         with self.database.connect(autocommit=True) as connection:
@@ -481,27 +491,29 @@ class Ledger:
                 for batch in batches:
                     self.lock_batch(connection, batch)
                 connection.execute(self.tables.statement("quarantine/suspect"), parameters)
-                connection.execute(load_sql("fill/again"), {**parameters, "batches": batches})
+                connection.execute(load_sql("quarantine/look_again"), {**parameters, "batches": batches})
                 return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
 
     def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]]) -> None:
-        """Put bad texts (content hash → text and reason) into quarantine. The landing takes out what went well."""
+        """Put bad texts (content hash → text and reason) into quarantine. The commit takes out what went well."""
         if not bad:
             return
         with self.database.connect() as connection:
             for digest, (text, reason) in bad.items():
-                log.warning("collection %r: a text went to quarantine: %s", self.collection.name, reason)
-                parameters: dict[str, Any] = {"collection": self.collection.name, "fingerprint": fingerprint}
+                log.warning("collection %r: a text went to quarantine: %s", self.definition.name, reason)
+                parameters: dict[str, Any] = {"collection": self.definition.name, "fingerprint": fingerprint}
                 parameters |= {"content_hash": digest, "text": text, "reason": reason}
                 connection.execute(load_sql("quarantine/add"), parameters)
 
-    def trying(self, batches: Sequence[int]) -> None:
-        """Note a try at these batches: until they have landed, each waits longer for its next one.
+    def note_attempts(self, batches: Sequence[int]) -> None:
+        """Note a try at these batches: until they are committed, each waits longer for its next one.
 
         Called before what may fail, so that a try that kills its process counts as well.
         """
         with self.database.connect(autocommit=True) as connection:
-            connection.execute(load_sql("trying"), {"collection": self.collection.name, "batches": list(batches)})
+            connection.execute(
+                load_sql("work/attempts"), {"collection": self.definition.name, "batches": list(batches)}
+            )
 
     def lock_batch(self, connection: psycopg.Connection, batch: int) -> None:
         """Take the batch's advisory lock until the transaction ends."""
@@ -512,7 +524,7 @@ class Ledger:
 
     @property
     def _lock_class(self) -> int:
-        digest = blake2b(f"embeddings/{self.collection.name}".encode(), digest_size=4).digest()
+        digest = blake2b(f"embeddings/{self.definition.name}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big", signed=True)
 
     @contextmanager
@@ -534,20 +546,20 @@ class Ledger:
             yield connection
 
     def _twice(self, item_key: str) -> SourceError:
-        key = ", ".join(self.collection.config.source.key)
+        key = ", ".join(self.definition.attributes.source.key)
         return SourceError(
-            f"collection {self.collection.name!r}: the source has the key ({item_key}) more than once; `source.key:` "
+            f"collection {self.definition.name!r}: the source has the key ({item_key}) more than once; `source.key:` "
             f"({key}) must identify a row"
         )
 
-    def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> ScanResult:
+    def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> FullScan:
         row = connection.execute(self.tables.statement("scan/compare")).fetchone()
         assert row is not None
-        *counts, landed = row
-        found = ScanResult(*counts)
-        if found.gone > GONE_SHARE * landed and not allow_deletes:
+        *counts, committed = row
+        found = FullScan(*counts)
+        if found.gone > GONE_SHARE * committed and not allow_deletes:
             raise RefusedError(
-                f"collection {self.collection.name!r}: {found.gone:,} of {landed:,} items are gone from the source, "
+                f"collection {self.definition.name!r}: {found.gone:,} of {committed:,} items are gone from the source, "
                 f"more than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
                 f"(or set allow_deletes on item_ledger in the launchpad)"
             )
@@ -555,7 +567,7 @@ class Ledger:
 
     def _insert_new(self, connection: psycopg.Connection) -> int:
         """Give new items of `scan_row` their batch; how many there are."""
-        name, per_batch = self.collection.name, self.collection.config.items_per_batch
+        name, per_batch = self.definition.name, self.definition.attributes.items_per_batch
         with connection.transaction():
             self._lock_collection(connection)
             query = "SELECT last_batch, last_batch_size FROM embeddings.collection WHERE name = %s"
@@ -575,21 +587,21 @@ class Ledger:
                     connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
         return inserted
 
-    def _landings_in_flight(self, connection: psycopg.Connection) -> set[int]:
-        rows = connection.execute(load_sql("scan/landings_in_flight"), {"lock_class": self._lock_class})
+    def _commits_in_flight(self, connection: psycopg.Connection) -> set[int]:
+        rows = connection.execute(load_sql("scan/commits_in_flight"), {"lock_class": self._lock_class})
         return {row[0] for row in rows if row[0] < 1 << 31}  # -1 is the collection's own lock
 
 
-def active_model(connection: psycopg.Connection, collection: Collection) -> ActiveModel | None:
-    """The active model of a collection; None where the collection, or the schema, is not there yet."""
+def current_model(connection: psycopg.Connection, definition: CollectionDefinition) -> Model | None:
+    """The current model of a collection; None where the definition, or the schema, is not there yet."""
     try:
-        row = connection.execute(load_sql("active_model"), {"collection": collection.name}).fetchone()
+        row = connection.execute(load_sql("register/current_model"), {"collection": definition.name}).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return None
     if row is None:
         return None
     fingerprint, dimension, storage, profile = row
-    return ActiveModel(Profile(**profile), model_table(collection, fingerprint, dimension, storage))
+    return Model(Profile(**profile), model_table(definition, fingerprint, dimension, storage))
 
 
 def _list_or_none(values: Sequence[bytes] | None) -> list[bytes] | None:

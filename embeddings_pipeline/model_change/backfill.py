@@ -1,14 +1,14 @@
-"""A model beside the active one gets the vectors that it lacks.
+"""A shadow model gets the vectors that it lacks.
 
 Which texts there are is in the collection's tables, so nothing is read from the source again. The encoder works outside
 every transaction, and what it makes is in the lake first; the vectors of a batch reach the model's table under the
-batch's lock, where no landing can change its texts.
+batch's lock, where no commit can change its texts.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +23,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import DatabaseError, OutageError, PipelineError, StaleRunError
-from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
-from embeddings_pipeline.store.database import is_outage, load_sql, what_it_says
-from embeddings_pipeline.store.destination.column import AdoptedColumn, giving_way
+from embeddings_pipeline.store.database import is_outage, what_it_says
+from embeddings_pipeline.store.destination.column import ColumnDestination, giving_way
+from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an outage, the encoder's or the data
 
 
 @dataclass
-class Filled:
-    """What filling one batch did, in texts."""
+class Backfilled:
+    """What backfilling one batch did, in texts."""
 
     texts: int = 0
     embedded: int = 0
@@ -54,15 +55,15 @@ class Filled:
         return {**vars(self), "seconds": round(self.seconds, 3), "texts_per_second": round(rate, 1)}
 
 
-def wanted_batches(model: OpenCollection, batches: Sequence[int]) -> list[int]:
-    """Which of these batches a run keeps current for the model; the others are an open migration's to fill."""
-    parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batches": list(batches)}
+def wanted_batches(model: Collection, batches: Sequence[int]) -> list[int]:
+    """Which of these batches a run keeps current for the model; the others are an open migration's to backfill."""
+    parameters = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": list(batches)}
     with model.database.connect(autocommit=True) as connection:
-        return [row[0] for row in connection.execute(load_sql("fill/wanted"), parameters)]
+        return [row[0] for row in connection.execute(load_sql("backfill/wanted"), parameters)]
 
 
-def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
-    """As `fill_batch`, for many; yields each when it is done.
+def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
+    """As `backfill_batch`, for many; yields each when it is done.
 
     Several batches are written together, while the vectors of the next ones are made. A database that goes away is
     waited for, and what it has not got is tried again, up to ATTEMPTS times.
@@ -70,10 +71,10 @@ def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Ite
     left, attempt = dict.fromkeys(batches), 1
     while left:
         try:
-            for batch, filled in _fill_batches(model, list(left), run):
+            for batch, backfilled in _backfill_batches(model, list(left), run):
                 del left[batch]
                 attempt = 1
-                yield batch, filled
+                yield batch, backfilled
         except (psycopg.OperationalError, DatabaseError) as error:
             if attempt == ATTEMPTS or not is_outage(error):
                 raise
@@ -81,21 +82,21 @@ def fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Ite
             attempt += 1
 
 
-def _wait(model: OpenCollection, attempt: int, error: Exception) -> None:
+def _wait(model: Collection, attempt: int, error: Exception) -> None:
     seconds = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
     said = what_it_says(error) if isinstance(error, psycopg.Error) else error
-    log.warning("collection %r: %s; trying again in %s s", model.collection.name, said, seconds)
+    log.warning("collection %r: %s; trying again in %s s", model.definition.name, said, seconds)
     time.sleep(seconds)
 
 
-def _fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Filled]]:
-    table, remaining = model.active.table, iter(batches)
-    writing: Future[list[tuple[int, Filled]]] | None = None
+def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
+    table, remaining = model.current.table, iter(batches)
+    writing: Future[list[tuple[int, Backfilled]]] | None = None
     failure: Exception | None = None
     group: list[_Made] = []
     with _while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
-        if isinstance(table, AdoptedColumn):
+        if isinstance(table, ColumnDestination):
             stack.enter_context(table.vectors_out_of_line(reader))
         threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
         while failure is None and (group or writing is None):
@@ -110,11 +111,11 @@ def _fill_batches(model: OpenCollection, batches: Iterable[int], run: str) -> It
 
 
 def _make_group(
-    model: OpenCollection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
+    model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> "tuple[list[_Made], list[Future[None]], Exception | None]":
     """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
     most, seconds = TEXTS_TOGETHER, SECONDS_TOGETHER
-    if isinstance(model.active.table, AdoptedColumn):
+    if isinstance(model.current.table, ColumnDestination):
         most, seconds = TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED
     group: list[_Made] = []
     lake: list[Future[None]] = []
@@ -132,8 +133,8 @@ def _make_group(
     return group, lake, None
 
 
-def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = True) -> Filled:
-    """Give each text of the batch its vector under `model`, which is not the active one (`OpenCollection.with_model`).
+def backfill_batch(model: Collection, batch: int, run: str, *, encode: bool = True) -> Backfilled:
+    """Give each text of the batch its vector under `model`, which is not the current one (`Collection.with_model`).
 
     Without `encode`, only what the lake has is written. Raises StaleRunError where the model is kept no longer.
     """
@@ -141,8 +142,8 @@ def fill_batch(model: OpenCollection, batch: int, run: str, *, encode: bool = Tr
         made = _make_batch(model, connection, batch, run, encode=encode)
         if encode:
             _to_lake(model, made, run)
-        [(_, filled)] = _write_group(model, connection, [made])
-    return filled
+        [(_, backfilled)] = _write_group(model, connection, [made])
+    return backfilled
 
 
 @dataclass
@@ -150,39 +151,39 @@ class _Made:
     """What is to be written of a batch."""
 
     batch: int
-    rows: list[Any]  # see sql/fill/texts.sql
-    filled: Filled
+    rows: list[Any]  # see `texts` of sql/backfill.sql
+    backfilled: Backfilled
     vectors: dict[bytes, NDArray] = field(default_factory=dict)  # by content hash, of texts that lack theirs
-    encoded: Collection[bytes] = ()  # of them, what this run has made
+    encoded: Container[bytes] = ()  # of them, what this run has made
     file: str | None = None  # of the lake
     resumed: bool = False  # it is this run's, and an earlier try has written its vectors to the table
 
 
-def _make_batch(model: OpenCollection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> _Made:
+def _make_batch(model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> _Made:
     """The vectors that the batch's texts lack: from the lake, or (`encode`) made anew."""
     started = time.perf_counter()
     parameters = {
-        "collection": model.collection.name,
+        "collection": model.definition.name,
         "fingerprint": model.fingerprint,
-        "attempts": model.collection.config.quarantine.attempts,
+        "attempts": model.definition.attributes.quarantine.attempts,
         "batch": batch,
     }
-    rows = connection.execute(model.active.table.statement("fill/texts"), parameters).fetchall()
-    made = _Made(batch, rows, Filled(texts=len(rows)))
+    rows = connection.execute(model.current.table.statement("backfill/texts"), parameters).fetchall()
+    made = _Made(batch, rows, Backfilled(texts=len(rows)))
     lacking = {digest: (text, excused) for *_, digest, text, there, excused in rows if not there}
     if lacking:
-        made.vectors = vectors_there(model, batch, landed=any(there for *_, there, _ in rows))
+        made.vectors = vectors_there(model, batch, committed=any(there for *_, there, _ in rows))
         if encode:
             _encode(model, made, lacking)
     if rows and not (lacking and encode):  # a run that was killed may have written it, and the table too
         newest = model.lake.newest(model.folder("embeddings"), batch, run)
         made.file = newest[0].rsplit("/", 1)[-1] if newest else None
         made.resumed = not lacking and made.file is not None and made.file.startswith(run)
-    made.filled.seconds = time.perf_counter() - started
+    made.backfilled.seconds = time.perf_counter() - started
     return made
 
 
-def _encode(model: OpenCollection, made: _Made, lacking: Mapping[bytes, tuple[str, bool]]) -> None:
+def _encode(model: Collection, made: _Made, lacking: Mapping[bytes, tuple[str, bool]]) -> None:
     wanted = {digest: text for digest, (text, _) in lacking.items() if digest not in made.vectors}
     excused = [digest for digest in wanted if lacking[digest][1]]
     for digest in excused:
@@ -190,11 +191,11 @@ def _encode(model: OpenCollection, made: _Made, lacking: Mapping[bytes, tuple[st
     vectors, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
     made.vectors |= vectors
     made.encoded = vectors.keys()
-    made.filled.embedded, made.filled.quarantined = len(vectors), len(bad) + len(excused)
-    made.filled.reused = sum(digest in made.vectors for digest in lacking) - len(vectors)
+    made.backfilled.embedded, made.backfilled.quarantined = len(vectors), len(bad) + len(excused)
+    made.backfilled.reused = sum(digest in made.vectors for digest in lacking) - len(vectors)
 
 
-def _to_lake(model: OpenCollection, made: _Made, run: str) -> None:
+def _to_lake(model: Collection, made: _Made, run: str) -> None:
     """What was made is in the lake before it is in the table."""
     if not made.vectors:
         return
@@ -206,7 +207,7 @@ def _to_lake(model: OpenCollection, made: _Made, run: str) -> None:
 
 
 def _embed_patiently(
-    model: OpenCollection, texts: dict[bytes, str]
+    model: Collection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
     """As `embed_texts`; an outage is waited for and tried again, up to ATTEMPTS times."""
     for attempt in range(1, ATTEMPTS):
@@ -218,14 +219,14 @@ def _embed_patiently(
 
 
 def _write_group(
-    model: OpenCollection, connection: psycopg.Connection, group: Sequence[_Made], lake: Iterable[Future[None]] = ()
-) -> list[tuple[int, Filled]]:
+    model: Collection, connection: psycopg.Connection, group: Sequence[_Made], lake: Iterable[Future[None]] = ()
+) -> list[tuple[int, Backfilled]]:
     for file in lake:
         file.result()
     started = time.perf_counter()
-    texts = sum(made.filled.texts for made in group)
-    table, before = model.active.table, Counter[int]()
-    if isinstance(table, AdoptedColumn) and (len(group) > 1 or texts > TEXTS_AT_ONCE_ADOPTED):
+    texts = sum(made.backfilled.texts for made in group)
+    table, before = model.current.table, Counter[int]()
+    if isinstance(table, ColumnDestination) and (len(group) > 1 or texts > TEXTS_AT_ONCE_ADOPTED):
         put = [
             _Put(made.batch, row[0], row[2], row[4], made.vectors) for made in group for row in made.rows if not row[6]
         ]
@@ -241,8 +242,8 @@ def _write_group(
     if group:
         giving_way(write)
     for made in group:
-        made.filled.seconds += (time.perf_counter() - started) * made.filled.texts / max(1, texts)
-    return [(made.batch, made.filled) for made in group]
+        made.backfilled.seconds += (time.perf_counter() - started) * made.backfilled.texts / max(1, texts)
+    return [(made.batch, made.backfilled) for made in group]
 
 
 class _Put(NamedTuple):
@@ -256,7 +257,7 @@ class _Put(NamedTuple):
 
 
 def _columns(put: Sequence[_Put]) -> dict[str, NDArray]:
-    """Texts of one vector name, with their vectors, as `ModelTable.put` takes them."""
+    """Texts of one vector name, with their vectors, as `TableDestination.put` takes them."""
     name = put[0].vector_name.encode()
     return {
         "text_id": np.array([one.text_id for one in put], np.int64),
@@ -267,7 +268,7 @@ def _columns(put: Sequence[_Put]) -> dict[str, NDArray]:
 
 
 @contextmanager
-def _while_kept(model: OpenCollection) -> Iterator[None]:
+def _while_kept(model: Collection) -> Iterator[None]:
     """What a statement says of a table that is gone is StaleRunError where the model has been dropped."""
     try:
         yield
@@ -277,21 +278,21 @@ def _while_kept(model: OpenCollection) -> Iterator[None]:
         raise
 
 
-def _check_kept(model: OpenCollection, connection: psycopg.Connection) -> None:
+def _check_kept(model: Collection, connection: psycopg.Connection) -> None:
     """StaleRunError where the model is kept no longer; else it is kept until the transaction ends."""
-    if model.active.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
+    if model.current.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
         raise _no_longer(model)
 
 
-def _write(model: OpenCollection, connection: psycopg.Connection, group: Sequence[_Made], before: Counter[int]) -> None:
+def _write(model: Collection, connection: psycopg.Connection, group: Sequence[_Made], before: Counter[int]) -> None:
     """Under the batches' locks, until the transaction ends. before: vectors already written, by batch."""
-    table, by_batch = model.active.table, {made.batch: made for made in group}
+    table, by_batch = model.current.table, {made.batch: made for made in group}
     batches = sorted(by_batch)
-    key = {"collection": model.collection.name, "fingerprint": model.fingerprint, "batches": batches}
+    key = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": batches}
     for batch in batches:
         model.ledger.lock_batch(connection, batch)
     _check_kept(model, connection)
-    lacking = connection.execute(table.statement("fill/lacking"), key).fetchall()
+    lacking = connection.execute(table.statement("backfill/lacking"), key).fetchall()
     # A text that has come since `rows` were read is left: its batch is not complete then.
     known = {row[0]: row[2] for made in group for row in made.rows}
     put = [
@@ -303,28 +304,28 @@ def _write(model: OpenCollection, connection: psycopg.Connection, group: Sequenc
         table.put(connection, _columns(list(own)))
     written = before + Counter(one.batch for one in put)
     if written:
-        connection.execute(table.statement("fill/mended"), key)
-    # Last, since landings of other batches wait for it: no swap makes this model the active one until we have ended.
-    active = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"
-    if connection.execute(active, [model.collection.name]).fetchone() == (model.fingerprint,):
+        connection.execute(table.statement("backfill/mended"), key)
+    # Last, since commits of other batches wait for it: no swap makes this model the current one until we have ended.
+    current = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"
+    if connection.execute(current, [model.definition.name]).fetchone() == (model.fingerprint,):
         raise StaleRunError(
-            f"collection {model.collection.name!r}: profile {model.profile.name!r} has become the active model"
+            f"collection {model.definition.name!r}: profile {model.profile.name!r} has become the current model"
         )
     there = {one.text_id for one in put}
     incomplete = {batch for batch, text_id, _, excused in lacking if text_id not in there and not excused}
     for batch, made in by_batch.items():
-        made.filled.vectors_written = written[batch]
-        made.filled.complete = batch not in incomplete
+        made.backfilled.vectors_written = written[batch]
+        made.backfilled.complete = batch not in incomplete
     done = {
         "complete": [batch not in incomplete for batch in batches],
         "wrote": [written[batch] > 0 or by_batch[batch].resumed for batch in batches],
         "file": [by_batch[batch].file for batch in batches],
     }
-    connection.execute(load_sql("fill/done"), {**key, **done})
+    connection.execute(load_sql("backfill/done"), {**key, **done})
 
 
-def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: str) -> None:
-    """Encode what a run rendered with each model beside the active one, for `fill_beside` to write. An outage of such a
+def embed_shadows(models: Sequence[Collection], batches: Sequence[int], run: str) -> None:
+    """Encode what a run rendered with each shadow model, for `backfill_shadows` to write. An outage of such a
     model does not stop the run: what it lacks stays marked.
     """
     for model in models:
@@ -337,26 +338,26 @@ def embed_beside(models: Sequence[OpenCollection], batches: Sequence[int], run: 
             _warn(model, error)
 
 
-def fill_beside(models: Sequence[OpenCollection], batch: int, run: str) -> None:
-    """After a landing: each model beside the active one gets what the run made for it. What it lacks stays marked, and
+def backfill_shadows(models: Sequence[Collection], batch: int, run: str) -> None:
+    """After a commit: each shadow model gets what the run made for it. What it lacks stays marked, and
     the batch waits before it is tried again.
     """
     for model in models:
         try:
-            if wanted_batches(model, [batch]) and not fill_batch(model, batch, run, encode=False).complete:
-                model.ledger.trying([batch])
+            if wanted_batches(model, [batch]) and not backfill_batch(model, batch, run, encode=False).complete:
+                model.ledger.note_attempts([batch])
         except StaleRunError:  # it was dropped meanwhile
             continue
         except (PipelineError, psycopg.Error) as error:
             _warn(model, error)
 
 
-def _warn(model: OpenCollection, error: Exception) -> None:
-    name = (model.collection.name, model.profile.name)
-    log.warning("collection %r: profile %s, beside the active one, is behind: %s", *name, error)
+def _warn(model: Collection, error: Exception) -> None:
+    name = (model.definition.name, model.profile.name)
+    log.warning("collection %r: profile %s, beside the current one, is behind: %s", *name, error)
 
 
-def _no_longer(model: OpenCollection) -> StaleRunError:
+def _no_longer(model: Collection) -> StaleRunError:
     return StaleRunError(
-        f"collection {model.collection.name!r}: profile {model.profile.name!r} ({model.fingerprint}) is kept no longer"
+        f"collection {model.definition.name!r}: profile {model.profile.name!r} ({model.fingerprint}) is kept no longer"
     )

@@ -19,7 +19,7 @@ from psycopg import sql
 
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.index.faiss_index import TIE
-from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.search.query import nearest_items, nearest_texts
 from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out
 
@@ -60,16 +60,16 @@ class GoldenQuery:
     relevant: tuple[str, ...]
 
 
-def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
+def measure_gate(former: Collection, following: Collection) -> Gate:
     """Compare the next model with the former one, both of the same collection. Nothing is written."""
-    limits = former.collection.config.migration
+    limits = former.definition.attributes.model_change
     golden = golden_queries(former)
     with former.database.connect() as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         texts, lacking, quarantined = _coverage(connection, following)
         _, _, excused = _coverage(connection, former)
-        name = next(iter(former.collection.config.vectors))
+        name = next(iter(former.definition.attributes.vectors))
         samples = _samples(connection, former, following, name)
         before, after = (_neighbours(connection, one, name, samples) for one in (former, following))
         found = _found(connection, following, name, samples, after)
@@ -81,7 +81,7 @@ def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
         refused.append(f"no text has a vector {name!r} under both models, so nothing could be compared")
     if missing:
         refused.append(f"{missing:,} of {texts:,} texts have no vector")
-    percent = former.collection.config.quarantine.error_percent
+    percent = former.definition.attributes.quarantine.error_percent
     if quarantined > max(excused, texts * percent / 100):
         refused.append(
             f"{quarantined:,} of {texts:,} texts are in quarantine under it, more than {percent:g} % "
@@ -109,9 +109,9 @@ def measure_gate(former: OpenCollection, following: OpenCollection) -> Gate:
     )
 
 
-def golden_queries(opened: OpenCollection) -> list[GoldenQuery]:
+def golden_queries(collection: Collection) -> list[GoldenQuery]:
     """The collection's golden queries; none without the file. ConfigurationError names a line that is wrong."""
-    path = opened.collection.path and opened.collection.path.parent / GOLDEN
+    path = collection.definition.path and collection.definition.path.parent / GOLDEN
     if path is None or not path.is_file():
         return []
     queries = []
@@ -135,9 +135,9 @@ def _key(value: object) -> str:
     return json.dumps(list(map(str, value)), ensure_ascii=False) if isinstance(value, list) else str(value)
 
 
-def _coverage(connection: psycopg.Connection, model: OpenCollection) -> tuple[int, int, int]:
-    parameters = {"collection": model.collection.name, "fingerprint": model.fingerprint}
-    row = connection.execute(model.active.table.statement("migrate/coverage"), parameters).fetchone()
+def _coverage(connection: psycopg.Connection, model: Collection) -> tuple[int, int, int]:
+    parameters = {"collection": model.definition.name, "fingerprint": model.fingerprint}
+    row = connection.execute(model.current.table.statement("model_change/coverage"), parameters).fetchone()
     assert row is not None
     return row[0], row[1], row[2]
 
@@ -149,17 +149,17 @@ class _Nearest:
     ids: list[list[int]]
 
 
-def _samples(connection: psycopg.Connection, former: OpenCollection, following: OpenCollection, name: str) -> list[int]:
+def _samples(connection: psycopg.Connection, former: Collection, following: Collection, name: str) -> list[int]:
     """Ids of texts that have a vector under both models."""
     query = sql.SQL(
         "SELECT text_id FROM {} AS a JOIN {} AS b USING (text_id) WHERE a.vector_name = %s ORDER BY random() LIMIT %s"
-    ).format(former.active.table.identifier, following.active.table.identifier)
+    ).format(former.current.table.identifier, following.current.table.identifier)
     return sorted(row[0] for row in connection.execute(query, [name, SAMPLES]))
 
 
-def _neighbours(connection: psycopg.Connection, model: OpenCollection, name: str, samples: Sequence[int]) -> _Nearest:
+def _neighbours(connection: psycopg.Connection, model: Collection, name: str, samples: Sequence[int]) -> _Nearest:
     """The exact nearest ten of each sample, itself left out, in one pass over the table."""
-    table = model.active.table
+    table = model.current.table
     columns: Mapping[str, object] = {"text_id": "bigint", "embedding": table.storage}
     own = sql.SQL("SELECT text_id, embedding FROM {} WHERE text_id = ANY ({}::bigint[]) ORDER BY text_id")
     chosen = copy_out(
@@ -189,7 +189,7 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _found(
-    connection: psycopg.Connection, model: OpenCollection, name: str, samples: Sequence[int], exact: _Nearest
+    connection: psycopg.Connection, model: Collection, name: str, samples: Sequence[int], exact: _Nearest
 ) -> float:
     """Recall@10 of searches as `search` makes them, ties aside."""
     found = wanted = 0
@@ -197,18 +197,18 @@ def _found(
         tenth = [score for score in exact.scores[n] if np.isfinite(score)]
         if not tenth:
             continue
-        hits = nearest_texts(connection, model.active.table, name, exact.vectors[n], NEAREST + 1)
+        hits = nearest_texts(connection, model.current.table, name, exact.vectors[n], NEAREST + 1)
         good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
         found, wanted = found + min(int(good), len(tenth)), wanted + len(tenth)
     return found / wanted if wanted else 1.0
 
 
-def _ndcg(model: OpenCollection, golden: Sequence[GoldenQuery], name: str) -> float:
+def _ndcg(model: Collection, golden: Sequence[GoldenQuery], name: str) -> float:
     vectors = model.encoder().encode_queries([one.query for one in golden])
     gains = []
     with model.database.connect(autocommit=True) as connection:
         for one, vector in zip(golden, vectors, strict=True):
-            hits = nearest_items(connection, model.collection, model.active, name, vector, NEAREST)
+            hits = nearest_items(connection, model.definition, model.current, name, vector, NEAREST)
             gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in one.relevant)
             best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(one.relevant))))
             gains.append(gain / best if best else 0.0)

@@ -9,21 +9,27 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import CollectionConfig
+from embeddings_pipeline.config.definition import CollectionAttributes
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import MigrationError
+from embeddings_pipeline.errors import ModelChangeError
 from embeddings_pipeline.index.pgvector import column_indexes, index_statements
-from embeddings_pipeline.model_change.phases import NOTE_GATE, needed_bytes, show_statements, target_table, vacuum_lock
-from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.model_change.phases import (
+    NOTE_GATE,
+    candidate_destination,
+    needed_bytes,
+    show_statements,
+    vacuum_lock,
+)
+from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.copy_binary import copy_statement
-from embeddings_pipeline.store.database import load_sql
-from embeddings_pipeline.store.destination.column import AdoptedColumn
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.column import ColumnDestination
+from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.sql import load_sql
 
 SAMPLE_TEXTS = 64  # encoded to see how fast the model is here
 WRITTEN_PER_SECOND = 20_000  # rows, through the lake; see BENCHMARKS.md
-FILLED_PER_SECOND = {"": 6_000, "ivfflat": 6_000, "hnsw": 2_500}  # rows of a user's own table, by the index on it
+BACKFILLED_PER_SECOND = {"": 6_000, "ivfflat": 6_000, "hnsw": 2_500}  # rows of a user's own table, by the index on it
 INDEXED_PER_SECOND = 3_000  # vectors of 384 dimensions into HNSW
 LOOKED_PER_SECOND = 300_000  # texts, whether each has its vector
 AT_ONCE = 0.01  # seconds of a statement whose time does not grow with the table
@@ -31,7 +37,7 @@ AT_ONCE = 0.01  # seconds of a statement whose time does not grow with the table
 
 @dataclass(frozen=True)
 class Price:
-    """What filling the next model takes. Tokens and seconds are estimates from a sample of the texts."""
+    """What backfilling the next model takes. Tokens and seconds are estimates from a sample of the texts."""
 
     texts: int  # that have no vector under the profile yet, equal ones of a batch counted once
     tokens: int
@@ -50,13 +56,13 @@ class Planned:
     bytes: int = 0
 
 
-def price(opened: OpenCollection, profile: Profile) -> Price:
+def price(collection: Collection, profile: Profile) -> Price:
     """Encodes a sample of the texts, so it takes some seconds and the model's memory. Writes nothing."""
-    table = target_table(opened, profile)
-    there = table.fingerprint in {model.table.fingerprint for model in opened.ledger.beside()}
-    with opened.database.connect(autocommit=True) as connection:
+    table = candidate_destination(collection, profile)
+    there = table.fingerprint in {model.table.fingerprint for model in collection.ledger.shadow_models()}
+    with collection.database.connect(autocommit=True) as connection:
         lacking = sql.SQL("NOT EXISTS (SELECT FROM {} WHERE text_id = text.id)").format(table.identifier)
-        counted = table.statement("migrate/to_encode", lacking=lacking if there else sql.SQL("true"))
+        counted = table.statement("model_change/to_encode", lacking=lacking if there else sql.SQL("true"))
         row = connection.execute(counted, {"sample": SAMPLE_TEXTS}).fetchone()
     assert row is not None
     texts, sample = row
@@ -68,17 +74,17 @@ def price(opened: OpenCollection, profile: Profile) -> Price:
         encoder.encode_documents(sample)
         seconds = (time.perf_counter() - began) * texts / len(sample)
         tokens = round(int(encoder.count_tokens(sample).sum()) * texts / len(sample))
-    method = opened.collection.config.index.method
+    method = collection.definition.attributes.index.method
     return Price(texts, tokens, round(seconds, 1), 0 if there else needed_bytes(texts, table, method))
 
 
-def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
-    """Every statement that changes something, in order. Does nothing. MigrationError where it is active already."""
-    of, to = opened.active.table, target_table(opened, profile)
+def plan(collection: Collection, profile: Profile) -> list[Planned]:
+    """Every statement that changes something, in order. Does nothing. ModelChangeError where it is current already."""
+    of, to = collection.current.table, candidate_destination(collection, profile)
     if of.fingerprint == to.fingerprint:
-        raise MigrationError(f"collection {to.collection!r}: profile {profile.name!r} is its active model already")
-    config = opened.collection.config
-    with opened.database.connect(autocommit=True) as connection:
+        raise ModelChangeError(f"collection {to.collection!r}: profile {profile.name!r} is its current model already")
+    config = collection.definition.attributes
+    with collection.database.connect(autocommit=True) as connection:
         count = sql.SQL("SELECT count(*) FROM {} WHERE NOT blank").format(to.tables.text)
         row = connection.execute(count).fetchone()
         texts = row[0] if row else 0
@@ -104,18 +110,23 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
             return Planned(step, _readable(connection, statement, {**values, **others}), lock, seconds, size)
 
         where: _Tables | _Columns = _Tables(of, to, config)
-        if isinstance(of, AdoptedColumn) and isinstance(to, AdoptedColumn):
+        if isinstance(of, ColumnDestination) and isinstance(to, ColumnDestination):
             where = _Columns(of, to, config, connection, texts)
 
         def kept_out(step: str, *tables: sql.Identifier) -> list[Planned]:
             only = "SHARE UPDATE EXCLUSIVE, which only VACUUM and the like wait for"
             return [said(step, vacuum_lock(table), only) for table in tables]
 
-        own_row = "ROW EXCLUSIVE of embeddings.migration"
+        own_row = "ROW EXCLUSIVE of embeddings.model_change"
         made = [said("expand", statement, lock) for statement, lock in where.made()]
         noted = [
-            said("expand", load_sql("migrate/model"), "ROW EXCLUSIVE of embeddings.model", fingerprint=to.fingerprint),
-            said("expand", load_sql("migrate/begin"), own_row),
+            said(
+                "expand",
+                load_sql("model_change/model"),
+                "ROW EXCLUSIVE of embeddings.model",
+                fingerprint=to.fingerprint,
+            ),
+            said("expand", load_sql("model_change/begin"), own_row),
         ]
         # What excludes others comes last, so that it is short.
         planned = made + noted
@@ -124,7 +135,12 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
         planned += [said("backfill", statement, lock) for statement, lock in where.prepared()]
         planned.append(said("backfill", *where.written(), texts / where.written_per_second(), rows))
         planned.append(
-            said("backfill", load_sql("fill/done"), "ROW EXCLUSIVE of embeddings.fill", fingerprint=to.fingerprint)
+            said(
+                "backfill",
+                load_sql("backfill/done"),
+                "ROW EXCLUSIVE of embeddings.backfill",
+                fingerprint=to.fingerprint,
+            )
         )
         planned += [said("backfill", statement, lock) for statement, lock in where.restored()]
         indexes = where.indexes(texts)
@@ -132,26 +148,30 @@ def plan(opened: OpenCollection, profile: Profile) -> list[Planned]:
             seconds = texts / len(indexes) / INDEXED_PER_SECOND * to.dimension / 384
             lock = f"SHARE UPDATE EXCLUSIVE {where.own}"
             planned.append(said("swap", statement, lock, seconds, round((whole - rows) / len(indexes))))
-        marked = to.statement("fill/mark_lacking")
-        fill_lock = "ROW EXCLUSIVE of embeddings.fill"
-        planned.append(said("swap", marked, fill_lock, texts / LOOKED_PER_SECOND, fingerprint=to.fingerprint))
+        marked = to.statement("model_change/mark_lacking")
+        backfill_lock = "ROW EXCLUSIVE of embeddings.backfill"
+        planned.append(said("swap", marked, backfill_lock, texts / LOOKED_PER_SECOND, fingerprint=to.fingerprint))
         planned.append(said("swap", NOTE_GATE, own_row))
         users = [where.of.relation] if isinstance(where, _Columns) else []
         planned += kept_out("swap", *users, of.marker)
-        row_lock = "ROW EXCLUSIVE of embeddings.collection: landings wait for the end of the transaction"
-        planned.append(said("swap", load_sql("migrate/flip"), row_lock))
+        row_lock = "ROW EXCLUSIVE of embeddings.collection: commits wait for the end of the transaction"
+        planned.append(said("swap", load_sql("model_change/flip"), row_lock))
         planned.append(
-            said("swap", load_sql("migrate/unfilled"), "ACCESS SHARE of embeddings.batch and embeddings.fill")
+            said(
+                "swap", load_sql("model_change/incomplete"), "ACCESS SHARE of embeddings.batch and embeddings.backfill"
+            )
         )
-        planned.append(said("swap", load_sql("migrate/swapped"), own_row, phase="swapped", from_phase="expanded"))
+        planned.append(said("swap", load_sql("model_change/swapped"), own_row, phase="swapped", from_phase="expanded"))
         view, marker = show_statements(of, to)
         planned.append(said("swap", view, f"ACCESS EXCLUSIVE of the view embeddings.{to.collection}"))
         planned += [said("swap", statement, lock) for statement, lock in where.renamed()]
         planned.append(said("swap", marker, "ACCESS EXCLUSIVE of the marker, an empty table"))
         planned += kept_out("contract", *of.exclusive())
-        planned.append(said("contract", load_sql("migrate/swapped"), own_row, phase="contracted", from_phase="swapped"))
-        forgotten = "ROW EXCLUSIVE of embeddings.model, .fill and .quarantine"
-        planned.append(said("contract", load_sql("migrate/forget"), forgotten, fingerprint=of.fingerprint))
+        planned.append(
+            said("contract", load_sql("model_change/swapped"), own_row, phase="contracted", from_phase="swapped")
+        )
+        forgotten = "ROW EXCLUSIVE of embeddings.model, .backfill and .quarantine"
+        planned.append(said("contract", load_sql("model_change/forget"), forgotten, fingerprint=of.fingerprint))
         former = -needed_bytes(texts, of, config.index.method)
         if isinstance(where, _Columns):  # what its vectors take is free again when VACUUM FULL or pg_repack has run
             former += needed_bytes(texts, of, "none")
@@ -168,9 +188,9 @@ _Step = tuple[sql.Composable, str]  # a statement, and its lock
 class _Tables:
     """What is done where each model has a table of our own."""
 
-    of: ModelTable
-    to: ModelTable
-    config: CollectionConfig
+    of: TableDestination
+    to: TableDestination
+    config: CollectionAttributes
 
     @property
     def own(self) -> str:
@@ -199,22 +219,22 @@ class _Tables:
         return []
 
     def dropped(self) -> list[_Step]:
-        return [(self.of.statement("migrate/drop"), f"ACCESS EXCLUSIVE of embeddings.{self.of.name}")]
+        return [(self.of.statement("table/drop"), f"ACCESS EXCLUSIVE of embeddings.{self.of.name}")]
 
 
 @dataclass(frozen=True)
 class _Columns:
     """The same where each model has a column of the user's own table."""
 
-    of: AdoptedColumn
-    to: AdoptedColumn
-    config: CollectionConfig
+    of: ColumnDestination
+    to: ColumnDestination
+    config: CollectionAttributes
     connection: psycopg.Connection
     texts: int
 
     @property
     def own(self) -> str:
-        return f"of {self.to.target.table}"
+        return f"of {self.to.declared.table}"
 
     def made(self) -> list[_Step]:
         column, create = self.to.add_statements()
@@ -233,11 +253,11 @@ class _Columns:
         return [(comment, own), (alter, f"SHARE UPDATE EXCLUSIVE {self.own}, which only VACUUM and the like wait for")]
 
     def written(self) -> _Step:
-        return self.to.fill_statement(), f"ROW EXCLUSIVE {self.own}, and its rows, a batch at a time"
+        return self.to.backfill_statement(), f"ROW EXCLUSIVE {self.own}, and its rows, a batch at a time"
 
     def written_per_second(self) -> int:
         indexes = self.of.indexes(self.connection, self.of.column(self.connection))
-        return min((FILLED_PER_SECOND[index.method] for index in indexes), default=FILLED_PER_SECOND[""])
+        return min((BACKFILLED_PER_SECOND[index.method] for index in indexes), default=BACKFILLED_PER_SECOND[""])
 
     def indexes(self, texts: int) -> list[sql.Composed]:
         return list(self._coming().values())

@@ -10,7 +10,7 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.health.alerts import alert
 from embeddings_pipeline.orchestration.assets import asset_key, named
@@ -20,17 +20,17 @@ JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_
 ASSETS = ("item_ledger", "raw_items", "item_texts", "pgvector_table", "pgvector_index", "faiss_index", "audit")
 
 
-def build_alerts(collection: Collection) -> dg.SensorDefinition:
+def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
     """`failure_alerts`: tells of each failed run of the collection. It is on from the start."""
 
     @dg.run_failure_sensor(
-        name=named(collection, "failure_alerts"),
+        name=named(definition, "failure_alerts"),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Logs a structured line for each run that fails, and posts it to ALERT_WEBHOOK_URL if that is set.",
     )
     def failure_alerts(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
-        if not _concerns(run, collection):
+        if not _concerns(run, definition):
             return
         error = context.failure_event.message or "it failed"
         with_reason = [event for event in context.get_step_failure_events() if event.step_failure_data]
@@ -42,8 +42,8 @@ def build_alerts(collection: Collection) -> dg.SensorDefinition:
         alert(
             load_settings(),
             "run_failed",
-            f"collection {collection.name!r}: {run.job_name} failed: {error}",
-            collection=collection.name,
+            f"collection {definition.name!r}: {run.job_name} failed: {error}",
+            collection=definition.name,
             job=run.job_name,
             run_id=run.run_id,
             partitions=run.tags.get(PARTITION_NAME_TAG) or _range_of(run.tags),
@@ -52,9 +52,9 @@ def build_alerts(collection: Collection) -> dg.SensorDefinition:
     return failure_alerts
 
 
-def _concerns(run: dg.DagsterRun, collection: Collection) -> bool:
-    own = {f"{collection.name}_{job}" for job in JOBS}
-    prefix = asset_key(collection, "item_ledger").path[:-1]
+def _concerns(run: dg.DagsterRun, definition: CollectionDefinition) -> bool:
+    own = {f"{definition.name}_{job}" for job in JOBS}
+    prefix = asset_key(definition, "item_ledger").path[:-1]
     return run.job_name in own or any(
         key.path[:-1] == [*prefix, "migration"]
         or (key.path[:-1] == prefix and (key.path[-1] in ASSETS or key.path[-1].startswith("embeddings_")))
@@ -69,7 +69,7 @@ def _range_of(tags: Mapping[str, str]) -> str | None:
 
 def alert_of_check(
     context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
-    collection: Collection,
+    definition: CollectionDefinition,
     key: dg.AssetCheckKey,
     text: str,
 ) -> None:
@@ -84,8 +84,8 @@ def alert_of_check(
     alert(
         load_settings(),
         "check_failed",
-        f"collection {collection.name!r}: check {key.name} failed: {text}",
-        collection=collection.name,
+        f"collection {definition.name!r}: check {key.name} failed: {text}",
+        collection=definition.name,
         check=key.name,
         asset=key.asset_key.to_user_string(),
         run_id=context.run.run_id,

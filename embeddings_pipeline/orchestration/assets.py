@@ -12,20 +12,20 @@ import dagster as dg
 import psycopg
 from pydantic import Field
 
-from embeddings_pipeline.config.definition import Collection, batch_key
+from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.index.faiss_index import Manifest
 from embeddings_pipeline.index.faiss_index import build as build_faiss
 from embeddings_pipeline.index.pgvector import BuiltIndex, IndexReport, ensure_index
-from embeddings_pipeline.model_change.backfill import embed_beside, fill_beside
+from embeddings_pipeline.model_change.backfill import backfill_shadows, embed_shadows
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
-from embeddings_pipeline.pipeline.collection import OpenCollection
-from embeddings_pipeline.pipeline.commit import land_batch
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.steps import each_batch, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.database import what_it_says
 
-FAIL_HOURS, WARN_HOURS = 50, 26  # since the last whole scan; the daily refresh makes one a day
+FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
 BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
 MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones
@@ -62,56 +62,56 @@ class EmbedConfig(dg.Config):
                 raise ConfigurationError(f"`{name}: {value}` in the run's configuration: give 1 or more, or nothing")
 
 
-def asset_key(collection: Collection, name: str) -> dg.AssetKey:
+def asset_key(definition: CollectionDefinition, name: str) -> dg.AssetKey:
     """Every collection but `items` has its name as prefix; `name` may have several parts, `migration/swap`."""
-    return dg.AssetKey([*([] if collection.name == "items" else [collection.name]), *name.split("/")])
+    return dg.AssetKey([*([] if definition.name == "items" else [definition.name]), *name.split("/")])
 
 
-def named(collection: Collection, name: str) -> str:
+def named(definition: CollectionDefinition, name: str) -> str:
     """As asset keys: every collection but `items` has its name as prefix."""
-    return name if collection.name == "items" else f"{collection.name}_{name}"
+    return name if definition.name == "items" else f"{definition.name}_{name}"
 
 
-def build_partitions(collection: Collection) -> dg.DynamicPartitionsDefinition:
-    return dg.DynamicPartitionsDefinition(name=collection.partitions_name)
+def build_partitions(definition: CollectionDefinition) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=definition.partitions_name)
 
 
-def add_partitions(instance: dg.DagsterInstance, collection: Collection, batches: list[int]) -> list[str]:
+def add_partitions(instance: dg.DagsterInstance, definition: CollectionDefinition, batches: list[int]) -> list[str]:
     """Make the partition keys of these batches known to Dagster, in ascending order; those that were new."""
-    known = set(instance.get_dynamic_partitions(collection.partitions_name))
+    known = set(instance.get_dynamic_partitions(definition.partitions_name))
     new = [key for key in map(batch_key, sorted(batches)) if key not in known]
     if new:
-        instance.add_dynamic_partitions(collection.partitions_name, new)
+        instance.add_dynamic_partitions(definition.partitions_name, new)
     return new
 
 
 def asset_options(
-    collection: Collection, name: str, kinds: set[str], deps: list[str], *, partitioned: bool = True
+    definition: CollectionDefinition, name: str, kinds: set[str], deps: list[str], *, partitioned: bool = True
 ) -> dict[str, Any]:
-    """What every asset of a collection is declared with."""
+    """What every asset of a definition is declared with."""
     common: dict[str, Any] = {
-        "key": asset_key(collection, name),
-        "deps": [asset_key(collection, dep) for dep in deps],
-        "group_name": collection.name,
+        "key": asset_key(definition, name),
+        "deps": [asset_key(definition, dep) for dep in deps],
+        "group_name": definition.name,
         "kinds": kinds,
         "owners": OWNERS,
-        "code_version": f"{CODE_VERSION}-{collection.definition_hash.hex()[:8]}",
-        "tags": {"collection": collection.name},
+        "code_version": f"{CODE_VERSION}-{definition.definition_hash.hex()[:8]}",
+        "tags": {"collection": definition.name},
     }
     if partitioned:
         policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=BATCHES_PER_RUN)
-        common |= {"partitions_def": build_partitions(collection), "backfill_policy": policy}
+        common |= {"partitions_def": build_partitions(definition), "backfill_policy": policy}
     return common
 
 
-def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefinition]:
+def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.AssetsDefinition]:
     """The assets of one collection; `profile` is the declared one."""
-    options = partial(asset_options, collection)
+    options = partial(asset_options, definition)
     embeddings = f"embeddings_{profile.dimensions}"
 
     @dg.asset(
         **options("item_ledger", {"postgres"}, [], partitioned=False),
-        metadata=_source_metadata(collection),
+        metadata=_source_metadata(definition),
         freshness_policy=dg.FreshnessPolicy.time_window(
             fail_window=timedelta(hours=FAIL_HOURS), warn_window=timedelta(hours=WARN_HOURS)
         ),
@@ -119,18 +119,19 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
     def item_ledger(
         context: dg.AssetExecutionContext, config: ScanConfig, pipeline: PipelineResource
     ) -> dg.MaterializeResult:
-        """What exists in the source. Reads the whole source once, compares each row's hash with what has landed, notes
-        new, changed and vanished items, and adds a partition for each new batch of items. Embeds and deletes nothing.
+        """What exists in the source. Reads the whole source once, compares each row's hash with what is committed,
+        notes new, changed and vanished items, and adds a partition for each new batch of items. Embeds and deletes
+        nothing.
 
         Numbers: items `scanned`, of which `new`, `changed` or `unchanged`; items `gone` from the source;
         `dirty_batches`, whose partitions are to be materialized.
         """
         started = time.perf_counter()
         with failures():
-            opened = open_logged(context, pipeline, collection)
-            found = opened.ledger.scan(opened.source, allow_deletes=config.allow_deletes)
-            added = add_partitions(context.instance, collection, opened.ledger.batches())
-            dirty = opened.ledger.dirty_batches()
+            collection = open_logged(context, pipeline, definition)
+            found = collection.ledger.full_scan(collection.source, allow_deletes=config.allow_deletes)
+            added = add_partitions(context.instance, definition, collection.ledger.batches())
+            dirty = collection.ledger.dirty_batches()
         numbers = {"new_partitions": len(added), "dirty_batches": len(dirty), "seconds": _since(started)}
         return dg.MaterializeResult(metadata={**vars(found), **numbers})
 
@@ -141,9 +142,11 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
 
         Numbers: `rows` read; items of the batch that are `gone` from the source.
         """
-        each_alone(context, pipeline, collection, lambda opened, batch: read_items(opened, batch, context.run.run_id))
+        each_alone(
+            context, pipeline, definition, lambda collection, batch: read_items(collection, batch, context.run.run_id)
+        )
 
-    @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]), metadata=_template_metadata(collection))
+    @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]), metadata=_template_metadata(definition))
     def item_texts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
         """What will be embedded: each template rendered for each row of the batch, with the hash of its content.
 
@@ -151,11 +154,11 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         have no vector.
         """
 
-        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
-            done = render_texts(opened, batch, context.run.run_id)
+        def step(collection: Collection, batch: int) -> Mapping[str, Any]:
+            done = render_texts(collection, batch, context.run.run_id)
             return {**done, "sample": dg.MetadataValue.md(_as_markdown(done["sample"]))}
 
-        each_alone(context, pipeline, collection, step)
+        each_alone(context, pipeline, definition, step)
 
     @dg.asset(
         **options(embeddings, {ENCODER_KINDS.get(profile.provider, "python"), "parquet"}, ["item_texts"]),
@@ -164,7 +167,7 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         metadata={"declared_profile": profile.name, "model": profile.model},
         description=(
             f"The batch's vectors of {profile.dimensions} dimensions, in a Parquet file. A text whose content hash has "
-            f"a vector under the active model keeps it; only the others are encoded.\n\n"
+            f"a vector under the current model keeps it; only the others are encoded.\n\n"
             f"Launchpad: `force` encodes all anew, `dry_run` counts and changes nothing, `limit` encodes at most so "
             f"many texts in the run.\n\n"
             f"Numbers: texts `embedded` and `reused`; `quarantined`, which fail by themselves and are tried again "
@@ -177,10 +180,12 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         with failures():
             config.check()
 
-        def steps(opened: OpenCollection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-            opened = opened.with_batch_settings(batch_size=config.batch_size, tokens_per_batch=config.tokens_per_batch)
+        def steps(collection: Collection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+            collection = collection.with_batch_settings(
+                batch_size=config.batch_size, tokens_per_batch=config.tokens_per_batch
+            )
             embedding = embed_batches(
-                opened,
+                collection,
                 batches,
                 context.run.run_id,
                 force=config.force,
@@ -195,16 +200,16 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
                     )
                 yield batch, done.metadata()
             if not config.dry_run and config.limit is None and config.items is None:
-                embed_beside(opened.beside(), batches, context.run.run_id)
+                embed_shadows(collection.shadow_models(), batches, context.run.run_id)
 
-        each(context, pipeline, collection, steps, report=not config.dry_run)
+        each(context, pipeline, definition, steps, report=not config.dry_run)
         if not config.dry_run:
             yield dg.MaterializeResult()
 
     @dg.asset(
         **options("pgvector_table", {"postgres"}, ["item_texts", embeddings]),
         pool=WRITER_POOL,
-        metadata=_view_metadata(collection, profile.dimensions),
+        metadata=_view_metadata(definition, profile.dimensions),
     )
     def pgvector_table(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
         """What searches read: the batch's items with payload, texts and vectors in PostgreSQL, written in one
@@ -212,16 +217,16 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         is overwritten.
 
         Numbers: items `inserted`, `updated`, `deleted`, `unchanged`; items `left` for the next run because they changed
-        meanwhile or have a text without vector; `coverage_percent` of the batch's items that have landed;
+        meanwhile or have a text without vector; `coverage_percent` of the batch's items that are committed;
         `vectors_written` and `vectors_deleted`.
         """
 
-        def step(opened: OpenCollection, batch: int) -> Mapping[str, Any]:
-            landed = land_batch(opened, batch, context.run.run_id)
-            fill_beside(opened.beside(), batch, context.run.run_id)
-            return landed.metadata()
+        def step(collection: Collection, batch: int) -> Mapping[str, Any]:
+            committed = commit_batch(collection, batch, context.run.run_id)
+            backfill_shadows(collection.shadow_models(), batch, context.run.run_id)
+            return committed.metadata()
 
-        each_alone(context, pipeline, collection, step)
+        each_alone(context, pipeline, definition, step)
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
@@ -229,9 +234,9 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         and swapped in when it is valid; nothing is done where it is there and fits.
         """
         with failures():
-            opened = open_logged(context, pipeline, collection)
-            config = collection.config
-            report = ensure_index(opened.database, opened.active.table, config.index, list(config.vectors))
+            collection = open_logged(context, pipeline, definition)
+            config = definition.attributes
+            report = ensure_index(collection.database, collection.current.table, config.index, list(config.vectors))
         return dg.MaterializeResult(metadata=_index_metadata(report))
 
     @dg.asset(**options("faiss_index", {"faiss"}, ["pgvector_table"], partitioned=False))
@@ -242,18 +247,22 @@ def build_assets(collection: Collection, profile: Profile) -> list[dg.AssetsDefi
         Numbers: `recall_at_10` is the share of the ten nearest vectors that it finds, compared with an exact search.
         """
         with failures():
-            opened = open_logged(context, pipeline, collection)
-            folder = opened.settings.state_dir / "faiss"
-            manifest = build_faiss(opened.database, opened.active.table, folder)
-        location = dg.MetadataValue.path(str(folder / collection.name / manifest.generation))
+            collection = open_logged(context, pipeline, definition)
+            folder = collection.settings.state_dir / "faiss"
+            manifest = build_faiss(collection.database, collection.current.table, folder)
+        location = dg.MetadataValue.path(str(folder / definition.name / manifest.generation))
         return dg.MaterializeResult(metadata={**_faiss_metadata(manifest), "folder": location})
 
     return [item_ledger, raw_items, item_texts, embed, pgvector_table, pgvector_index, faiss_index]
 
 
-def _source_metadata(collection: Collection) -> dict[str, Any]:
-    source = collection.config.source
-    columns = {"key": source.key, "template_columns": collection.template_columns, "payload": collection.config.columns}
+def _source_metadata(definition: CollectionDefinition) -> dict[str, Any]:
+    source = definition.attributes.source
+    columns = {
+        "key": source.key,
+        "template_columns": definition.template_columns,
+        "payload": definition.attributes.columns,
+    }
     return {
         "source": source.table or dg.MetadataValue.md(f"```sql\n{source.query}\n```"),
         **({"where": source.where} if source.where else {}),
@@ -261,22 +270,22 @@ def _source_metadata(collection: Collection) -> dict[str, Any]:
     }
 
 
-def _template_metadata(collection: Collection) -> dict[str, Any]:
-    return {f"template_{name}": template for name, template in collection.config.vectors.items()}
+def _template_metadata(definition: CollectionDefinition) -> dict[str, Any]:
+    return {f"template_{name}": template for name, template in definition.attributes.vectors.items()}
 
 
-def _view_metadata(collection: Collection, dimensions: int) -> dict[str, Any]:
+def _view_metadata(definition: CollectionDefinition, dimensions: int) -> dict[str, Any]:
     columns = {
         "item_key": ("text", "the item's key; several key columns are a JSON array"),
         "vector_name": ("text", "which of the item's vectors"),
         "chunk": ("bigint", "number of the chunk, where long texts are split"),
         "text": ("text", "what was embedded"),
-        "payload": ("jsonb", ", ".join(collection.config.columns) or "empty"),
-        "embedding": (f"{collection.config.storage}({dimensions})", "the vector under the active model"),
+        "payload": ("jsonb", ", ".join(definition.attributes.columns) or "empty"),
+        "embedding": (f"{definition.attributes.storage}({dimensions})", "the vector under the current model"),
     }
     schema = [dg.TableColumn(name, kind, description) for name, (kind, description) in columns.items()]
     return {
-        "dagster/table_name": f"embeddings.{collection.name}",
+        "dagster/table_name": f"embeddings.{definition.name}",
         "dagster/column_schema": dg.TableSchema(schema),
     }
 
@@ -336,46 +345,46 @@ def failures() -> Iterator[None]:
 
 
 def open_logged(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, collection: Collection
-) -> OpenCollection:
-    opened = pipeline.open(collection)
-    if opened.warning:
-        context.log.warning(opened.warning)
-    return opened
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, definition: CollectionDefinition
+) -> Collection:
+    collection = pipeline.open(definition)
+    if collection.warning:
+        context.log.warning(collection.warning)
+    return collection
 
 
 def each_alone(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
-    collection: Collection,
-    step: Callable[[OpenCollection, int], Mapping[str, Any]],
+    definition: CollectionDefinition,
+    step: Callable[[Collection, int], Mapping[str, Any]],
 ) -> None:
-    each(context, pipeline, collection, lambda opened, batches: each_batch(opened, batches, step))
+    each(context, pipeline, definition, lambda collection, batches: each_batch(collection, batches, step))
 
 
 def each(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
-    collection: Collection,
-    steps: Callable[[OpenCollection, list[int]], Iterator[tuple[int, Mapping[str, Any]]]],
+    definition: CollectionDefinition,
+    steps: Callable[[Collection, list[int]], Iterator[tuple[int, Mapping[str, Any]]]],
     *,
     report: bool = True,
 ) -> None:
     """Do a step for the batches of the run, with metadata for each partition."""
     with failures():
-        opened = open_logged(context, pipeline, collection)
-        existing = {batch_key(batch): batch for batch in opened.ledger.batches()}
+        collection = open_logged(context, pipeline, definition)
+        existing = {batch_key(batch): batch for batch in collection.ledger.batches()}
         strays = [key for key in context.partition_keys if key not in existing]  # the UI lets people add any partition
         if strays:
             message = (
-                f"collection {collection.name!r} has no batch {', '.join(strays)}: delete what was added by hand; "
+                f"collection {definition.name!r} has no batch {', '.join(strays)}: delete what was added by hand; "
                 f"item_ledger adds the partitions"
             )
             if len(strays) == len(context.partition_keys):
                 raise ConfigurationError(message)
             context.log.warning(message)
         batches = [existing[key] for key in context.partition_keys if key in existing]
-        for batch, done in steps(opened, batches):
+        for batch, done in steps(collection, batches):
             batch_done.get()(context.asset_key.path[-1], batch)
             if report:
                 context.add_asset_metadata(done, partition_key=batch_key(batch))

@@ -21,12 +21,12 @@ from dagster._core.storage.tags import (
 )
 from pydantic import Field
 
-from embeddings_pipeline.config.definition import Collection, batch_key
+from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.coverage import collection_state
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
-from embeddings_pipeline.ledger.ledger import RecentResult
+from embeddings_pipeline.ledger.ledger import IncrementalScan
 from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
 from embeddings_pipeline.orchestration.resources import run_lock
 from embeddings_pipeline.orchestration.sync import (
@@ -38,7 +38,7 @@ from embeddings_pipeline.orchestration.sync import (
     run_ranges,
     sync,
 )
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 
 TICK_SECONDS = 15
@@ -74,58 +74,58 @@ class UnderWay:
     refresh: bool
 
 
-def build_sensor(collection: Collection, jobs: Sequence[Any], dimensions: int) -> dg.SensorDefinition:
+def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensions: int) -> dg.SensorDefinition:
     """`new_rows_sensor`; `jobs` are the collection's."""
 
     @dg.sensor(
-        name=named(collection, "new_rows_sensor"),
+        name=named(definition, "new_rows_sensor"),
         jobs=jobs,
         minimum_interval_seconds=TICK_SECONDS,
         description=(
-            f"Looks for new, changed and vanished rows of {collection.name!r}, and starts a run for each range of "
+            f"Looks for new, changed and vanished rows of {definition.name!r}, and starts a run for each range of "
             f"batches with something to do, then one for the indexes. What is to be done is derived from the ledger "
             f"at each tick: whatever crashed, the next tick goes on."
         ),
     )
     def new_rows_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        return evaluate(context.instance, collection, dimensions)
+        return evaluate(context.instance, definition, dimensions)
 
     return new_rows_sensor
 
 
-def evaluate(instance: dg.DagsterInstance, collection: Collection, dimensions: int) -> dg.SensorResult:
+def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> dg.SensorResult:
     """One tick: read what is new, then derive from state which runs are to be started."""
-    opened = open_collection(collection, load_settings())
-    cancel_dead_runs(instance, opened.database)
-    config, name = collection.config.automation, collection.name
-    recent: RecentResult | str | None = None
-    if collection.config.source.updated_at and _scanned_at(opened):
+    collection = open_collection(definition, load_settings())
+    cancel_dead_runs(instance, collection.database)
+    config, name = definition.attributes.automation, definition.name
+    recent: IncrementalScan | str | None = None
+    if definition.attributes.source.updated_at and _scanned_at(collection):
         try:
-            recent = opened.ledger.scan_recent(opened.source, seconds=READ_SECONDS)
-        except (PipelineError, psycopg.Error) as error:  # the rest goes on; whole scans find what this one did not
+            recent = collection.ledger.incremental_scan(collection.source, seconds=READ_SECONDS)
+        except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
-    known = instance.get_dynamic_partitions(collection.partitions_name)
-    added = [key for key in map(batch_key, opened.ledger.batches()) if key not in set(known)]
+    known = instance.get_dynamic_partitions(definition.partitions_name)
+    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in set(known)]
     existing = batches_of([*known, *added])
-    busy = under_way(instance, collection, dimensions)
-    dirty, work = opened.ledger.dirty_items(), opened.ledger.work(due=True)
+    busy = under_way(instance, definition, dimensions)
+    dirty, work = collection.ledger.dirty_items(), collection.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
-    ranges = run_ranges(free, existing, collection.config.items_per_batch)[:RUNS_PER_TICK]
+    ranges = run_ranges(free, existing, definition.attributes.items_per_batch)[:RUNS_PER_TICK]
     requests = [_request(f"{name}_batches", range_tags(first, last)) for first, last in ranges]
-    if _whole_scan_due(instance, opened, busy):
+    if _full_scan_due(instance, collection, busy):
         requests.append(_request(f"{name}_scan"))
-    lags = not (busy.index or busy.refresh) and indexes_lag(opened)
-    if lags and _may_index(instance, opened, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
+    lags = not (busy.index or busy.refresh) and indexes_lag(collection)
+    if lags and _may_index(instance, collection, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
         requests.append(_request(f"{name}_index"))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick
         place = {batch: n for n, batch in enumerate(existing)}
         tried = [n for n in free if n in place and any(place[a] <= place[n] <= place[b] for a, b in ranges)]
-        opened.ledger.trying(tried)
-    looked = _what_was_seen(opened, recent, len(existing), dirty, work, busy, lags)
+        collection.ledger.note_attempts(tried)
+    looked = _what_was_seen(collection, recent, len(existing), dirty, work, busy, lags)
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(looked),
-        dynamic_partitions_requests=[build_partitions(collection).build_add_request(added)] if added else [],
+        dynamic_partitions_requests=[build_partitions(definition).build_add_request(added)] if added else [],
         cursor=looked,
     )
 
@@ -135,19 +135,19 @@ def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequ
     return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 
-def under_way(instance: dg.DagsterInstance, collection: Collection, dimensions: int) -> UnderWay:
+def under_way(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> UnderWay:
     """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now."""
-    name = collection.name
+    name = definition.name
     assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
-    batch_assets = {asset_key(collection, asset) for asset in assets}
-    index_assets = {asset_key(collection, asset) for asset in ("pgvector_index", "faiss_index")}
-    existing = instance.get_dynamic_partitions(collection.partitions_name)
+    batch_assets = {asset_key(definition, asset) for asset in assets}
+    index_assets = {asset_key(definition, asset) for asset in ("pgvector_index", "faiss_index")}
+    existing = instance.get_dynamic_partitions(definition.partitions_name)
     place = {key: n for n, key in enumerate(existing)}
     partitions: set[str] = set()
     scan = index = refresh = False
     for run in instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY)):
         selected = run.asset_selection or set()
-        scan |= run.job_name == f"{name}_scan" or asset_key(collection, "item_ledger") in selected
+        scan |= run.job_name == f"{name}_scan" or asset_key(definition, "item_ledger") in selected
         index |= run.job_name == f"{name}_index" or bool(selected & index_assets)
         refresh |= run.job_name == f"{name}_refresh"
         if run.job_name != f"{name}_batches" and not selected & batch_assets:
@@ -174,19 +174,19 @@ def _partitions_of(backfill: Any, batch_assets: set[dg.AssetKey], job_name: str)
     return set(backfill.partition_names or []) if origin and job_name in origin.partition_set_name else set()
 
 
-def _scanned_at(opened: OpenCollection) -> datetime | None:
-    with opened.database.connect(autocommit=True) as connection:
-        state = collection_state(connection, opened.collection.name)
-    return state.whole_scan_at if state else None
+def _scanned_at(collection: Collection) -> datetime | None:
+    with collection.database.connect(autocommit=True) as connection:
+        state = collection_state(connection, collection.definition.name)
+    return state.full_scan_at if state else None
 
 
-def _whole_scan_due(instance: dg.DagsterInstance, opened: OpenCollection, busy: UnderWay) -> bool:
-    every = timedelta(minutes=opened.collection.config.automation.whole_scan_minutes)
-    scanned_at = _scanned_at(opened)
+def _full_scan_due(instance: dg.DagsterInstance, collection: Collection, busy: UnderWay) -> bool:
+    every = timedelta(minutes=collection.definition.attributes.automation.full_scan_minutes)
+    scanned_at = _scanned_at(collection)
     if busy.scan or busy.refresh or (scanned_at and datetime.now(UTC) - scanned_at < every):
         return False
     # One that was refused or failed is not asked for again at each tick.
-    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{opened.collection.name}_scan"), limit=1)
+    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{collection.definition.name}_scan"), limit=1)
     if not tried:
         return True
     ended = tried[0].end_time or tried[0].start_time or 0
@@ -194,25 +194,25 @@ def _whole_scan_due(instance: dg.DagsterInstance, opened: OpenCollection, busy: 
 
 
 def _may_index(
-    instance: dg.DagsterInstance, opened: OpenCollection, dirty: bool, busy: UnderWay, longest: timedelta
+    instance: dg.DagsterInstance, collection: Collection, dirty: bool, busy: UnderWay, longest: timedelta
 ) -> bool:
-    """With batches still to land, the indexes wait, but not for ever."""
-    with opened.database.connect(autocommit=True) as connection:
-        state = collection_state(connection, opened.collection.name)
-    if state is None or state.version == 0:  # nothing to index has landed
+    """With batches still to be committed, the indexes wait, but not for ever."""
+    with collection.database.connect(autocommit=True) as connection:
+        state = collection_state(connection, collection.definition.name)
+    if state is None or state.version == 0:  # nothing to index is committed
         return False
-    since = lagging_since(opened)
+    since = lagging_since(collection)
     waited = since is not None and datetime.now(UTC) - since >= longest
     if (dirty or busy.partitions) and not waited:
         return False
-    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{opened.collection.name}_index"), limit=1)
+    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{collection.definition.name}_index"), limit=1)
     failed = tried and tried[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
     return not failed or time.time() - (tried[0].end_time or 0) >= FAILED_WAIT.total_seconds()
 
 
 def _what_was_seen(
-    opened: OpenCollection,
-    recent: RecentResult | str | None,
+    collection: Collection,
+    recent: IncrementalScan | str | None,
     batches: int,
     dirty: Mapping[int, int],
     work: Mapping[int, int],
@@ -230,12 +230,12 @@ def _what_was_seen(
             f"{recent.gone} gone)"
         )
         if recent.refused:
-            parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the whole scan")
+            parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the full scan")
         if not recent.caught_up:
             parts.append("there are more rows to read")
-    scanned_at = _scanned_at(opened)
+    scanned_at = _scanned_at(collection)
     minutes = f"{(datetime.now(UTC) - scanned_at).total_seconds() / 60:.0f} minutes ago" if scanned_at else "never"
-    parts.append(f"last whole scan {minutes}" + (", one is under way" if busy.scan or busy.refresh else ""))
+    parts.append(f"last full scan {minutes}" + (", one is under way" if busy.scan or busy.refresh else ""))
     counts = {"batches": batches, "with something to do": to_do, "being worked on": len(busy.partitions)}
     counts["waiting for their next try"] = waiting
     parts.append(", ".join(f"{what}: {count}" for what, count in counts.items()))
@@ -247,15 +247,15 @@ def _what_was_seen(
 # --- the schedules -----------------------------------------------------------------------------------------------
 
 
-def build_refresh_jobs(collection: Collection) -> list[dg.JobDefinition]:
+def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinition]:
     """`…_refresh` and `…_recent`: what the schedules start. Each runs the runs of a `sync` in its own process."""
-    automation = collection.config.automation
+    automation = definition.attributes.automation
 
-    @dg.op(name=f"{collection.name}_refresh_everything", out=dg.Out(dg.Nothing))
+    @dg.op(name=f"{definition.name}_refresh_everything", out=dg.Out(dg.Nothing))
     def refresh_everything(context: dg.OpExecutionContext, config: RefreshConfig) -> None:
         with _alive(context), failures():
             result = sync(
-                collection,
+                definition,
                 load_settings(),
                 full=True,
                 force=config.force,
@@ -264,22 +264,22 @@ def build_refresh_jobs(collection: Collection) -> list[dg.JobDefinition]:
             )
         context.log.info(_in_words(result))
 
-    @dg.op(name=f"{collection.name}_refresh_recent", out=dg.Out(dg.Nothing))
+    @dg.op(name=f"{definition.name}_refresh_recent", out=dg.Out(dg.Nothing))
     def refresh_recent(context: dg.OpExecutionContext) -> None:
         recent = Recent(automation.recent_days, automation.recent_items)
         with _alive(context), failures():
-            result = sync(collection, load_settings(), recent=recent, instance=context.instance)
+            result = sync(definition, load_settings(), recent=recent, instance=context.instance)
         context.log.info(_in_words(result))
 
     @dg.job(
-        name=f"{collection.name}_refresh",
+        name=f"{definition.name}_refresh",
         description="Scan and audit everything, embed what is to be, bring the indexes up to date, run every check.",
     )
     def refresh() -> None:
         refresh_everything()
 
     @dg.job(
-        name=f"{collection.name}_recent",
+        name=f"{definition.name}_recent",
         description=(
             f"Embed items first seen in the last {automation.recent_days} days that have no vectors, at most "
             f"{automation.recent_items}."
@@ -291,13 +291,13 @@ def build_refresh_jobs(collection: Collection) -> list[dg.JobDefinition]:
     return [refresh, recent_job]
 
 
-def build_schedules(collection: Collection, jobs: Sequence[dg.JobDefinition]) -> list[dg.ScheduleDefinition]:
+def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefinition]) -> list[dg.ScheduleDefinition]:
     """`daily_refresh` and `recent_refresh`."""
     refresh, recent = jobs
-    config = collection.config.automation
+    config = definition.attributes.automation
     schedules = [
         dg.ScheduleDefinition(
-            name=named(collection, "recent_refresh"),
+            name=named(definition, "recent_refresh"),
             job=recent,
             cron_schedule=f"0 */{config.recent_every_hours} * * *" if config.recent_every_hours < 24 else "0 0 * * *",
             execution_timezone=config.timezone,
@@ -307,7 +307,7 @@ def build_schedules(collection: Collection, jobs: Sequence[dg.JobDefinition]) ->
     if config.daily_refresh:
         hour, minute = config.daily_refresh.split(":")
         daily = dg.ScheduleDefinition(
-            name=named(collection, "daily_refresh"),
+            name=named(definition, "daily_refresh"),
             job=refresh,
             cron_schedule=f"{int(minute)} {int(hour)} * * *",
             execution_timezone=config.timezone,

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import REMEDY, audit
 from embeddings_pipeline.health.coverage import coverage, freshness, integrity, uncovered_batches
@@ -19,23 +19,23 @@ from embeddings_pipeline.orchestration.resources import PipelineResource
 
 QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
-LATE_MINUTES = 60  # a change that has been seen and not landed for so long
-SCAN_HOURS = 26  # since the last whole scan: a day, and what it may take
+LATE_MINUTES = 60  # a change that has been seen and not committed for so long
+SCAN_HOURS = 26  # since the last full scan: a day, and what it may take
 
 
-def check_keys(collection: Collection, names: tuple[str, ...]) -> list[dg.AssetCheckKey]:
+def check_keys(definition: CollectionDefinition, names: tuple[str, ...]) -> list[dg.AssetCheckKey]:
     """The keys of checks by name."""
 
     def asset_of(name: str) -> str:
         return "audit" if name in NIGHTLY else "faiss_index" if name == "index_parity" else "pgvector_index"
 
-    return [dg.AssetCheckKey(asset_key(collection, asset_of(name)), name) for name in names]
+    return [dg.AssetCheckKey(asset_key(definition, asset_of(name)), name) for name in names]
 
 
-def build_audit(collection: Collection) -> dg.AssetsDefinition:
+def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:
     """The asset `audit`, with its check `agreement`."""
-    options = asset_options(collection, "audit", {"postgres"}, ["pgvector_index", "faiss_index"], partitioned=False)
-    [key] = check_keys(collection, ("agreement",))
+    options = asset_options(definition, "audit", {"postgres"}, ["pgvector_index", "faiss_index"], partitioned=False)
+    [key] = check_keys(definition, ("agreement",))
     spec = dg.AssetCheckSpec(
         key.name,
         asset=key.asset_key,
@@ -51,11 +51,11 @@ def build_audit(collection: Collection) -> dg.AssetsDefinition:
         counted here and made dirty, so that the next sync mends it. Every check runs with it.
         """
         with failures():
-            found = audit(pipeline.open(collection))
+            found = audit(pipeline.open(definition))
         wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(found).items() if count]
         words = f"{', '.join(wrong)}; {REMEDY}" if wrong else "all copies agree"
         if not found.agree:
-            alert_of_check(context, collection, key, words)
+            alert_of_check(context, definition, key, words)
         agreement = dg.AssetCheckResult(
             check_name=key.name, passed=found.agree, description=words, metadata=vars(found)
         )
@@ -64,9 +64,9 @@ def build_audit(collection: Collection) -> dg.AssetsDefinition:
     return audit_asset
 
 
-def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
-    """Checks on the assets that come after the last batch has landed."""
-    table, index = asset_key(collection, "pgvector_index"), asset_key(collection, "faiss_index")
+def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinition]:
+    """Checks on the assets that come after the last batch is committed."""
+    table, index = asset_key(definition, "pgvector_index"), asset_key(definition, "faiss_index")
 
     def result(
         context: dg.AssetCheckExecutionContext,
@@ -77,7 +77,7 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     ) -> dg.AssetCheckResult:
         if not passed and severity == dg.AssetCheckSeverity.ERROR:
-            alert_of_check(context, collection, check_keys(collection, (name,))[0], description)
+            alert_of_check(context, definition, check_keys(definition, (name,))[0], description)
         shown = {key: value for key, value in metadata.items() if value is not None}
         return dg.AssetCheckResult(passed=bool(passed), description=description, metadata=shown, severity=severity)
 
@@ -87,9 +87,9 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         the data itself, whole and by batch. If it fails, run `embeddings-pipeline sync`.
         """
         with failures():
-            opened = pipeline.open(collection)
-            found = coverage(opened.database, opened.active)
-            batches = uncovered_batches(opened.database, opened.active)
+            collection = pipeline.open(definition)
+            found = coverage(collection.database, collection.current)
+            batches = uncovered_batches(collection.database, collection.current)
         whole = found.missing == found.stale == found.orphans == 0
         counts = f"{found.items:,} items, {found.missing:,} missing, {found.stale:,} stale, {found.orphans:,} orphans"
         # Rounded down: 100 % is said only of what is whole.
@@ -105,8 +105,8 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         run `embeddings-pipeline sync --force`.
         """
         with failures():
-            opened = pipeline.open(collection)
-            found = integrity(opened.database, opened.active)
+            collection = pipeline.open(definition)
+            found = integrity(collection.database, collection.current)
         wrong = f"{found.wrong_dimension:,} of another dimension, {found.not_finite:,} not finite"
         counts = f"{found.vectors:,} vectors: {wrong}, {found.not_unit:,} not of unit length"
         counts += ", all the same" if found.all_equal else ""
@@ -118,12 +118,12 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         If it fails, see `embeddings-pipeline quarantine list`.
         """
         with failures():
-            opened = pipeline.open(collection)
-            entries = [entry for entry in opened.ledger.quarantine_entries() if entry.items]
-            texts = coverage(opened.database, opened.active).vectors + len(entries)
+            collection = pipeline.open(definition)
+            entries = [entry for entry in collection.ledger.quarantine_entries() if entry.items]
+            texts = coverage(collection.database, collection.current).vectors + len(entries)
         percent = 100 * len(entries) / texts if texts else 0.0
         given_up = sum(entry.next_try is None for entry in entries)
-        error = percent > collection.config.quarantine.error_percent
+        error = percent > definition.attributes.quarantine.error_percent
         counts = f"{len(entries):,} texts ({percent:.2f} %) in quarantine, {given_up:,} of them given up"
         reasons = {f"reason_{n}": entry.reason for n, entry in enumerate(entries[:3], 1)}
         metadata = {"quarantined": len(entries), "given_up": given_up, "percent": round(percent, 4), **reasons}
@@ -132,36 +132,36 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
 
     @dg.asset_check(asset=table, name="freshness")
     def freshness_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-        """What was seen to have changed has landed within the hour, and the whole source was scanned within a day. If
+        """What was seen to have changed is committed within the hour, and the whole source was scanned within a day. If
         it fails, see whether the sensor and the daily refresh are on and why runs fail, or run
         `embeddings-pipeline sync`.
         """
         with failures():
-            opened = pipeline.open(collection)
-            found = freshness(opened.database, collection.name, opened.active.table)
+            collection = pipeline.open(definition)
+            found = freshness(collection.database, definition.name, collection.current.table)
         now = datetime.now(UTC)
         waiting = (now - found.oldest_change).total_seconds() / 60 if found.oldest_change else 0.0
-        scanned = (now - found.whole_scan_at).total_seconds() / 3600 if found.whole_scan_at else math.inf
+        scanned = (now - found.full_scan_at).total_seconds() / 3600 if found.full_scan_at else math.inf
         fresh = waiting <= LATE_MINUTES and scanned <= SCAN_HOURS
         oldest = f"{waiting:.0f} minutes" if found.oldest_change else "none"
-        last = f"{scanned:.1f} hours ago" if found.whole_scan_at else "never"
-        words = f"oldest change that has not landed: {oldest}; last whole scan: {last}"
+        last = f"{scanned:.1f} hours ago" if found.full_scan_at else "never"
+        words = f"oldest change that is not committed: {oldest}; last full scan: {last}"
         metadata = {
             "oldest_change_minutes": round(waiting, 2),
-            "hours_since_whole_scan": round(scanned, 3) if found.whole_scan_at else None,
+            "hours_since_full_scan": round(scanned, 3) if found.full_scan_at else None,
         }
         return result(context, "freshness", fresh, words, metadata)
 
-    @dg.asset_check(asset=asset_key(collection, "audit"), name="model_drift", pool=ENCODER_POOL)
+    @dg.asset_check(asset=asset_key(definition, "audit"), name="model_drift", pool=ENCODER_POOL)
     def drift_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """The model gives the vectors that it gave when it was first used: twenty texts are encoded again, and their
         cosine is at least 0.999. If it fails, a library, the processor's path or the service has changed: go back, or
         run `embeddings-pipeline sync --force`.
         """
         with failures():
-            opened = pipeline.open(collection)
+            collection = pipeline.open(definition)
             try:
-                found = measure(opened.database, opened.fingerprint, opened.encoder())
+                found = measure(collection.database, collection.fingerprint, collection.encoder())
             except ProfileError as error:  # its weights are no longer those of the fingerprint, or are gone
                 return result(context, "model_drift", False, str(error), {})
         words = f"{found.texts} texts, lowest cosine {found.lowest_cosine:.6f} (at least {LEAST_COSINE})"
@@ -173,9 +173,9 @@ def build_checks(collection: Collection) -> list[dg.AssetChecksDefinition]:
         index that is behind the table passes: it is built again with the next sync.
         """
         with failures():
-            opened = pipeline.open(collection)
-            faiss_index = open_index(opened.settings.state_dir / "faiss", collection.name)
-            found = check_parity(opened.database, opened.active.table, faiss_index)
+            collection = pipeline.open(definition)
+            faiss_index = open_index(collection.settings.state_dir / "faiss", definition.name)
+            found = check_parity(collection.database, collection.current.table, faiss_index)
         if not found.comparable:
             behind = "the index is behind the table; the next sync builds it again"
             return result(context, "index_parity", True, behind, {"current": False})

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import BaseModel
 
-from embeddings_pipeline.config.definition import Collection, CollectionConfig, load_collections
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, load_collections
 from embeddings_pipeline.orchestration.alerts import build_alerts
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, build_schedules, build_sensor
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
@@ -18,31 +18,31 @@ from embeddings_pipeline.orchestration.scaffold import CollectionScaffolder
 class EmbeddingCollection(dg.Component):
     """Keeps the embeddings of one table up to date, in PostgreSQL (pgvector) and in FAISS."""
 
-    collection: Collection
+    collection: CollectionDefinition
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        return CollectionConfig
+        return CollectionAttributes
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "EmbeddingCollection":
-        assert isinstance(attributes, CollectionConfig)
-        return cls(Collection(attributes, context.path / "defs.yaml"))
+        assert isinstance(attributes, CollectionAttributes)
+        return cls(CollectionDefinition(attributes, context.path / "defs.yaml"))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return build_definitions(self.collection)
 
 
-def build_definitions(collection: Collection) -> dg.Definitions:
+def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
-    pipeline, refresh_jobs = build_pipeline(collection), build_refresh_jobs(collection)
-    dimensions = declared_profile(collection).dimensions
-    asked_for = {f"{collection.name}_{job}" for job in ("scan", "batches", "index")}
+    pipeline, refresh_jobs = build_pipeline(definition), build_refresh_jobs(definition)
+    dimensions = declared_profile(definition).dimensions
+    asked_for = {f"{definition.name}_{job}" for job in ("scan", "batches", "index")}
     jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
     automation = dg.Definitions(
         jobs=refresh_jobs,
-        sensors=[build_sensor(collection, jobs, dimensions), build_alerts(collection)],
-        schedules=build_schedules(collection, refresh_jobs),
+        sensors=[build_sensor(definition, jobs, dimensions), build_alerts(definition)],
+        schedules=build_schedules(definition, refresh_jobs),
     )
     return dg.Definitions.merge(pipeline, automation)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ProfileError
@@ -14,55 +14,55 @@ from embeddings_pipeline.orchestration.migration_assets import build_migration_a
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 
 
-def declared_profile(collection: Collection) -> Profile:
+def declared_profile(definition: CollectionDefinition) -> Profile:
     """The profile that the collection or the environment names. ProfileError, with the file, if it is unknown."""
     try:
-        return resolve_profile(collection.declared_profile, load_settings())
+        return resolve_profile(definition.declared_profile, load_settings())
     except ProfileError as error:
-        raise ProfileError(f"{collection.path or collection.name}: {error}") from error
+        raise ProfileError(f"{definition.path or definition.name}: {error}") from error
 
 
-def build_pipeline(collection: Collection) -> dg.Definitions:
+def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
     """The collection's assets, checks and jobs, without what starts them by itself."""
-    profile = declared_profile(collection)
+    profile = declared_profile(definition)
     return dg.Definitions(
-        assets=[*build_assets(collection, profile), build_audit(collection), *build_migration_assets(collection)],
-        asset_checks=build_checks(collection),
-        jobs=[*build_jobs(collection, profile.dimensions), *build_migration_jobs(collection)],
+        assets=[*build_assets(definition, profile), build_audit(definition), *build_migration_assets(definition)],
+        asset_checks=build_checks(definition),
+        jobs=[*build_jobs(definition, profile.dimensions), *build_migration_jobs(definition)],
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,
         loggers=LOGGERS,
     )
 
 
-def build_jobs(collection: Collection, dimensions: int) -> list[Any]:
+def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
     """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them."""
 
     def select(*names: str) -> dg.AssetSelection:
-        return dg.AssetSelection.assets(*(asset_key(collection, name) for name in names))
+        return dg.AssetSelection.assets(*(asset_key(definition, name) for name in names))
 
     batch_assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
     return [
         dg.define_asset_job(
-            f"{collection.name}_scan",
+            f"{definition.name}_scan",
             select("item_ledger").without_checks(),
             description="Look for new, changed and vanished items.",
         ),
         dg.define_asset_job(
-            f"{collection.name}_batches",
+            f"{definition.name}_batches",
             select(*batch_assets).without_checks(),
-            description="Read, render, embed and land batches.",
+            description="Read, render, embed and commit batches.",
         ),
         dg.define_asset_job(
-            f"{collection.name}_index",
+            f"{definition.name}_index",
             select("pgvector_index", "faiss_index"),
             description="Bring the indexes up to date, and run the quick checks.",
         ),
         dg.define_asset_job(
-            f"{collection.name}_audit",
+            f"{definition.name}_audit",
             select("audit")
             | dg.AssetSelection.checks_for_assets(
-                *(asset_key(collection, name) for name in ("pgvector_index", "faiss_index"))
+                *(asset_key(definition, name) for name in ("pgvector_index", "faiss_index"))
             ),
             description="Compare every copy with the next, and run every check. What disagrees becomes dirty.",
         ),

@@ -10,20 +10,20 @@ import dagster as dg
 import psycopg
 from pydantic import Field
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.model_change.gate import Gate
 from embeddings_pipeline.model_change.phases import (
     Exclusive,
-    Migration,
+    ModelChange,
     backfill,
+    candidate_profile,
     contract,
     expand,
-    open_migration,
+    open_change,
     progress,
     roll_back,
     swap,
-    target_profile,
 )
 from embeddings_pipeline.orchestration.assets import (
     ENCODER_POOL,
@@ -34,13 +34,13 @@ from embeddings_pipeline.orchestration.assets import (
     open_logged,
 )
 from embeddings_pipeline.orchestration.resources import PipelineResource
-from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.pipeline.collection import Collection
 
 
 class ExpandConfig(dg.Config):
     """Launchpad settings of migration/expand."""
 
-    target_profile: str = Field(
+    candidate_profile: str = Field(
         description="The profile to change to: speed, quality, … or one of the collection's own."
     )
 
@@ -59,12 +59,12 @@ class ContractConfig(dg.Config):
     now: bool = Field(default=False, description="Drop the former model within the grace period too.")
 
 
-def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
+def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDefinition]:
     """migration/expand, migration/backfill, migration/swap and migration/contract of one collection."""
 
     def options(name: str, kinds: set[str], deps: list[str], *, partitioned: bool = False) -> dict[str, Any]:
-        common = asset_options(collection, f"migration/{name}", kinds, deps, partitioned=partitioned)
-        return {**common, "group_name": f"{collection.name}_migration"}
+        common = asset_options(definition, f"migration/{name}", kinds, deps, partitioned=partitioned)
+        return {**common, "group_name": f"{definition.name}_migration"}
 
     @dg.asset(**options("expand", {"postgres"}, ["pgvector_table"]))
     def migration_expand(
@@ -73,12 +73,12 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
         """The table of the next model, beside the one that serves. What cannot be done is refused here, before anything
         is touched: an unknown profile, weights that are not there, a disk that is too small.
 
-        Launchpad: `target_profile`. Then materialize migration/backfill.
+        Launchpad: `candidate_profile`. Then materialize migration/backfill.
         """
         with failures():
-            opened = open_logged(context, pipeline, collection)
-            migration = expand(opened, target_profile(opened, config.target_profile))
-        return dg.MaterializeResult(metadata=_state(opened, migration))
+            collection = open_logged(context, pipeline, definition)
+            change = expand(collection, candidate_profile(collection, config.candidate_profile))
+        return dg.MaterializeResult(metadata=_state(collection, change))
 
     @dg.asset(**options("backfill", {"postgres"}, ["migration/expand"], partitioned=True), pool=ENCODER_POOL)
     def migration_backfill(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
@@ -90,24 +90,24 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
         """
         started = time.monotonic()
 
-        def steps(opened: OpenCollection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-            migration = open_migration(opened)
-            state = _state(opened, migration) if migration else {}
-            before, texts = state.get("filled_batches", 0), 0
-            for batch, filled in backfill(opened, batches, context.run.run_id):
-                assert migration is not None  # else there were nothing to backfill
+        def steps(collection: Collection, batches: list[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+            change = open_change(collection)
+            state = _state(collection, change) if change else {}
+            before, texts = state.get("backfilled_batches", 0), 0
+            for batch, backfilled in backfill(collection, batches, context.run.run_id):
+                assert change is not None  # else there were nothing to backfill
                 with contextlib.suppress(DatabaseError, psycopg.OperationalError):  # `backfill` waits for it
-                    state = _state(opened, migration)
-                newly = max(1, state["filled_batches"] - before)
-                left = (state["batches"] - state["filled_batches"]) * (time.monotonic() - started) / newly / 60
-                texts += filled.texts
-                yield batch, {**filled.metadata(), **state, "texts_done": texts, "minutes_left": round(left, 1)}
+                    state = _state(collection, change)
+                newly = max(1, state["backfilled_batches"] - before)
+                left = (state["batches"] - state["backfilled_batches"]) * (time.monotonic() - started) / newly / 60
+                texts += backfilled.texts
+                yield batch, {**backfilled.metadata(), **state, "texts_done": texts, "minutes_left": round(left, 1)}
 
-        each(context, pipeline, collection, steps)
+        each(context, pipeline, definition, steps)
 
     @dg.asset(**options("swap", {"postgres"}, ["migration/backfill"]), pool=ENCODER_POOL)
     def migration_swap(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-        """The next model becomes the active one, if it passes: its index is built beside the one in use, coverage,
+        """The next model becomes the current one, if it passes: its index is built beside the one in use, coverage,
         recall and golden queries are checked, and one transaction changes model, fingerprint and view. Queries go on
         all the while. Until migration/contract the former model is kept current, and the job `…_migration_roll_back`
         brings it back at once.
@@ -116,9 +116,9 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
         golden queries are given; `locked_ms` of the transaction.
         """
         with failures():
-            opened = open_logged(context, pipeline, collection)
-            done = swap(opened, context.run.run_id)
-            migration = open_migration(opened)
+            collection = open_logged(context, pipeline, definition)
+            done = swap(collection, context.run.run_id)
+            change = open_change(collection)
         assert done.gate is not None and done.index is not None
         figures = {
             name: value
@@ -132,7 +132,7 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
             "seconds": done.seconds,
             "scores": dg.MetadataValue.md(f"![cosines of the nearest ten]({_picture(done.gate)})"),
         }
-        return dg.MaterializeResult(metadata={**metadata, **(_state(opened, migration) if migration else {})})
+        return dg.MaterializeResult(metadata={**metadata, **(_state(collection, change) if change else {})})
 
     @dg.asset(**options("contract", {"postgres"}, ["migration/swap"]))
     def migration_contract(
@@ -143,43 +143,43 @@ def build_migration_assets(collection: Collection) -> list[dg.AssetsDefinition]:
         Launchpad: `now` drops it all the same.
         """
         with failures():
-            opened = open_logged(context, pipeline, collection)
-            done = contract(opened, now=config.now)
+            collection = open_logged(context, pipeline, definition)
+            done = contract(collection, now=config.now)
         return dg.MaterializeResult(metadata={**_locks(done), "phase": "contracted"})
 
     return [migration_expand, migration_backfill, migration_swap, migration_contract]
 
 
-def build_migration_jobs(collection: Collection) -> list[Any]:
+def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
     """A job for each phase, and one that rolls back."""
 
-    @dg.op(name=f"{collection.name}_roll_back_model", out=dg.Out(dg.Nothing))
+    @dg.op(name=f"{definition.name}_roll_back_model", out=dg.Out(dg.Nothing))
     def roll_back_model(context: dg.OpExecutionContext, config: RollBackConfig, pipeline: PipelineResource) -> None:
         with failures():
-            done = roll_back(pipeline.open(collection), context.run_id, drop_next=config.drop_next)
+            done = roll_back(pipeline.open(definition), context.run_id, drop_next=config.drop_next)
         context.log.info(
             "the next model was dropped: nothing had been swapped"
             if done is None
-            else f"the former model is the active one again; locked for {done.exclusive.locked_ms} ms"
+            else f"the former model is the current one again; locked for {done.exclusive.locked_ms} ms"
         )
 
     @dg.job(
-        name=f"{collection.name}_migration_roll_back",
+        name=f"{definition.name}_migration_roll_back",
         description="Bring the former model back; before a swap, drop the next one instead (launchpad: drop_next).",
     )
     def migration_roll_back() -> None:
         roll_back_model()
 
     phases = {
-        "expand": "Make the next model's table (launchpad: target_profile).",
+        "expand": "Make the next model's table (launchpad: candidate_profile).",
         "backfill": "Fill batches of the next model.",
-        "swap": "Check the next model, and make it the active one.",
+        "swap": "Check the next model, and make it the current one.",
         "contract": "Drop the former model (launchpad: now).",
     }
     jobs: list[Any] = [
         dg.define_asset_job(
-            f"{collection.name}_migration_{phase}",
-            dg.AssetSelection.assets(asset_key(collection, f"migration/{phase}")),
+            f"{definition.name}_migration_{phase}",
+            dg.AssetSelection.assets(asset_key(definition, f"migration/{phase}")),
             description=description,
         )
         for phase, description in phases.items()
@@ -187,17 +187,17 @@ def build_migration_jobs(collection: Collection) -> list[Any]:
     return [*jobs, migration_roll_back]
 
 
-def _state(opened: OpenCollection, migration: Migration) -> dict[str, Any]:
-    """What every step tells: phase, models, and how far the one beside the active model is filled."""
-    beside = migration.next if migration.phase == "expanded" else migration.former
-    done = progress(opened, beside)
+def _state(collection: Collection, change: ModelChange) -> dict[str, Any]:
+    """What every step tells: phase, models, and how far the one beside the current model is backfilled."""
+    shadows = change.next if change.phase == "expanded" else change.former
+    done = progress(collection, shadows)
     return {
-        "phase": migration.phase,
-        "former_profile": migration.former.profile.name,
-        "next_profile": migration.next.profile.name,
-        "next_fingerprint": migration.next.table.fingerprint,
+        "phase": change.phase,
+        "former_profile": change.former.profile.name,
+        "next_profile": change.next.profile.name,
+        "next_fingerprint": change.next.table.fingerprint,
         "batches": done.batches,
-        "filled_batches": done.filled,
+        "backfilled_batches": done.backfilled,
         "percent": done.percent,
     }
 

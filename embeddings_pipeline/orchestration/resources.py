@@ -10,9 +10,9 @@ import dagster as dg
 import psycopg
 from dagster._utils.log import create_console_logger
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database, open_database
 
 # Called as (asset, batch) when a step of a batch is done; a `sync` in this process listens, for its progress bar.
@@ -31,9 +31,9 @@ class PipelineResource(dg.ConfigurableResource):
         with run_lock(open_database(load_settings()), context.run.run_id):
             yield self
 
-    def open(self, collection: Collection) -> OpenCollection:
-        """The collection with its database, lake and active model."""
-        return open_collection(collection, load_settings())
+    def open(self, definition: CollectionDefinition) -> Collection:
+        """The collection with its database, lake and current model."""
+        return open_collection(definition, load_settings())
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.lag import indexes_lag
-from embeddings_pipeline.model_change.phases import open_migration, progress, unfilled_batches
+from embeddings_pipeline.model_change.phases import incomplete_batches, open_change, progress
 from embeddings_pipeline.orchestration.assets import add_partitions
 from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.sync import JobRunner, batches_of, open_instance, range_tags, run_ranges
@@ -35,7 +35,7 @@ class SwitchResult:
 
 
 def switch(
-    collection: Collection,
+    definition: CollectionDefinition,
     settings: Settings,
     name: str,
     *,
@@ -48,39 +48,39 @@ def switch(
     serves until the swap, and whatever fails.
     """
     started = time.perf_counter()
-    opened = open_collection(collection, settings)
-    result = SwitchResult(collection.name, opened.profile.name, name)
+    collection = open_collection(definition, settings)
+    result = SwitchResult(definition.name, collection.profile.name, name)
     with open_instance(instance) as instance:
-        runner = JobRunner(opened, instance)
+        runner = JobRunner(collection, instance)
         with runner.others_watched():
             progress_of("expanding", 0, 0)
-            config = {"ops": {runner.op("migration/expand"): {"config": {"target_profile": name}}}}
-            runner.execute(f"{collection.name}_migration_expand", config, {})
-            migration = open_migration(opened)
-            assert migration is not None
-            add_partitions(instance, collection, opened.ledger.batches())
-            existing = batches_of(instance.get_dynamic_partitions(collection.partitions_name))
-            size = collection.config.items_per_batch
-            work = dict.fromkeys(unfilled_batches(opened, migration.next), size)
-            done = progress(opened, migration.next)
-            filled = itertools.count(done.filled)
-            progress_of("embedding", next(filled), done.batches)
-            listening = batch_done.set(lambda asset, batch: progress_of("embedding", next(filled), done.batches))
+            config = {"ops": {runner.op("migration/expand"): {"config": {"candidate_profile": name}}}}
+            runner.execute(f"{definition.name}_migration_expand", config, {})
+            change = open_change(collection)
+            assert change is not None
+            add_partitions(instance, definition, collection.ledger.batches())
+            existing = batches_of(instance.get_dynamic_partitions(definition.partitions_name))
+            size = definition.attributes.items_per_batch
+            work = dict.fromkeys(incomplete_batches(collection, change.next), size)
+            done = progress(collection, change.next)
+            backfilled = itertools.count(done.backfilled)
+            progress_of("embedding", next(backfilled), done.batches)
+            listening = batch_done.set(lambda asset, batch: progress_of("embedding", next(backfilled), done.batches))
             try:
                 for first, last in run_ranges(work, existing, size):
-                    sums = runner.execute(f"{collection.name}_migration_backfill", {}, range_tags(first, last))
+                    sums = runner.execute(f"{definition.name}_migration_backfill", {}, range_tags(first, last))
                     result.embedded += sums["embedded"]
                     result.quarantined += sums["quarantined"]
             finally:
                 batch_done.reset(listening)
-            done = progress(opened, migration.next)
-            progress_of("indexing and checking", done.filled, done.batches)
-            figures = runner.execute(f"{collection.name}_migration_swap", {}, {})
+            done = progress(collection, change.next)
+            progress_of("indexing and checking", done.backfilled, done.batches)
+            figures = runner.execute(f"{definition.name}_migration_swap", {}, {})
             for figure in ("recall_at_10", "neighbour_overlap", "ndcg_former", "ndcg_next", "locked_ms"):
                 if figure in figures:
                     setattr(result, figure, figures[figure])
-            if indexes_lag(open_collection(collection, settings)):
-                progress_of("building FAISS", done.filled, done.batches)
-                runner.execute(f"{collection.name}_index", {}, {})
+            if indexes_lag(open_collection(definition, settings)):
+                progress_of("building FAISS", done.backfilled, done.batches)
+                runner.execute(f"{definition.name}_index", {}, {})
     result.seconds = round(time.perf_counter() - started, 2)
     return result

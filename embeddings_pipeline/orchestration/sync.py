@@ -24,7 +24,7 @@ from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
 from dagster_postgres.utils import DagsterPostgresException
 
-from embeddings_pipeline.config.definition import Collection, batch_key
+from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings, project_root
 from embeddings_pipeline.errors import DatabaseError, PipelineError
@@ -36,7 +36,7 @@ from embeddings_pipeline.orchestration.instance.launcher import host_tags, worke
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
 from embeddings_pipeline.orchestration.resources import batch_done, run_lock, run_locked
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.steps import pending_texts
 from embeddings_pipeline.store.database import Database
 
@@ -50,7 +50,7 @@ STEPS = {  # what goes on once a batch has this asset; the texts of all batches 
     "raw_items": "reading",
     "item_texts": "embedding",
     "embeddings": "embedding",
-    "pgvector_table": "landing",
+    "pgvector_table": "commit",
 }
 PASSES = 3  # rows that change while a sync runs are dirty again at once
 
@@ -74,7 +74,7 @@ class SyncResult:
 
 @dataclass(frozen=True)
 class Recent:
-    """Work on items first seen in the last `days` of which nothing has landed, at most `items` of them, alone."""
+    """Work on items first seen in the last `days` of which nothing is committed, at most `items` of them, alone."""
 
     days: int
     items: int
@@ -85,7 +85,7 @@ class RunFailed(PipelineError):
 
 
 def sync(
-    collection: Collection,
+    definition: CollectionDefinition,
     settings: Settings,
     *,
     force: bool = False,
@@ -100,20 +100,20 @@ def sync(
     """Bring a collection up to date, and say what was done.
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
-    `full` audits every copy first and runs every check last; `recent` leaves the whole scan to others, and everything
+    `full` audits every copy first and runs every check last; `recent` leaves the full scan to others, and everything
     but new items. `progress(phase, done, total)` is called as batches are embedded. `instance`: Dagster's, the one of
     dagster.yaml if left out. Raises PipelineError with one line where a run failed.
     """
     started = time.perf_counter()
-    result = SyncResult(collection.name, dry_run=dry_run)
-    opened = open_collection(collection, settings)
-    if opened.warning:
-        log.warning("warning: %s", opened.warning)
+    result = SyncResult(definition.name, dry_run=dry_run)
+    collection = open_collection(definition, settings)
+    if collection.warning:
+        log.warning("warning: %s", collection.warning)
     if dry_run:
-        _look(opened, result, force)
+        _look(collection, result, force)
     else:
         with open_instance(instance) as instance:
-            _Sync(opened, instance, result, progress).run(_Options(force, limit, allow_deletes, full, recent))
+            _Sync(collection, instance, result, progress).run(_Options(force, limit, allow_deletes, full, recent))
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 
@@ -135,11 +135,11 @@ def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.Dagste
             raise DatabaseError(f"Dagster's database does not answer ({said}): start it, and try again") from error
 
 
-def _look(opened: OpenCollection, result: SyncResult, force: bool) -> None:
-    found, item_keys = opened.ledger.look(opened.source, everything=force)
+def _look(collection: Collection, result: SyncResult, force: bool) -> None:
+    found, item_keys = collection.ledger.look(collection.source, everything=force)
     result.scanned, result.new, result.changed = found.scanned, found.new, found.changed
     result.deleted = found.gone
-    result.left, result.reused = pending_texts(opened, item_keys, force=force)
+    result.left, result.reused = pending_texts(collection, item_keys, force=force)
 
 
 @dataclass(frozen=True)
@@ -154,24 +154,24 @@ class _Options:
 class JobRunner:
     """Runs a collection's jobs in this process, as runs that the UI shows."""
 
-    def __init__(self, opened: OpenCollection, instance: dg.DagsterInstance) -> None:
-        self.opened, self.instance, self.collection = opened, instance, opened.collection
-        self.definitions = build_pipeline(opened.collection)
+    def __init__(self, collection: Collection, instance: dg.DagsterInstance) -> None:
+        self.collection, self.instance = collection, instance
+        self.definitions = build_pipeline(collection.definition)
 
     def op(self, name: str) -> str:
         """The op of an asset, as runs' configuration names it."""
-        return "__".join(asset_key(self.collection, name).path)
+        return "__".join(asset_key(self.collection.definition, name).path)
 
     @contextmanager
     def others_watched(self) -> Iterator[None]:
         """A run that is killed while ours waits for its place in a pool must not keep us waiting."""
         done = threading.Event()
-        cancel_dead_runs(self.instance, self.opened.database)
+        cancel_dead_runs(self.instance, self.collection.database)
 
         def watch() -> None:
             while not done.wait(WATCH_SECONDS):
                 with suppress(PipelineError, psycopg.Error, sqlalchemy.exc.SQLAlchemyError):  # until the next round
-                    cancel_dead_runs(self.instance, self.opened.database)
+                    cancel_dead_runs(self.instance, self.collection.database)
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
@@ -185,7 +185,7 @@ class JobRunner:
         """Run a job to its end; the sums of its materializations' numbers."""
         job = self.definitions.resolve_job_def(job_name)
         run_id = make_new_run_id()
-        with run_lock(self.opened.database, run_id):
+        with run_lock(self.collection.database, run_id):
             run = self.instance.create_run_for_job(
                 job,
                 run_id=run_id,
@@ -211,17 +211,17 @@ class JobRunner:
 class _Sync:
     def __init__(
         self,
-        opened: OpenCollection,
+        collection: Collection,
         instance: dg.DagsterInstance,
         result: SyncResult,
         progress: Callable[[str, int, int], None],
     ) -> None:
-        self.opened, self.instance, self.result, self.progress = opened, instance, result, progress
+        self.collection, self.instance, self.result, self.progress = collection, instance, result, progress
         self.batches = self.embedded = 0
-        self.collection = opened.collection
-        self.runner = JobRunner(opened, instance)
-        self.size = opened.collection.config.items_per_batch
-        self.dimensions = resolve_profile(opened.collection.declared_profile, opened.settings).dimensions
+        self.definition = collection.definition
+        self.runner = JobRunner(collection, instance)
+        self.size = collection.definition.attributes.items_per_batch
+        self.dimensions = resolve_profile(collection.definition.declared_profile, collection.settings).dimensions
 
     def run(self, options: _Options) -> None:
         listening = batch_done.set(self._batch_done)
@@ -244,23 +244,23 @@ class _Sync:
 
     def _run_every_check(self) -> None:
         self.progress("checking", self.embedded, self.batches)
-        self.runner.execute(f"{self.collection.name}_audit", {}, {})
+        self.runner.execute(f"{self.definition.name}_audit", {}, {})
 
     def _bring_up_to_date(self, options: _Options) -> None:
-        ledger, name, result = self.opened.ledger, self.collection.name, self.result
+        ledger, name, result = self.collection.ledger, self.definition.name, self.result
         self.progress("scanning", 0, 0)
         items = None
         if options.recent is None:
             self._scan(options.allow_deletes)
             if options.full:
                 self.progress("auditing", 0, 0)
-                audit(self.opened)
+                audit(self.collection)
             else:
                 ledger.repair()
             work = dict.fromkeys(ledger.batches(), self.size) if options.force else ledger.work()
         else:
-            if self.collection.config.source.updated_at:
-                found = ledger.scan_recent(self.opened.source)
+            if self.definition.attributes.source.updated_at:
+                found = ledger.incremental_scan(self.collection.source)
                 result.scanned, result.new, result.changed = found.read, found.new, found.changed
             recent = ledger.recent_items(options.recent.days, options.recent.items)
             work = {batch: len(keys) for batch, keys in recent.items()}
@@ -269,8 +269,8 @@ class _Sync:
         force, limit = options.force, options.limit
         self.batches = len(work)
         for _ in range(PASSES):
-            add_partitions(self.instance, self.collection, ledger.batches())
-            existing = batches_of(self.instance.get_dynamic_partitions(self.collection.partitions_name))
+            add_partitions(self.instance, self.definition, ledger.batches())
+            existing = batches_of(self.instance.get_dynamic_partitions(self.definition.partitions_name))
             for first, last in run_ranges(work, existing, self.size):
                 if limit is not None and result.embedded >= limit:
                     break
@@ -287,13 +287,13 @@ class _Sync:
                 "whether a column changes at each read",
                 *(name, len(work)),
             )
-        if indexes_lag(self.opened, verify=True):
+        if indexes_lag(self.collection, verify=True):
             self.progress("indexing", self.embedded, self.batches)
             self.runner.execute(f"{name}_index", {}, {})
 
     def _scan(self, allow_deletes: bool) -> None:
         config = {"ops": {self.runner.op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
-        found, result = self.runner.execute(f"{self.collection.name}_scan", config, {}), self.result
+        found, result = self.runner.execute(f"{self.definition.name}_scan", config, {}), self.result
         result.scanned, result.new, result.changed = found["scanned"], found["new"], found["changed"]
 
     def _batch_done(self, asset: str, _: int) -> None:
@@ -301,21 +301,21 @@ class _Sync:
         self.embedded += name == "embeddings"
         self.progress(STEPS[name], self.embedded, self.batches)
 
-    def _active_fingerprint(self) -> str | None:
-        active = self.opened.ledger.active()
-        return active.table.fingerprint if active else None
+    def _current_fingerprint(self) -> str | None:
+        current = self.collection.ledger.current()
+        return current.table.fingerprint if current else None
 
     def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
-        name = self.collection.name
+        name = self.definition.name
         config = {"ops": {self.runner.op(f"embeddings_{self.dimensions}"): {"config": embed}}}
         self.progress("reading", self.embedded, self.batches)
-        before = self._active_fingerprint()
+        before = self._current_fingerprint()
         try:
             found = self.runner.execute(f"{name}_batches", config, range_tags(first, last))
         except RunFailed:
-            if self._active_fingerprint() == before:
+            if self._current_fingerprint() == before:
                 raise
-            return  # another model became active meanwhile: what this run did not land is dirty, for the next pass
+            return  # another model became current meanwhile: what this run did not commit is dirty, for the next pass
         self.result.deleted += found["deleted"]
         self.result.embedded += found["embedded"]
         self.result.reused += found["reused"]
@@ -345,7 +345,7 @@ def _failure(event: dg.DagsterEvent) -> str:
         return data.user_failure_data.description
     error = data.error
     if error and error.cls_name == "DagsterExecutionInterruptedError":
-        return "interrupted; what has landed stays"
+        return "interrupted; what is committed stays"
     return _innermost(error) or event.message or "a step failed"
 
 

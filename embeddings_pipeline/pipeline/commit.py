@@ -1,4 +1,4 @@
-"""The landing: the one transaction in which a batch's items, texts and vectors reach PostgreSQL (rules 3 to 5)."""
+"""The commit: the one transaction in which a batch's items, texts and vectors reach PostgreSQL (rules 3 to 5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,117 +12,120 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.errors import StaleRunError
-from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.database import load_sql
 from embeddings_pipeline.store.destination.column import giving_way
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
+from embeddings_pipeline.store.sql import load_sql
 
 
 @dataclass
-class Landed:
-    """What one landing did, in items, and how many vectors it wrote and deleted."""
+class Committed:
+    """What one commit did, in items, and how many vectors it wrote and deleted."""
 
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
     unchanged: int = 0
-    left: int = 0  # not landed: not whole, or changed since the run read it
+    left: int = 0  # not committed: not whole, or changed since the run read it
     vectors_written: int = 0
     vectors_deleted: int = 0
     version: int = 0
 
     def metadata(self) -> dict[str, Any]:
-        """The numbers, and which share of the batch's items has landed as it is in the source now."""
+        """The numbers, and which share of the batch's items is committed as it is in the source now."""
         covered = self.inserted + self.updated + self.unchanged
         items = covered + self.left
         return {**vars(self), "coverage_percent": round(100 * covered / items, 2) if items else 100.0}
 
 
-def land_batch(
-    opened: OpenCollection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
-) -> Landed:
+def commit_batch(
+    collection: Collection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
+) -> Committed:
     """Bring what the run made of a batch into PostgreSQL, whole or not at all.
 
     `at_second_look` is called under the batch's lock, when the source has just been read again. Raises StaleRunError,
-    with nothing changed, where another model has become the active one.
+    with nothing changed, where another model has become the current one.
     """
-    _, texts = opened.newest("item_texts", batch, run)
-    path, embeddings = opened.newest("embeddings", batch, run)
-    made = _match(texts, embeddings, opened)
+    _, texts = collection.newest("item_texts", batch, run)
+    path, embeddings = collection.newest("embeddings", batch, run)
+    made = _match(texts, embeddings, collection)
     definition_hash = (texts.schema.metadata or {}).get(DEFINITION_HASH)
     file = path.rsplit("/", 1)[-1]
-    landed = giving_way(lambda: _land(opened, batch, made, definition_hash, file, at_second_look))
+    committed = giving_way(lambda: _commit(collection, batch, made, definition_hash, file, at_second_look))
     for asset in ("raw_items", "item_texts", "embeddings"):
-        opened.lake.sweep(opened.folder(asset), batch, keep=file)
-    return landed
+        collection.lake.sweep(collection.folder(asset), batch, keep=file)
+    return committed
 
 
-def _land(
-    opened: OpenCollection,
+def _commit(
+    collection: Collection,
     batch: int,
     made: "_Made",
     definition_hash: bytes | None,
     file: str,
     at_second_look: Callable[[], Any],
-) -> Landed:
+) -> Committed:
     """The transaction."""
-    table, tables = opened.active.table, opened.active.table.tables
-    key = {"collection": opened.collection.name, "batch": batch}
-    landed = Landed()
-    with opened.source.connect() as reading, opened.database.connect() as connection:
+    table, tables = collection.current.table, collection.current.table.tables
+    key = {"collection": collection.definition.name, "batch": batch}
+    committed = Committed()
+    with collection.source.connect() as reading, collection.database.connect() as connection:
         _stage(connection, made, table)
-        opened.ledger.lock_batch(connection, batch)
-        item_keys = [row[0] for row in connection.execute(tables.statement("landing/keys"), key)]
-        now = opened.source.read(reading, item_keys)
-        with connection.cursor() as cursor, cursor.copy("COPY landing_now FROM STDIN (FORMAT binary)") as copy:
+        collection.ledger.lock_batch(connection, batch)
+        item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
+        now = collection.source.read(reading, item_keys)
+        with connection.cursor() as cursor, cursor.copy("COPY commit_now FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["text", "bytea"])
             for row in now:
                 copy.write_row((row.item_key, row.row_hash))
         at_second_look()
 
-        connection.execute(tables.statement("landing/decide"), {**key, "item_keys": item_keys})
-        rerendered = {row[0] for row in connection.execute(tables.statement("landing/gone_texts")).fetchall()}
-        for target in opened.ledger.model_tables(connection):  # a text that goes, goes from every model
-            landed.vectors_deleted += target.delete(connection, replaced=target.fingerprint == opened.fingerprint)
-        new_texts = connection.execute(tables.statement("landing/new_texts")).rowcount
-        unfilled = {"fingerprint": opened.fingerprint, "new_texts": new_texts}
-        connection.execute(load_sql("landing/mark_fill"), {**key, **unfilled})
-        landed.vectors_written = table.write(connection, adopt=opened.adopts)
-        mended = {"collection": opened.collection.name, "fingerprint": opened.fingerprint}
-        connection.execute(table.statement("quarantine/mended"), mended)
-        _count(connection, rerendered, landed)
-        connection.execute(tables.statement("landing/delete_items"))
-        connection.execute(tables.statement("landing/update_items"))
+        connection.execute(tables.statement("commit/decide"), {**key, "item_keys": item_keys})
+        rerendered = {row[0] for row in connection.execute(tables.statement("commit/gone_texts")).fetchall()}
+        for destination in collection.ledger.model_tables(connection):  # a text that goes, goes from every model
+            committed.vectors_deleted += destination.delete(
+                connection, replaced=destination.fingerprint == collection.fingerprint
+            )
+        new_texts = connection.execute(tables.statement("commit/new_texts")).rowcount
+        incomplete = {"fingerprint": collection.fingerprint, "new_texts": new_texts}
+        connection.execute(load_sql("commit/mark_shadows"), {**key, **incomplete})
+        committed.vectors_written = table.write(connection, adopt=collection.adopts)
+        mended = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
+        connection.execute(table.statement("commit/mended"), mended)
+        _count(connection, rerendered, committed)
+        connection.execute(tables.statement("commit/delete_items"))
+        connection.execute(tables.statement("commit/update_items"))
         # The texts may be older than the definition, where this step is run alone: then the batch stays dirty.
-        connection.execute(load_sql("landing/batch_landed"), {**key, "definition_hash": definition_hash})
+        connection.execute(load_sql("commit/batch_committed"), {**key, "definition_hash": definition_hash})
 
-        changed = landed.vectors_written + landed.vectors_deleted > 0
-        model = {"fingerprint": opened.fingerprint, "changed": changed, "file": file}
-        version = connection.execute(load_sql("landing/raise_version"), {**key, **model}).fetchone()
+        changed = committed.vectors_written + committed.vectors_deleted > 0
+        model = {"fingerprint": collection.fingerprint, "changed": changed, "file": file}
+        version = connection.execute(load_sql("commit/raise_version"), {**key, **model}).fetchone()
         if version is None:
             connection.rollback()
             raise StaleRunError(
-                f"collection {opened.collection.name!r}, batch {batch}: another profile became active while this run "
-                f"encoded with {opened.profile.name!r}; nothing was changed, sync again"
+                f"collection {collection.definition.name!r}, batch {batch}: another profile became current while "
+                "this run "
+                f"encoded with {collection.profile.name!r}; nothing was changed, sync again"
             )
-        landed.version = version[0]
-    return landed
+        committed.version = version[0]
+    return committed
 
 
-def _count(connection: psycopg.Connection, rerendered: set[str], landed: Landed) -> None:
-    for item_key, decision, was, encoded, other_payload in connection.execute(load_sql("landing/decisions")).fetchall():
+def _count(connection: psycopg.Connection, rerendered: set[str], committed: Committed) -> None:
+    for item_key, decision, was, encoded, other_payload in connection.execute(load_sql("commit/decisions")).fetchall():
         if decision == "delete":
-            landed.deleted += was is not None
-        elif decision != "land":
-            landed.left += 1
+            committed.deleted += was is not None
+        elif decision != "commit":
+            committed.left += 1
         elif was is None:
-            landed.inserted += 1
+            committed.inserted += 1
         elif was != encoded or other_payload or item_key in rerendered:
-            landed.updated += 1
+            committed.updated += 1
         else:
-            landed.unchanged += 1
+            committed.unchanged += 1
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,13 @@ class _Made:
     vectors: NDArray
 
 
-def _match(texts: pa.Table, embeddings: pa.Table, opened: OpenCollection) -> _Made:
+def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Made:
     place = ["item_key", "vector_name", "chunk", "content_hash"]
     vector_at = {key: n for n, key in enumerate(zip(*(embeddings[c].to_pylist() for c in place), strict=True))}
     rows = texts.to_pylist()
     vector_of = [vector_at.get(tuple(row[c] for c in place)) for row in rows]
     missing = [row for row, n in zip(rows, vector_of, strict=True) if n is None and not row["blank"]]
-    excused = opened.ledger.quarantined(opened.fingerprint, [row["content_hash"] for row in missing])
+    excused = collection.ledger.quarantined(collection.fingerprint, [row["content_hash"] for row in missing])
     incomplete = {row["item_key"] for row in missing if row["content_hash"] not in excused}
 
     whole = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
@@ -161,16 +164,16 @@ def _match(texts: pa.Table, embeddings: pa.Table, opened: OpenCollection) -> _Ma
     )
 
 
-def _stage(connection: psycopg.Connection, made: _Made, table: ModelTable) -> None:
-    connection.execute(sql.SQL(load_sql("landing/stage")).format(type=table.type))
+def _stage(connection: psycopg.Connection, made: _Made, table: TableDestination) -> None:
+    connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
     with connection.cursor() as cursor:
-        with cursor.copy("COPY landing_item FROM STDIN (FORMAT binary)") as copy:
+        with cursor.copy("COPY commit_item FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["text", "bytea", "jsonb"])
             for item_key, (row_hash, payload) in made.items.items():
                 copy.write_row((item_key, row_hash, Jsonb(payload, dumps=str)))
-        with cursor.copy("COPY landing_text FROM STDIN (FORMAT binary)") as copy:
+        with cursor.copy("COPY commit_text FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["int8", "text", "text", "int8", "bytea", "text", "bool"])
             for row in made.texts:
                 copy.write_row(row)
     columns: dict[str, NDArray] = {"row_number": made.row_numbers, "content_hash": made.hashes, "encoded": made.encoded}
-    copy_in(connection, sql.Identifier("landing_vector"), {**columns, "embedding": made.vectors}, storage=table.storage)
+    copy_in(connection, sql.Identifier("commit_vector"), {**columns, "embedding": made.vectors}, storage=table.storage)

@@ -13,14 +13,15 @@ from pydantic import ValidationError
 
 from embeddings_pipeline.config.definition import (
     COMPONENT_TYPE,
-    CollectionConfig,
+    CollectionAttributes,
     describe_validation_error,
     did_you_mean,
 )
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, SourceError
-from embeddings_pipeline.store.database import load_sql, open_database
+from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.source import connect_url, table_identifier, tables
+from embeddings_pipeline.store.sql import load_sql
 
 SAMPLE_ROWS = 1000
 TEXT_TYPES = ("text", "character varying", "character", "citext")
@@ -112,7 +113,7 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
         "  # The model: minilm, speed, quality … Left out, EMBEDDING_PROFILE chooses it, else minilm.",
         "  # profile: minilm",
         "",
-        *_target_hint(table, columns),
+        *_destination_hint(table, columns),
         "  # Items of one partition: some seconds of encoding, so that a crash costs little.",
         "  items_per_batch: 1000",
         "",
@@ -121,14 +122,14 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
     return "\n".join(lines)
 
 
-def _target_hint(table: str, columns: list[_Column]) -> list[str]:
+def _destination_hint(table: str, columns: list[_Column]) -> list[str]:
     """Where the table has vectors already, how they could be adopted."""
     vector = next((c.name for c in columns if c.type.split("(")[0] in ("vector", "halfvec")), None)
     if vector is None:
         return []
     return [
         f"  # The table has vectors in {vector}: to keep them there, say which profile made them.",
-        f"  # target: {{table: {_yaml(table)}, column: {_yaml(vector)}, profile: minilm}}",
+        f"  # destination: {{table: {_yaml(table)}, column: {_yaml(vector)}, profile: minilm}}",
         "",
     ]
 
@@ -161,7 +162,7 @@ def quoted_identifier(name: str) -> str:
 def _check(name: str, table: str, key: list[str], texts: list[_Column]) -> None:
     vectors = {"base": f"{{{texts[0].name}}}"}
     try:
-        CollectionConfig.model_validate({"name": name, "source": {"table": table, "key": key}, "vectors": vectors})
+        CollectionAttributes.model_validate({"name": name, "source": {"table": table, "key": key}, "vectors": vectors})
     except ValidationError as error:
         raise ConfigurationError(f"cannot scaffold {name!r}:{describe_validation_error(error)}") from error
 
@@ -170,7 +171,9 @@ def _describe(table: str, url: str | None, settings: Settings) -> list[_Column]:
     identifier = table_identifier(table)
     with connect_url(url) if url else open_database(settings).connect(autocommit=True) as connection:
         try:
-            rows = connection.execute(load_sql("describe_table"), {"table": identifier.as_string(None)}).fetchall()
+            rows = connection.execute(
+                load_sql("propose/describe_table"), {"table": identifier.as_string(None)}
+            ).fetchall()
             texts = [name for name, kind, _ in rows if kind in TEXT_TYPES]
             measures = [sql.SQL("0, 0")] + [
                 sql.SQL(", avg(length({0})), avg((btrim({0}) ~ {1})::int)").format(

@@ -1,12 +1,12 @@
 """The first three steps of a batch, each a plain function: read its rows, render its texts, embed them.
 
 Each reads what the step before wrote into the lake, so a step can be run again, alone, or after a crash. The fourth
-step is the landing.
+step is the commit.
 """
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -23,10 +23,10 @@ from embeddings_pipeline.config.templates import clean, clean_json, content_hash
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.health.drift import remember
-from embeddings_pipeline.pipeline.collection import OpenCollection
+from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
-from embeddings_pipeline.store.destination.column import AdoptedColumn
+from embeddings_pipeline.store.destination.column import ColumnDestination
 
 log = logging.getLogger(__name__)
 
@@ -36,62 +36,64 @@ TEXTS_TOGETHER = 1000  # of several batches in one call of the encoder; a kill l
 
 
 def each_batch(
-    opened: OpenCollection, batches: Iterable[int], step: Callable[[OpenCollection, int], Mapping[str, Any]]
+    collection: Collection, batches: Iterable[int], step: Callable[[Collection, int], Mapping[str, Any]]
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Do a step batch by batch; yields each batch with what the step returns."""
     for batch in batches:
-        with _failure_noted(opened, [batch]):
-            done = step(opened, batch)
+        with _failure_noted(collection, [batch]):
+            done = step(collection, batch)
         yield batch, done
 
 
 @contextmanager
-def _failure_noted(opened: OpenCollection, batches: Sequence[int]) -> Iterator[None]:
+def _failure_noted(collection: Collection, batches: Sequence[int]) -> Iterator[None]:
     """Batches of which a step failed wait before they are tried again."""
     try:
         yield
     except Exception:
         with suppress(PipelineError, psycopg.Error):  # the database may be what failed
-            opened.ledger.trying(batches)
+            collection.ledger.note_attempts(batches)
         raise
 
 
 # --- raw_items ---------------------------------------------------------------------------------------------------
 
 
-def read_items(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
+def read_items(collection: Collection, batch: int, run: str) -> dict[str, Any]:
     """Read the batch's rows by key and write them to the lake. Returns rows and gone, in items."""
-    keys = opened.ledger.item_keys(batch)
-    with opened.source.connect() as connection:
-        rows = opened.source.read(connection, keys)
+    keys = collection.ledger.item_keys(batch)
+    with collection.source.connect() as connection:
+        rows = collection.source.read(connection, keys)
     columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
     table = pa.table(columns, schema=files.RAW_ITEMS)
-    table = table.replace_schema_metadata({files.DEFINITION_HASH: opened.collection.definition_hash})
-    opened.lake.write(table, opened.folder("raw_items"), batch, run)
+    table = table.replace_schema_metadata({files.DEFINITION_HASH: collection.definition.definition_hash})
+    collection.lake.write(table, collection.folder("raw_items"), batch, run)
     return {"rows": len(rows), "gone": len(keys) - len(rows)}
 
 
 # --- item_texts --------------------------------------------------------------------------------------------------
 
 
-def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]:
+def render_texts(collection: Collection, batch: int, run: str) -> dict[str, Any]:
     """Render every template of every item of the batch.
 
     Returns texts, blank, characters, longest_characters, and the beginnings of the first texts as `sample`.
     """
-    _, items = opened.newest("raw_items", batch, run)
+    _, items = collection.newest("raw_items", batch, run)
     columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
     for item in items.to_pylist():
         payload = clean_json(item["payload"])
-        for vector_name, chunk, text in _render(opened, item["row"]):
+        for vector_name, chunk, text in _render(collection, item["row"]):
             values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, content_hash(text))
             for column, value in zip(columns.values(), (*values, not text), strict=True):
                 column.append(value)
     table = pa.table(columns, schema=files.ITEM_TEXTS)
     # Rows that were read for another definition may hold an older payload: these are not this definition's texts.
-    same = (items.schema.metadata or {}).get(files.DEFINITION_HASH) == opened.collection.definition_hash
-    table = table.replace_schema_metadata({files.DEFINITION_HASH: opened.collection.definition_hash if same else b""})
-    opened.lake.write(table, opened.folder("item_texts"), batch, run)
+    same = (items.schema.metadata or {}).get(files.DEFINITION_HASH) == collection.definition.definition_hash
+    table = table.replace_schema_metadata(
+        {files.DEFINITION_HASH: collection.definition.definition_hash if same else b""}
+    )
+    collection.lake.write(table, collection.folder("item_texts"), batch, run)
     lengths = [len(text) for text in columns["text"] if text]
     return {
         "texts": len(lengths),
@@ -102,12 +104,12 @@ def render_texts(opened: OpenCollection, batch: int, run: str) -> dict[str, Any]
     }
 
 
-def _render(opened: OpenCollection, row_json: str) -> Iterator[tuple[str, int, str]]:
+def _render(collection: Collection, row_json: str) -> Iterator[tuple[str, int, str]]:
     """Vector name, chunk and text of every text of a row; blank texts too."""
-    chunking = opened.collection.config.chunk
+    chunking = collection.definition.attributes.chunk
     characters, overlap = (chunking.characters, chunking.overlap) if chunking else (None, 0)
     row = parse_row(row_json)
-    for vector_name, template in opened.collection.templates.items():
+    for vector_name, template in collection.definition.templates.items():
         for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
             yield vector_name, chunk, text
 
@@ -144,7 +146,7 @@ class _Plan:
 
 
 def embed_batches(
-    opened: OpenCollection,
+    collection: Collection,
     batches: Iterable[int],
     run: str,
     *,
@@ -162,27 +164,27 @@ def embed_batches(
     group: list[_Plan] = []
     chosen_items = None if items is None else set(items)
     for batch in batches:
-        with _failure_noted(opened, [batch]):
-            plan = _plan(opened, batch, run, force, chosen_items)
+        with _failure_noted(collection, [batch]):
+            plan = _plan(collection, batch, run, force, chosen_items)
         chosen = dict(islice(plan.wanted.items(), 0 if dry_run else limit))
         plan.result.left_to_embed = len(plan.wanted) - len(chosen)
         plan.wanted = chosen
         if limit is not None:
             limit -= len(chosen)
         if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
-            yield from _embed_group(opened, group, run, dry_run)
+            yield from _embed_group(collection, group, run, dry_run)
             group = []
         group.append(plan)
-    yield from _embed_group(opened, group, run, dry_run)
+    yield from _embed_group(collection, group, run, dry_run)
 
 
-def _plan(opened: OpenCollection, batch: int, run: str, force: bool, items: set[str] | None) -> _Plan:
+def _plan(collection: Collection, batch: int, run: str, force: bool, items: set[str] | None) -> _Plan:
     started = time.perf_counter()
-    _, texts = opened.newest("item_texts", batch, run)
+    _, texts = collection.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
     hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
-    have = {} if force else {**vectors_adopted(opened, texts), **vectors_there(opened, batch)}
-    excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(set(hashes)), waiting=True)
+    have = {} if force else {**vectors_adopted(collection, texts), **vectors_there(collection, batch)}
+    excused = set() if force else collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
     wanted = {
         digest: text
         for digest, text, item_key in zip(hashes, values, texts["item_key"].to_pylist(), strict=True)
@@ -193,14 +195,14 @@ def _plan(opened: OpenCollection, batch: int, run: str, force: bool, items: set[
     return _Plan(batch, texts, have, wanted, result)
 
 
-def _embed_group(opened: OpenCollection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
+def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
     if texts:
-        opened.ledger.trying([plan.batch for plan in group])
-    made, bad, tokens = embed_texts(opened, texts) if texts else ({}, {}, {})
+        collection.ledger.note_attempts([plan.batch for plan in group])
+    made, bad, tokens = embed_texts(collection, texts) if texts else ({}, {}, {})
     seconds = time.perf_counter() - started
-    longest = opened.profile.max_length
+    longest = collection.profile.max_length
     for plan in group:
         result = plan.result
         result.embedded = sum(digest in made for digest in plan.wanted)
@@ -209,50 +211,52 @@ def _embed_group(opened: OpenCollection, group: list[_Plan], run: str, dry_run: 
         result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
         if not dry_run:
-            with _failure_noted(opened, [plan.batch]):
-                table = embeddings_table(opened, plan.texts, {**plan.have, **made}, made)
-                opened.lake.write(table, opened.folder("embeddings"), plan.batch, run)
+            with _failure_noted(collection, [plan.batch]):
+                table = embeddings_table(collection, plan.texts, {**plan.have, **made}, made)
+                collection.lake.write(table, collection.folder("embeddings"), plan.batch, run)
         yield plan.batch, result
 
 
 def embed_texts(
-    opened: OpenCollection, texts: dict[bytes, str]
+    collection: Collection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
     """Vectors, reasons of those that failed by themselves, and numbers of tokens, by content hash."""
-    encoder = opened.encoder()
+    encoder = collection.encoder()
     digests, values = list(texts), list(texts.values())
     tokens = dict(zip(digests, encoder.count_tokens(values).tolist(), strict=True))
     bad: dict[bytes, str] = {}
     vectors = _encode(encoder, digests, values, bad)
     made = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
     reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
-    opened.ledger.quarantine(opened.fingerprint, reasons)
+    collection.ledger.quarantine(collection.fingerprint, reasons)
     if made:
         try:
-            remember(opened.database, opened.fingerprint, encoder)
+            remember(collection.database, collection.fingerprint, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
-            log.warning("collection %r: the canaries could not be encoded: %s", opened.collection.name, error)
+            log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
     return made, bad, tokens
 
 
-def pending_texts(opened: OpenCollection, item_keys: list[str], *, force: bool = False) -> tuple[int, int]:
+def pending_texts(collection: Collection, item_keys: list[str], *, force: bool = False) -> tuple[int, int]:
     """How many texts of these items a sync would encode, and how many already have their vector. Writes nothing."""
     pending = reused = 0
-    with opened.source.connect() as reading, opened.database.connect(autocommit=True) as connection:
+    with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
-            rows = opened.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
+            rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
             theirs: set[str] = set()
-            if isinstance(opened.active.table, AdoptedColumn) and opened.adopts and not force:
-                theirs = opened.active.table.there(connection, [row.item_key for row in rows])
+            if isinstance(collection.current.table, ColumnDestination) and collection.adopts and not force:
+                theirs = collection.current.table.there(connection, [row.item_key for row in rows])
             reused += len(theirs)
             others = [row for row in rows if row.item_key not in theirs]
-            wanted = [text for row in others for text in _render(opened, row.row_json) if text[2]]
+            wanted = [text for row in others for text in _render(collection, row.row_json) if text[2]]
             digests = {content_hash(text) for _, _, text in wanted}
-            statement = opened.active.table.statement("content_hashes")
+            statement = collection.current.table.statement("embed/content_hashes")
             there = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
             have = set() if force else digests & {row[0] for row in there}
             lacking = digests - have
-            excused = set() if force else opened.ledger.quarantined(opened.fingerprint, list(lacking), waiting=True)
+            excused = (
+                set() if force else collection.ledger.quarantined(collection.fingerprint, list(lacking), waiting=True)
+            )
             pending += len(lacking - excused)
             reused += len(have)
     return pending, reused
@@ -294,18 +298,20 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-def vectors_there(opened: OpenCollection, batch: int, *, landed: bool = True) -> dict[bytes, NDArray]:
-    """Content hash → vector: what a run of this batch encoded before it was killed, and (`landed`) what has landed."""
+def vectors_there(collection: Collection, batch: int, *, committed: bool = True) -> dict[bytes, NDArray]:
+    """Content hash → vector: what a run of this batch encoded before it was killed, and (`committed`) what is
+    committed.
+    """
     there: dict[bytes, NDArray] = {}
-    newest = opened.lake.newest(opened.folder("embeddings"), batch)
-    if newest and newest[1].num_rows and newest[1]["embedding"].type.list_size == opened.active.table.dimension:
+    newest = collection.lake.newest(collection.folder("embeddings"), batch)
+    if newest and newest[1].num_rows and newest[1]["embedding"].type.list_size == collection.current.table.dimension:
         vectors = files.vectors_from_arrow(newest[1]["embedding"])
         there.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
-    if not landed:
+    if not committed:
         return there
-    table = opened.active.table
-    query = table.statement("vectors_of_batch", batch=sql.Literal(batch))
-    with opened.database.connect(autocommit=True) as connection:
+    table = collection.current.table
+    query = table.statement("embed/vectors_of_batch", batch=sql.Literal(batch))
+    with collection.database.connect(autocommit=True) as connection:
         found = copy_out(
             connection, query, {"content_hash": "bytea16", "embedding": table.storage}, dimension=table.dimension
         )
@@ -313,16 +319,16 @@ def vectors_there(opened: OpenCollection, batch: int, *, landed: bool = True) ->
     return there
 
 
-def vectors_adopted(opened: OpenCollection, texts: pa.Table) -> dict[bytes, NDArray]:
-    """Content hash → vector: what the user's own column had before we came, of items that have never landed.
+def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDArray]:
+    """Content hash → vector: what the user's own column had before we came, of items that are never committed.
 
-    Those are the declared profile's; nothing is taken where another is the active one.
+    Those are the declared profile's; nothing is taken where another is the current one.
     """
-    table = opened.active.table
-    if not isinstance(table, AdoptedColumn) or not texts.num_rows or not opened.adopts:
+    table = collection.current.table
+    if not isinstance(table, ColumnDestination) or not texts.num_rows or not collection.adopts:
         return {}
     keys, row_hashes = texts["item_key"].to_pylist(), texts["row_hash"].to_pylist()
-    with opened.database.connect(autocommit=True) as connection:
+    with collection.database.connect(autocommit=True) as connection:
         found = copy_out(
             connection,
             table.theirs(connection, keys, row_hashes),
@@ -334,9 +340,9 @@ def vectors_adopted(opened: OpenCollection, texts: pa.Table) -> dict[bytes, NDAr
 
 
 def embeddings_table(
-    opened: OpenCollection, texts: pa.Table, vectors: Mapping[bytes, NDArray], made: Collection[bytes]
+    collection: Collection, texts: pa.Table, vectors: Mapping[bytes, NDArray], made: Container[bytes]
 ) -> pa.Table:
-    table = opened.active.table
+    table = collection.current.table
     schema = files.embeddings_schema(table.dimension, table.storage)
     hashes = texts["content_hash"].to_pylist()
     rows = [n for n, digest in enumerate(hashes) if digest in vectors]

@@ -11,8 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
@@ -24,10 +22,8 @@ from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store.server.embedded import EmbeddedServer, embedded_server, server_binaries
 
 EMBEDDED_DATABASE = "embeddings"
-OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
 CONNECT_SECONDS = 10
 MOST_IDLE = 4  # sessions that a process keeps for the next search
-_SCHEMA_LOCK = 0x656D6265_64646E67  # "embeddng": our key among the database's advisory locks
 
 # Set for each session, since a role or a server may have other ideas (hosted databases limit statements to seconds).
 # Not sent as `options` while connecting: connection poolers refuse those.
@@ -140,7 +136,6 @@ def _living(idle: list[psycopg.Connection]) -> psycopg.Connection | None:
     return None
 
 
-_current_schemas: set[str] = set()
 _mutex = threading.RLock()
 
 
@@ -161,34 +156,6 @@ def open_database(settings: Settings) -> Database:
     return database
 
 
-def ensure_schema(database: Database) -> None:
-    """Make or bring up to date the schema `embeddings`. One round trip where it is current, none the second time.
-
-    Writes: the extension `vector` where it is missing, and sql/schema.sql, in one transaction that several processes
-    may race for. Raises DatabaseError where pgvector is older than 0.7, a right is missing, or the schema comes from
-    a newer version of this package.
-    """
-    with _mutex:
-        if database.url in _current_schemas:
-            return
-        wanted, statements = _schema()
-        with database.connect() as connection:
-            try:
-                if _version_there(connection) != wanted:
-                    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
-                    _upgrade(connection, database, wanted, statements)
-            except errors.InsufficientPrivilege as error:
-                parts = conninfo_to_dict(database.url)
-                name, user = _quoted(database_name(parts)), _quoted(str(parts.get("user") or "…"))
-                raise DatabaseError(
-                    f"{database.name_and_host}: this user may not make the schema `embeddings` "
-                    f"({_one_line(error)}); an administrator runs: GRANT CREATE ON DATABASE {name} TO {user}"
-                ) from error
-            except (errors.DiskFull, errors.ReadOnlySqlTransaction, errors.OutOfMemory) as error:
-                raise DatabaseError(f"{database.name_and_host} cannot be written: {_one_line(error)}") from error
-        _current_schemas.add(database.url)
-
-
 def psql_command(database: Database, args: list[str]) -> tuple[str, list[str], dict[str, str]]:
     """(path, argv, environment) that runs the wheel's psql on the database, for `subprocess` or `os.execve`.
 
@@ -206,70 +173,6 @@ def psql_command(database: Database, args: list[str]) -> tuple[str, list[str], d
     return path, ["psql", f"--dbname={make_conninfo(**shown)}", *args], environment
 
 
-def load_sql(name: str) -> str:
-    """The text of sql/`name`.sql, from the installed package or the checkout."""
-    packaged = files("embeddings_pipeline") / "sql" / f"{name}.sql"
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).resolve().parents[2] / "sql" / f"{name}.sql").read_text(encoding="utf-8")
-
-
-def _schema() -> tuple[int, str]:
-    text = load_sql("schema")
-    first = re.match(r"-- version: (\d+)$", text, re.MULTILINE)
-    if first is None:
-        raise ValueError("sql/schema.sql does not begin with `-- version: N`")
-    return int(first[1]), text
-
-
-def _version_there(connection: psycopg.Connection) -> int | None:
-    try:
-        with connection.transaction():
-            row = connection.execute("SELECT max(version) FROM embeddings.schema_version").fetchone()
-    except (errors.UndefinedTable, errors.InvalidSchemaName):
-        return None
-    return row[0] if row else None
-
-
-def _upgrade(connection: psycopg.Connection, database: Database, wanted: int, statements: str) -> None:
-    there = _version_there(connection)
-    if there == wanted:  # another process was first
-        return
-    if there is not None and there > wanted:
-        raise DatabaseError(
-            f"{database.name_and_host}: its schema has version {there} and this embeddings-pipeline knows {wanted}: "
-            "install a newer embeddings-pipeline, or name another database"
-        )
-    _ensure_pgvector(connection, database)
-    connection.execute(load_sql("schema_version"))
-    connection.execute(statements)
-    connection.execute("DELETE FROM embeddings.schema_version")
-    connection.execute("INSERT INTO embeddings.schema_version (version) VALUES (%s)", [wanted])
-
-
-def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None:
-    where = database.name_and_host
-    [(installed, available)] = connection.execute(load_sql("pgvector_versions")).fetchall()
-    if installed is None and available is None:
-        raise DatabaseError(f"{where}: the server has no pgvector; install pgvector 0.7 or newer there")
-    if _parsed(installed or available) < OLDEST_PGVECTOR:
-        remedy = "install a newer one on the server"
-        if installed and _parsed(available or "0") >= OLDEST_PGVECTOR:
-            remedy = "an administrator runs there: ALTER EXTENSION vector UPDATE"
-        raise DatabaseError(f"{where}: pgvector is {installed or available}, and 0.7 is needed (halfvec); {remedy}")
-    if installed is None:
-        try:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        except errors.InsufficientPrivilege as error:
-            raise DatabaseError(
-                f"{where}: this user may not install pgvector; an administrator runs there: CREATE EXTENSION vector"
-            ) from error
-
-
-def _parsed(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-
-
 def _create_database(connection: psycopg.Connection, name: str, who: str) -> None:
     if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
         return
@@ -281,10 +184,10 @@ def _create_database(connection: psycopg.Connection, name: str, who: str) -> Non
     except errors.InsufficientPrivilege as error:
         raise DatabaseError(
             f"{who} may not create the database {name}; an administrator runs: "
-            f"CREATE DATABASE {_quoted(name)} OWNER {_quoted(connection.info.user)}"
+            f"CREATE DATABASE {quoted(name)} OWNER {quoted(connection.info.user)}"
         ) from error
     except psycopg.Error as error:
-        raise DatabaseError(f"{who} cannot create the database {name}: {_one_line(error)}") from error
+        raise DatabaseError(f"{who} cannot create the database {name}: {one_line(error)}") from error
 
 
 def _readable(url: str) -> str:
@@ -319,11 +222,11 @@ def _with_database(url: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=query))
 
 
-def _quoted(identifier: str) -> str:
+def quoted(identifier: str) -> str:
     return '"{}"'.format(identifier.replace('"', '""'))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -348,11 +251,11 @@ def is_outage(error: Exception) -> bool:
 
 def what_it_says(error: psycopg.Error) -> str:
     """One line for people."""
-    return f"the database says: {error.diag.message_primary or _one_line(error)}"
+    return f"the database says: {error.diag.message_primary or one_line(error)}"
 
 
 def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseError:
-    said = _one_line(error)
+    said = one_line(error)
     parts = conninfo_to_dict(database.url)
     for secret in {str(parts.get("password") or ""), str(parts.get("sslpassword") or "")} - {""}:
         said = said.replace(secret, "…").replace(quote(secret, safe=""), "…")

@@ -16,8 +16,9 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.config.definition import did_you_mean
 from embeddings_pipeline.config.templates import clean_json
 from embeddings_pipeline.errors import SourceError
-from embeddings_pipeline.store.database import Database, load_sql
+from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import table_identifier
+from embeddings_pipeline.store.sql import load_sql
 
 UPDATED_AT = "updated_at"
 MOST_BLOCK_BYTES = 1 << 30

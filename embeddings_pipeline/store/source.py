@@ -15,11 +15,12 @@ from dotenv import dotenv_values
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from embeddings_pipeline.config.definition import Collection, did_you_mean
+from embeddings_pipeline.config.definition import CollectionDefinition, did_you_mean
 from embeddings_pipeline.config.settings import project_root
 from embeddings_pipeline.config.templates import row_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError
-from embeddings_pipeline.store.database import Database, load_sql
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.sql import load_sql
 
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
@@ -50,7 +51,7 @@ class Position(NamedTuple):
     item_key: str | None  # None: after all rows of that time
 
 
-class RecentRow(NamedTuple):
+class UpdatedRow(NamedTuple):
     """A row as an incremental read sees it."""
 
     item_key: str
@@ -72,13 +73,13 @@ class SourceRow(NamedTuple):
 class Source:
     """The source of a collection, in the pipeline's database or in another PostgreSQL."""
 
-    collection: Collection
+    definition: CollectionDefinition
     database: Database
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
         """A read-only connection to the source. Raises SourceError, ConfigurationError or DatabaseError in one line."""
-        url = self.collection.config.source.url
+        url = self.definition.attributes.source.url
         try:
             connection = connect_url(url) if url else self.database.connect(autocommit=True)
         except (SourceError, ConfigurationError) as error:
@@ -92,8 +93,8 @@ class Source:
         """Column → type of the source. SourceError where a column that the collection names is not there."""
         with self._errors(connection):
             types = self._types(connection)
-        config = self.collection.config
-        named = [(f"template `{name}:`", c) for name, t in self.collection.templates.items() for c in t.columns]
+        config = self.definition.attributes
+        named = [(f"template `{name}:`", c) for name, t in self.definition.templates.items() for c in t.columns]
         named += [("`columns:`", column) for column in config.columns]
         named += [("`source.key:`", column) for column in config.source.key]
         named += [("`source.updated_at:`", column) for column in [config.source.updated_at] if column]
@@ -108,7 +109,7 @@ class Source:
         if config.source.updated_at and types[config.source.updated_at] not in TIMESTAMPS:
             raise SourceError(
                 f"{self}: `source.updated_at:` names {config.source.updated_at!r} of type "
-                f"{types[config.source.updated_at]}; name a timestamp, or leave it out (whole scans find every change) "
+                f"{types[config.source.updated_at]}; name a timestamp, or leave it out (full scans find every change) "
                 f"in {self._file}"
             )
         return types
@@ -128,12 +129,12 @@ class Source:
 
     def newest(self, connection: psycopg.Connection) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
-        statement = sql.SQL(load_sql("source_newest")).format(**self._order(connection), overlap=sql.Literal(OVERLAP))
+        statement = sql.SQL(load_sql("source/newest")).format(**self._order(connection), overlap=sql.Literal(OVERLAP))
         with self._errors(connection):
             row = connection.execute(statement).fetchone()
         return Position(row[0], "") if row else None
 
-    def recent(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[RecentRow]:
+    def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
         Rows without `updated_at` are not among them.
@@ -147,10 +148,12 @@ class Source:
             else:
                 position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
                 condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
-        seen = tuple(dict.fromkeys((*self.collection.template_columns, *self.collection.config.columns)))
-        where = _statement((self.collection.config.source.where or "").strip() or "true")
-        columns = dict.fromkeys((*self.collection.config.source.key, *seen, self.collection.config.source.updated_at))
-        statement = sql.SQL(load_sql("source_recent")).format(
+        seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
+        where = _statement((self.definition.attributes.source.where or "").strip() or "true")
+        columns = dict.fromkeys(
+            (*self.definition.attributes.source.key, *seen, self.definition.attributes.source.updated_at)
+        )
+        statement = sql.SQL(load_sql("source/updated")).format(
             **order,
             used=_columns(c for c in columns if c),
             seen=_columns(seen),
@@ -161,12 +164,12 @@ class Source:
         rows = []
         for item_key, row_json, updated_at, meets, ahead in self._copy(connection, statement, 5):
             digest = row_hash(item_key, row_json) if meets == "t" else None
-            rows.append(RecentRow(item_key, digest, Position(updated_at, item_key), ahead == "t"))
+            rows.append(UpdatedRow(item_key, digest, Position(updated_at, item_key), ahead == "t"))
         return rows
 
     def _order(self, connection: psycopg.Connection) -> dict[str, sql.Composable]:
         """The parts of statements that read in the order of updates."""
-        column = self.collection.config.source.updated_at
+        column = self.definition.attributes.source.updated_at
         assert column is not None
         kind = self.check(connection)[column]
         # What writers of a timestamp without time zone call now is at most 14 hours ahead of UTC.
@@ -181,7 +184,7 @@ class Source:
 
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
         """The rows with these keys, as they are now; those that are gone are missing from the list."""
-        columns = len(self.collection.config.source.key)
+        columns = len(self.definition.attributes.source.key)
         item_keys = [item_key for item_key in item_keys if _is_key(item_key, columns)]
         if not item_keys:
             return []
@@ -207,7 +210,8 @@ class Source:
                 item_key = row[0]
                 if item_key is None:
                     raise SourceError(
-                        f"{self}: {self._name} has a row whose key ({', '.join(self.collection.config.source.key)}) is "
+                        f"{self}: {self._name} has a row whose key "
+                        f"({', '.join(self.definition.attributes.source.key)}) is "
                         f"NULL, near {row[1][:80]}; give it a key, or leave it out with `where:`"
                     )
                 if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
@@ -217,11 +221,11 @@ class Source:
                 yield row
 
     def _select(self, condition: sql.Composable) -> sql.Composed:
-        config = self.collection.config
+        config = self.definition.attributes
         if where := (config.source.where or "").strip():
             condition = sql.SQL("({}\n) AND {}").format(_statement(where), condition)
-        seen = tuple(dict.fromkeys((*self.collection.template_columns, *config.columns)))
-        return sql.SQL(load_sql("source")).format(
+        seen = tuple(dict.fromkeys((*self.definition.template_columns, *config.columns)))
+        return sql.SQL(load_sql("source/rows")).format(
             key=self._key,
             used=_columns(dict.fromkeys((*config.source.key, *seen))),
             seen=_columns(seen),
@@ -233,7 +237,7 @@ class Source:
     @property
     def _key(self) -> sql.Composable:
         """The item key as an expression: NULL where any of its columns is."""
-        columns = [_column(column) for column in self.collection.config.source.key]
+        columns = [_column(column) for column in self.definition.attributes.source.key]
         if len(columns) == 1:
             return sql.SQL("{}::text").format(columns[0])
         return sql.SQL("CASE WHEN {} THEN json_build_array({})::text END").format(
@@ -242,7 +246,7 @@ class Source:
         )
 
     def _with_keys(self, item_keys: Sequence[str], types: dict[str, str]) -> sql.Composed:
-        columns = self.collection.config.source.key
+        columns = self.definition.attributes.source.key
         values = list(zip(*(split_key(item_key, len(columns)) for item_key in item_keys), strict=True))
         arrays = [
             sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))
@@ -262,8 +266,8 @@ class Source:
             statement = sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(self._relation)
             described = connection.execute(statement).description or []
         except psycopg.errors.InsufficientPrivilege:  # perhaps only of columns that we do not need
-            config = self.collection.config
-            named = dict.fromkeys((*config.source.key, *self.collection.template_columns, *config.columns))
+            config = self.definition.attributes
+            named = dict.fromkeys((*config.source.key, *self.definition.template_columns, *config.columns))
             named |= {config.source.updated_at: None} if config.source.updated_at else {}
             statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(_columns(named), self._relation)
             described = connection.execute(statement).description or []
@@ -273,26 +277,30 @@ class Source:
 
     @property
     def _relation(self) -> sql.Composable:
-        source = self.collection.config.source
+        source = self.definition.attributes.source
         if source.table:
             return table_identifier(source.table)
         return sql.SQL("({}\n)").format(_statement(source.query or ""))
 
     @property
     def _name(self) -> str:
-        return f"table {self.collection.config.source.table!r}" if self.collection.config.source.table else "the query"
+        return (
+            f"table {self.definition.attributes.source.table!r}"
+            if self.definition.attributes.source.table
+            else "the query"
+        )
 
     def __str__(self) -> str:
-        return f"collection {self.collection.name!r}"
+        return f"collection {self.definition.name!r}"
 
     @property
     def _file(self) -> str:
-        return str(self.collection.path or "defs.yaml")
+        return str(self.definition.path or "defs.yaml")
 
     @contextmanager
     def _errors(self, connection: psycopg.Connection | None = None) -> Iterator[None]:
         """A psycopg error becomes one line that says what to do."""
-        source = self.collection.config.source
+        source = self.definition.attributes.source
         try:
             yield
         except psycopg.errors.UndefinedTable as error:
@@ -376,7 +384,7 @@ def connect_url(url: str) -> psycopg.Connection:
 
 def tables(connection: psycopg.Connection) -> list[str]:
     """Tables and views that are not the system's or ours, as `table:` names them."""
-    return [row[0] for row in connection.execute(load_sql("tables"))]
+    return [row[0] for row in connection.execute(load_sql("source/tables"))]
 
 
 _TOKEN = re.compile(

@@ -14,7 +14,7 @@ import yaml
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.workbench import collection, execute
+from embeddings_pipeline_tests.support.workbench import definition, execute
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = {
@@ -30,7 +30,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def environment(database: Database, settings: Settings, tmp_path: Path) -> dict[str, str]:
     """Of processes that use this test's database, with the workbench's collection as the only one."""
-    config = collection().config.model_dump(exclude_defaults=True, mode="json")
+    config = definition().attributes.model_dump(exclude_defaults=True, mode="json")
     folder = tmp_path / "defs" / "films"
     folder.mkdir(parents=True)
     (folder / "defs.yaml").write_text(yaml.safe_dump({"type": COMPONENT_TYPE, "attributes": config}))

@@ -10,7 +10,7 @@ import pytest
 from embeddings_pipeline.config.definition import find_collection, load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError
-from embeddings_pipeline_tests.support.workbench import collection
+from embeddings_pipeline_tests.support.workbench import definition
 
 GOOD = """\
 type: embeddings_pipeline.EmbeddingCollection
@@ -165,7 +165,7 @@ def test_the_collections_are_those_of_this_package_unless_a_folder_is_named(tmp_
 
 
 def test_a_collection_is_found_by_name_or_there_are_suggestions(tmp_path):
-    films, movies = collection("films"), collection("movies")
+    films, movies = definition("films"), definition("movies")
     assert find_collection({"films": films}, None) is films
     with pytest.raises(ConfigurationError, match=r"'film'; defined are: films, movies \(did you mean 'films'\?\)"):
         find_collection({"films": films, "movies": movies}, "film")
@@ -193,8 +193,8 @@ DIFFERENT: dict[str, dict] = {
 
 
 def test_the_definition_hash_changes_with_what_turns_a_row_into_texts():
-    hashes = {collection(**change).definition_hash for change in DIFFERENT.values()}
-    assert len(hashes | {collection().definition_hash}) == len(DIFFERENT) + 1
+    hashes = {definition(**change).definition_hash for change in DIFFERENT.values()}
+    assert len(hashes | {definition().definition_hash}) == len(DIFFERENT) + 1
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_the_definition_hash_changes_with_what_turns_a_row_into_texts():
     ],
 )
 def test_the_definition_hash_stays_with_what_does_not(change):
-    assert collection(**change).definition_hash == collection().definition_hash
+    assert definition(**change).definition_hash == definition().definition_hash
 
 
 def test_the_definition_hash_is_the_same_in_every_version():
-    assert collection(columns=[]).definition_hash.hex() == "b867b127813c53005b1d7517ba540fcf"
+    assert definition(columns=[]).definition_hash.hex() == "b867b127813c53005b1d7517ba540fcf"
 
 
 @pytest.mark.parametrize(
@@ -226,5 +226,5 @@ def test_a_time_of_day_needs_no_quotes(tmp_path: Path, written: str, meant: str 
         f"automation: {{daily_refresh: {written}}}" if written else "automation:\n    daily_refresh:",
     )
     (tmp_path / "defs.yaml").write_text(text)
-    [collection] = load_collections(tmp_path).values()
-    assert collection.config.automation.daily_refresh == meant
+    [one] = load_collections(tmp_path).values()
+    assert one.attributes.automation.daily_refresh == meant

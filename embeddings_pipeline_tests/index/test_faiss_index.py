@@ -17,7 +17,7 @@ import pytest
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index import faiss_index
 from embeddings_pipeline.index.faiss_index import build, check_parity, is_current, open_index, read_manifest
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline_tests.support.model_tables import (
     FINGERPRINT,
     add_vectors,
@@ -56,9 +56,9 @@ def in_process(code, database, folder, **popen):
     from pathlib import Path
     from embeddings_pipeline.index import faiss_index
     from embeddings_pipeline.store.database import Database
-    from embeddings_pipeline.store.destination.table import ModelTable
+    from embeddings_pipeline.store.destination.table import TableDestination
     database, folder = Database({database.url!r}), Path({str(folder)!r})
-    table = ModelTable("things", {FINGERPRINT!r}, 32)
+    table = TableDestination("things", {FINGERPRINT!r}, 32)
     """
     script = textwrap.dedent(prelude) + textwrap.dedent(code)
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **popen)
@@ -121,7 +121,7 @@ def test_an_empty_table_gives_an_empty_generation(database, folder):
 
 
 def make_table(**changes):
-    return ModelTable(**({"collection": "things", "fingerprint": FINGERPRINT, "dimension": 32} | changes))
+    return TableDestination(**({"collection": "things", "fingerprint": FINGERPRINT, "dimension": 32} | changes))
 
 
 def test_fewer_vectors_than_asked_for_are_padded(database, folder):
@@ -205,7 +205,7 @@ def test_opening_is_done_once_a_generation(database, folder, table):
 
 
 def test_another_model_is_refused(database, folder, table):
-    with pytest.raises(VectorIndexError, match="model feed is not the active one"):
+    with pytest.raises(VectorIndexError, match="model feed is not the current one"):
         build(database, make_table(fingerprint="feed"), folder)
     with pytest.raises(VectorIndexError, match="no FAISS index"):
         open_index(folder, "things")
@@ -385,13 +385,13 @@ def test_readers_never_fail_while_generations_come_and_go(database, folder, tabl
 def test_vectors_and_version_are_of_one_snapshot(database, folder, table, monkeypatch):
     counts = faiss_index._counts
 
-    def with_a_landing_in_between(*arguments):
+    def with_a_commit_in_between(*arguments):
         with database.connect() as connection:
             connection.execute(f"DELETE FROM embeddings.{table.name}")
             raise_version(connection)
         return counts(*arguments)
 
-    monkeypatch.setattr(faiss_index, "_counts", with_a_landing_in_between)
+    monkeypatch.setattr(faiss_index, "_counts", with_a_commit_in_between)
     manifest = build(database, table, folder)
     assert (manifest.version, manifest.count) == (1, 500)
 

@@ -22,7 +22,7 @@ from embeddings_pipeline.index.pgvector import (
     index_name,
 )
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline_tests.support.model_tables import (
     FINGERPRINT,
     add_vectors,
@@ -198,10 +198,10 @@ from embeddings_pipeline.config.definition import VectorIndex
 from embeddings_pipeline.index import pgvector as pgvector_index
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.table import TableDestination
 create = pgvector_index._Builder._create
 pgvector_index._Builder._create = lambda *each: (print("begins", flush=True), create(*each))[-1]
-table = ModelTable("things", {FINGERPRINT!r}, 32)
+table = TableDestination("things", {FINGERPRINT!r}, 32)
 report = pgvector_index.ensure_index(Database({database.url!r}), table, VectorIndex(m={m}), ["base"])
 print(repr(report.indexes[0].reason))
 """
@@ -301,18 +301,18 @@ def test_too_many_dimensions_name_the_remedy(database):
         ("halfvec", 4096, "set `index: {method: none}`"),
     ):
         with pytest.raises(VectorIndexError, match=remedy):
-            ensure_index(database, ModelTable("wide", "f", dimension, storage), HNSW, ["base"])
+            ensure_index(database, TableDestination("wide", "f", dimension, storage), HNSW, ["base"])
     table = make_collection(database, dimension=4096)
     assert ensure_index(database, table, NONE, ["base"]).indexes == ()
 
 
 def test_a_missing_table_is_one_clear_line(database):
     with pytest.raises(VectorIndexError, match=r"embeddings\.gone_vector_f: there is no such table"):
-        ensure_index(database, ModelTable("gone", "f", 3), HNSW, ["base"])
+        ensure_index(database, TableDestination("gone", "f", 3), HNSW, ["base"])
 
 
 def test_the_longest_names_fit():
-    table = ModelTable("c" * 30, "0123456789abcdef", 384)
+    table = TableDestination("c" * 30, "0123456789abcdef", 384)
     names = {index_name(table, f"{'v' * 19}{i}") + "_new" for i in range(10)}
     assert len(names) == 10 and all(len(name) <= 63 for name in names)
 

@@ -1,4 +1,4 @@
-"""A column of the user's own table as the target: adopting it, keeping it current, and changing its model."""
+"""A column of the user's own table as the destination: adopting it, keeping it current, and changing its model."""
 
 import os
 import re
@@ -16,42 +16,41 @@ import numpy as np
 import psycopg
 import pytest
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, MigrationError, PipelineError, StaleRunError
+from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, PipelineError, StaleRunError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.index.faiss_index import build as build_faiss
-from embeddings_pipeline.model_change import backfill as fill
-from embeddings_pipeline.model_change import phases as migration
+from embeddings_pipeline.model_change import backfill, phases
 from embeddings_pipeline.model_change.phases import (
     add_model,
+    candidate_destination,
+    candidate_profile,
     contract,
     expand,
-    open_migration,
+    open_change,
     roll_back,
     swap,
-    target_profile,
-    target_table,
 )
-from embeddings_pipeline.model_change.plan import FILLED_PER_SECOND, plan
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.model_change.plan import BACKFILLED_PER_SECOND, plan
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.steps import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.column import AdoptedColumn
-from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, land, land_all, written_together
+from embeddings_pipeline.store.destination.column import ColumnDestination
+from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, commit, commit_all, written_together
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_batch, wait_until
-from embeddings_pipeline_tests.support.workbench import collection as plain_collection
+from embeddings_pipeline_tests.support.workbench import definition as plain_definition
 
 PROJECT = Path(__file__).resolve().parents[2]
 WIDEST = {**PROFILE, "name": "widest", "dimensions": 320}
 
 
-def collection(**attributes: Any) -> Collection:
+def definition(**attributes: Any) -> CollectionDefinition:
     defaults = {
         "name": "segments",
         "source": {"table": "segments", "key": ["id"]},
@@ -59,9 +58,9 @@ def collection(**attributes: Any) -> Collection:
         "vectors": {"base": "{words}"},
         "profile": None,
         "profiles": {"test": PROFILE, "wide": WIDE, "widest": WIDEST, "other": OTHER},
-        "target": {"table": "segments", "profile": "wide"},
+        "destination": {"table": "segments", "profile": "wide"},
     }
-    return plain_collection(**{**defaults, **attributes})
+    return plain_definition(**{**defaults, **attributes})
 
 
 @pytest.fixture(autouse=True)
@@ -111,9 +110,9 @@ def restless_autovacuum(server: Database) -> Iterator[None]:
     configure("RESET autovacuum_naptime")
 
 
-def sync(one: Collection, settings: Settings, run: str = "run") -> OpenCollection:
-    opened = open_collection(one, settings)
-    land_all(opened, run)
+def sync(one: CollectionDefinition, settings: Settings, run: str = "run") -> Collection:
+    collection = open_collection(one, settings)
+    commit_all(collection, run)
     return open_collection(one, settings)
 
 
@@ -128,33 +127,33 @@ def indexes(database: Database) -> list[str]:
     return [row[0] for row in execute(database, query)]
 
 
-def assert_current(opened: OpenCollection) -> None:
-    """Each row's column has what the active model makes of its words, and each model's view what that one makes."""
-    encoder = opened.encoder()
-    for text, vector in execute(opened.database, "SELECT words, embedding::real[] FROM segments"):
+def assert_current(collection: Collection) -> None:
+    """Each row's column has what the current model makes of its words, and each model's view what that one makes."""
+    encoder = collection.encoder()
+    for text, vector in execute(collection.database, "SELECT words, embedding::real[] FROM segments"):
         assert vector is not None, text
         assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
-    for model in [opened, *opened.beside()]:
-        view = model.active.table.name
+    for model in [collection, *collection.shadow_models()]:
+        view = model.current.table.name
         rows = execute(
-            opened.database,
+            collection.database,
             f"SELECT text, vector.embedding::real[] FROM embeddings.segments_text JOIN embeddings.{view} AS vector "
             "ON text_id = id",
         )
-        assert len(rows) == execute(opened.database, "SELECT count(*) FROM segments")[0][0]
+        assert len(rows) == execute(collection.database, "SELECT count(*) FROM segments")[0][0]
         made = model.encoder().encode_documents([text for text, _ in rows])
         assert np.allclose([vector for _, vector in rows], made, atol=1e-3)
-    found = coverage(opened.database, opened.active)
+    found = coverage(collection.database, collection.current)
     assert (found.missing, found.stale, found.orphans) == (0, 0, 0)
-    assert audit(opened).agree
+    assert audit(collection).agree
 
 
 class TestAdoption:
     def test_vectors_that_are_there_are_taken_and_the_others_made(self, table, settings) -> None:
         before = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
-        opened = open_collection(collection(), settings)
-        assert pending_texts(opened, opened.ledger.look(opened.source)[1]) == (5, 20)  # as a dry run says
-        opened = sync(collection(), settings)
+        collection = open_collection(definition(), settings)
+        assert pending_texts(collection, collection.ledger.look(collection.source)[1]) == (5, 20)  # as a dry run says
+        collection = sync(definition(), settings)
         assert sum(DeterministicEncoder.texts_encoded.values()) - 20 == 5  # and the canaries
         after = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
         assert before == after  # not even written
@@ -162,56 +161,56 @@ class TestAdoption:
         assert columns(table) == [
             "embedding vector(48)", "id bigint", "note text", "video text", "words text",
         ]  # fmt: skip
-        assert_current(opened)
-        assert search(opened.collection, settings, words(7))[0].item_key == "7"
-        build_faiss(table, opened.active.table, settings.state_dir / "faiss")
-        assert search(opened.collection, settings, words(8), index="faiss")[0].item_key == "8"
+        assert_current(collection)
+        assert search(collection.definition, settings, words(7))[0].item_key == "7"
+        build_faiss(table, collection.current.table, settings.state_dir / "faiss")
+        assert search(collection.definition, settings, words(8), index="faiss")[0].item_key == "8"
         DeterministicEncoder.reset()
-        sync(collection(), settings, "again")
+        sync(definition(), settings, "again")
         assert DeterministicEncoder.texts_encoded == {}
 
     def test_edits_inserts_deletes_and_emptied_columns_reach_the_column(self, table, settings) -> None:
-        sync(collection(), settings)
+        sync(definition(), settings)
         execute(table, "UPDATE segments SET words = 'quite another text' WHERE id = 3")
         execute(table, "INSERT INTO segments (id, words) VALUES (99, 'a newcomer')")
         execute(table, "DELETE FROM segments WHERE id = 4")
         execute(table, "UPDATE segments SET embedding = NULL WHERE id = 5")
         DeterministicEncoder.reset()
-        opened = sync(collection(), settings, "later")
+        collection = sync(definition(), settings, "later")
         assert {"quite another text", "a newcomer"} == set(DeterministicEncoder.texts_encoded)  # 5 comes from the lake
-        assert_current(opened)
-        assert execute(table, f"SELECT count(*) FROM embeddings.segments_hash_{opened.fingerprint}") == [(25,)]
+        assert_current(collection)
+        assert execute(table, f"SELECT count(*) FROM embeddings.segments_hash_{collection.fingerprint}") == [(25,)]
 
     def test_a_row_that_no_longer_meets_where_or_has_a_blank_text_loses_its_vector(self, table, settings) -> None:
-        one = collection(source={"table": "segments", "key": ["id"], "where": "note = 'mine'"})
+        one = definition(source={"table": "segments", "key": ["id"], "where": "note = 'mine'"})
         sync(one, settings)
         execute(table, "UPDATE segments SET note = 'theirs' WHERE id = 3")
         execute(table, "UPDATE segments SET words = '' WHERE id = 4")
         sync(one, settings, "later")
         assert execute(table, "SELECT id FROM segments WHERE embedding IS NULL ORDER BY id") == [(3,), (4,)]
 
-    def test_a_row_that_is_edited_before_it_lands_is_encoded(self, table, settings) -> None:
-        opened = open_collection(collection(), settings)
-        opened.ledger.scan(opened.source)
+    def test_a_row_that_is_edited_before_it_is_committed_is_encoded(self, table, settings) -> None:
+        collection = open_collection(definition(), settings)
+        collection.ledger.full_scan(collection.source)
         execute(table, "UPDATE segments SET words = 'edited' WHERE id IN (1, 2)")
-        opened.ledger.scan(opened.source)
+        collection.ledger.full_scan(collection.source)
         execute(table, "UPDATE segments SET words = 'edited again' WHERE id = 2")
-        land_all(opened)
-        assert_current(sync(collection(), settings, "later"))
+        commit_all(collection)
+        assert_current(sync(definition(), settings, "later"))
 
     def test_rows_of_one_text_keep_their_own_vectors(self, table, settings) -> None:
         execute(table, "UPDATE segments SET words = 'the same' WHERE id IN (1, 10, 20)")
         before = execute(table, "SELECT id, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
-        sync(collection(), settings)
+        sync(definition(), settings)
         assert execute(table, "SELECT id, embedding::text FROM segments WHERE id <= 20 ORDER BY id") == before
         execute(table, "INSERT INTO segments SELECT 99, 'a', words, embedding + embedding FROM segments WHERE id = 1")
-        sync(collection(), settings, "later")
+        sync(definition(), settings, "later")
         kept = "SELECT twice.embedding = one.embedding + one.embedding FROM segments AS one, segments AS twice"
         assert execute(table, kept + " WHERE one.id = 1 AND twice.id = 99") == [(True,)]
 
     def test_a_zero_vector_is_not_taken(self, table, settings) -> None:
         execute(table, "UPDATE segments SET embedding = array_fill(0, ARRAY[48])::vector WHERE id IN (1, 2)")
-        assert_current(sync(collection(), settings))
+        assert_current(sync(definition(), settings))
 
     @pytest.mark.parametrize(
         ("before", "changed"),
@@ -226,33 +225,33 @@ class TestAdoption:
     def test_another_key_name_column_or_table_is_adopted_anew(self, table, settings, before, changed) -> None:
         if before:
             execute(table, before)
-        sync(collection(), settings)
+        sync(definition(), settings)
         execute(table, "UPDATE segments SET embedding = NULL WHERE id = 3")
         where = {"table": changed.get("table", "segments"), "column": changed.get("column", "embedding")}
-        one = collection(
+        one = definition(
             source={"table": "segments", "key": changed.get("key", ["id"])},
-            target={**where, "profile": "wide"},
+            destination={**where, "profile": "wide"},
             vectors=changed.get("vectors", {"base": "{words}"}),
         )
         for run in ("once", "twice"):
-            opened = open_collection(one, settings)
-            opened.ledger.scan(opened.source, allow_deletes=True)
-            for batch in opened.ledger.work():
-                land(opened, batch, run)
-        encoder = opened.encoder()
+            collection = open_collection(one, settings)
+            collection.ledger.full_scan(collection.source, allow_deletes=True)
+            for batch in collection.ledger.work():
+                commit(collection, batch, run)
+        encoder = collection.encoder()
         for text, vector in execute(table, f"SELECT words, {where['column']}::real[] FROM {where['table']}"):
             assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
         for text, vector in execute(table, "SELECT text, embedding::real[] FROM embeddings.segments"):
             assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
-        found = coverage(table, opened.active)
+        found = coverage(table, collection.current)
         assert (found.items, found.missing, found.stale, found.orphans) == (25, 0, 0, 0)
         key = "19" if "26" in before else "n7" if before.startswith("ALTER TABLE segments ADD num text") else "7"
         assert search(one, settings, words(7))[0].item_key == key
 
     def test_a_column_belongs_to_one_collection(self, table, settings) -> None:
-        sync(collection(), settings)
-        with pytest.raises(ConfigurationError, match="target of another collection"):
-            open_collection(collection(name="second"), settings)
+        sync(definition(), settings)
+        with pytest.raises(ConfigurationError, match="destination of another collection"):
+            open_collection(definition(name="second"), settings)
 
     @pytest.mark.parametrize("name", ["line", "100% odd {name}", 'in "quotes"'])
     def test_odd_names_and_domains(self, database, settings, name) -> None:
@@ -264,23 +263,23 @@ class TestAdoption:
             f"INSERT INTO {quoted} VALUES ('a%s', 'one', 'en', NULL), ('b''c', 'two', 'en', NULL)",
         ):
             execute(database, statement)
-        target = {"table": quoted, "key": [name], "column": "vec", "profile": "test"}
-        one = collection(source={"table": quoted, "key": [name]}, columns=[], target=target)
-        opened = sync(one, settings)
-        expand(opened, target_profile(opened, "wide"))
-        backfill(opened)
-        swap(opened, "swap")
+        destination = {"table": quoted, "key": [name], "column": "vec", "profile": "test"}
+        one = definition(source={"table": quoted, "key": [name]}, columns=[], destination=destination)
+        collection = sync(one, settings)
+        expand(collection, candidate_profile(collection, "wide"))
+        backfill_all(collection)
+        swap(collection, "swap")
         execute(database, f"UPDATE {quoted} SET words = 'three' WHERE words = 'one'")
         following = sync(one, settings, "later")
         for text, vector in execute(database, f"SELECT words, vec::real[] FROM {quoted}"):
             assert np.allclose(vector, following.encoder().encode_documents([text])[0], atol=1e-3)
 
     def test_a_transaction_that_holds_rows_is_given_way_to(self, table, settings) -> None:
-        opened = open_collection(collection(), settings)
+        collection = open_collection(definition(), settings)
         with table.connect() as holding:
             holding.execute("SELECT FROM segments WHERE id = 21 FOR UPDATE")
-            landing = threading.Thread(target=land_all, args=(opened,))
-            landing.start()
+            commit = threading.Thread(target=commit_all, args=(collection,))
+            commit.start()
             waiting = (
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
             )
@@ -289,8 +288,8 @@ class TestAdoption:
                 time.sleep(0.02)
             holding.execute("UPDATE segments SET words = 'from the other side' WHERE id = 22")  # a deadlock otherwise
             holding.commit()
-        landing.join()
-        assert_current(sync(collection(), settings, "later"))
+        commit.join()
+        assert_current(sync(definition(), settings, "later"))
 
     def test_a_time_that_our_own_writing_moves_ends_nowhere(self, table, settings) -> None:
         execute(table, "ALTER TABLE segments ADD COLUMN updated_at timestamptz NOT NULL DEFAULT now()")
@@ -301,12 +300,12 @@ class TestAdoption:
         )
         execute(table, "CREATE TRIGGER touch BEFORE UPDATE ON segments FOR EACH ROW EXECUTE FUNCTION touch()")
         source = {"table": "segments", "key": ["id"], "updated_at": "updated_at"}
-        one = collection(source=source, columns=["video", "updated_at"])  # in the payload even
+        one = definition(source=source, columns=["video", "updated_at"])  # in the payload even
         sync(one, settings)
         for run in ("second", "third"):
-            opened = sync(one, settings, run)
-        assert opened.ledger.scan_recent(opened.source).changed == 0 and opened.ledger.work() == {}
-        assert_current(opened)
+            collection = sync(one, settings, run)
+        assert collection.ledger.incremental_scan(collection.source).changed == 0 and collection.ledger.work() == {}
+        assert_current(collection)
 
     def test_composite_keys_another_schema_and_other_key_names(self, database, settings) -> None:
         execute(database, "CREATE SCHEMA app")
@@ -316,11 +315,11 @@ class TestAdoption:
         )
         execute(database, "INSERT INTO app.\"Clips\" VALUES (1, 'tv', 'one', NULL), (1, 'film', 'two', NULL)")
         execute(database, 'CREATE VIEW clips AS SELECT "Tmdb" AS id, kind, words FROM app."Clips"')
-        one = collection(
+        one = definition(
             name="clips",
             source={"table": "clips", "key": ["id", "kind"]},
             columns=[],
-            target={"table": "app.Clips", "key": ["Tmdb", "kind"], "column": "vec", "profile": "test"},
+            destination={"table": "app.Clips", "key": ["Tmdb", "kind"], "column": "vec", "profile": "test"},
         )
         sync(one, settings)
         rows = execute(database, 'SELECT words, vec::real[] FROM app."Clips"')
@@ -344,7 +343,7 @@ class TestAdoption:
         execute(table, "DROP INDEX segments_embedding")
         execute(table, change)
         with pytest.raises(ConfigurationError) as caught:
-            open_collection(collection(), settings)
+            open_collection(definition(), settings)
         assert said in str(caught.value) and "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -355,26 +354,26 @@ class TestAdoption:
             ({"vectors": {"a": "{words}", "b": "{words}"}}, "one vector name"),
             ({"chunk": {"characters": 100}}, "no `chunk:`"),
             ({"source": {"table": "segments", "key": ["id"], "url": "postgresql://x"}}, "no `source.url:`"),
-            ({"target": {"table": "segments", "key": ["a", "b"], "profile": "wide"}}, "a column for each"),
+            ({"destination": {"table": "segments", "key": ["a", "b"], "profile": "wide"}}, "a column for each"),
         ],
     )
     def test_a_definition_that_contradicts_itself_is_refused(self, attributes, said) -> None:
         with pytest.raises(ValueError, match=said):
-            collection(**attributes)
+            definition(**attributes)
 
 
 class TestPhases:
     @pytest.mark.parametrize("name", ["test", "widest", "other"])
     def test_expand_backfill_swap_roll_back_swap_contract(self, table, settings, name) -> None:
-        one = collection() if name != "other" else collection(target={"table": "segments", "profile": "wide"})
-        opened = sync(one, settings)
-        dimension = opened.collection.config.profiles[name]["dimensions"]
-        begun = expand(opened, target_profile(opened, name))
+        one = definition() if name != "other" else definition(destination={"table": "segments", "profile": "wide"})
+        collection = sync(one, settings)
+        dimension = collection.definition.attributes.profiles[name]["dimensions"]
+        begun = expand(collection, candidate_profile(collection, name))
         assert f"embedding_{dimension} vector({dimension})" in columns(table)
         assert len(indexes(table)) == 1  # the old one stays and serves
         assert search(one, settings, words(7))[0].item_key == "7"
-        backfill(opened)
-        done = swap(opened, "swap")
+        backfill_all(collection)
+        done = swap(collection, "swap")
         assert done.gate is not None and (done.gate.missing, done.gate.recall_at_10) == (0, 1.0)
         following = open_collection(one, settings)
         assert following.fingerprint == begun.next.table.fingerprint
@@ -396,10 +395,10 @@ class TestPhases:
         assert "lists='2'" in indexes(table)[0] and len(indexes(table)) == 2
 
         swap(open_collection(one, settings), "again")
-        with pytest.raises(MigrationError, match="grace period"):
+        with pytest.raises(ModelChangeError, match="grace period"):
             contract(open_collection(one, settings))
         contract(open_collection(one, settings), now=True)
-        assert open_migration(open_collection(one, settings)) is None
+        assert open_change(open_collection(one, settings)) is None
         assert columns(table) == [
             f"embedding vector({dimension})", "id bigint", "note text", "video text", "words text",
         ]  # fmt: skip
@@ -407,90 +406,90 @@ class TestPhases:
         assert_current(open_collection(one, settings))
 
     def test_roll_back_before_the_swap_drops_only_the_new_column(self, table, settings) -> None:
-        opened = sync(collection(), settings)
+        collection = sync(definition(), settings)
         before = execute(table, "SELECT * FROM segments ORDER BY id"), columns(table), indexes(table)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
-        assert roll_back(opened, "back") is None
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
+        assert roll_back(collection, "back") is None
         assert (execute(table, "SELECT * FROM segments ORDER BY id"), columns(table), indexes(table)) == before
 
     def test_rows_that_change_while_a_migration_is_open_are_right_under_both(self, table, settings) -> None:
-        one = collection()
-        opened = sync(one, settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
+        one = definition()
+        collection = sync(one, settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
         execute(table, "UPDATE segments SET words = 'changed meanwhile' WHERE id = 2")
         execute(table, "DELETE FROM segments WHERE id = 3")
         execute(table, "INSERT INTO segments (id, words) VALUES (77, 'inserted meanwhile')")
         execute(table, "DELETE FROM segments WHERE id = 11")
-        opened = sync(one, settings, "meanwhile")
+        collection = sync(one, settings, "meanwhile")
         execute(table, "DELETE FROM segments WHERE id = 12")  # not seen by a scan yet: the swap does not wait for it
-        swap(opened, "swap")
+        swap(collection, "swap")
         assert_current(sync(one, settings, "after"))
 
     def test_a_backfill_killed_before_it_marks_its_batches_finds_their_files(
         self, table, settings, monkeypatch
     ) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
 
         def killed(*_: Any) -> None:
             raise RuntimeError("killed")
 
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-            patch.setattr(fill, "_write", killed)
-            backfill(opened)
+            patch.setattr(backfill, "_write", killed)
+            backfill_all(collection)
         DeterministicEncoder.reset()
-        backfill(opened)
+        backfill_all(collection)
         assert DeterministicEncoder.texts_encoded == {}
-        swap(opened, "swap")
-        opened = open_collection(collection(), settings)
-        assert audit(opened).agree
-        shutil.rmtree(settings.state_dir / "lake" / opened.folder("embeddings"))
-        assert audit(opened).batches_without_lake_file == len(opened.ledger.batches())
+        swap(collection, "swap")
+        collection = open_collection(definition(), settings)
+        assert audit(collection).agree
+        shutil.rmtree(settings.state_dir / "lake" / collection.folder("embeddings"))
+        assert audit(collection).batches_without_lake_file == len(collection.ledger.batches())
 
     def test_a_backfill_that_is_tried_again_notes_the_file_that_it_wrote(self, table, settings, monkeypatch) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
         execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
-        opened.ledger.scan(opened.source)
-        [batch] = opened.ledger.work()
-        run_batch(opened, batch, "edit")  # without what fills the model beside it
-        write, endings = fill._write, iter([True])
+        collection.ledger.full_scan(collection.source)
+        [batch] = collection.ledger.work()
+        run_batch(collection, batch, "edit")  # without what backfills the model beside it
+        write, endings = backfill._write, iter([True])
 
         def ended(*arguments: Any) -> None:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
             write(*arguments)
 
-        monkeypatch.setattr(fill, "_write", ended)
-        monkeypatch.setattr(fill, "FIRST_WAIT_SECONDS", 0)
-        assert len(list(migration.backfill(opened, opened.ledger.batches(), "second"))) == 3
-        files = "SELECT file FROM embeddings.fill WHERE batch = %s AND fingerprint = %s"
-        beside = opened.ledger.beside()[0].table.fingerprint
-        assert execute(table, files, [batch, beside]) == [("second.parquet",)]
-        swap(opened, "swap")
-        assert audit(open_collection(collection(), settings)).agree
+        monkeypatch.setattr(backfill, "_write", ended)
+        monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
+        assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
+        files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"
+        shadows = collection.ledger.shadow_models()[0].table.fingerprint
+        assert execute(table, files, [batch, shadows]) == [("second.parquet",)]
+        swap(collection, "swap")
+        assert audit(open_collection(definition(), settings)).agree
 
     def test_a_model_that_is_dropped_during_its_backfill_is_said_to_be_gone(self, table, settings, monkeypatch) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        write = fill._write_group
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        write = backfill._write_group
 
         def dropped_before(*arguments: Any) -> Any:
-            roll_back(opened, "dropped")
+            roll_back(collection, "dropped")
             return write(*arguments)
 
-        monkeypatch.setattr(fill, "_write_group", dropped_before)
+        monkeypatch.setattr(backfill, "_write_group", dropped_before)
         with pytest.raises(StaleRunError, match="kept no longer"):
-            backfill(opened)
+            backfill_all(collection)
 
     @pytest.mark.usefixtures("restless_autovacuum")
     def test_an_autovacuum_of_the_table_gives_way_to_the_swap(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
         execute(
             table,
             """ALTER TABLE segments ALTER note SET STORAGE PLAIN;
@@ -502,17 +501,17 @@ class TestPhases:
                      AND backend_type = 'autovacuum worker' AND query ~ 'VACUUM (ANALYZE )?public.segments'"""
         wait_until(lambda: bool(execute(table, at_work)), 90)
         worker = execute(table, at_work)  # busy for half a minute
-        swap(opened, "swap")
+        swap(collection, "swap")
         assert worker and execute(table, at_work) != worker
-        assert_current(open_collection(collection(), settings))
+        assert_current(open_collection(definition(), settings))
 
     def test_the_tables_settings_and_other_values_are_as_before(self, table, settings) -> None:
         execute(table, "ALTER TABLE segments SET (toast_tuple_target = 2000, fillfactor = 90)")
         execute(table, "UPDATE segments SET note = repeat('mine', 250) WHERE id < 9")
-        opened = sync(collection(), settings)
-        begun = expand(opened, target_profile(opened, "widest"))
-        following = opened.with_model(begun.next).active.table
-        assert isinstance(following, AdoptedColumn)
+        collection = sync(definition(), settings)
+        begun = expand(collection, candidate_profile(collection, "widest"))
+        following = collection.with_model(begun.next).current.table
+        assert isinstance(following, ColumnDestination)
         options = "SELECT array_to_string(reloptions, ',') FROM pg_class WHERE oid = 'segments'::regclass"
         with table.connect(autocommit=True) as connection, following.vectors_out_of_line(connection):
             assert execute(table, options) == [("toast_tuple_target=2000,fillfactor=90",)]  # nothing is won
@@ -521,9 +520,9 @@ class TestPhases:
             killed = following.vectors_out_of_line(connection)
             killed.__enter__()
             [(lowered,)] = execute(table, options)
-            target = int(re.findall(r"toast_tuple_target=(\d+)", lowered)[0])
-            assert 128 <= target < 4 * 320
-        backfill(opened)
+            destination = int(re.findall(r"toast_tuple_target=(\d+)", lowered)[0])
+            assert 128 <= destination < 4 * 320
+        backfill_all(collection)
         [(after,)] = execute(table, options)
         assert set(after.split(",")) == {"fillfactor=90", "toast_tuple_target=2000"}
 
@@ -546,64 +545,64 @@ class TestPhases:
     def test_what_would_follow_the_old_column_is_named_before_anything_starts(
         self, table, settings, made, said
     ) -> None:
-        opened = sync(collection(), settings)
+        collection = sync(definition(), settings)
         execute(table, made)
         before = columns(table)
-        with pytest.raises(MigrationError) as caught:
-            expand(opened, target_profile(opened, "test"))
+        with pytest.raises(ModelChangeError) as caught:
+            expand(collection, candidate_profile(collection, "test"))
         assert said in str(caught.value) and "\n" not in str(caught.value)
-        assert columns(table) == before and open_migration(opened) is None
+        assert columns(table) == before and open_change(collection) is None
 
     def test_two_models_of_one_dimension_never_share_a_column(self, table, settings) -> None:
         narrow = {**PROFILE, "name": "narrow", "document_prompt": "passage: "}
-        one = collection(profiles={"test": PROFILE, "wide": WIDE, "narrow": narrow})
-        opened = sync(one, settings)
-        add_model(opened, target_profile(opened, "test"))
-        with pytest.raises(MigrationError, match="where another model has it"):
-            add_model(opened, target_profile(opened, "narrow"))
-        with pytest.raises(MigrationError, match="where another model has it"):
-            expand(opened, target_profile(opened, "narrow"))
+        one = definition(profiles={"test": PROFILE, "wide": WIDE, "narrow": narrow})
+        collection = sync(one, settings)
+        add_model(collection, candidate_profile(collection, "test"))
+        with pytest.raises(ModelChangeError, match="where another model has it"):
+            add_model(collection, candidate_profile(collection, "narrow"))
+        with pytest.raises(ModelChangeError, match="where another model has it"):
+            expand(collection, candidate_profile(collection, "narrow"))
         assert_current(sync(one, settings, "later"))
 
     def test_a_view_made_meanwhile_stops_the_swap_and_the_way_back(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
         execute(table, "CREATE VIEW near AS SELECT id, embedding FROM segments")
-        with pytest.raises(MigrationError, match="view near"):
-            swap(opened, "swap")
+        with pytest.raises(ModelChangeError, match="view near"):
+            swap(collection, "swap")
         execute(table, "DROP VIEW near")
-        swap(opened, "swap")
+        swap(collection, "swap")
         execute(table, "CREATE VIEW near AS SELECT id, embedding FROM segments")
-        with pytest.raises(MigrationError, match="view near"):
-            roll_back(open_collection(collection(), settings), "back")
+        with pytest.raises(ModelChangeError, match="view near"):
+            roll_back(open_collection(definition(), settings), "back")
         execute(table, "CREATE VIEW former AS SELECT id, embedding_previous FROM segments")
-        with pytest.raises(MigrationError, match="view former"):
-            contract(open_collection(collection(), settings), now=True)
-        assert_current(open_collection(collection(), settings))
+        with pytest.raises(ModelChangeError, match="view former"):
+            contract(open_collection(definition(), settings), now=True)
+        assert_current(open_collection(definition(), settings))
 
     def test_a_former_column_that_somebody_dropped_is_forgotten_by_contract(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
-        swap(opened, "swap")
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
+        swap(collection, "swap")
         execute(table, "ALTER TABLE segments DROP COLUMN embedding_previous CASCADE")
         execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
         with pytest.raises(PipelineError, match="profile contract --now"):
-            sync(collection(), settings, "later")
-        contract(open_collection(collection(), settings), now=True)
-        assert_current(sync(collection(), settings, "later"))
+            sync(definition(), settings, "later")
+        contract(open_collection(definition(), settings), now=True)
+        assert_current(sync(definition(), settings, "later"))
 
     def test_vectors_outside_the_collection_are_not_dropped_unasked(self, table, settings) -> None:
-        one = collection(
+        one = definition(
             source={"table": "segments", "key": ["id"], "where": "id > 5"},
             migration={"grace_hours": 0},
         )
-        opened = sync(one, settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
-        swap(opened, "swap")
-        with pytest.raises(MigrationError, match="5 rows of segments have a vector in 'embedding_previous'"):
+        collection = sync(one, settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
+        swap(collection, "swap")
+        with pytest.raises(ModelChangeError, match="5 rows of segments have a vector in 'embedding_previous'"):
             contract(open_collection(one, settings))
         contract(open_collection(one, settings), now=True)
 
@@ -617,70 +616,70 @@ class TestPhases:
         ],
     )
     def test_names_and_rights_that_would_stop_the_swap_are_named_at_once(self, table, settings, made, said) -> None:
-        opened = sync(collection(), settings)
+        collection = sync(definition(), settings)
         execute(table, made)
-        with pytest.raises(MigrationError, match=said):
-            expand(opened, target_profile(opened, "test"))
+        with pytest.raises(ModelChangeError, match=said):
+            expand(collection, candidate_profile(collection, "test"))
 
     def test_rights_on_the_column_alone_that_came_since_stop_the_swap_and_the_way_back(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
         execute(table, "GRANT SELECT (embedding) ON segments TO PUBLIC")
-        with pytest.raises(MigrationError, match="rights on the column 'embedding' by itself"):
-            swap(opened, "swap")
+        with pytest.raises(ModelChangeError, match="rights on the column 'embedding' by itself"):
+            swap(collection, "swap")
         execute(table, "REVOKE SELECT (embedding) ON segments FROM PUBLIC")
-        swap(opened, "swap")
+        swap(collection, "swap")
         execute(table, "GRANT SELECT (embedding) ON segments TO PUBLIC")
-        with pytest.raises(MigrationError, match="rights on the column 'embedding' by itself"):
-            roll_back(open_collection(collection(), settings), "back")
+        with pytest.raises(ModelChangeError, match="rights on the column 'embedding' by itself"):
+            roll_back(open_collection(definition(), settings), "back")
 
     def test_more_dimensions_than_an_index_like_theirs_takes_are_refused_at_once(self, table, settings) -> None:
         huge = {**PROFILE, "name": "huge", "dimensions": 2100}
-        one = collection(profiles={"test": PROFILE, "wide": WIDE, "huge": huge})
-        opened = sync(one, settings)
-        with pytest.raises(MigrationError, match="ivfflat takes up to 2000 dimensions of a vector"):
-            expand(opened, target_profile(opened, "huge"))
+        one = definition(profiles={"test": PROFILE, "wide": WIDE, "huge": huge})
+        collection = sync(one, settings)
+        with pytest.raises(ModelChangeError, match="ivfflat takes up to 2000 dimensions of a vector"):
+            expand(collection, candidate_profile(collection, "huge"))
         assert "embedding_2100" not in " ".join(columns(table))
         execute(table, "DROP INDEX segments_embedding")
-        expand(opened, target_profile(opened, "huge"))
+        expand(collection, candidate_profile(collection, "huge"))
 
     def test_an_invalid_index_of_a_killed_build_is_made_again(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
         execute(
             table,
             "CREATE INDEX segments_embedding_32 ON segments USING ivfflat (embedding_32 vector_cosine_ops) "
             "WITH (lists = 2)",
         )
         execute(table, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'segments_embedding_32'::regclass")
-        swap(opened, "swap")
+        swap(collection, "swap")
         valid = "SELECT bool_and(indisvalid), count(*) FROM pg_index WHERE indrelid = 'segments'::regclass"
         assert execute(table, valid) == [(True, 3)]
 
     def test_a_role_that_may_not_write_or_does_not_own_the_table(self, table, settings) -> None:
-        sync(collection(), settings)
+        sync(definition(), settings)
         with plain_role(table, "guest") as url:
             execute(table, "GRANT SELECT ON segments TO guest")
             theirs = Settings(database_url=url, embeddings_state_dir=settings.embeddings_state_dir)
             execute(table, "UPDATE segments SET words = 'edited' WHERE id = 2")
             with pytest.raises(PipelineError, match="GRANT SELECT, UPDATE ON it"):
-                sync(collection(), theirs, "later")
+                sync(definition(), theirs, "later")
             execute(table, "GRANT UPDATE ON segments TO guest")
-            opened = sync(collection(), theirs, "later")
-            assert_current(opened)
-            with pytest.raises(MigrationError, match="only the owner of segments"):
-                expand(opened, target_profile(opened, "test"))
+            collection = sync(definition(), theirs, "later")
+            assert_current(collection)
+            with pytest.raises(ModelChangeError, match="only the owner of segments"):
+                expand(collection, candidate_profile(collection, "test"))
             assert "embedding_32" not in " ".join(columns(table))
 
     def test_an_empty_column_of_a_failed_try_is_taken(self, table, settings) -> None:
-        opened = sync(collection(), settings)
+        collection = sync(definition(), settings)
         execute(table, "ALTER TABLE segments ADD COLUMN embedding_32 vector(32)")
-        expand(opened, target_profile(opened, "test"))
-        backfill(opened)
-        swap(opened, "swap")
-        assert_current(open_collection(collection(), settings))
+        expand(collection, candidate_profile(collection, "test"))
+        backfill_all(collection)
+        swap(collection, "swap")
+        assert_current(open_collection(definition(), settings))
 
     @pytest.mark.parametrize(
         ("bounds", "expected"),
@@ -693,27 +692,27 @@ class TestPhases:
     def test_as_many_batches_are_written_together_as_the_bounds_allow(
         self, table, settings, bounds, expected, monkeypatch
     ) -> None:
-        opened = sync(collection(), settings)
-        expand(opened, target_profile(opened, "test"))
+        collection = sync(definition(), settings)
+        expand(collection, candidate_profile(collection, "test"))
         for name, value in bounds.items():
-            monkeypatch.setattr(fill, name, value)
+            monkeypatch.setattr(backfill, name, value)
         together = written_together(monkeypatch)
-        backfill(opened)
+        backfill_all(collection)
         assert together == expected
-        assert swap(opened, "swap").gate is not None
+        assert swap(collection, "swap").gate is not None
 
 
 class TestPlan:
     def test_its_statements_are_those_that_are_run_in_that_order(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        planned = plan(opened, target_profile(opened, "test"))
-        of = opened.fingerprint
-        to = target_table(opened, target_profile(opened, "test")).fingerprint
+        collection = sync(definition(), settings)
+        planned = plan(collection, candidate_profile(collection, "test"))
+        of = collection.fingerprint
+        to = candidate_destination(collection, candidate_profile(collection, "test")).fingerprint
         words = [(step.phase, step.statement) for step in planned]
         wanted = [
             ("expand", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
             ("expand", "INSERT INTO embeddings.model "),
-            ("expand", "INSERT INTO embeddings.migration "),
+            ("expand", "INSERT INTO embeddings.model_change "),
             ("expand", 'ALTER TABLE "segments" ADD COLUMN IF NOT EXISTS "embedding_32" vector(32)'),
             ("expand", f'CREATE TABLE IF NOT EXISTS "embeddings"."segments_hash_{to}" '),
             ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{to}_text" '),
@@ -724,7 +723,7 @@ class TestPlan:
             ("backfill", f'COMMENT ON TABLE "embeddings"."segments_hash_{to}" IS :what_it_was'),
             ("backfill", 'ALTER TABLE "segments" SET (toast_tuple_target = :bytes)'),
             ("backfill", "WITH put AS MATERIALIZED "),
-            ("backfill", "INSERT INTO embeddings.fill "),
+            ("backfill", "INSERT INTO embeddings.backfill "),
             ("backfill", f'COMMENT ON TABLE "embeddings"."segments_hash_{to}" IS NULL'),
             ("backfill", 'ALTER TABLE "segments" RESET (toast_tuple_target)'),
             (
@@ -732,21 +731,21 @@ class TestPlan:
                 'CREATE INDEX CONCURRENTLY "segments_embedding_32" ON "segments" '
                 'USING ivfflat ("embedding_32" vector_cosine_ops) WITH (lists=2)',
             ),
-            ("swap", "UPDATE embeddings.fill SET "),
-            ("swap", "UPDATE embeddings.migration SET gate "),
+            ("swap", "UPDATE embeddings.backfill SET "),
+            ("swap", "UPDATE embeddings.model_change SET gate "),
             ("swap", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
-            ("swap", f'LOCK TABLE "embeddings"."segments_active_{of}" '),
+            ("swap", f'LOCK TABLE "embeddings"."segments_current_{of}" '),
             ("swap", "UPDATE embeddings.collection SET "),
             ("swap", "SELECT batch.batch FROM "),
-            ("swap", "UPDATE embeddings.migration SET "),
+            ("swap", "UPDATE embeddings.model_change SET "),
             ("swap", 'CREATE OR REPLACE VIEW "embeddings"."segments" '),
             ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding" TO "embedding_previous"'),
             ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding_32" TO "embedding"'),
             ("swap", 'ALTER INDEX "public"."segments_embedding" RENAME TO "segments_embedding_previous"'),
             ("swap", 'ALTER INDEX "segments_embedding_32" RENAME TO "segments_embedding"'),
-            ("swap", f'ALTER TABLE "embeddings"."segments_active_{of}" RENAME TO "segments_active_{to}"'),
+            ("swap", f'ALTER TABLE "embeddings"."segments_current_{of}" RENAME TO "segments_current_{to}"'),
             ("contract", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
-            ("contract", "UPDATE embeddings.migration SET "),
+            ("contract", "UPDATE embeddings.model_change SET "),
             ("contract", "WITH quarantined AS "),
             ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_written_{of}"'),
             ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_vector_{of}"'),
@@ -757,19 +756,21 @@ class TestPlan:
         assert all(step.seconds <= 0.01 for step in planned if step.lock.startswith("ACCESS EXCLUSIVE"))
         assert not any("%(" in step.statement or "{" in step.statement for step in planned)
 
-    def test_a_plan_to_the_active_model_is_refused(self, table, settings) -> None:
-        opened = sync(collection(), settings)
-        with pytest.raises(MigrationError, match="is its active model already"):
-            plan(opened, target_profile(opened, "wide"))
+    def test_a_plan_to_the_current_model_is_refused(self, table, settings) -> None:
+        collection = sync(definition(), settings)
+        with pytest.raises(ModelChangeError, match="is its current model already"):
+            plan(collection, candidate_profile(collection, "wide"))
 
     @pytest.mark.parametrize("method", ["hnsw", "ivfflat", None])
     def test_it_says_beforehand_how_an_index_slows_the_filling(self, table, settings, method) -> None:
         execute(table, "DROP INDEX segments_embedding")
         if method:
             execute(table, f"CREATE INDEX ON segments USING {method} (embedding vector_l2_ops)")
-        opened = sync(collection(), settings)
-        [write] = [step for step in plan(opened, target_profile(opened, "test")) if "WITH put" in step.statement]
-        assert write.seconds == 25 / FILLED_PER_SECOND[method or ""]
+        collection = sync(definition(), settings)
+        [write] = [
+            step for step in plan(collection, candidate_profile(collection, "test")) if "WITH put" in step.statement
+        ]
+        assert write.seconds == 25 / BACKFILLED_PER_SECOND[method or ""]
 
 
 class TestExample:
@@ -803,6 +804,6 @@ class TestExample:
         assert re.search(r"embedding +\| vector\(384\)", said['psql -c "\\d segments"'])
 
 
-def backfill(opened: OpenCollection) -> None:
-    for _, filled in migration.backfill(opened, opened.ledger.batches(), "backfill"):
-        assert filled.complete
+def backfill_all(collection: Collection) -> None:
+    for _, backfilled in phases.backfill(collection, collection.ledger.batches(), "backfill"):
+        assert backfilled.complete

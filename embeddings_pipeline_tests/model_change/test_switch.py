@@ -15,15 +15,15 @@ from embeddings_pipeline.cli.main import app
 from embeddings_pipeline.cli.profile import _write_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
-from embeddings_pipeline.model_change import backfill as fill
-from embeddings_pipeline.model_change.phases import open_migration, target_profile
-from embeddings_pipeline.model_change.plan import plan, price, target_table
+from embeddings_pipeline.model_change import backfill
+from embeddings_pipeline.model_change.phases import candidate_profile, open_change
+from embeddings_pipeline.model_change.plan import candidate_destination, plan, price
 from embeddings_pipeline.orchestration import migration_assets
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.sync import range_tags, sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, collection
+from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, definition
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
 
 DEFINITION = """
@@ -43,7 +43,7 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def definition(tmp_path: Path) -> Path:
+def defs_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "defs" / "films" / "defs.yaml"
     path.parent.mkdir(parents=True)
     profiles = "".join(f"    {one['name']}: {json.dumps(one)}\n" for one in (PROFILE, WIDE, OTHER))
@@ -52,9 +52,9 @@ def definition(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(database: Database, project: Settings, definition: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(database: Database, project: Settings, defs_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `embeddings-pipeline …` in this process; what a user can cause is raised."""
-    monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(definition.parents[1]))
+    monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(defs_yaml.parents[1]))
     make_films(database, films(25))
 
     def run(*arguments: str) -> Result:
@@ -68,20 +68,20 @@ def command(database: Database, project: Settings, definition: Path, monkeypatch
 
 
 class TestCommands:
-    def test_switch_roll_back_and_contract(self, database, command, definition) -> None:
+    def test_switch_roll_back_and_contract(self, database, command, defs_yaml) -> None:
         done = command("profile", "switch", "wide", "--yes", "--write")
         assert done.exit_code == 0, done.output
         assert "films: test → wide: 25 texts embedded, 0 in quarantine; recall@10 of its index 1.000" in done.stdout
-        assert "profile: wide         # the model\n" in definition.read_text()
-        assert yaml.safe_load(definition.read_text())["attributes"]["columns"] == ["title"]
+        assert "profile: wide         # the model\n" in defs_yaml.read_text()
+        assert yaml.safe_load(defs_yaml.read_text())["attributes"]["columns"] == ["title"]
         found = json.loads(command("profile", "status", "--json").stdout)
-        assert (found["active"]["profile"], found["migration"]["phase"]) == ("wide", "swapped")
-        assert found["beside"][0]["profile"] == "test" and found["beside"][0]["filled"] == 3
+        assert (found["current"]["profile"], found["migration"]["phase"]) == ("wide", "swapped")
+        assert found["beside"][0]["profile"] == "test" and found["beside"][0]["backfilled"] == 3
         assert json.loads(command("status", "--json").stdout)["faiss"]["current"]
         assert json.loads(command("search", "Film 7 number 7", "-k", "1", "--json").stdout)[0]["item_key"] == "7"
         with pytest.raises(PipelineError, match="grace period runs until"):
             command("profile", "contract")
-        assert "test is the active model again" in command("profile", "rollback").stdout
+        assert "test is the current model again" in command("profile", "rollback").stdout
         command("profile", "switch", "wide", "--yes")
         assert "test was dropped" in command("profile", "contract", "--now").stdout
         assert "no change of the model is under way" in command("profile", "status").stdout
@@ -97,8 +97,8 @@ class TestCommands:
     def test_a_change_that_is_open_is_named(self, database, command, project) -> None:
         from embeddings_pipeline.model_change.phases import expand
 
-        opened = open_collection(collection(), project)
-        expand(opened, target_profile(opened, "wide"))
+        collection = open_collection(definition(), project)
+        expand(collection, candidate_profile(collection, "wide"))
         assert "a change to wide began" in command("profile", "status").stdout
         with pytest.raises(PipelineError, match="a change to wide is open"):
             command("profile", "switch", "other", "--yes")
@@ -107,11 +107,11 @@ class TestCommands:
         assert "test serves as before" in command("profile", "rollback", "--yes").stdout
 
     def test_a_second_model_beside_the_first(self, command) -> None:
-        assert "the next `embeddings-pipeline sync` fills it" in command("profile", "add", "wide").stdout
+        assert "the next `embeddings-pipeline sync` backfills it" in command("profile", "add", "wide").stdout
         command("sync")
         hits = json.loads(command("search", "Film 7 number 7", "--profile", "wide", "--json").stdout)
         assert hits[0]["item_key"] == "7"
-        assert "3 of 3 batches filled" in command("profile", "status").stdout
+        assert "3 of 3 batches backfilled" in command("profile", "status").stdout
         assert "was dropped" in command("profile", "remove", "wide").stdout
 
     def test_list_show_and_test(self, command) -> None:
@@ -160,29 +160,32 @@ def test_the_definition_is_changed_in_one_place_or_not_at_all(tmp_path: Path, be
 class TestPlan:
     def test_its_statements_are_those_that_are_run_in_that_order(self, database, project, instance) -> None:
         make_films(database, films(25))
-        sync(collection(), project, instance=instance)
-        opened = open_collection(collection(), project)
-        planned = plan(opened, target_profile(opened, "wide"))
-        of, to = opened.fingerprint, target_table(opened, target_profile(opened, "wide")).fingerprint
+        sync(definition(), project, instance=instance)
+        collection = open_collection(definition(), project)
+        planned = plan(collection, candidate_profile(collection, "wide"))
+        of, to = (
+            collection.fingerprint,
+            candidate_destination(collection, candidate_profile(collection, "wide")).fingerprint,
+        )
         words = [(step.phase, " ".join(step.statement.split()[:3])) for step in planned]
         assert words == [
             ("expand", "CREATE TABLE IF"),
             ("expand", 'ALTER TABLE "embeddings"."films_vector_' + to + '"'),
             ("expand", "INSERT INTO embeddings.model"),
-            ("expand", "INSERT INTO embeddings.migration"),
+            ("expand", "INSERT INTO embeddings.model_change"),
             ("backfill", f'COPY "embeddings"."films_vector_{to}" ("text_id",'),
-            ("backfill", "INSERT INTO embeddings.fill"),
+            ("backfill", "INSERT INTO embeddings.backfill"),
             ("swap", "CREATE INDEX CONCURRENTLY"),
-            ("swap", "UPDATE embeddings.fill SET"),
-            ("swap", "UPDATE embeddings.migration SET"),
-            ("swap", f'LOCK TABLE "embeddings"."films_active_{of}"'),
+            ("swap", "UPDATE embeddings.backfill SET"),
+            ("swap", "UPDATE embeddings.model_change SET"),
+            ("swap", f'LOCK TABLE "embeddings"."films_current_{of}"'),
             ("swap", "UPDATE embeddings.collection SET"),
             ("swap", "SELECT batch.batch FROM"),
-            ("swap", "UPDATE embeddings.migration SET"),
+            ("swap", "UPDATE embeddings.model_change SET"),
             ("swap", "CREATE OR REPLACE"),
-            ("swap", f'ALTER TABLE "embeddings"."films_active_{of}"'),
+            ("swap", f'ALTER TABLE "embeddings"."films_current_{of}"'),
             ("contract", f'LOCK TABLE "embeddings"."films_vector_{of}"'),
-            ("contract", "UPDATE embeddings.migration SET"),
+            ("contract", "UPDATE embeddings.model_change SET"),
             ("contract", "WITH quarantined AS"),
             ("contract", f'DROP TABLE "embeddings"."films_vector_{of}"'),
         ]
@@ -193,9 +196,9 @@ class TestPlan:
 
     def test_its_price_counts_what_is_to_be_encoded(self, database, project, instance) -> None:
         make_films(database, films(25))
-        sync(collection(), project, instance=instance)
-        opened = open_collection(collection(), project)
-        found = price(opened, target_profile(opened, "wide"))
+        sync(definition(), project, instance=instance)
+        collection = open_collection(definition(), project)
+        found = price(collection, candidate_profile(collection, "wide"))
         assert found.texts == 25 and found.tokens > 25 * 5 and found.bytes > 25 * 48 * 2
 
 
@@ -203,15 +206,15 @@ class TestAssets:
     @pytest.fixture
     def synced(self, database, project, instance) -> dg.DagsterInstance:
         make_films(database, films(25))
-        sync(collection(), project, instance=instance)
+        sync(definition(), project, instance=instance)
         return instance
 
     def run(self, instance: dg.DagsterInstance, job: str, **options: Any) -> dg.ExecuteInProcessResult:
-        job_def = build_definitions(collection()).resolve_job_def(f"films_migration_{job}")
+        job_def = build_definitions(definition()).resolve_job_def(f"films_migration_{job}")
         return job_def.execute_in_process(instance=instance, raise_on_error=False, **options)
 
     def test_the_phases_as_materializations(self, database, project, synced) -> None:
-        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        config = {"ops": {"films__migration__expand": {"config": {"candidate_profile": "wide"}}}}
         assert self.run(synced, "expand", run_config=config).success
         assert self.run(synced, "backfill", tags=range_tags(0, 1)).success
         early = self.run(synced, "swap")
@@ -224,9 +227,9 @@ class TestAssets:
         [swapped] = self.run(synced, "swap").asset_materializations_for_node("films__migration__swap")
         assert swapped.metadata["recall_at_10"].value == 1.0
         assert "cosine" in swapped.metadata["scores"].value
-        assert open_collection(collection(), project).profile.name == "wide"
+        assert open_collection(definition(), project).profile.name == "wide"
         assert self.run(synced, "roll_back").success
-        assert open_collection(collection(), project).profile.name == "test"
+        assert open_collection(definition(), project).profile.name == "test"
         again = self.run(synced, "roll_back")  # as a run that is retried does
         [failed] = [event for event in again.all_events if event.is_step_failure]
         assert "nothing has been swapped; to drop" in failed.step_failure_data.user_failure_data.description
@@ -234,20 +237,22 @@ class TestAssets:
         assert not self.run(synced, "contract").success
         now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
         assert self.run(synced, "contract", run_config=now).success
-        assert open_migration(open_collection(collection(), project)) is None
+        assert open_change(open_collection(definition(), project)) is None
         assert self.run(
-            synced, "expand", run_config={"ops": {"films__migration__expand": {"config": {"target_profile": "test"}}}}
+            synced,
+            "expand",
+            run_config={"ops": {"films__migration__expand": {"config": {"candidate_profile": "test"}}}},
         ).success
         dropping = {"ops": {"films_roll_back_model": {"config": {"drop_next": True}}}}
         assert self.run(synced, "roll_back", run_config=dropping).success
-        assert open_migration(open_collection(collection(), project)) is None
+        assert open_change(open_collection(definition(), project)) is None
 
     def test_what_the_database_says_is_one_line(self, database, project, synced) -> None:
-        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        config = {"ops": {"films__migration__expand": {"config": {"candidate_profile": "wide"}}}}
         assert self.run(synced, "expand", run_config=config).success
         assert self.run(synced, "backfill", tags=range_tags(0, 2)).success
         assert self.run(synced, "swap").success
-        former = f"films_vector_{open_migration(open_collection(collection(), project)).former.table.fingerprint}"
+        former = f"films_vector_{open_change(open_collection(definition(), project)).former.table.fingerprint}"
         execute(database, f"CREATE VIEW theirs AS SELECT * FROM embeddings.{former}")
         now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
         refused = self.run(synced, "contract", run_config=now)
@@ -259,30 +264,30 @@ class TestAssets:
         self, database, project, instance, monkeypatch
     ) -> None:
         make_films(database, films(55))
-        sync(collection(), project, instance=instance)
-        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        sync(definition(), project, instance=instance)
+        config = {"ops": {"films__migration__expand": {"config": {"candidate_profile": "wide"}}}}
         assert self.run(instance, "expand", run_config=config).success
         assert self.run(instance, "backfill", partition_key="000000").success
-        monkeypatch.setattr(fill, "BATCHES_TOGETHER", 2)
+        monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 2)
         clock = iter([0.0, 600.0, 600.0, 900.0])  # two batches of six within ten minutes, one in the next five
         monkeypatch.setattr(migration_assets, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         done = self.run(instance, "backfill", tags=range_tags(1, 3))
         told = done.asset_materializations_for_node("films__migration__backfill")
         told.sort(key=lambda one: one.partition)
-        assert [one.metadata["filled_batches"].value for one in told] == [3, 3, 4]
+        assert [one.metadata["backfilled_batches"].value for one in told] == [3, 3, 4]
         assert [one.metadata["minutes_left"].value for one in told] == [15.0, 15.0, 10.0]
         assert [one.metadata["texts_done"].value for one in told] == [10, 20, 30]
 
     def test_a_sync_beside_it_keeps_both_models_current(self, database, project, synced) -> None:
-        config = {"ops": {"films__migration__expand": {"config": {"target_profile": "wide"}}}}
+        config = {"ops": {"films__migration__expand": {"config": {"candidate_profile": "wide"}}}}
         assert self.run(synced, "expand", run_config=config).success
         assert self.run(synced, "backfill", tags=range_tags(0, 2)).success
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 3")
         execute(database, "INSERT INTO films SELECT n, 'Film ' || n, 'new ' || n FROM generate_series(26, 45) AS n")
-        done = sync(collection(), project, instance=synced)
+        done = sync(definition(), project, instance=synced)
         assert (done.embedded, done.new) == (21, 20)
-        opened = open_collection(collection(), project)
-        assert opened.ledger.work() == {}
-        [beside] = opened.ledger.beside()
-        assert execute(database, f"SELECT count(*) FROM embeddings.{beside.table.name}") == [(45,)]
+        collection = open_collection(definition(), project)
+        assert collection.ledger.work() == {}
+        [shadow] = collection.ledger.shadow_models()
+        assert execute(database, f"SELECT count(*) FROM embeddings.{shadow.table.name}") == [(45,)]
         assert self.run(synced, "swap").success

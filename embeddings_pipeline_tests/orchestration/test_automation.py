@@ -15,7 +15,7 @@ from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.test_utils import create_run_for_test
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import OutageError, ProfileError, SourceError
 from embeddings_pipeline.health.alerts import alert
@@ -27,15 +27,15 @@ from embeddings_pipeline.orchestration.automation import build_refresh_jobs, eva
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.instance.launcher import host_tags
 from embeddings_pipeline.orchestration.sync import Recent, range_tags, sync
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.steps import embed_batches, pending_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
-    collection,
+    committed,
+    definition,
     execute,
     films,
-    landed,
     make_films,
     run_batch,
     sync_once,
@@ -52,7 +52,7 @@ def jobs_of(result: dg.SensorResult) -> list[str]:
 class Daemon:
     """What Dagster's daemon does with a tick: adds partitions, and launches the runs it asks for."""
 
-    def __init__(self, instance: dg.DagsterInstance, one: Collection) -> None:
+    def __init__(self, instance: dg.DagsterInstance, one: CollectionDefinition) -> None:
         self.instance, self.collection = instance, one
         self.definitions = build_definitions(one)
 
@@ -80,7 +80,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(instance: dg.DagsterInstance) -> Callable[..., Daemon]:
-    return lambda **attributes: Daemon(instance, collection(**attributes))
+    return lambda **attributes: Daemon(instance, definition(**attributes))
 
 
 def later(database: Database, seconds: int) -> None:
@@ -104,7 +104,7 @@ class TestSensor:
             "batches: 4, with something to do: 0, being worked on: 0, waiting for their next try: 0" in said
             and "indexes current" in said
         )
-        assert "last whole scan 0 minutes ago" in said
+        assert "last full scan 0 minutes ago" in said
 
     def test_rows_that_are_new_changed_and_gone_arrive_by_themselves(self, database, project, daemon) -> None:
         execute(
@@ -119,20 +119,20 @@ class TestSensor:
         result = one.tick()
         assert jobs_of(result) == ["films_batches"]  # both batches in one run, and no scan
         assert one.run(result.run_requests[0])
-        assert landed(database)["13"][0] == "New | row" and landed(database)["3"][0] == "Film | edited"
+        assert committed(database)["13"][0] == "New | row" and committed(database)["3"][0] == "Film | edited"
         execute(database, "DELETE FROM films WHERE id = 5")
-        execute(database, "UPDATE embeddings.scan SET whole_scan_at = now() - interval '16 minutes'")
+        execute(database, "UPDATE embeddings.scan SET full_scan_at = now() - interval '16 minutes'")
         one.instance.delete_run(
             one.instance.get_run_records(dg.RunsFilter(job_name="films_scan"))[0].dagster_run.run_id
         )
         one.until_quiet()
-        assert "5" not in landed(database)
+        assert "5" not in committed(database)
 
     def test_two_runs_never_work_on_one_batch(self, database, project, daemon, instance) -> None:
         make_films(database, films(35))
         one = daemon()
         one.run(one.tick().run_requests[0])
-        instance.add_dynamic_partitions(one.collection.partitions_name, ["000000", "000001", "000002", "000003"])
+        instance.add_dynamic_partitions(one.definition.partitions_name, ["000000", "000001", "000002", "000003"])
         run = create_run_for_test(
             instance, job_name="films_batches", status=dg.DagsterRunStatus.NOT_STARTED, tags=range_tags(1, 2)
         )
@@ -159,15 +159,15 @@ class TestSensor:
 
     def test_a_batch_that_kills_its_process_is_not_tried_at_each_tick(self, database, settings, daemon) -> None:
         make_films(database, films(5))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(database, "UPDATE films SET overview = 'BOOM' WHERE id = 1")
-        opened.ledger.scan(opened.source)
+        collection.ledger.full_scan(collection.source)
         DeterministicEncoder.fail_on, DeterministicEncoder.error = "BOOM", KeyboardInterrupt  # noted by no handler
         with pytest.raises(KeyboardInterrupt):
-            run_batch(opened, 0, "killed")
-        assert opened.ledger.work(due=True) == {} and opened.ledger.work() == {0: 1}
+            run_batch(collection, 0, "killed")
+        assert collection.ledger.work(due=True) == {} and collection.ledger.work() == {0: 1}
         DeterministicEncoder.reset()
-        run_batch(opened, 0, "whole")
+        run_batch(collection, 0, "whole")
         assert execute(database, "SELECT attempts, next_try FROM embeddings.batch") == [(0, None)]
 
     def test_a_run_that_failed_waits_and_the_others_go_on(self, database, project, daemon) -> None:
@@ -180,20 +180,20 @@ class TestSensor:
         later(database, 240)
         DeterministicEncoder.reset()
         one.until_quiet()
-        assert len(landed(database)) == 25
+        assert len(committed(database)) == 25
 
     def test_a_scan_that_is_refused_is_not_asked_for_at_each_tick(self, database, project, daemon) -> None:
         make_films(database, films(10))
         one = daemon()
         one.until_quiet()
         execute(database, "DELETE FROM films WHERE id > 5")
-        execute(database, "UPDATE embeddings.scan SET whole_scan_at = now() - interval '1 day'")
+        execute(database, "UPDATE embeddings.scan SET full_scan_at = now() - interval '1 day'")
         for record in one.instance.get_run_records(dg.RunsFilter(job_name="films_scan")):
             one.instance.delete_run(record.dagster_run.run_id)
         [request] = one.tick().run_requests
         assert not one.run(request)
         assert jobs_of(one.tick()) == []
-        assert len(landed(database)) == 10
+        assert len(committed(database)) == 10
 
     def test_a_sync_and_a_backfill_keep_their_batches_to_themselves(self, database, project, daemon, instance) -> None:
         make_films(database, films(35))
@@ -233,13 +233,13 @@ class TestSensor:
         one = daemon()
         one.until_quiet()
         execute(database, "UPDATE films SET overview = 'x' WHERE id IN (1, 9)")  # of both batches
-        opened = open_collection(one.collection, project)
-        opened.ledger.scan(opened.source)
-        run_batch(opened, 1, "run")
-        opened.ledger.trying([0])
+        collection = open_collection(one.definition, project)
+        collection.ledger.full_scan(collection.source)
+        run_batch(collection, 1, "run")
+        collection.ledger.note_attempts([0])
         assert "indexes behind" in one.tick().skip_reason.skip_message
         built = datetime.now(UTC) - timedelta(minutes=11)
-        monkeypatch.setattr(automation, "lagging_since", lambda opened: built)
+        monkeypatch.setattr(automation, "lagging_since", lambda collection: built)
         assert jobs_of(one.tick()) == ["films_index"]
 
     def test_a_day_without_the_daemon_and_a_tick_that_failed_need_no_mending(
@@ -248,7 +248,7 @@ class TestSensor:
         make_films(database, films(12))
         one = daemon()
         one.until_quiet()
-        execute(database, "UPDATE embeddings.scan SET whole_scan_at = now() - interval '1 day'")
+        execute(database, "UPDATE embeddings.scan SET full_scan_at = now() - interval '1 day'")
         execute(database, "UPDATE films SET overview = 'meanwhile' WHERE id = 4")
         execute(database, "ALTER TABLE films RENAME TO away")
         for record in one.instance.get_run_records(dg.RunsFilter(job_name="films_scan")):
@@ -257,7 +257,7 @@ class TestSensor:
         execute(database, "ALTER TABLE away RENAME TO films")
         monkeypatch.setattr(automation, "FAILED_WAIT", timedelta(0))
         one.until_quiet()
-        assert landed(database)["4"][0] == "Film 4 | meanwhile"
+        assert committed(database)["4"][0] == "Film 4 | meanwhile"
 
     def test_a_read_that_fails_does_not_keep_the_rest_waiting(self, database, project, daemon, monkeypatch) -> None:
         columns = "id int PRIMARY KEY, title text, overview text, revenue int, at timestamptz"
@@ -269,7 +269,7 @@ class TestSensor:
         def fails(*_: object, **__: object) -> None:
             raise SourceError("the source cannot be read")
 
-        monkeypatch.setattr("embeddings_pipeline.ledger.ledger.Ledger.scan_recent", fails)
+        monkeypatch.setattr("embeddings_pipeline.ledger.ledger.Ledger.incremental_scan", fails)
         assert jobs_of(one.tick()) == ["films_batches"]
         assert "could not be read: the source cannot be read" in one.tick().skip_reason.skip_message
 
@@ -288,16 +288,16 @@ class TestSensor:
     ) -> None:
         make_films(database, films(35))
         one = daemon()
-        instance.add_dynamic_partitions(one.collection.partitions_name, ["000003", "by hand"])
+        instance.add_dynamic_partitions(one.definition.partitions_name, ["000003", "by hand"])
         one.until_quiet()
-        assert len(landed(database)) == 35
+        assert len(committed(database)) == 35
         execute(database, "UPDATE films SET overview = 'again'")
-        sync(one.collection, project, instance=instance)
-        assert {text for text, *_ in landed(database).values()} == {f"Film {n} | again" for n in range(1, 36)}
+        sync(one.definition, project, instance=instance)
+        assert {text for text, *_ in committed(database).values()} == {f"Film {n} | again" for n in range(1, 36)}
 
     def test_its_name_and_those_of_the_schedules_have_the_collections_prefix_but_for_items(self) -> None:
-        assert named(collection(name="items"), "new_rows_sensor") == "new_rows_sensor"
-        repository = build_definitions(collection()).get_repository_def()
+        assert named(definition(name="items"), "new_rows_sensor") == "new_rows_sensor"
+        repository = build_definitions(definition()).get_repository_def()
         assert {sensor.name for sensor in repository.sensor_defs} == {"films_new_rows_sensor", "films_failure_alerts"}
         assert {one.name for one in repository.schedule_defs} == {"films_daily_refresh", "films_recent_refresh"}
 
@@ -305,20 +305,20 @@ class TestSensor:
 class TestSchedules:
     def test_their_numbers_are_those_of_the_file(self) -> None:
         numbers = {"timezone": "Europe/Berlin", "daily_refresh": "23:30", "recent_every_hours": 3}
-        repository = build_definitions(collection(automation=numbers)).get_repository_def()
+        repository = build_definitions(definition(automation=numbers)).get_repository_def()
         daily, recent = (repository.get_schedule_def(f"films_{name}_refresh") for name in ("daily", "recent"))
         assert (daily.cron_schedule, daily.execution_timezone) == ("30 23 * * *", "Europe/Berlin")
         assert recent.cron_schedule == "0 */3 * * *"
-        default = build_definitions(collection()).get_repository_def()
+        default = build_definitions(definition()).get_repository_def()
         assert default.get_schedule_def("films_daily_refresh").cron_schedule == "0 4 * * *"
         assert default.get_schedule_def("films_recent_refresh").cron_schedule == "0 */6 * * *"
 
     def test_the_daily_refresh_does_all_and_runs_every_check(self, database, project, instance) -> None:
         make_films(database, films(12))
-        refresh, _ = build_refresh_jobs(collection())
+        refresh, _ = build_refresh_jobs(definition())
         assert refresh.execute_in_process(instance=instance).success
-        assert len(landed(database)) == 12
-        keys = build_definitions(collection()).resolve_asset_graph().asset_check_keys
+        assert len(committed(database)) == 12
+        keys = build_definitions(definition()).resolve_asset_graph().asset_check_keys
         for key in keys:
             [record] = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
             assert record.status.value == "SUCCEEDED", key
@@ -328,21 +328,21 @@ class TestSchedules:
         self, database, project, instance
     ) -> None:
         make_films(database, films(25))
-        one = collection(vectors={"base": "{title} | {overview}", "title": "{title}"})
-        opened, _ = sync_once(one, project)
+        one = definition(vectors={"base": "{title} | {overview}", "title": "{title}"})
+        collection, _ = sync_once(one, project)
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 3")
         for n in range(101, 112):
             execute(database, f"INSERT INTO films VALUES ({n}, 'New {n}', 'row {n}', 1)")
-        opened.ledger.scan(opened.source)
+        collection.ledger.full_scan(collection.source)
         execute(
             database,
             "UPDATE embeddings.films_item SET first_seen_at = now() - interval '8 days' WHERE item_key = '101'",
         )
         done = sync(one, project, recent=Recent(days=7, items=6), instance=instance)
         assert done.embedded == 12  # two texts an item
-        new = {key for key in landed(database) if int(key) > 100}
+        new = {key for key in committed(database) if int(key) > 100}
         assert len(new) == 6 and "101" not in new
-        assert landed(database)["3"][0] != "Film 3 | edited"
+        assert committed(database)["3"][0] != "Film 3 | edited"
 
     def test_the_recent_refresh_reads_what_is_new_where_the_source_has_updated_at(
         self, database, project, instance
@@ -350,11 +350,11 @@ class TestSchedules:
         execute(
             database, "CREATE TABLE films (id int PRIMARY KEY, title text, overview text, revenue int, at timestamptz)"
         )
-        one = collection(source={"table": "films", "key": ["id"], "updated_at": "at"})
+        one = definition(source={"table": "films", "key": ["id"], "updated_at": "at"})
         execute(database, "INSERT INTO films SELECT n, 'Film', 'story ' || n, n, now() FROM generate_series(1, 12) n")
         _, recent = build_refresh_jobs(one)
         assert recent.execute_in_process(instance=instance).success
-        assert len(landed(database)) == 12
+        assert len(committed(database)) == 12
 
 
 class TestQuarantine:
@@ -365,8 +365,8 @@ class TestQuarantine:
         make_films(database, films(9))
         execute(database, "UPDATE films SET overview = 'POISON' WHERE id = 5")
         DeterministicEncoder.fail_on = "POISON"
-        opened, _ = sync_once(collection(quarantine={"attempts": 3}), settings)
-        return opened
+        collection, _ = sync_once(definition(quarantine={"attempts": 3}), settings)
+        return collection
 
     def test_a_text_is_tried_again_after_its_wait_and_a_bounded_number_of_times(self, database, poisoned) -> None:
         tried = []
@@ -385,38 +385,38 @@ class TestQuarantine:
         for batch in poisoned.ledger.work():
             run_batch(poisoned, batch, "again")
         assert poisoned.ledger.quarantine_entries() == []
-        assert len(landed(database)) == 9
+        assert len(committed(database)) == 9
 
     def test_a_dry_look_does_not_count_what_waits(self, poisoned) -> None:
         assert pending_texts(poisoned, ["5", "6"]) == (0, 1)
         assert pending_texts(poisoned, ["5", "6"], force=True) == (2, 0)
 
-    def test_a_retry_that_dies_before_its_landing_is_tried_again(self, database, poisoned) -> None:
+    def test_a_retry_that_dies_before_its_commit_is_tried_again(self, database, poisoned) -> None:
         DeterministicEncoder.reset()
         later(database, 600)
         list(embed_batches(poisoned, [0], "killed"))
         later(database, 3600)
         assert poisoned.ledger.work(due=True) == {0: 1}
         run_batch(poisoned, 0, "again")
-        assert len(landed(database)) == 9 and poisoned.ledger.quarantine_entries() == []
+        assert len(committed(database)) == 9 and poisoned.ledger.quarantine_entries() == []
 
     def test_a_text_of_two_batches_leaves_when_both_have_its_vector(self, database, settings) -> None:
         make_films(database, [(n, "Same", "POISON" if n in (1, 19) else f"story {n}", 1) for n in range(1, 20)])
         DeterministicEncoder.reset()
         DeterministicEncoder.fail_on = "POISON"
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         poison = "SELECT batch FROM embeddings.films_item WHERE item_key IN ('1', '19')"
         batches = {row[0] for row in execute(database, poison)}
         DeterministicEncoder.reset()
         later(database, 600)
-        work = list(opened.ledger.work())
+        work = list(collection.ledger.work())
         assert set(work) == batches
-        run_batch(opened, work[0], "one")
-        left = opened.ledger.work()
+        run_batch(collection, work[0], "one")
+        left = collection.ledger.work()
         assert set(left) == batches - {work[0]}
         for batch in left:
-            run_batch(opened, batch, "other")
-        assert opened.ledger.work() == {} and len(landed(database)) == 19
+            run_batch(collection, batch, "other")
+        assert collection.ledger.work() == {} and len(committed(database)) == 19
 
     def test_an_outage_while_a_text_is_tried_again_makes_the_batch_wait(self, database, poisoned) -> None:
         later(database, 600)
@@ -444,11 +444,11 @@ class TestQuarantine:
         assert poisoned.ledger.quarantine_clear() == 1
         assert poisoned.ledger.quarantine_entries() == [] and poisoned.ledger.dirty_items() == {0: 1}
         run_batch(poisoned, 0, "again")
-        assert len(landed(database)) == 9
+        assert len(committed(database)) == 9
 
     def test_an_edited_text_takes_the_old_one_out_of_every_count(self, database, poisoned) -> None:
         execute(database, "UPDATE films SET overview = 'mended' WHERE id = 5")
-        poisoned.ledger.scan(poisoned.source)
+        poisoned.ledger.full_scan(poisoned.source)
         run_batch(poisoned, 0, "again")
         [entry] = poisoned.ledger.quarantine_entries()
         assert (entry.item_key, entry.items) == (None, 0)
@@ -458,12 +458,12 @@ class TestQuarantine:
 
 class TestAudit:
     @pytest.fixture
-    def opened(self, database, project, instance) -> Any:
+    def collection(self, database, project, instance) -> Any:
         make_films(database, films(25))
-        sync(collection(), project, instance=instance)
-        opened = open_collection(collection(), project)
-        assert audit(opened).agree
-        return opened
+        sync(definition(), project, instance=instance)
+        collection = open_collection(definition(), project)
+        assert audit(collection).agree
+        return collection
 
     @pytest.mark.parametrize(
         ("damage", "found"),
@@ -479,76 +479,78 @@ class TestAudit:
         ],
     )
     def test_what_somebody_did_by_hand_is_counted_and_mended(
-        self, database, project, instance, opened, damage, found
+        self, database, project, instance, collection, damage, found
     ) -> None:
-        before = landed(database)
-        execute(database, damage.format(vector=opened.active.table.name))
-        counted = audit(opened)
+        before = committed(database)
+        execute(database, damage.format(vector=collection.current.table.name))
+        counted = audit(collection)
         assert not counted.agree
         for name in found.replace("vectors_not_in_faiss", "").split():
             assert getattr(counted, name) == 1, counted
-        sync(collection(), project, instance=instance)
-        assert audit(opened).agree
-        assert landed(database) == before
+        sync(definition(), project, instance=instance)
+        assert audit(collection).agree
+        assert committed(database) == before
 
     @pytest.mark.parametrize("damage", ["unlink", "truncate"])
     def test_a_lake_file_that_is_gone_or_damaged_is_written_again(
-        self, database, project, instance, opened, damage
+        self, database, project, instance, collection, damage
     ) -> None:
-        [file] = (project.state_dir / "lake" / opened.folder("embeddings") / "000001").glob("*.parquet")
+        [file] = (project.state_dir / "lake" / collection.folder("embeddings") / "000001").glob("*.parquet")
         file.unlink() if damage == "unlink" else file.write_bytes(file.read_bytes()[:100])
-        counted = audit(opened)
+        counted = audit(collection)
         assert (counted.batches_without_lake_file, counted.batches_marked) == (1, 1)
-        done = sync(collection(), project, instance=instance)
+        done = sync(definition(), project, instance=instance)
         assert done.embedded == 0  # from the table
-        assert audit(opened).agree
+        assert audit(collection).agree
 
-    def test_an_index_with_other_ids_than_the_table_is_built_again(self, database, project, instance, opened) -> None:
-        vector = f"embeddings.{opened.active.table.name}"
+    def test_an_index_with_other_ids_than_the_table_is_built_again(
+        self, database, project, instance, collection
+    ) -> None:
+        vector = f"embeddings.{collection.current.table.name}"
         text = "embeddings.films_text (item_key, vector_name, chunk, content_hash, text, blank)"
         copied = "item_key, vector_name, 7, content_hash, text, blank FROM embeddings.films_text WHERE id = 3"
         [(new,)] = execute(database, f"INSERT INTO {text} SELECT {copied} RETURNING id")
         copied = f"SELECT {new}, vector_name, content_hash, embedding FROM {vector} WHERE text_id = 3"
         execute(database, f"INSERT INTO {vector} {copied}")
-        assert audit(opened).vectors_not_in_faiss == 1
-        sync(collection(), project, instance=instance)
-        assert audit(opened).agree
+        assert audit(collection).vectors_not_in_faiss == 1
+        sync(definition(), project, instance=instance)
+        assert audit(collection).agree
 
-    def test_the_check_names_what_is_wrong_and_the_command(self, database, project, instance, opened) -> None:
+    def test_the_check_names_what_is_wrong_and_the_command(self, database, project, instance, collection) -> None:
         execute(database, "DELETE FROM embeddings.films_text WHERE item_key = '3'")
-        job = build_definitions(collection()).resolve_job_def("films_audit")
+        job = build_definitions(definition()).resolve_job_def("films_audit")
         done = job.execute_in_process(instance=instance)
         by_name = {evaluation.check_name: evaluation for evaluation in done.get_asset_check_evaluations()}
         assert not by_name["agreement"].passed
         assert "1 items without texts" in by_name["agreement"].description
         assert "sync --full" in by_name["agreement"].description
-        full = sync(collection(), project, full=True, instance=instance)
+        full = sync(definition(), project, full=True, instance=instance)
         assert full.embedded == 0  # its vector is in the lake
-        assert audit(opened).agree
+        assert audit(collection).agree
 
 
 class TestDrift:
     def test_the_canaries_are_stored_with_the_first_vectors_and_compared_later(self, database, settings) -> None:
         make_films(database, films(3))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.canary") == [(len(CANARIES),)]
-        found = measure(database, opened.fingerprint, opened.encoder())
+        found = measure(database, collection.fingerprint, collection.encoder())
         assert (found.texts, found.lowest_cosine, found.same) == (20, 1.0, True)
         execute(database, "UPDATE embeddings.canary SET embedding[1] = embedding[1] + 0.5 WHERE number = 7")
-        changed = measure(database, opened.fingerprint, opened.encoder())
+        changed = measure(database, collection.fingerprint, collection.encoder())
         assert changed.lowest_cosine < 0.999 and not changed.same and changed.worst_text == CANARIES[7]
 
     def test_weights_that_are_not_those_of_the_fingerprint_fail_the_check_in_one_line(
         self, database, project, instance, monkeypatch
     ) -> None:
         make_films(database, films(3))
-        sync(collection(), project, instance=instance)
+        sync(definition(), project, instance=instance)
 
         def other_weights(_: object) -> None:
             raise ProfileError("Profile test: the weights are not those that the vectors were made with")
 
-        monkeypatch.setattr(OpenCollection, "encoder", other_weights)
-        done = build_definitions(collection()).resolve_job_def("films_audit").execute_in_process(instance=instance)
+        monkeypatch.setattr(Collection, "encoder", other_weights)
+        done = build_definitions(definition()).resolve_job_def("films_audit").execute_in_process(instance=instance)
         by_name = {evaluation.check_name: evaluation for evaluation in done.get_asset_check_evaluations()}
         assert not by_name["model_drift"].passed and by_name["agreement"].passed
         assert "the weights are not those" in by_name["model_drift"].description
@@ -557,20 +559,20 @@ class TestDrift:
         self, database, project, instance
     ) -> None:
         make_films(database, films(3))
-        sync(collection(), project, full=True, instance=instance)
+        sync(definition(), project, full=True, instance=instance)
         numbers = instance.get_latest_materialization_event(dg.AssetKey(["films", "audit"]))
         assert numbers.asset_materialization.metadata["vectors_not_in_faiss"].value == 0
-        again = build_definitions(collection()).resolve_job_def("films_index").execute_in_process(instance=instance)
+        again = build_definitions(definition()).resolve_job_def("films_index").execute_in_process(instance=instance)
         checked = {evaluation.check_name for evaluation in again.get_asset_check_evaluations()}
         assert checked == {"coverage", "integrity", "quarantine", "freshness", "index_parity"}
 
     def test_a_model_of_other_dimensions_or_without_a_number_is_drift(self, database, settings) -> None:
         make_films(database, films(3))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(database, "UPDATE embeddings.canary SET embedding = array_fill(0, ARRAY[32]) WHERE number = 0")
-        assert not measure(database, opened.fingerprint, opened.encoder()).same
+        assert not measure(database, collection.fingerprint, collection.encoder()).same
         execute(database, "UPDATE embeddings.canary SET embedding = ARRAY[1, 2]")
-        assert not measure(database, opened.fingerprint, opened.encoder()).same
+        assert not measure(database, collection.fingerprint, collection.encoder()).same
 
 
 class _Hook(BaseHTTPRequestHandler):
@@ -599,10 +601,10 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
 class TestAlerts:
     def test_a_check_that_begins_to_fail_is_posted_once(self, database, project, instance, webhook) -> None:
         make_films(database, films(5))
-        sync(collection(), project, instance=instance)
+        sync(definition(), project, instance=instance)
         assert webhook == []
         execute(database, "UPDATE embeddings.canary SET embedding[1] = embedding[1] + 0.5")
-        job = build_definitions(collection()).resolve_job_def("films_audit")
+        job = build_definitions(definition()).resolve_job_def("films_audit")
         for _ in range(2):
             job.execute_in_process(instance=instance)
         [body] = webhook
@@ -612,7 +614,7 @@ class TestAlerts:
     def test_a_failed_run_is_posted_with_its_reason(self, database, project, instance, webhook) -> None:
         make_films(database, films(5))
         execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
-        definitions = build_definitions(collection())
+        definitions = build_definitions(definition())
         done = definitions.resolve_job_def("films_scan").execute_in_process(instance=instance, raise_on_error=False)
         failed = next(event for event in done.all_events if event.event_type_value == "PIPELINE_FAILURE")
         sensor = definitions.get_repository_def().get_sensor_def("films_failure_alerts")
@@ -636,7 +638,7 @@ def test_runs_of_a_dead_sync_are_ended_by_the_tick(database, project, daemon, in
     make_films(database, films(5))
     one = daemon()
     one.run(one.tick().run_requests[0])
-    instance.add_dynamic_partitions(one.collection.partitions_name, ["000000"])
+    instance.add_dynamic_partitions(one.definition.partitions_name, ["000000"])
     tags = {**range_tags(0, 0), **host_tags(), "embeddings_pipeline/sync": "true"}
     run = create_run_for_test(instance, job_name="films_batches", status=dg.DagsterRunStatus.STARTED, tags=tags)
     with pytest.MonkeyPatch.context() as patch:

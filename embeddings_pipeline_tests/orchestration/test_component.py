@@ -10,12 +10,12 @@ import dagster as dg
 import pytest
 import yaml
 
-from embeddings_pipeline.config.definition import Collection, load_collections
+from embeddings_pipeline.config.definition import CollectionDefinition, load_collections
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.orchestration.component import definitions_below
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.search.query import search
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, landed, sync_once
+from embeddings_pipeline_tests.support.workbench import PROFILE, committed, execute, sync_once
 
 TITLES = """\
 type: embeddings_pipeline.EmbeddingCollection
@@ -79,14 +79,14 @@ def write(folder: Path, **documents: str) -> Path:
     return folder
 
 
-def collections(folder: Path) -> dict[str, Collection]:
+def collections(folder: Path) -> dict[str, CollectionDefinition]:
     return load_collections(write(folder / "defs", titles=TITLES, credits=CREDITS))
 
 
-def test_a_composite_key_with_a_condition_lands_with_item_keys_as_json_arrays(catalogue, settings, tmp_path):
+def test_a_composite_key_with_a_condition_is_committed_with_item_keys_as_json_arrays(catalogue, settings, tmp_path):
     titles = collections(tmp_path)["titles"]
     assert sync_once(titles, settings)[1] == 18
-    rows = landed(catalogue, "titles")
+    rows = committed(catalogue, "titles")
     assert {tuple(json.loads(key)) for key in rows} == {(str(n // 2), ("movie", "tv")[n % 2]) for n in range(9)}
     assert '["0", "tv"]' in rows
     texts = execute(
@@ -101,22 +101,22 @@ def test_rows_that_stop_meeting_the_condition_lose_their_vectors_and_get_them_ba
     sync_once(titles, settings)
     execute(catalogue, "UPDATE catalogue SET is_removed = true WHERE tmdb_id = 0 AND media_type = 'tv'")
     assert sync_once(titles, settings, "second")[1] == 0
-    assert '["0", "tv"]' not in landed(catalogue, "titles") and len(landed(catalogue, "titles")) == 8
+    assert '["0", "tv"]' not in committed(catalogue, "titles") and len(committed(catalogue, "titles")) == 8
     execute(catalogue, "UPDATE catalogue SET is_removed = false WHERE tmdb_id = 0 AND media_type = 'tv'")
     sync_once(titles, settings, "third")
-    assert len(landed(catalogue, "titles")) == 9
+    assert len(committed(catalogue, "titles")) == 9
 
 
 def test_a_query_with_a_join_is_a_source_and_follows_both_tables(catalogue, settings, tmp_path):
     credits = collections(tmp_path)["credits"]
     assert sync_once(credits, settings)[1] == 10
-    rows = landed(catalogue, "credits")
+    rows = committed(catalogue, "credits")
     assert rows["0-movie"][0] == "Headline 0 with Al Pacino, Zoë"
     assert rows["0-tv"][0] == "Headline 1 with nobody"
     assert rows["0-tv"][2] == {"headline": "Headline 1", "people": "nobody", "50%": 50.0}
     execute(catalogue, "INSERT INTO person VALUES (0, 'tv', 'Judi Dench')")
     assert sync_once(credits, settings, "second")[1] == 1
-    assert landed(catalogue, "credits")["0-tv"][0] == "Headline 1 with Judi Dench"
+    assert committed(catalogue, "credits")["0-tv"][0] == "Headline 1 with Judi Dench"
 
 
 def test_a_second_collection_is_synced_by_dagster_and_searched(catalogue, settings, tmp_path, monkeypatch):

@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from embeddings_pipeline.config.definition import Collection, CollectionConfig, load_collections
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, load_collections
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.pipeline.scaffolding import propose_collection
 from embeddings_pipeline_tests.orchestration.test_component import dg_command, project  # noqa: F401
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, landed, sync_once
+from embeddings_pipeline_tests.support.workbench import PROFILE, committed, execute, sync_once
 
 SCAFFOLD = ("scaffold", "defs", "embeddings_pipeline.EmbeddingCollection")
 
@@ -20,7 +20,7 @@ INSERT INTO films SELECT repeat('A long story about film ' || n || '. ', 12), 't
 """
 
 
-def proposed(tmp_path, settings, table, name="mine", **options) -> Collection:
+def proposed(tmp_path, settings, table, name="mine", **options) -> CollectionDefinition:
     """The collection that the scaffolder writes, with the deterministic encoder."""
     text = propose_collection(name, table, options.pop("url", None), settings, **options)
     path = tmp_path / "defs" / name / "defs.yaml"
@@ -32,13 +32,13 @@ def proposed(tmp_path, settings, table, name="mine", **options) -> Collection:
 def test_what_it_writes_for_a_table_of_films_syncs_at_once(database, settings, tmp_path):
     execute(database, FILMS)
     one = proposed(tmp_path, settings, "films")
-    source = one.config.source
+    source = one.attributes.source
     assert (source.table, source.key, source.updated_at) == ("films", ("id",), "updated_at")
     assert source.where == '"is_removed" IS NOT TRUE'
-    assert one.config.vectors == {"base": "{title} | {overview} | {imdb_id}"}
-    assert one.config.columns == ("imdb_id", "url", "title", "runtime", "genres")  # short ones
+    assert one.attributes.vectors == {"base": "{title} | {overview} | {imdb_id}"}
+    assert one.attributes.columns == ("imdb_id", "url", "title", "runtime", "genres")  # short ones
     assert sync_once(one, settings)[1] == 4
-    assert landed(database, "mine")["1"][0].startswith("Film 1 | A long story about film 1.")
+    assert committed(database, "mine")["1"][0].startswith("Film 1 | A long story about film 1.")
 
 
 def test_a_column_of_vectors_is_pointed_out(database, settings):
@@ -46,8 +46,8 @@ def test_a_column_of_vectors_is_pointed_out(database, settings):
     execute(database, "INSERT INTO notes VALUES (1, 'a long note about something', NULL)")
     text = propose_collection("mine", "notes", None, settings)
     assert "  # The table has vectors in vec: to keep them there, say which profile made them." in text.splitlines()
-    adopted = text.replace("# target: ", "target: ").replace("profile: minilm}", f"profile: {PROFILE}}}")
-    one = Collection(CollectionConfig.model_validate(yaml.safe_load(adopted)["attributes"]))
+    adopted = text.replace("# destination: ", "destination: ").replace("profile: minilm}", f"profile: {PROFILE}}}")
+    one = CollectionDefinition(CollectionAttributes.model_validate(yaml.safe_load(adopted)["attributes"]))
     sync_once(one, settings)
     assert execute(database, "SELECT count(vec) FROM notes") == [(1,)]
 
@@ -65,9 +65,9 @@ def test_a_composite_key_is_in_the_order_of_the_primary_key(database, settings, 
     execute(database, """CREATE TABLE t (title text, a int, b int, c int, PRIMARY KEY (c, a) INCLUDE (b));
                          INSERT INTO t VALUES ('x y', 1, 2, 3)""")  # fmt: skip
     one = proposed(tmp_path, settings, "t")
-    assert one.config.source.key == ("c", "a")
+    assert one.attributes.source.key == ("c", "a")
     sync_once(one, settings)
-    assert list(landed(database, "mine")) == ['["3", "1"]']
+    assert list(committed(database, "mine")) == ['["3", "1"]']
 
 
 def test_a_unique_index_on_not_null_columns_is_a_key_too(database, settings, tmp_path):
@@ -98,11 +98,11 @@ yes" VALUES (1, 'Heat', 'no', 'a word', 1, NULL, 'another', 'third')
 def test_any_names_are_written_so_that_they_are_read_again(database, settings, tmp_path):
     execute(database, ODD)
     one = proposed(tmp_path, settings, '"Odd Schema"."Films: ""all"" #1\nyes"')
-    assert one.config.source.key == ('Primary "Key": \u2028x',)
-    assert set(one.config.columns) == {"Title: # \nyes", "{x}", "order", "is_Removed", "100%", "🎬 é"}
-    assert one.config.source.where == '"Deleted" IS NOT TRUE'
+    assert one.attributes.source.key == ('Primary "Key": \u2028x',)
+    assert set(one.attributes.columns) == {"Title: # \nyes", "{x}", "order", "is_Removed", "100%", "🎬 é"}
+    assert one.attributes.source.where == '"Deleted" IS NOT TRUE'
     sync_once(one, settings)
-    assert landed(database, "mine")["1"][0] == "Heat | a word | another | third"
+    assert committed(database, "mine")["1"][0] == "Heat | a word | another | third"
 
 
 def test_an_empty_table_and_domains_over_text_are_embedded_by_their_types(database, settings, tmp_path):
@@ -119,7 +119,7 @@ def test_a_table_elsewhere_is_looked_at_by_its_url_which_is_written_as_it_was_gi
     monkeypatch.setenv("ELSEWHERE", database.url)
     elsewhere = settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/x"})
     one = proposed(tmp_path, elsewhere, "films", url="${ELSEWHERE}")
-    assert one.config.source.url == "${ELSEWHERE}"
+    assert one.attributes.source.url == "${ELSEWHERE}"
     assert sync_once(one, settings)[1] == 4
 
 

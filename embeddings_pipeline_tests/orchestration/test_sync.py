@@ -19,7 +19,7 @@ from embeddings_pipeline.orchestration.sync import RunFailed, SyncResult, cancel
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import collection, execute, films, landed, make_films, wait_until
+from embeddings_pipeline_tests.support.workbench import committed, definition, execute, films, make_films, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_sync(project: Settings, instance: dg.DagsterInstance) -> Callable[..., SyncResult]:
     def run(**options: object) -> SyncResult:
         attributes = options.pop("attributes", {})
-        one = collection(**attributes)  # type: ignore[arg-type]
+        one = definition(**attributes)  # type: ignore[arg-type]
         return sync(one, project, instance=instance, **options)  # type: ignore[arg-type]
 
     return run
@@ -45,7 +45,7 @@ def test_a_first_sync_covers_all_and_a_second_does_nothing(
     make_films(database, films(35))
     first = run_sync()
     assert (first.scanned, first.new, first.embedded, first.reused) == (35, 35, 35, 0)
-    status = collection_status(collection(), database, project)
+    status = collection_status(definition(), database, project)
     assert (status["items"], status["vectors"], status["coverage"], status["dirty_batches"]) == (35, 35, 1.0, 0)
     assert status["faiss"]["current"] and status["faiss"]["vectors"] == 35
     assert [index["method"] for index in status["pgvector_index"]] == ["hnsw"]
@@ -81,10 +81,10 @@ def test_edits_new_rows_and_deletes_arrive_in_one_sync(
     execute(database, "INSERT INTO films VALUES (31, 'New', 'film', 0)")
     done = run_sync()
     assert (done.new, done.changed, done.deleted, done.embedded) == (1, 2, 1, 2)
-    there = landed(database)
+    there = committed(database)
     assert there["5"][0] == "Film 5 | edited" and there["6"][2]["revenue"] == 1
     assert "7" not in there and "31" in there
-    status = collection_status(collection(), database, project)
+    status = collection_status(definition(), database, project)
     assert status["coverage"] == 1.0 and status["faiss"]["vectors"] == 30 and status["faiss"]["current"]
 
 
@@ -108,9 +108,9 @@ def test_limit_stops_the_sync_and_the_next_one_goes_on(
 ) -> None:
     make_films(database, films(25))
     assert run_sync(limit=12).embedded == 12
-    assert collection_status(collection(), database, project)["missing"] == 13
+    assert collection_status(definition(), database, project)["missing"] == 13
     rest = run_sync()
-    assert (rest.embedded, collection_status(collection(), database, project)["coverage"]) == (13, 1.0)
+    assert (rest.embedded, collection_status(definition(), database, project)["coverage"]) == (13, 1.0)
 
 
 def test_force_encodes_all_anew(database: Database, run_sync: Callable[..., SyncResult]) -> None:
@@ -141,9 +141,9 @@ def test_a_refused_scan_is_one_line_and_deletes_nothing(
     execute(database, "TRUNCATE films")
     with pytest.raises(RunFailed, match=r"10 of 10 items are gone .*--allow-deletes"):
         run_sync()
-    assert len(landed(database)) == 10
+    assert len(committed(database)) == 10
     assert run_sync(allow_deletes=True).deleted == 10
-    assert landed(database) == {}
+    assert committed(database) == {}
 
 
 def test_what_was_deleted_by_hand_is_repaired(database: Database, run_sync: Callable[..., SyncResult]) -> None:
@@ -152,7 +152,7 @@ def test_what_was_deleted_by_hand_is_repaired(database: Database, run_sync: Call
     [(table,)] = execute(database, "SELECT 'films_vector_' || fingerprint FROM embeddings.collection")
     execute(database, f"DELETE FROM embeddings.{table} WHERE text_id < 4")
     run_sync()
-    assert len(landed(database)) == 10
+    assert len(committed(database)) == 10
 
 
 def test_a_sync_that_was_killed_leaves_nothing_to_wait_for(
@@ -172,7 +172,7 @@ def test_a_sync_that_was_killed_leaves_nothing_to_wait_for(
     started = time.monotonic()
     done = run_sync()
     assert time.monotonic() - started < 20
-    assert done.embedded == 40 and len(landed(database)) == 40
+    assert done.embedded == 40 and len(committed(database)) == 40
     assert instance.get_latest_materialization_event(embedding) is not None
     assert {run.status for run in instance.get_runs()} <= {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED}
     assert sum(run.status == dg.DagsterRunStatus.CANCELED for run in instance.get_runs()) == 1
@@ -190,7 +190,7 @@ def test_a_sync_goes_on_when_the_one_it_waits_for_is_killed(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert waiting.wait(timeout=60) == 0
-    assert len(landed(database)) == 40
+    assert len(committed(database)) == 40
 
 
 def test_a_living_run_that_lost_its_lock_is_left_alone(
@@ -206,7 +206,7 @@ def test_a_living_run_that_lost_its_lock_is_left_alone(
     )
     assert cancel_dead_runs(instance, database) == []
     assert running.wait(timeout=60) == 0
-    assert len(landed(database)) == 10
+    assert len(committed(database)) == 10
 
 
 def test_two_syncs_at_once_end_in_the_same_state(database: Database, project: Settings) -> None:
@@ -216,7 +216,7 @@ def test_two_syncs_at_once_end_in_the_same_state(database: Database, project: Se
         out, err = one.communicate(timeout=120)
         assert one.returncode == 0, err
         assert "'scanned': 60" in out
-    status = collection_status(collection(), database, project)
+    status = collection_status(definition(), database, project)
     assert (status["items"], status["vectors"], status["coverage"], status["orphans"]) == (60, 60, 1.0, 0)
     assert status["faiss"]["current"]
     assert execute(database, "SELECT count(DISTINCT item_key) FROM embeddings.films") == [(60,)]
@@ -228,7 +228,7 @@ class TestLaunchpad:
     @pytest.fixture
     def launch(self, database: Database, project: Settings) -> Callable[..., dg.ExecuteInProcessResult]:
         make_films(database, films(15))
-        job = build_definitions(collection()).resolve_implicit_global_asset_job_def()
+        job = build_definitions(definition()).resolve_implicit_global_asset_job_def()
         ephemeral = dg.DagsterInstance.ephemeral()
 
         def run(*names: str, partition: str | None = None, **config: object) -> dg.ExecuteInProcessResult:
@@ -249,7 +249,7 @@ class TestLaunchpad:
         assert launch("item_ledger").success
         for name in ("raw_items", "item_texts", "embeddings_32", "pgvector_table"):
             assert launch(name, partition="000001").success
-        assert len(landed(database)) == 5
+        assert len(committed(database)) == 5
         assert launch("pgvector_index", "faiss_index").success
 
     def test_a_dry_run_materializes_nothing(
@@ -260,7 +260,7 @@ class TestLaunchpad:
         assert done.success
         made = {event.asset_key.path[-1] for event in done.get_asset_materialization_events() if event.asset_key}
         assert made == {"raw_items", "item_texts"}
-        assert landed(database) == {}
+        assert committed(database) == {}
 
     def test_a_step_without_the_one_before_says_what_to_do(
         self, launch: Callable[..., dg.ExecuteInProcessResult]
@@ -274,7 +274,7 @@ class TestLaunchpad:
 
 class TestChecks:
     def evaluate(self, database: Database, project: Settings, instance: dg.DagsterInstance) -> dict[str, bool]:
-        definitions = build_definitions(collection())
+        definitions = build_definitions(definition())
         done = definitions.resolve_job_def("films_index").execute_in_process(instance=instance)
         return {e.check_name: e.passed for e in done.get_asset_check_evaluations()}
 
@@ -285,7 +285,7 @@ class TestChecks:
         run_sync()
         good = dict.fromkeys(("coverage", "integrity", "quarantine", "freshness", "index_parity"), True)
         assert self.evaluate(database, project, instance) == good
-        table = f"embeddings.{open_collection(collection(), project).active.table.name}"
+        table = f"embeddings.{open_collection(definition(), project).current.table.name}"
         execute(database, f"UPDATE {table} SET embedding = (embedding + embedding)::halfvec(32) WHERE text_id = 2")
         assert self.evaluate(database, project, instance)["integrity"] is False
         execute(database, f"DELETE FROM {table} WHERE text_id = 2")
@@ -296,7 +296,7 @@ class TestChecks:
     ) -> None:
         make_films(database, films(12))
         run_sync()
-        table = f"embeddings.{open_collection(collection(), project).active.table.name}"
+        table = f"embeddings.{open_collection(definition(), project).current.table.name}"
         execute(database, f"UPDATE {table} SET embedding = (SELECT embedding FROM {table} LIMIT 1)")
         assert self.evaluate(database, project, instance)["integrity"] is False
 
@@ -312,18 +312,18 @@ def test_a_damaged_faiss_index_is_built_again(
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"oops")
     run_sync()
     assert open_index(project.state_dir / "faiss", "films").manifest.count == 12
-    assert collection_status(collection(), database, project)["faiss"]["current"]
+    assert collection_status(definition(), database, project)["faiss"]["current"]
 
 
 def test_a_profile_that_made_no_vector_yet_can_be_changed(
     database: Database, project: Settings, run_sync: Callable[..., SyncResult]
 ) -> None:
     make_films(database, films(3))
-    broken = {**collection().config.profile, "name": "typo", "model": "no_such_module:Encoder"}  # type: ignore[dict-item]
+    broken = {**definition().attributes.profile, "name": "typo", "model": "no_such_module:Encoder"}  # type: ignore[dict-item]
     with pytest.raises(RunFailed, match="no_such_module"):
         run_sync(attributes={"profile": broken, "storage": "vector"})
     assert run_sync().embedded == 3
-    assert collection_status(collection(), database, project)["profile"] == "test"
+    assert collection_status(definition(), database, project)["profile"] == "test"
 
 
 def test_another_declared_profile_changes_no_vector_and_is_named(
@@ -331,13 +331,13 @@ def test_another_declared_profile_changes_no_vector_and_is_named(
 ) -> None:
     make_films(database, films(4))
     run_sync()
-    before = landed(database)
-    other = {**collection().config.profile, "name": "other", "dimensions": 64}  # type: ignore[dict-item]
-    opened = open_collection(collection(profile=other), project)
-    assert opened.warning and "'other'" in opened.warning and "'test'" in opened.warning
-    assert opened.profile == replace(opened.profile, name="test", dimensions=32)
+    before = committed(database)
+    other = {**definition().attributes.profile, "name": "other", "dimensions": 64}  # type: ignore[dict-item]
+    collection = open_collection(definition(profile=other), project)
+    assert collection.warning and "'other'" in collection.warning and "'test'" in collection.warning
+    assert collection.profile == replace(collection.profile, name="test", dimensions=32)
     run_sync(attributes={"profile": other})
-    assert landed(database) == before
+    assert committed(database) == before
 
 
 def test_a_full_sync_that_fails_says_why_and_still_runs_every_check(

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import LakeError, RefusedError, SourceError
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
-    collection,
+    committed,
+    definition,
     execute,
     films,
-    landed,
     make_films,
     run_batch,
     sync_once,
@@ -30,35 +30,38 @@ def everything(database, name: str = "films") -> list[list[tuple]]:
 
 def test_an_empty_table_is_no_items_and_stays_usable(database, settings):
     make_films(database, [])
-    opened, encoded = sync_once(collection(), settings)
-    assert encoded == 0 and landed(database) == {} and opened.ledger.batches() == []
+    collection, encoded = sync_once(definition(), settings)
+    assert encoded == 0 and committed(database) == {} and collection.ledger.batches() == []
     execute(database, "INSERT INTO films VALUES (1, 'Heat', 'A heist')")
-    assert sync_once(collection(), settings, "second")[1] == 1
+    assert sync_once(definition(), settings, "second")[1] == 1
 
 
 def test_null_and_blank_texts_in_every_column_are_items_without_vectors(database, settings):
     blank = [None, "", " ", "\n\t", "\u00a0\u2003"]
     make_films(database, [(n, a, b, None) for n, (a, b) in enumerate((a, b) for a in blank for b in blank)])
     execute(database, "INSERT INTO films VALUES (100, NULL, 'A heist'), (101, 'Heat', ' ')")
-    opened, encoded = sync_once(collection(items_per_batch=100), settings)
+    collection, encoded = sync_once(definition(items_per_batch=100), settings)
     assert encoded == 2
-    assert {key: text for key, (text, _, _) in landed(database).items()} == {"100": "A heist", "101": "Heat"}
+    assert {key: text for key, (text, _, _) in committed(database).items()} == {"100": "A heist", "101": "Heat"}
     assert execute(database, "SELECT count(*), count(*) FILTER (WHERE blank) FROM embeddings.films_text") == [(27, 25)]
-    assert opened.ledger.dirty_batches() == [] and sync_once(collection(items_per_batch=100), settings, "again")[1] == 0
+    assert (
+        collection.ledger.dirty_batches() == []
+        and sync_once(definition(items_per_batch=100), settings, "again")[1] == 0
+    )
 
 
 def test_a_text_that_turns_blank_loses_its_vector_and_gets_it_back(database, settings):
     make_films(database, films(3))
-    sync_once(collection(), settings)
+    sync_once(definition(), settings)
     execute(database, "UPDATE films SET title = ' ', overview = NULL WHERE id = 2")
-    assert sync_once(collection(), settings, "second")[1] == 0
-    assert set(landed(database)) == {"1", "3"}
+    assert sync_once(definition(), settings, "second")[1] == 0
+    assert set(committed(database)) == {"1", "3"}
     execute(database, "UPDATE films SET title = 'Back' WHERE id = 2")
-    assert sync_once(collection(), settings, "third")[1] == 1
-    assert landed(database)["2"][0] == "Back"
+    assert sync_once(definition(), settings, "third")[1] == 1
+    assert committed(database)["2"][0] == "Back"
 
 
-def test_emoji_right_to_left_and_broken_unicode_land_as_they_are(database, settings):
+def test_emoji_right_to_left_and_broken_unicode_are_committed_as_they_are(database, settings):
     texts = [
         "🎬 𠜎 👨‍👩‍👧",
         "שלום עולם",
@@ -70,8 +73,8 @@ def test_emoji_right_to_left_and_broken_unicode_land_as_they_are(database, setti
         "%s {title} \\ ' \"",
     ]
     make_films(database, [(n, text, None, None) for n, text in enumerate(texts)])
-    sync_once(collection(), settings)
-    assert {key: (text, item["title"]) for key, (text, _, item) in landed(database).items()} == {
+    sync_once(definition(), settings)
+    assert {key: (text, item["title"]) for key, (text, _, item) in committed(database).items()} == {
         str(n): (text.strip(), text) for n, text in enumerate(texts)
     }
 
@@ -85,8 +88,8 @@ def test_columns_of_every_type_are_words_in_a_template(database, settings):
                '{"b": 1.50, "a": [null, "x"]}'::jsonb AS extra, NULL::date AS no_day, 'x'::bytea AS raw""",
     )
     template = "{price} | {big} | {ratio} | {day} | {no_day} | {at} | {genres} | {none} | {seen} | {extra} | {raw}"
-    sync_once(collection(columns=["price", "extra", "big"], vectors={"base": template}), settings)
-    text, _, payload = landed(database)["1"]
+    sync_once(definition(columns=["price", "extra", "big"], vectors={"base": template}), settings)
+    text, _, payload = committed(database)["1"]
     assert text == (
         '12.50 | 12345678901234567890123 | 0.1 | 1999-12-31 | 2024-02-29T11:00:00+00:00 | Drama, Sci-Fi | false | '
         '{"a": [null, "x"], "b": 1.50} | \\x78'
@@ -97,20 +100,20 @@ def test_columns_of_every_type_are_words_in_a_template(database, settings):
     ]
 
 
-def broken_sources(database) -> list[tuple[str, Collection]]:
+def broken_sources(database) -> list[tuple[str, CollectionDefinition]]:
     """Each breaks the source after a sync; what is shown, and the collection as it then is."""
     with_key = {"query": "SELECT * FROM films UNION ALL SELECT * FROM films WHERE id = 1", "key": "id"}
     return [
-        ("more than once", collection(source=with_key)),
-        ("names a column 'titel'", collection(vectors={"base": "{titel}"})),
-        ("'title.__class__'", collection(vectors={"base": "{title.__class__}"})),
-        ("does not exist", collection(source={"table": "filmz", "key": "id"})),
-        ("more than 20%", collection(source={"table": "films", "key": "id", "where": "id > 4"})),
-        ("more than 20%", collection(source={"query": "SELECT * FROM films WHERE false", "key": "id"})),
-        ("syntax error", collection(source={"table": "films", "key": "id", "where": "id >"})),
+        ("more than once", definition(source=with_key)),
+        ("names a column 'titel'", definition(vectors={"base": "{titel}"})),
+        ("'title.__class__'", definition(vectors={"base": "{title.__class__}"})),
+        ("does not exist", definition(source={"table": "filmz", "key": "id"})),
+        ("more than 20%", definition(source={"table": "films", "key": "id", "where": "id > 4"})),
+        ("more than 20%", definition(source={"query": "SELECT * FROM films WHERE false", "key": "id"})),
+        ("syntax error", definition(source={"table": "films", "key": "id", "where": "id >"})),
         (
             "NULL",
-            collection(
+            definition(
                 source={"query": "SELECT nullif(id, 3) AS id, title, overview, revenue FROM films", "key": "id"}
             ),
         ),
@@ -119,7 +122,7 @@ def broken_sources(database) -> list[tuple[str, Collection]]:
 
 def test_whatever_is_wrong_with_the_source_nothing_that_is_stored_is_lost(database, settings):
     make_films(database, films(9))
-    sync_once(collection(), settings)
+    sync_once(definition(), settings)
     before = everything(database)
     for says, broken in broken_sources(database):
         with pytest.raises((SourceError, RefusedError)) as error:
@@ -128,23 +131,23 @@ def test_whatever_is_wrong_with_the_source_nothing_that_is_stored_is_lost(databa
         assert everything(database) == before
     execute(database, "ALTER TABLE films RENAME TO gone")
     with pytest.raises(SourceError, match='relation "films" does not exist'):
-        sync_once(collection(), settings, "broken")
+        sync_once(definition(), settings, "broken")
     assert everything(database) == before
     execute(database, "ALTER TABLE gone RENAME TO films")
-    assert sync_once(collection(), settings, "mended")[1] == 0
+    assert sync_once(definition(), settings, "mended")[1] == 0
     assert everything(database) == before
 
 
-def test_a_profile_that_does_not_match_the_vectors_warns_and_the_active_one_stays(database, settings):
+def test_a_profile_that_does_not_match_the_vectors_warns_and_the_current_one_stays(database, settings):
     make_films(database, films(3))
-    sync_once(collection(), settings)
+    sync_once(definition(), settings)
     before = everything(database)
-    other = collection(profile={**PROFILE, "name": "other", "dimensions": 64})
-    opened, encoded = sync_once(other, settings, "second")
-    assert encoded == 0 and opened.profile.name == "test" and everything(database) == before
-    assert opened.warning and "'other'" in opened.warning and "EMBEDDING_PROFILE" in opened.warning
+    other = definition(profile={**PROFILE, "name": "other", "dimensions": 64})
+    collection, encoded = sync_once(other, settings, "second")
+    assert encoded == 0 and collection.profile.name == "test" and everything(database) == before
+    assert collection.warning and "'other'" in collection.warning and "EMBEDDING_PROFILE" in collection.warning
     assert all(
-        part in opened.warning for part in ("'films'", "'other'", "'test'", "stays active", "profile switch other")
+        part in collection.warning for part in ("'films'", "'other'", "'test'", "stays current", "profile switch other")
     )
     execute(database, "UPDATE films SET title = 'New' WHERE id = 1")
     assert sync_once(other, settings, "third")[1] == 1
@@ -153,16 +156,16 @@ def test_a_profile_that_does_not_match_the_vectors_warns_and_the_active_one_stay
 
 def test_a_lake_that_is_no_folder_is_one_line_and_loses_nothing(database, settings, tmp_path):
     make_films(database, films(3))
-    sync_once(collection(), settings)
+    sync_once(definition(), settings)
     execute(database, "UPDATE films SET title = 'New' WHERE id = 1")
     before = everything(database)
     (tmp_path / "file").touch()
     broken = settings.model_copy(update={"lake_uri": str(tmp_path / "file/lake")})
     with pytest.raises(LakeError, match=r"the lake cannot be (written|read) at .*file/lake") as error:
-        sync_once(collection(), broken, "broken")
+        sync_once(definition(), broken, "broken")
     assert "\n" not in str(error.value)
     assert [rows for n, rows in enumerate(everything(database)) if n] == before[1:]  # the item is noted as dirty
-    assert sync_once(collection(), settings, "mended")[1] == 1
+    assert sync_once(definition(), settings, "mended")[1] == 1
 
 
 @pytest.fixture
@@ -206,18 +209,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(database, settings, small_dis
 
 def lake_fails_and_mends(database, lake, set_state) -> None:
     make_films(database, films(3))
-    sync_once(collection(), lake)
+    sync_once(definition(), lake)
     execute(database, "UPDATE films SET title = 'New' WHERE id = 1")
-    opened = open_collection(collection(), lake)
-    opened.ledger.scan(opened.source)
+    collection = open_collection(definition(), lake)
+    collection.ledger.full_scan(collection.source)
     before = everything(database)
     set_state("ro")
     with pytest.raises(
         LakeError, match=r"the lake cannot be written at .*(Read-only|No space left).*sync again"
     ) as error:
-        run_batch(opened, 0, "broken")
+        run_batch(collection, 0, "broken")
     assert "\n" not in str(error.value)
     assert everything(database) == before
     set_state("rw")
-    assert sync_once(collection(), lake, "mended")[1] == 1
-    assert landed(database)["1"][0].startswith("New |")
+    assert sync_once(definition(), lake, "mended")[1] == 1
+    assert committed(database)["1"][0].startswith("New |")

@@ -1,4 +1,6 @@
-"""Rules 1 to 4 on the real code: what lands, what is left alone, and every interleaving that the rules are made for."""
+"""Rules 1 to 4 on the real code: what is committed, what is left alone, and every interleaving that the rules are made
+for.
+"""
 
 import os
 import threading
@@ -19,17 +21,17 @@ from embeddings_pipeline.errors import (
 )
 from embeddings_pipeline.health.coverage import coverage, integrity
 from embeddings_pipeline.ledger.ledger import Ledger, contiguous_ranges
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
-from embeddings_pipeline.pipeline.commit import land_batch
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import Source, SourceRow
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
-    collection,
+    committed,
+    definition,
     execute,
     films,
-    landed,
     make_films,
     run_batch,
     sync_once,
@@ -43,7 +45,7 @@ def _fresh_encoder() -> None:
 
 def overview(database: Database, film: int) -> str | None:
     """The overview in the vectors' text of a film; None where it has no vector."""
-    found = landed(database).get(str(film))
+    found = committed(database).get(str(film))
     return found[0].split(" | ", 1)[1] if found else None
 
 
@@ -58,22 +60,22 @@ def edit(database: Database, film: int, text: str | None) -> None:
         )
 
 
-def prepare(opened: OpenCollection, batch: int, run: str) -> None:
-    """The first three steps of a run: it has read and encoded, and not landed yet."""
-    read_items(opened, batch, run)
-    render_texts(opened, batch, run)
-    list(embed_batches(opened, [batch], run))
+def prepare(collection: Collection, batch: int, run: str) -> None:
+    """The first three steps of a run: it has read and encoded, and not committed yet."""
+    read_items(collection, batch, run)
+    render_texts(collection, batch, run)
+    list(embed_batches(collection, [batch], run))
 
 
 class TestStaleness:
     def test_a_second_sync_embeds_nothing_and_writes_nothing(self, database: Database, settings: Settings) -> None:
         make_films(database, films(25))
-        _, first = sync_once(collection(), settings)
+        _, first = sync_once(definition(), settings)
         tables = ("films_item", "films_text", "batch", "collection")
         before = [
             execute(database, f"SELECT array_agg(t.xmin::text ORDER BY t::text) FROM embeddings.{t} t") for t in tables
         ]
-        _, second = sync_once(collection(), settings)
+        _, second = sync_once(definition(), settings)
         after = [
             execute(database, f"SELECT array_agg(t.xmin::text ORDER BY t::text) FROM embeddings.{t} t") for t in tables
         ]
@@ -82,60 +84,60 @@ class TestStaleness:
 
     def test_a_changed_payload_is_there_without_embedding(self, database: Database, settings: Settings) -> None:
         make_films(database, films(12))
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         execute(database, "UPDATE films SET revenue = 77 WHERE id = 3")
-        opened, embedded = sync_once(collection(), settings)
+        collection, embedded = sync_once(definition(), settings)
         assert embedded == 0
-        assert landed(database)["3"][2]["revenue"] == 77
-        assert opened.ledger.dirty_batches() == []
+        assert committed(database)["3"][2]["revenue"] == 77
+        assert collection.ledger.dirty_batches() == []
 
     def test_a_column_that_no_one_asked_for_costs_nothing(self, database: Database, settings: Settings) -> None:
         make_films(database, films(12))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(database, "UPDATE films SET note = 'x'")
-        assert opened.ledger.scan(opened.source).changed == 0
-        assert opened.ledger.dirty_batches() == []
+        assert collection.ledger.full_scan(collection.source).changed == 0
+        assert collection.ledger.dirty_batches() == []
 
     def test_a_template_column_that_becomes_payload_arrives(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))
-        sync_once(collection(columns=["revenue"]), settings)
-        _, embedded = sync_once(collection(columns=["revenue", "title"]), settings)
+        sync_once(definition(columns=["revenue"]), settings)
+        _, embedded = sync_once(definition(columns=["revenue", "title"]), settings)
         assert embedded == 0
-        assert landed(database)["1"][2] == {"revenue": 1001, "title": "Film 1"}
+        assert committed(database)["1"][2] == {"revenue": 1001, "title": "Film 1"}
 
     def test_a_key_of_other_columns_replaces_the_items(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))
-        sync_once(collection(), settings)
-        one = collection(source={"table": "films", "key": ["id", "title"]})
-        opened = open_collection(one, settings)
-        opened.ledger.scan(opened.source, allow_deletes=True)
-        for batch in opened.ledger.dirty_batches():
-            run_batch(opened, batch, "other key")
-        assert set(landed(database)) == {f'["{n}", "Film {n}"]' for n in (1, 2, 3)}
-        assert opened.ledger.dirty_batches() == []
+        sync_once(definition(), settings)
+        one = definition(source={"table": "films", "key": ["id", "title"]})
+        collection = open_collection(one, settings)
+        collection.ledger.full_scan(collection.source, allow_deletes=True)
+        for batch in collection.ledger.dirty_batches():
+            run_batch(collection, batch, "other key")
+        assert set(committed(database)) == {f'["{n}", "Film {n}"]' for n in (1, 2, 3)}
+        assert collection.ledger.dirty_batches() == []
 
     def test_one_changed_overview_embeds_one_text(self, database: Database, settings: Settings) -> None:
         make_films(database, films(25))
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         edit(database, 17, "Something else")
-        _, embedded = sync_once(collection(), settings)
+        _, embedded = sync_once(definition(), settings)
         assert embedded == 1
         assert overview(database, 17) == "Something else"
 
     def test_a_changed_template_is_noticed_at_once(self, database: Database, settings: Settings) -> None:
         make_films(database, films(12))
-        sync_once(collection(), settings)
-        _, embedded = sync_once(collection(vectors={"base": "{overview} by {title}"}), settings)
+        sync_once(definition(), settings)
+        _, embedded = sync_once(definition(vectors={"base": "{overview} by {title}"}), settings)
         assert embedded == 12
-        assert landed(database)["1"][0] == "A story about number 1 and its friends by Film 1"
+        assert committed(database)["1"][0] == "A story about number 1 and its friends by Film 1"
 
     def test_a_vector_name_that_goes_takes_its_vectors_and_leaves_the_others(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(5))
-        sync_once(collection(vectors={"base": "{title} | {overview}", "title": "{title}"}), settings)
+        sync_once(definition(vectors={"base": "{title} | {overview}", "title": "{title}"}), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.films") == [(10,)]
-        _, embedded = sync_once(collection(), settings)
+        _, embedded = sync_once(definition(), settings)
         assert embedded == 0
         assert execute(database, "SELECT DISTINCT vector_name FROM embeddings.films") == [("base",)]
 
@@ -143,22 +145,22 @@ class TestStaleness:
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, [(1, "Same", "words", 1), (2, "Same", "words", 2)])
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         assert DeterministicEncoder.texts_encoded["Same | words"] == 1
         assert execute(database, "SELECT count(*) FROM embeddings.films") == [(2,)]
 
     def test_blank_texts_have_no_vector_and_count_as_covered(self, database: Database, settings: Settings) -> None:
         make_films(database, [(1, None, None, 1), (2, "  ", "\n\t", 2), (3, "A", "b", 3)])
-        opened, embedded = sync_once(collection(), settings)
+        collection, embedded = sync_once(definition(), settings)
         assert embedded == 1
-        assert opened.ledger.dirty_batches() == []
-        assert set(landed(database)) == {"3"}
+        assert collection.ledger.dirty_batches() == []
+        assert set(committed(database)) == {"3"}
 
     def test_force_encodes_all_anew_and_keeps_the_ids(self, database: Database, settings: Settings) -> None:
         make_films(database, films(5))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         ids = execute(database, "SELECT id FROM embeddings.films_text ORDER BY id")
-        embedded, done = run_batch(opened, 0, "again", force=True)
+        embedded, done = run_batch(collection, 0, "again", force=True)
         assert (embedded.embedded, done.vectors_written, done.unchanged) == (5, 5, 5)
         assert execute(database, "SELECT id FROM embeddings.films_text ORDER BY id") == ids
 
@@ -166,48 +168,48 @@ class TestStaleness:
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(3))
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         [(old,)] = execute(database, "SELECT id FROM embeddings.films_text WHERE item_key = '2'")
         edit(database, 2, "New")
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         [(new,)] = execute(database, "SELECT id FROM embeddings.films_text WHERE item_key = '2'")
-        table = opened.active.table.name
+        table = collection.current.table.name
         assert new > old
         assert execute(database, f"SELECT count(*) FROM embeddings.{table} WHERE text_id = {old}") == [(0,)]
 
 
 class TestLimitsAndFailures:
-    def test_an_item_lands_only_when_each_of_its_texts_is_embedded(
+    def test_an_item_is_committed_only_when_each_of_its_texts_is_embedded(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(6))
-        two = collection(vectors={"base": "{title} | {overview}", "title": "{title}"})
-        opened, _ = sync_once(two, settings, limit=5)
+        two = definition(vectors={"base": "{title} | {overview}", "title": "{title}"})
+        collection, _ = sync_once(two, settings, limit=5)
         whole = execute(database, "SELECT item_key FROM embeddings.films GROUP BY item_key HAVING count(*) = 2")
         assert len(whole) == 2
         assert execute(database, "SELECT count(*) FROM embeddings.films") == [(4,)]
-        assert opened.ledger.dirty_batches() == [0]
+        assert collection.ledger.dirty_batches() == [0]
         sync_once(two, settings)
         assert execute(database, "SELECT count(*) FROM embeddings.films") == [(12,)]
 
     def test_what_limit_encoded_is_not_encoded_again(self, database: Database, settings: Settings) -> None:
         make_films(database, films(9))
         for number in range(3):
-            sync_once(collection(), settings, run=f"run{number}", limit=3)
+            sync_once(definition(), settings, run=f"run{number}", limit=3)
         assert max(DeterministicEncoder.texts_encoded.values()) == 1
-        assert len(landed(database)) == 9
+        assert len(committed(database)) == 9
 
     @pytest.mark.parametrize(("bad", "error"), [(1, ValueError), (5, PipelineError), (9, RuntimeError)])
-    def test_a_bad_text_goes_to_quarantine_and_the_rest_lands(
+    def test_a_bad_text_goes_to_quarantine_and_the_rest_is_committed(
         self, database: Database, settings: Settings, bad: int, error: type[Exception]
     ) -> None:
         make_films(database, films(9))
         edit(database, bad, "POISON")
         DeterministicEncoder.fail_on, DeterministicEncoder.error = "POISON", error
-        opened, embedded = sync_once(collection(), settings)
+        collection, embedded = sync_once(definition(), settings)
         assert embedded == 8
-        assert set(landed(database)) == {str(n) for n in range(1, 10) if n != bad}
-        assert opened.ledger.dirty_batches() == []
+        assert set(committed(database)) == {str(n) for n in range(1, 10) if n != bad}
+        assert collection.ledger.dirty_batches() == []
         [(text, reason)] = execute(database, "SELECT text, reason FROM embeddings.quarantine")
         assert "POISON" in text and error.__name__ in reason
 
@@ -218,9 +220,9 @@ class TestLimitsAndFailures:
         make_films(database, films(4))
         DeterministicEncoder.fail_on, DeterministicEncoder.error = "number 2", error
         with pytest.raises(error):
-            sync_once(collection(), settings)
+            sync_once(definition(), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
-        assert landed(database) == {}
+        assert committed(database) == {}
 
     @pytest.mark.parametrize("error", [OutOfMemoryError, MemoryError])
     def test_memory_that_runs_out_for_one_text_is_that_texts_fault_and_for_all_an_outage(
@@ -229,21 +231,21 @@ class TestLimitsAndFailures:
         make_films(database, films(9))
         DeterministicEncoder.fail_on, DeterministicEncoder.error = " ", error
         with pytest.raises(error):
-            sync_once(collection(), settings)
+            sync_once(definition(), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
         DeterministicEncoder.fail_on = "number 2 "
-        _, embedded = sync_once(collection(), settings)
+        _, embedded = sync_once(definition(), settings)
         assert embedded == 8
         [(reason,)] = execute(database, "SELECT reason FROM embeddings.quarantine")
         assert reason.startswith("memory ran out for this text of")
 
-    def test_a_quarantined_text_that_was_mended_lands(self, database: Database, settings: Settings) -> None:
+    def test_a_quarantined_text_that_was_mended_is_committed(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))
         edit(database, 2, "POISON")
         DeterministicEncoder.nan_on = "POISON"
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         edit(database, 2, "mended")
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         assert overview(database, 2) == "mended"
 
     def test_an_encoder_that_fails_on_everything_fails_the_run_and_quarantines_nothing(
@@ -252,32 +254,32 @@ class TestLimitsAndFailures:
         make_films(database, films(4))
         DeterministicEncoder.fail_on = " "
         with pytest.raises(ValueError, match="a text holds"):
-            sync_once(collection(), settings)
+            sync_once(definition(), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
         DeterministicEncoder.reset()
-        assert sync_once(collection(), settings)[1] == 4
+        assert sync_once(definition(), settings)[1] == 4
 
     def test_a_run_that_was_killed_after_encoding_costs_no_text_twice(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(8))
-        opened = open_collection(collection(), settings)
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "killed")
-        _, embedded = sync_once(collection(), settings, run="next")
+        collection = open_collection(definition(), settings)
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "killed")
+        _, embedded = sync_once(definition(), settings, run="next")
         assert embedded == 0
-        assert len(landed(database)) == 8
+        assert len(committed(database)) == 8
 
-    def test_a_model_that_became_active_meanwhile_rolls_the_landing_back(
+    def test_a_model_that_became_current_meanwhile_rolls_the_commit_back(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(4))
-        opened = open_collection(collection(), settings)
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "late")
+        collection = open_collection(definition(), settings)
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "late")
         execute(database, "UPDATE embeddings.collection SET fingerprint = 'another'")
         with pytest.raises(StaleRunError, match="sync again"):
-            land_batch(opened, 0, "late")
+            commit_batch(collection, 0, "late")
         assert execute(database, "SELECT count(*) FROM embeddings.films_text") == [(0,)]
 
 
@@ -286,89 +288,89 @@ class TestDeletes:
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(10))
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         edit(database, 4, None)
-        sync_once(collection(), settings)
-        assert "4" not in landed(database)
+        sync_once(definition(), settings)
+        assert "4" not in committed(database)
         assert execute(database, "SELECT count(*) FROM embeddings.films_item WHERE item_key = '4'") == [(0,)]
         edit(database, 4, "back")
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         assert overview(database, 4) == "back"
 
     def test_a_scan_that_misses_a_fifth_is_refused_and_deletes_nothing(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(10))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(database, "DELETE FROM films WHERE id > 7")
         with pytest.raises(RefusedError, match=r"3 of 10 items.*--allow-deletes"):
-            opened.ledger.scan(opened.source)
-        assert opened.ledger.dirty_batches() == []
-        assert len(landed(database)) == 10
-        opened.ledger.scan(opened.source, allow_deletes=True)
-        run_batch(opened, 0, "allowed")
-        assert len(landed(database)) == 7
+            collection.ledger.full_scan(collection.source)
+        assert collection.ledger.dirty_batches() == []
+        assert len(committed(database)) == 10
+        collection.ledger.full_scan(collection.source, allow_deletes=True)
+        run_batch(collection, 0, "allowed")
+        assert len(committed(database)) == 7
 
-    def test_a_landing_deletes_nothing_that_no_scan_has_missed(self, database: Database, settings: Settings) -> None:
+    def test_a_commit_deletes_nothing_that_no_scan_has_missed(self, database: Database, settings: Settings) -> None:
         make_films(database, films(6))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(database, "DELETE FROM films")
-        _, done = run_batch(opened, 0, "emptied", force=True)
+        _, done = run_batch(collection, 0, "emptied", force=True)
         assert done.deleted == 0
-        assert len(landed(database)) == 6
+        assert len(committed(database)) == 6
 
     def test_a_batch_whose_every_item_is_gone_is_clean_afterwards(self, database: Database, settings: Settings) -> None:
         make_films(database, films(60))
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(database, "DELETE FROM films WHERE id <= 10")
-        opened, _ = sync_once(collection(), settings)
-        assert opened.ledger.dirty_batches() == []
-        assert len(landed(database)) == 50
+        collection, _ = sync_once(definition(), settings)
+        assert collection.ledger.dirty_batches() == []
+        assert len(committed(database)) == 50
 
-    def test_an_item_that_vanished_before_it_landed_leaves_no_trace(
+    def test_an_item_that_vanished_before_it_committed_leaves_no_trace(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(3))
-        opened = open_collection(collection(), settings)
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "run")
+        collection = open_collection(definition(), settings)
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "run")
         edit(database, 2, None)
-        land_batch(opened, 0, "run")
-        assert set(landed(database)) == {"1", "3"}
-        assert opened.ledger.dirty_batches() == []
+        commit_batch(collection, 0, "run")
+        assert set(committed(database)) == {"1", "3"}
+        assert collection.ledger.dirty_batches() == []
 
     def test_a_deleted_row_leaves_the_lake_too(self, database: Database, settings: Settings) -> None:
         make_films(database, films(10))
-        sync_once(collection(), settings)
+        sync_once(definition(), settings)
         edit(database, 4, None)
-        opened, _ = sync_once(collection(), settings, run="later")
+        collection, _ = sync_once(definition(), settings, run="later")
         for asset in ("raw_items", "item_texts", "embeddings"):
-            _, rows = opened.newest(asset, 0, "later")
+            _, rows = collection.newest(asset, 0, "later")
             assert "4" not in rows["item_key"].to_pylist() and rows.num_rows == 9
 
     def test_a_batch_of_blank_texts_and_one_without_items_are_covered(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, [(n, " ", None, n) for n in range(1, 11)] + films(100)[10:])
-        opened, _ = sync_once(collection(), settings)
+        collection, _ = sync_once(definition(), settings)
         execute(
             database, "DELETE FROM films WHERE id IN (SELECT item_key::int FROM embeddings.films_item WHERE batch = 3)"
         )
-        opened, _ = sync_once(collection(), settings)
-        assert opened.ledger.dirty_batches() == []
-        found = coverage(opened.database, opened.active)
+        collection, _ = sync_once(definition(), settings)
+        assert collection.ledger.dirty_batches() == []
+        found = coverage(collection.database, collection.current)
         assert (found.items, found.missing, found.stale, found.orphans) == (90, 0, 0, 0)
-        assert set(landed(database)).isdisjoint(map(str, range(1, 11)))
+        assert set(committed(database)).isdisjoint(map(str, range(1, 11)))
 
     def test_a_row_inserted_between_a_scans_snapshot_and_its_end_is_found_by_the_next(
         self, database: Database, settings: Settings
     ) -> None:
         make_films(database, films(5))
-        opened = open_collection(collection(), settings)
-        source = _OldSnapshot(opened.source.collection, opened.source.database).remember()
+        collection = open_collection(definition(), settings)
+        source = _OldSnapshot(collection.source.collection, collection.source.database).remember()
         execute(database, "INSERT INTO films VALUES (6, 'Late', 'row', 1)")
-        assert opened.ledger.scan(source).new == 5
-        assert opened.ledger.scan(opened.source).new == 1
+        assert collection.ledger.full_scan(source).new == 5
+        assert collection.ledger.full_scan(collection.source).new == 1
 
 
 class _OldSnapshot(Source):
@@ -385,185 +387,185 @@ class _OldSnapshot(Source):
 
 
 class TestInterleavings:
-    """Forced one by one. Each ends quiet: a fresh scan and the landings it asks for must give what the source holds."""
+    """Forced one by one. Each ends quiet: a fresh scan and the commits it asks for must give what the source holds."""
 
     @pytest.fixture
-    def opened(self, database: Database, settings: Settings) -> OpenCollection:
+    def collection(self, database: Database, settings: Settings) -> Collection:
         make_films(database, films(10))
         edit(database, 1, "zero")
-        return sync_once(collection(), settings)[0]
+        return sync_once(definition(), settings)[0]
 
-    def settle(self, opened: OpenCollection) -> None:
-        opened.ledger.scan(opened.source)
-        for number, batch in enumerate(opened.ledger.dirty_batches()):
-            run_batch(opened, batch, f"settle{number}")
-        assert opened.ledger.dirty_batches() == []
+    def settle(self, collection: Collection) -> None:
+        collection.ledger.full_scan(collection.source)
+        for number, batch in enumerate(collection.ledger.dirty_batches()):
+            run_batch(collection, batch, f"settle{number}")
+        assert collection.ledger.dirty_batches() == []
 
-    def test_a_scan_older_than_a_landing_makes_nothing_clean(self, database: Database, opened: OpenCollection) -> None:
+    def test_a_scan_older_than_a_commit_makes_nothing_clean(self, database: Database, collection: Collection) -> None:
         edit(database, 1, "one")
-        old = _OldSnapshot(opened.collection, database).remember()
+        old = _OldSnapshot(collection.definition, database).remember()
         edit(database, 1, "two")
-        opened.ledger.scan(opened.source)
-        run_batch(opened, 0, "two")
-        opened.ledger.scan(old)  # suspects what it saw, though it is older
-        assert opened.ledger.dirty_batches() == [0]
-        self.settle(opened)
+        collection.ledger.full_scan(collection.source)
+        run_batch(collection, 0, "two")
+        collection.ledger.full_scan(old)  # suspects what it saw, though it is older
+        assert collection.ledger.dirty_batches() == [0]
+        self.settle(collection)
         assert overview(database, 1) == "two"
 
-    def test_two_scans_out_of_order_lose_no_edit(self, database: Database, opened: OpenCollection) -> None:
+    def test_two_scans_out_of_order_lose_no_edit(self, database: Database, collection: Collection) -> None:
         edit(database, 2, "so that the older scan has something to write in this batch")
-        old = _OldSnapshot(opened.collection, database).remember()
+        old = _OldSnapshot(collection.definition, database).remember()
         edit(database, 1, "one")
         edit(database, 2, "zero")
-        opened.ledger.scan(opened.source)
-        opened.ledger.scan(old)
+        collection.ledger.full_scan(collection.source)
+        collection.ledger.full_scan(old)
         [(dirty,)] = execute(
-            database, "SELECT seen_hash <> landed_hash FROM embeddings.films_item WHERE item_key = '1'"
+            database, "SELECT seen_hash <> committed_hash FROM embeddings.films_item WHERE item_key = '1'"
         )
-        assert dirty, "the older scan saw what has landed, and cleaned the item"
-        self.settle(opened)
+        assert dirty, "the older scan saw what is committed, and cleaned the item"
+        self.settle(collection)
         assert overview(database, 1) == "one"
 
-    def test_an_older_run_never_replaces_what_is_current(self, database: Database, opened: OpenCollection) -> None:
+    def test_an_older_run_never_replaces_what_is_current(self, database: Database, collection: Collection) -> None:
         edit(database, 1, "one")
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "older")
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "older")
         edit(database, 1, "two")
-        opened.ledger.scan(opened.source)
-        run_batch(opened, 0, "newer")
-        done = land_batch(opened, 0, "older")
+        collection.ledger.full_scan(collection.source)
+        run_batch(collection, 0, "newer")
+        done = commit_batch(collection, 0, "older")
         assert overview(database, 1) == "two"
         assert done.left == 1
-        assert opened.ledger.dirty_batches() == []
+        assert collection.ledger.dirty_batches() == []
 
-    def test_an_edit_during_a_run_is_dirty_at_once(self, database: Database, opened: OpenCollection) -> None:
+    def test_an_edit_during_a_run_is_dirty_at_once(self, database: Database, collection: Collection) -> None:
         edit(database, 1, "one")
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "run")
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "run")
         edit(database, 1, "two")
-        land_batch(opened, 0, "run")
+        commit_batch(collection, 0, "run")
         assert overview(database, 1) == "one"
-        assert opened.ledger.dirty_batches() == [0]
-        self.settle(opened)
+        assert collection.ledger.dirty_batches() == [0]
+        self.settle(collection)
         assert overview(database, 1) == "two"
 
-    def test_an_edit_and_its_undoing_during_a_run(self, database: Database, opened: OpenCollection) -> None:
+    def test_an_edit_and_its_undoing_during_a_run(self, database: Database, collection: Collection) -> None:
         edit(database, 1, "one")
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "run")
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "run")
         edit(database, 1, "zero")
-        land_batch(opened, 0, "run")  # what has landed is what the source holds again: left alone
+        commit_batch(collection, 0, "run")  # what is committed is what the source holds again: left alone
         assert overview(database, 1) == "zero"
-        self.settle(opened)
+        self.settle(collection)
         assert overview(database, 1) == "zero"
 
     @pytest.mark.parametrize("undo", [True, False])
-    def test_a_scan_while_a_landing_holds_its_lock_loses_no_edit(
-        self, database: Database, opened: OpenCollection, undo: bool
+    def test_a_scan_while_a_commit_holds_its_lock_loses_no_edit(
+        self, database: Database, collection: Collection, undo: bool
     ) -> None:
-        # The landing sees "one", the edit comes, the scan sees it and compares before the landing commits.
+        # The commit sees "one", the edit comes, the scan sees it and compares before the commit commits.
         edit(database, 1, "one")
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "run")
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "run")
         scanned = beside(
-            lambda second_look: land_batch(opened, 0, "run", at_second_look=second_look),
+            lambda second_look: commit_batch(collection, 0, "run", at_second_look=second_look),
             lambda: edit(database, 1, "zero" if undo else "two"),
-            lambda: opened.ledger.scan(opened.source),
+            lambda: collection.ledger.full_scan(collection.source),
         )
         scanned()
-        assert opened.ledger.dirty_batches() == [0]
-        self.settle(opened)
+        assert collection.ledger.dirty_batches() == [0]
+        self.settle(collection)
         assert overview(database, 1) == ("zero" if undo else "two")
 
     def test_a_row_that_is_back_before_its_deletion_commits_is_found(
-        self, database: Database, opened: OpenCollection
+        self, database: Database, collection: Collection
     ) -> None:
         edit(database, 1, None)
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "run")
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "run")
         scanned = beside(
-            lambda second_look: land_batch(opened, 0, "run", at_second_look=second_look),
+            lambda second_look: commit_batch(collection, 0, "run", at_second_look=second_look),
             lambda: edit(database, 1, "back"),
-            lambda: opened.ledger.scan(opened.source),
+            lambda: collection.ledger.full_scan(collection.source),
         )
         scanned()
-        assert opened.ledger.dirty_batches() != []
-        self.settle(opened)
+        assert collection.ledger.dirty_batches() != []
+        self.settle(collection)
         assert overview(database, 1) == "back"
 
-    def test_limit_beside_a_whole_run_leaves_nothing_undone(self, database: Database, opened: OpenCollection) -> None:
+    def test_limit_beside_a_whole_run_leaves_nothing_undone(self, database: Database, collection: Collection) -> None:
         for film in range(1, 6):
             edit(database, film, f"edited {film}")
-        opened.ledger.scan(opened.source)
-        read_items(opened, 0, "limited")
-        render_texts(opened, 0, "limited")
-        list(embed_batches(opened, [0], "limited", limit=2))
-        run_batch(opened, 0, "whole")
-        land_batch(opened, 0, "limited")
-        assert opened.ledger.dirty_batches() == []
+        collection.ledger.full_scan(collection.source)
+        read_items(collection, 0, "limited")
+        render_texts(collection, 0, "limited")
+        list(embed_batches(collection, [0], "limited", limit=2))
+        run_batch(collection, 0, "whole")
+        commit_batch(collection, 0, "limited")
+        assert collection.ledger.dirty_batches() == []
         assert [overview(database, film) for film in range(1, 6)] == [f"edited {film}" for film in range(1, 6)]
 
-    def test_force_with_an_older_read_does_not_undo_a_sync(self, database: Database, opened: OpenCollection) -> None:
-        read_items(opened, 0, "force")
-        render_texts(opened, 0, "force")
-        list(embed_batches(opened, [0], "force", force=True))
+    def test_force_with_an_older_read_does_not_undo_a_sync(self, database: Database, collection: Collection) -> None:
+        read_items(collection, 0, "force")
+        render_texts(collection, 0, "force")
+        list(embed_batches(collection, [0], "force", force=True))
         edit(database, 1, "one")
-        opened.ledger.scan(opened.source)
-        run_batch(opened, 0, "sync")
-        land_batch(opened, 0, "force")
+        collection.ledger.full_scan(collection.source)
+        run_batch(collection, 0, "sync")
+        commit_batch(collection, 0, "force")
         assert overview(database, 1) == "one"
-        assert opened.ledger.dirty_batches() == []
+        assert collection.ledger.dirty_batches() == []
 
-    def test_an_older_template_that_lands_late_is_rendered_again(
-        self, database: Database, settings: Settings, opened: OpenCollection
+    def test_an_older_template_that_is_committed_late_is_rendered_again(
+        self, database: Database, settings: Settings, collection: Collection
     ) -> None:
-        prepare(opened, 0, "old template")
-        newer = collection(vectors={"base": "{title}: {overview}"})
+        prepare(collection, 0, "old template")
+        newer = definition(vectors={"base": "{title}: {overview}"})
         renewed, _ = sync_once(newer, settings, run="new template")
-        land_batch(opened, 0, "old template")
+        commit_batch(collection, 0, "old template")
         assert renewed.ledger.dirty_batches() == [0]
         sync_once(newer, settings, run="settle")
-        assert landed(database)["1"][0] == "Film 1: zero"
+        assert committed(database)["1"][0] == "Film 1: zero"
 
-    def test_texts_of_an_older_template_that_are_landed_alone_leave_the_batch_dirty(
-        self, database: Database, settings: Settings, opened: OpenCollection
+    def test_texts_of_an_older_template_that_are_committed_alone_leave_the_batch_dirty(
+        self, database: Database, settings: Settings, collection: Collection
     ) -> None:
-        newer = open_collection(collection(vectors={"base": "{title}: {overview}"}), settings)
-        land_batch(newer, 0, "only the last step, on the files of a former run")
+        newer = open_collection(definition(vectors={"base": "{title}: {overview}"}), settings)
+        commit_batch(newer, 0, "only the last step, on the files of a former run")
         assert newer.ledger.dirty_batches() == [0]
 
     def test_a_new_template_that_leaves_an_item_alone_is_not_done_with_its_batch(
-        self, database: Database, settings: Settings, opened: OpenCollection
+        self, database: Database, settings: Settings, collection: Collection
     ) -> None:
-        newer = open_collection(collection(vectors={"base": "{title}: {overview}"}), settings)
+        newer = open_collection(definition(vectors={"base": "{title}: {overview}"}), settings)
         edit(database, 1, "passing")
         prepare(newer, 0, "new template")
         edit(database, 1, "zero")
-        done = land_batch(newer, 0, "new template")
+        done = commit_batch(newer, 0, "new template")
         assert done.left == 1
         assert newer.ledger.dirty_batches() == [0]
         sync_once(newer.collection, settings, run="settle")
-        assert landed(database)["1"][0] == "Film 1: zero"
+        assert committed(database)["1"][0] == "Film 1: zero"
 
-    def test_two_runs_that_land_one_batch_at_once_leave_each_vector_once(
-        self, database: Database, opened: OpenCollection
+    def test_two_runs_that_commit_one_batch_at_once_leave_each_vector_once(
+        self, database: Database, collection: Collection
     ) -> None:
         for film in range(1, 11):
             edit(database, film, f"edited {film}")
-        opened.ledger.scan(opened.source)
-        prepare(opened, 0, "a")
-        prepare(opened, 0, "b")
-        threads = [threading.Thread(target=land_batch, args=(opened, 0, run)) for run in ("a", "b")]
+        collection.ledger.full_scan(collection.source)
+        prepare(collection, 0, "a")
+        prepare(collection, 0, "b")
+        threads = [threading.Thread(target=commit_batch, args=(collection, 0, run)) for run in ("a", "b")]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert execute(database, "SELECT count(*), count(DISTINCT item_key) FROM embeddings.films") == [(10, 10)]
-        assert opened.ledger.dirty_batches() == []
+        assert collection.ledger.dirty_batches() == []
 
     def test_two_first_scans_at_once_give_each_item_one_batch(self, database: Database, settings: Settings) -> None:
         execute(database, "CREATE TABLE many AS SELECT n AS id, 'Film ' || n AS title FROM generate_series(1, 5000) n")
-        one = collection("many", source={"table": "many", "key": "id"}, columns=[], vectors={"base": "{title}"})
+        one = definition("many", source={"table": "many", "key": "id"}, columns=[], vectors={"base": "{title}"})
         ledger = Ledger(one, database)
         ledger.register()
         threads = [threading.Thread(target=ledger.scan, args=(Source(one, database),)) for _ in range(3)]
@@ -577,9 +579,9 @@ class TestInterleavings:
 
 
 def beside(
-    landing: Callable[[Callable[[], None]], Any], edit_then: Callable[[], None], scan: Callable[[], Any]
+    commit: Callable[[Callable[[], None]], Any], edit_then: Callable[[], None], scan: Callable[[], Any]
 ) -> Callable[[], None]:
-    """Run a landing that, after its second look, lets an edit and a scan begin, and commits while the scan is at it.
+    """Run a commit that, after its second look, lets an edit and a scan begin, and commits while the scan is at it.
 
     Returns what waits for both to end.
     """
@@ -595,58 +597,58 @@ def beside(
     def second_look() -> None:
         edit_then()
         started.set()
-        thread.join(timeout=1.5)  # it waits for the lock of this landing
-        assert thread.is_alive(), "the scan did not wait for the landing that is under way"
+        thread.join(timeout=1.5)  # it waits for the lock of this commit
+        assert thread.is_alive(), "the scan did not wait for the commit that is under way"
 
-    landing(second_look)
+    commit(second_look)
     return thread.join
 
 
 class TestRepair:
     def test_vectors_that_somebody_deleted_come_back(self, database: Database, settings: Settings) -> None:
         make_films(database, films(12))
-        opened, _ = sync_once(collection(), settings)
-        table = f"embeddings.{opened.active.table.name}"
+        collection, _ = sync_once(definition(), settings)
+        table = f"embeddings.{collection.current.table.name}"
         execute(database, f"DELETE FROM {table} WHERE text_id % 3 = 0")
-        assert opened.ledger.dirty_batches() == []
-        assert opened.ledger.repair() == 4
-        sync_once(collection(), settings, run="repair")
-        assert len(landed(database)) == 12
+        assert collection.ledger.dirty_batches() == []
+        assert collection.ledger.repair() == 4
+        sync_once(definition(), settings, run="repair")
+        assert len(committed(database)) == 12
 
     @pytest.mark.parametrize("dropped", ["VIEW films", "TABLE films_text", "TABLE films_item", "TABLE {vector}"])
     def test_what_somebody_dropped_is_made_anew(self, database: Database, settings: Settings, dropped: str) -> None:
         make_films(database, films(12))
-        opened, _ = sync_once(collection(), settings)
-        before = landed(database)
+        collection, _ = sync_once(definition(), settings)
+        before = committed(database)
         [(epoch,)] = execute(database, "SELECT epoch FROM embeddings.collection")
-        kind, name = dropped.format(vector=opened.active.table.name).split()
+        kind, name = dropped.format(vector=collection.current.table.name).split()
         execute(database, f"DROP {kind} embeddings.{name} CASCADE")
-        opened = open_collection(collection(), settings)
-        opened.ledger.scan(opened.source)
-        opened.ledger.repair()
-        for batch in opened.ledger.dirty_batches():
-            run_batch(opened, batch, "again")
-        assert landed(database) == before
+        collection = open_collection(definition(), settings)
+        collection.ledger.full_scan(collection.source)
+        collection.ledger.repair()
+        for batch in collection.ledger.dirty_batches():
+            run_batch(collection, batch, "again")
+        assert committed(database) == before
         assert execute(database, "SELECT epoch <> %s FROM embeddings.collection", [epoch]) == [(True,)]
-        assert opened.ledger.dirty_batches() == []
+        assert collection.ledger.dirty_batches() == []
 
     def test_orphans_are_removed(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))
-        opened, _ = sync_once(collection(), settings)
-        table = f"embeddings.{opened.active.table.name}"
+        collection, _ = sync_once(definition(), settings)
+        table = f"embeddings.{collection.current.table.name}"
         execute(database, f"INSERT INTO {table} SELECT 999, vector_name, content_hash, embedding FROM {table} LIMIT 1")
-        assert opened.ledger.repair() == 1
+        assert collection.ledger.repair() == 1
         assert execute(database, f"SELECT count(*) FROM {table}") == [(3,)]
 
 
 def test_float32_storage_keeps_the_vectors_to_the_bit(database: Database, settings: Settings) -> None:
     make_films(database, films(3))
-    sync_once(collection(storage="vector"), settings)
+    sync_once(definition(storage="vector"), settings)
     [(stored,)] = execute(database, "SELECT embedding::real[] FROM embeddings.films WHERE item_key = '2'")
-    encoder = DeterministicEncoder(open_collection(collection(storage="vector"), settings).profile)
+    encoder = DeterministicEncoder(open_collection(definition(storage="vector"), settings).profile)
     exact = encoder.encode_documents(["Film 2 | A story about number 2 and its friends"])[0]
     assert np.array_equal(np.asarray(stored, np.float32), exact)
-    assert integrity(database, open_collection(collection(storage="vector"), settings).active).sound
+    assert integrity(database, open_collection(definition(storage="vector"), settings).current).sound
 
 
 def test_ranges_have_no_gap_and_are_not_too_long() -> None:
@@ -663,13 +665,13 @@ def test_a_run_takes_many_batches_with_little_to_do_and_few_full_ones() -> None:
     assert ranges == [(0, 1), (2, 5), (6, 6), (7, 7), (8, 8)]
 
 
-def test_old_files_of_a_batch_are_swept_and_the_landed_one_stays(database: Database, settings: Settings) -> None:
+def test_old_files_of_a_batch_are_swept_and_the_committed_one_stays(database: Database, settings: Settings) -> None:
     make_films(database, films(3))
-    opened, _ = sync_once(collection(), settings, run="first")
-    folder = settings.state_dir / "lake" / opened.folder("embeddings") / "000000"
+    collection, _ = sync_once(definition(), settings, run="first")
+    folder = settings.state_dir / "lake" / collection.folder("embeddings") / "000000"
     for run in ("second", "third"):
-        run_batch(opened, 0, run)
+        run_batch(collection, 0, run)
         for file in folder.iterdir():
             os.utime(file, (1, 1))
-    run_batch(opened, 0, "fourth")
+    run_batch(collection, 0, "fourth")
     assert [file.name for file in folder.iterdir()] == ["fourth.parquet"]

@@ -33,14 +33,14 @@ import psutil
 import psycopg
 import yaml
 
-from embeddings_pipeline.config.definition import Collection, load_collections
+from embeddings_pipeline.config.definition import CollectionDefinition, load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import collection_state, coverage
 from embeddings_pipeline.health.lag import indexes_lag
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import run_batch
@@ -49,8 +49,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 FILMS = 300
 MODEL = "embeddings_pipeline_tests.process.chaos:SlowEncoder"
 VICTIMS = ("sync", "run", "daemon", "code server", "postgres")
-SETTLE_SECONDS = 600  # a whole scan a minute, and failed batches wait up to some minutes
-WHOLE_SCAN = timedelta(seconds=20)  # more than one takes: what ended so long after a moment began after it
+SETTLE_SECONDS = 600  # a full scan a minute, and failed batches wait up to some minutes
+FULL_SCAN = timedelta(seconds=20)  # more than one takes: what ended so long after a moment began after it
 WAIT_SECONDS = 60  # for a process to kill
 SYNC_CHANCE = 0.02  # five times a second
 CHANGES = (
@@ -60,7 +60,7 @@ CHANGES = (
     "UPDATE films SET overview = 'flop', updated_at = now() WHERE id = %(one)s",
     "UPDATE films SET overview = 'poison', updated_at = now() WHERE id = %(one)s",
     "UPDATE films SET revenue = %(new)s, updated_at = now() WHERE id = %(one)s",
-    "UPDATE films SET overview = NULL, title = ' ' WHERE id = %(one)s",  # only a whole scan can see it
+    "UPDATE films SET overview = NULL, title = ' ' WHERE id = %(one)s",  # only a full scan can see it
     "UPDATE films SET is_removed = NOT is_removed, updated_at = now() WHERE id = %(one)s",
     "DELETE FROM films WHERE id = (SELECT max(id) FROM films WHERE id > %(films)s)",
 )
@@ -86,7 +86,7 @@ def definition(name: str) -> dict[str, Any]:
         "vectors": {"base": "{title} | {overview}", "title": "{title}"},
         "profile": {"name": "chaos", "provider": "python", "model": MODEL, "dimensions": 32},
         "items_per_batch": 40,
-        "automation": {"whole_scan_minutes": 1, "index_lag_minutes": 1},
+        "automation": {"full_scan_minutes": 1, "index_lag_minutes": 1},
     }
 
 
@@ -217,61 +217,63 @@ class Chaos:
 
     # --- the end ---
 
-    def settle(self, collection: Collection) -> OpenCollection:
+    def settle(self, definition: CollectionDefinition) -> Collection:
         """Wait until the sensor has nothing left to do; a sync finds nothing more then."""
         written = datetime.now(UTC)
         deadline = time.monotonic() + SETTLE_SECONDS
-        while not self._quiet(collection, written):
+        while not self._quiet(definition, written):
             assert time.monotonic() < deadline, "the sensor does not come to an end"
             self.keep_running(syncs=False)
             time.sleep(2)
         self.end()
         # What was killed left no damage that an audit would have to mend; the lake may be behind the table.
-        opened = open_collection(collection, self.settings)
-        found = replace(audit(opened), vectors_not_in_lake=0)
+        collection = open_collection(definition, self.settings)
+        found = replace(audit(collection), vectors_not_in_lake=0)
         assert found.agree, found
         command = [sys.executable, "-m", "embeddings_pipeline", "sync", "--json"]
         done = subprocess.run(command, env=self.environment, cwd=PROJECT, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
         last = json.loads(done.stdout)
         assert (last["new"], last["changed"], last["deleted"], last["embedded"]) == (0, 0, 0, 0), last
-        return opened
+        return collection
 
-    def _quiet(self, collection: Collection, since: datetime) -> bool:
-        """Whether all that a whole scan begun after `since` has seen has landed, and the indexes are current."""
+    def _quiet(self, definition: CollectionDefinition, since: datetime) -> bool:
+        """Whether all that a full scan begun after `since` has seen is committed, and the indexes are current."""
         if self.sync is not None and self.sync.poll() is None:
             return False
         with suppress(PipelineError, psycopg.Error):
-            opened = open_collection(collection, self.settings)
-            with opened.database.connect() as connection:
-                state = collection_state(connection, collection.name)
-            scanned = state is not None and state.whole_scan_at is not None and state.whole_scan_at - since > WHOLE_SCAN
-            return scanned and not opened.ledger.dirty_items() and not indexes_lag(opened)
+            collection = open_collection(definition, self.settings)
+            with collection.database.connect() as connection:
+                state = collection_state(connection, definition.name)
+            scanned = state is not None and state.full_scan_at is not None and state.full_scan_at - since > FULL_SCAN
+            return scanned and not collection.ledger.dirty_items() and not indexes_lag(collection)
         return False
 
-    def compare(self, opened: OpenCollection) -> dict[str, int]:
+    def compare(self, collection: Collection) -> dict[str, int]:
         """AssertionError where the table is not what a clean build of the same source is."""
         clean = open_collection(
-            Collection(opened.collection.config.model_copy(update={"name": "clean"})), self.settings
+            CollectionDefinition(collection.definition.attributes.model_copy(update={"name": "clean"})), self.settings
         )
-        clean.ledger.scan(clean.source)
+        clean.ledger.full_scan(clean.source)
         ledger_log = logging.getLogger("embeddings_pipeline.ledger.ledger")
         ledger_log.disabled = True  # it tells of each poison text
         for batch in clean.ledger.dirty_batches():
             run_batch(clean, batch, "clean")
         ledger_log.disabled = False
-        with opened.database.connect() as connection:
+        with collection.database.connect() as connection:
             ours = connection.execute(RESULT.format(name="films")).fetchall()  # type: ignore[arg-type]
             theirs = connection.execute(RESULT.format(name="clean")).fetchall()  # type: ignore[arg-type]
         assert [row[:6] for row in ours] == [row[:6] for row in theirs], "keys, texts, hashes or payloads differ"
         vectors = [np.array([row[6] for row in rows]) for rows in (ours, theirs)]
         assert np.allclose(*vectors, atol=1e-3), "vectors differ"
-        covered = coverage(opened.database, opened.active)
+        covered = coverage(collection.database, collection.current)
         assert (covered.missing, covered.stale, covered.orphans) == (0, 0, 0), covered
-        agreed = audit(opened)
+        agreed = audit(collection)
         assert agreed.agree, agreed
         parity = check_parity(
-            opened.database, opened.active.table, open_index(self.settings.state_dir / "faiss", opened.collection.name)
+            collection.database,
+            collection.current.table,
+            open_index(self.settings.state_dir / "faiss", collection.definition.name),
         )
         assert parity.comparable and parity.ok, parity
         return {"items": covered.items, "vectors": covered.vectors}
@@ -296,8 +298,8 @@ def run(rounds: int, seed: int, *, keep: bool = False, say: Any = print) -> dict
             say(f"{number:3}  killed: {chaos.kill_one()}")
         stop.set()
         writer.join()
-        opened = chaos.settle(load_collections(folder / "defs")["films"])
-        found = chaos.compare(opened)
+        collection = chaos.settle(load_collections(folder / "defs")["films"])
+        found = chaos.compare(collection)
     finally:
         stop.set()
         chaos.end()

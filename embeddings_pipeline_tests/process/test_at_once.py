@@ -11,16 +11,16 @@ import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from embeddings_pipeline.config.definition import Collection
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.sync import range_tags, sync
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.workbench import collection, execute, films, landed, make_films, sync_once
+from embeddings_pipeline_tests.support.workbench import committed, definition, execute, films, make_films, sync_once
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
     database: Database, project: Settings, instance: dg.DagsterInstance
 ) -> None:
     make_films(database, films(60))
-    one = collection()
+    one = definition()
     sync_once(one, project)
     definitions = build_definitions(one)
     instance.add_dynamic_partitions(one.partitions_name, [f"{n:06d}" for n in range(6)])
@@ -77,21 +77,21 @@ def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
     assert not failures
 
     sync(one, project, instance=instance, allow_deletes=True)
-    assert landed(database) == rebuilt(database, one, project)
-    opened = open_collection(one, project)
-    found = coverage(database, opened.active)
+    assert committed(database) == rebuilt(database, one, project)
+    collection = open_collection(one, project)
+    found = coverage(database, collection.current)
     assert (found.items, found.missing, found.stale, found.orphans) == (60, 0, 0, 0)
-    assert audit(opened).agree
-    assert vectors(database, opened, "films") == vectors(database, opened, "clean")
+    assert audit(collection).agree
+    assert vectors(database, collection, "films") == vectors(database, collection, "clean")
 
 
-def rebuilt(database: Database, one: Collection, project: Settings) -> dict[str, object]:
+def rebuilt(database: Database, one: CollectionDefinition, project: Settings) -> dict[str, object]:
     """What a clean build of the same source gives, made as a collection of its own."""
-    clean = Collection(one.config.model_copy(update={"name": "clean"}))
+    clean = CollectionDefinition(one.attributes.model_copy(update={"name": "clean"}))
     sync_once(clean, project)
-    return dict(landed(database, "clean"))
+    return dict(committed(database, "clean"))
 
 
-def vectors(database: Database, opened: OpenCollection, name: str) -> dict[str, list[float]]:
+def vectors(database: Database, collection: Collection, name: str) -> dict[str, list[float]]:
     rows = execute(database, f"SELECT item_key, embedding::real[] FROM embeddings.{name}")
     return {key: [round(value, 3) for value in vector] for key, vector in rows}

@@ -16,7 +16,7 @@ from hatchling.build import build_wheel
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from embeddings_pipeline.store.database import load_sql
+from embeddings_pipeline.store.sql import load_sql
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -46,8 +46,7 @@ def test_installed_wheel_finds_its_sql(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     script = (
-        "from embeddings_pipeline.store import database as postgres; "
-        "print(postgres.__file__); print(postgres.load_sql('schema'), end='')"
+        "from embeddings_pipeline.store import sql; print(sql.__file__); print(sql.load_sql('scan/compare'), end='')"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -55,7 +54,7 @@ def test_installed_wheel_finds_its_sql(wheel: Path, tmp_path: Path) -> None:
     )
     path, _, text = done.stdout.partition("\n")
     assert Path(path).is_relative_to(tmp_path)
-    assert text == load_sql("schema")
+    assert text == load_sql("scan/compare")
 
 
 def imported(statement: str) -> set[str]:

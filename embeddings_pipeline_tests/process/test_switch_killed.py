@@ -15,7 +15,7 @@ import yaml
 from embeddings_pipeline.config.definition import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.model_change.phases import open_migration
+from embeddings_pipeline.model_change.phases import open_change
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
@@ -34,17 +34,17 @@ UNDO = {
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
-@pytest.mark.parametrize("target", ["own", "adopted"])
+@pytest.mark.parametrize("destination", ["own", "adopted"])
 @pytest.mark.parametrize("after", ["profile switch slow --yes", "profile rollback", "profile contract --now"])
 def test_killed_anywhere_it_goes_on(
-    database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str, target: str
+    database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str, destination: str
 ) -> None:
     """`after`: the command that is killed; those before it have been done."""
     defs = tmp_path / "defs" / "films" / "defs.yaml"
     defs.parent.mkdir(parents=True)
-    adopted = "  target: {table: films, profile: test}\n  profiles:"
-    definition = DEFINITION if target == "own" else re.sub(r"  profile: test.*\n  profiles:", adopted, DEFINITION)
-    defs.write_text(definition + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
+    adopted = "  destination: {table: films, profile: test}\n  profiles:"
+    defs_yaml = DEFINITION if destination == "own" else re.sub(r"  profile: test.*\n  profiles:", adopted, DEFINITION)
+    defs.write_text(defs_yaml + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
     defs.write_text(defs.read_text() + "    slow: " + yaml.safe_dump(SLOW, default_flow_style=True, width=1000))
     monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(defs.parents[1]))
     make_films(database, films(60))
@@ -68,15 +68,15 @@ def test_killed_anywhere_it_goes_on(
                 run(command)
     assert run(after) in (0, 1)  # 1: what was killed last had been done
     sync(one, project)
-    opened = open_collection(one, project)
-    assert opened.profile.name == ("test" if "rollback" in after else "slow")
-    begun = open_migration(opened)
+    collection = open_collection(one, project)
+    assert collection.profile.name == ("test" if "rollback" in after else "slow")
+    begun = open_change(collection)
     if "rollback" not in after:  # killed when it had been done, and done again, it has dropped the next model
         assert (begun is None) == ("contract" in after)
-    assert opened.ledger.work() == {}
-    assert_whole(opened)
-    assert audit(opened).agree
-    if target == "adopted":
+    assert collection.ledger.work() == {}
+    assert_whole(collection)
+    assert audit(collection).agree
+    if destination == "adopted":
         beside = {"swapped": {"embedding_previous"}, "expanded": {"embedding_48"}}
         assert vector_columns(database) == {"embedding"} | (beside[begun.phase] if begun else set())
         shown = """SELECT count(*) FROM films

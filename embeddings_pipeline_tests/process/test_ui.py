@@ -194,7 +194,7 @@ def test_numbers_are_plotted_over_time(page: "Page") -> None:
 @pytest.mark.parametrize(
     ("setting", "seen"),
     [
-        # With `dry_run` nothing is left to encode, since the command line has embedded all; and nothing lands.
+        # With `dry_run` nothing is left to encode, since the command line has embedded all; and nothing is committed.
         ("dry_run", "dry run, batch 000001: 0 texts to encode, 5 reused"),
         ("force", "RUN_SUCCESS"),
     ],
@@ -246,7 +246,7 @@ def newest_run(ui: str) -> tuple[str, str]:
 
 def test_a_backfill_of_three_partitions_dry_changes_nothing(page: "Page", ui: str, project: Project) -> None:
     newest = newest_run(ui)
-    state = ("psql", "-Atc", "SELECT max(landed_at), max(version) FROM embeddings.batch")
+    state = ("psql", "-Atc", "SELECT max(committed_at), max(version) FROM embeddings.batch")
     before = project.run(*state).stdout
     launch_backfill(page, "dry_run: true")
     wait_until(lambda: newest_run(ui) != newest and newest_run(ui)[1] == "SUCCESS", 2 * RUN_SECONDS)
@@ -258,12 +258,12 @@ def test_a_backfill_of_three_partitions_dry_changes_nothing(page: "Page", ui: st
 
 def test_a_backfill_of_three_partitions_takes_configuration_and_runs(page: "Page", project: Project) -> None:
     launch_backfill(page, "force: true")
-    landed = "SELECT min(landed_at) > now() - interval '2 minutes' FROM embeddings.batch"
+    committed = "SELECT min(committed_at) > now() - interval '2 minutes' FROM embeddings.batch"
 
-    def all_landed() -> bool:
-        return project.run("psql", "-Atc", landed).stdout.strip() == "t"
+    def all_committed() -> bool:
+        return project.run("psql", "-Atc", committed).stdout.strip() == "t"
 
-    wait_until(all_landed, 2 * RUN_SECONDS)
+    wait_until(all_committed, 2 * RUN_SECONDS)
     page.goto("/runs")
     page.get_by_text("3 partitions").first.wait_for()
     page.goto("/assets/embeddings_32?view=partitions&partition=000002")
@@ -308,19 +308,19 @@ def launch(page: "Page", job: str, settings: str = "") -> None:
 
 
 def test_the_phases_of_a_migration_from_the_launchpad(page: "Page", ui: str, project: Project) -> None:
-    def active() -> str:
-        return project.run("psql", "-Atc", "SELECT profile FROM embeddings.active_model('items')").stdout.strip()
+    def current() -> str:
+        return project.run("psql", "-Atc", "SELECT profile FROM embeddings.current_model('items')").stdout.strip()
 
     page.goto("/locations/embeddings_pipeline/asset-groups/items_migration/lineage")
     for phase in ("expand", "backfill", "swap", "contract"):
         page.get_by_text(phase, exact=False).first.wait_for()
-    launch(page, "expand", "target_profile: wide")
+    launch(page, "expand", "candidate_profile: wide")
     newest = newest_run(ui)
     launch_backfill(page, "", job="items_migration_backfill")
     wait_until(lambda: newest_run(ui) != newest and newest_run(ui)[1] == "SUCCESS", 2 * RUN_SECONDS)
-    assert active() == "test"
+    assert current() == "test"
     launch(page, "swap")
-    assert active() == "wide"
+    assert current() == "wide"
     page.goto("/assets/migration/swap")
     page.get_by_text("recall_at_10", exact=True).first.wait_for()
     page.get_by_text("neighbour_overlap", exact=True).first.wait_for()
@@ -329,10 +329,10 @@ def test_the_phases_of_a_migration_from_the_launchpad(page: "Page", ui: str, pro
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 500
     launch(page, "roll_back")
-    assert active() == "test"
+    assert current() == "test"
     launch(page, "swap")
     launch(page, "contract", "now: true")
-    assert active() == "wide"
+    assert current() == "wide"
     assert project.run("profile", "status").stdout.count("no change of the model is under way") == 1
 
 

@@ -14,8 +14,9 @@ from embeddings_pipeline.index import faiss_index
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.search.query import search
-from embeddings_pipeline.store.database import Database, ensure_schema
+from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.load import load_file
+from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline_tests.support.workbench import run_batch
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "examples" / "movies.csv"
@@ -49,11 +50,11 @@ def catalogue(server: Database, template: str, tmp_path_factory: pytest.TempPath
     ensure_schema(database)
     settings = Settings(database_url=database.url, embeddings_state_dir=tmp_path_factory.mktemp("meaning"))
     load_file(database, CATALOGUE, "movies")
-    opened = open_collection(load_collections()["items"], settings)
-    opened.ledger.scan(opened.source)
-    run_batch(opened, 0, "run")
-    ensure_index(database, opened.active.table, opened.collection.config.index, ["base"])
-    faiss_index.build(database, opened.active.table, settings.state_dir / "faiss")
+    collection = open_collection(load_collections()["items"], settings)
+    collection.ledger.full_scan(collection.source)
+    run_batch(collection, 0, "run")
+    ensure_index(database, collection.current.table, collection.definition.attributes.index, ["base"])
+    faiss_index.build(database, collection.current.table, settings.state_dir / "faiss")
     yield settings
 
 

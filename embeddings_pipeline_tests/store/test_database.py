@@ -22,17 +22,11 @@ from psycopg import sql
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.store import database as postgres
-from embeddings_pipeline.store.database import (
-    EMBEDDED_DATABASE,
-    MOST_IDLE,
-    Database,
-    ensure_schema,
-    load_sql,
-    open_database,
-    psql_command,
-)
+from embeddings_pipeline.store import schema
+from embeddings_pipeline.store.database import EMBEDDED_DATABASE, MOST_IDLE, Database, open_database, psql_command
+from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline.store.server.embedded import ROOTS_FOLDER, _digest
+from embeddings_pipeline.store.sql import schema_versions
 from embeddings_pipeline_tests.support.workbench import wait_until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -42,7 +36,8 @@ USER = """
 import sys
 from pathlib import Path
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.store.database import ensure_schema, open_database
+from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.schema import ensure_schema
 database = open_database(Settings(embeddings_state_dir=Path(sys.argv[1])))
 ensure_schema(database)
 print("ready", flush=True)
@@ -498,7 +493,7 @@ def test_server_without_pgvector_is_said(empty: Database) -> None:
 def test_old_pgvector_is_said_with_the_statement_that_updates_it(database: Database) -> None:
     with database.connect(autocommit=True) as connection:
         connection.execute("UPDATE pg_extension SET extversion = '0.6.2' WHERE extname = 'vector'")
-        connection.execute("DELETE FROM embeddings.schema_version")
+        connection.execute("DELETE FROM embeddings.schema_migration")
     message = refused(lambda: ensure_schema(database))
     assert "pgvector is 0.6.2" in message
     assert message.endswith("ALTER EXTENSION vector UPDATE")
@@ -506,40 +501,36 @@ def test_old_pgvector_is_said_with_the_statement_that_updates_it(database: Datab
 
 def test_schema_of_a_newer_package_is_left_alone(database: Database) -> None:
     with database.connect(autocommit=True) as connection:
-        connection.execute("UPDATE embeddings.schema_version SET version = 999")
+        connection.execute("INSERT INTO embeddings.schema_migration (version) VALUES (999)")
     message = refused(lambda: ensure_schema(database))
     assert "its schema has version 999" in message
     assert "install a newer embeddings-pipeline" in message
 
 
-def test_older_schema_is_brought_up_to_date(database: Database) -> None:
-    with database.connect(autocommit=True) as connection:
-        connection.execute("UPDATE embeddings.schema_version SET version = 0")
-    postgres._current_schemas.clear()
+def test_only_files_that_the_database_does_not_have_are_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = schema_versions()
+    assert [version for version, _ in first] == list(range(1, len(first) + 1))
+    later = (len(first) + 1, "ALTER TABLE embeddings.scan ADD COLUMN extra text")
+    monkeypatch.setattr(schema, "schema_versions", lambda: [*first, later])
+    schema._current_schemas.clear()
     ensure_schema(database)
     with database.connect() as connection:
-        wanted = int(load_sql("schema").splitlines()[0].removeprefix("-- version: "))
-        assert connection.execute("SELECT version FROM embeddings.schema_version").fetchall() == [(wanted,)]
+        rows = connection.execute("SELECT version FROM embeddings.schema_migration ORDER BY version").fetchall()
+        assert rows == [(version,) for version, _ in [*first, later]]
+        connection.execute("SELECT extra FROM embeddings.scan")
 
 
-def test_landed_files_of_an_older_schema_are_kept(database: Database) -> None:
-    with database.connect() as connection:
-        connection.execute(
-            "ALTER TABLE embeddings.batch ADD COLUMN file text; UPDATE embeddings.schema_version SET version = 5"
-        )
-        connection.execute(
-            "INSERT INTO embeddings.collection (name, fingerprint, definition_hash) VALUES ('c', 'f', '')"
-        )
-        connection.execute("INSERT INTO embeddings.model VALUES ('c', 'f', '{}', 3, 'vector')")
-        connection.execute(
-            """INSERT INTO embeddings.batch (collection, batch, landed_at, file)
-               VALUES ('c', 0, now(), 'a'), ('c', 1, now(), NULL), ('c', 2, NULL, NULL)"""
-        )
-    postgres._current_schemas.clear()
-    ensure_schema(database)
-    with database.connect() as connection:
-        rows = connection.execute("SELECT fingerprint, batch, complete, file FROM embeddings.fill ORDER BY batch")
-        assert rows.fetchall() == [("f", 0, True, "a"), ("f", 1, True, None)]
+def test_a_schema_of_before_the_numbered_files_is_refused_and_kept(empty: Database) -> None:
+    with empty.connect() as connection:
+        connection.execute("CREATE SCHEMA embeddings")
+        connection.execute("CREATE TABLE embeddings.schema_version (version bigint); CREATE TABLE embeddings.item ()")
+    message = refused(lambda: ensure_schema(empty))
+    assert "made by a version before 0.1" in message and "start over" in message
+    with empty.connect() as connection:
+        assert connection.execute("SELECT to_regclass('embeddings.item') IS NOT NULL").fetchone() == (True,)
+        assert connection.execute("SELECT to_regclass('embeddings.collection') IS NULL").fetchone() == (True,)
 
 
 def test_psql_gets_the_password_where_nobody_sees_it(database: Database, plain_role: str) -> None:

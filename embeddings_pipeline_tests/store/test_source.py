@@ -14,7 +14,7 @@ from psycopg import sql
 from embeddings_pipeline.errors import PipelineError, SourceError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import ScannedRow, Source, SourceRow, table_identifier
-from embeddings_pipeline_tests.support.workbench import collection, execute, sync_once
+from embeddings_pipeline_tests.support.workbench import definition, execute, sync_once
 
 ODD_KEYS = [
     "plain", "", " ", "it's", 'say "hi"', "a\nb", "a\tb", "a\rb", "100%", "%s %(x)s", "a:b", "a\\b", "\\N", "\\", "{}",
@@ -30,7 +30,7 @@ def source_of(
     attributes = {"columns": ["title"], "vectors": {"base": "{title}"}}
     attributes |= {name: options.pop(name) for name in ("columns", "vectors") if name in options}
     source = {"key": list(key), **({"table": table} if "query" not in options else {}), **options}
-    return Source(collection("things", source=source, **attributes), database)
+    return Source(definition("things", source=source, **attributes), database)
 
 
 def scanned(source: Source) -> dict[str, bytes]:
@@ -150,9 +150,9 @@ def test_two_rows_with_one_key_stop_the_scan_and_the_key_is_shown(database, sett
     execute(database, "INSERT INTO things VALUES (1, 'a'), (7, 'b'), (7, 'c')")
     query = {"query": "SELECT * FROM things", "key": "id"}
     with pytest.raises(SourceError, match=r"the key \(7\) more than once.*source.key.*\(id\)"):
-        sync_once(collection("things", source=query, columns=["title"]), settings)
+        sync_once(definition("things", source=query, columns=["title"]), settings)
     execute(database, "DELETE FROM things WHERE title = 'c'")
-    assert sync_once(collection("things", source=query, columns=["title"]), settings)[1] == 2
+    assert sync_once(definition("things", source=query, columns=["title"]), settings)[1] == 2
 
 
 def test_keys_that_the_columns_type_no_longer_holds_are_just_not_found(database):
@@ -229,23 +229,23 @@ def test_the_roles_own_settings_change_no_hash(database):
     assert both_ways(source) == before
 
 
-def test_json_that_postgresql_cannot_hold_as_jsonb_lands_cleaned(database, settings):
+def test_json_that_postgresql_cannot_hold_as_jsonb_is_committed_cleaned(database, settings):
     execute(database, "CREATE TABLE things (id bigint PRIMARY KEY, title text, extra json)")
     execute(database, r"""INSERT INTO things VALUES (1, 'Heat', '{"a": "x\u0000y", "b": "\ud800", "n": 1.50}')""")
-    one = collection("things", source={"table": "things", "key": "id"}, columns=["extra"], vectors={"base": "{extra}"})
+    one = definition("things", source={"table": "things", "key": "id"}, columns=["extra"], vectors={"base": "{extra}"})
     sync_once(one, settings)
     [(text, payload)] = execute(database, "SELECT text, payload::text FROM embeddings.things")
     assert text == '{"a": "x\ufffdy", "b": "\ufffd", "n": 1.50}'
     assert payload == '{"extra": {"a": "x\ufffdy", "b": "\ufffd", "n": 1.50}}'
 
 
-def test_a_text_of_a_megabyte_is_read_and_lands_whole(database, settings):
+def test_a_text_of_a_megabyte_is_read_and_is_committed_whole(database, settings):
     make(database, "bigint", [1])
     execute(
         database, "UPDATE things SET title = (SELECT string_agg(md5(n::text), ' ') FROM generate_series(1, 32000) n)"
     )
     sync_once(
-        collection("things", source={"table": "things", "key": "id"}, vectors={"b": "{title}"}, columns=[]), settings
+        definition("things", source={"table": "things", "key": "id"}, vectors={"b": "{title}"}, columns=[]), settings
     )
     assert execute(database, "SELECT length(text), text = title FROM embeddings.things, public.things") == [
         (1055999, True)

@@ -6,14 +6,14 @@ from psycopg import sql
 
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import ModelTable
+from embeddings_pipeline.store.destination.table import TableDestination
 
 FINGERPRINT = "0123456789ab"
 
 
-def make_collection(database: Database, *, dimension: int = 32, storage: str = "halfvec") -> ModelTable:
-    """The collection `things`, active and empty."""
-    table = ModelTable("things", FINGERPRINT, dimension, storage)  # type: ignore[arg-type]
+def make_collection(database: Database, *, dimension: int = 32, storage: str = "halfvec") -> TableDestination:
+    """The collection `things`, current and empty."""
+    table = TableDestination("things", FINGERPRINT, dimension, storage)  # type: ignore[arg-type]
     with database.connect() as connection:
         connection.execute(
             "INSERT INTO embeddings.collection (name, fingerprint, definition_hash) VALUES ('things', %s, '')",
@@ -26,9 +26,9 @@ def make_collection(database: Database, *, dimension: int = 32, storage: str = "
 
 
 def add_vectors(
-    database: Database, table: ModelTable, vectors: NDArray, *, name: str = "base", first_id: int = 1
+    database: Database, table: TableDestination, vectors: NDArray, *, name: str = "base", first_id: int = 1
 ) -> None:
-    """A landing: the vectors (n, dimension) get the text ids from `first_id` on, and the version is raised."""
+    """A commit: the vectors (n, dimension) get the text ids from `first_id` on, and the version is raised."""
     ids = np.arange(first_id, first_id + len(vectors))
     with database.connect() as connection:
         columns = {
@@ -41,7 +41,7 @@ def add_vectors(
         raise_version(connection)
 
 
-def remove_vectors(database: Database, table: ModelTable, ids: list[int]) -> None:
+def remove_vectors(database: Database, table: TableDestination, ids: list[int]) -> None:
     with database.connect() as connection:
         connection.execute(sql.SQL("DELETE FROM {} WHERE text_id = ANY(%s)").format(table.identifier), [ids])
         raise_version(connection)

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import collection
+from embeddings_pipeline_tests.support.workbench import definition
 
 if __name__ == "__main__":
     DeterministicEncoder.seconds_per_call = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
-    print(asdict(sync(collection(), load_settings())))
+    print(asdict(sync(definition(), load_settings())))

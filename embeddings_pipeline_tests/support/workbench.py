@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from embeddings_pipeline.config.definition import Collection, CollectionConfig
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.pipeline.collection import OpenCollection, open_collection
-from embeddings_pipeline.pipeline.commit import Landed, land_batch
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.commit import Committed, commit_batch
 from embeddings_pipeline.pipeline.steps import Embedded, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.database import Database
 
@@ -20,7 +20,7 @@ PROFILE = {
 }
 
 
-def collection(name: str = "films", **attributes: Any) -> Collection:
+def definition(name: str = "films", **attributes: Any) -> CollectionDefinition:
     """A collection over the table `films`, with the deterministic encoder; attributes as in a `defs.yaml`."""
     defaults: dict[str, Any] = {
         "name": name,
@@ -30,7 +30,7 @@ def collection(name: str = "films", **attributes: Any) -> Collection:
         "profile": PROFILE,
         "items_per_batch": 10,
     }
-    return Collection(CollectionConfig.model_validate({**defaults, **attributes}))
+    return CollectionDefinition(CollectionAttributes.model_validate({**defaults, **attributes}))
 
 
 def make_films(database: Database, rows: Iterable[tuple[int, str | None, str | None, int | None]]) -> None:
@@ -79,25 +79,27 @@ def plain_role(database: Database, name: str) -> Iterator[str]:
         execute(database, f"DROP ROLE {name}")
 
 
-def run_batch(opened: OpenCollection, batch: int, run: str, **options: Any) -> tuple[Embedded, Landed]:
+def run_batch(collection: Collection, batch: int, run: str, **options: Any) -> tuple[Embedded, Committed]:
     """The four steps of one batch, as a run does them."""
-    read_items(opened, batch, run)
-    render_texts(opened, batch, run)
-    ((_, embedded),) = embed_batches(opened, [batch], run, **options)
-    return embedded, land_batch(opened, batch, run)
+    read_items(collection, batch, run)
+    render_texts(collection, batch, run)
+    ((_, embedded),) = embed_batches(collection, [batch], run, **options)
+    return embedded, commit_batch(collection, batch, run)
 
 
-def sync_once(one: Collection, settings: Settings, run: str = "run", **options: Any) -> tuple[OpenCollection, int]:
+def sync_once(
+    one: CollectionDefinition, settings: Settings, run: str = "run", **options: Any
+) -> tuple[Collection, int]:
     """Scan and every dirty batch; the opened collection and how many texts were encoded."""
-    opened = open_collection(one, settings)
-    opened.ledger.scan(opened.source)
+    collection = open_collection(one, settings)
+    collection.ledger.full_scan(collection.source)
     encoded = 0
-    for batch in opened.ledger.dirty_batches():
-        encoded += run_batch(opened, batch, run, **options)[0].embedded
-    return opened, encoded
+    for batch in collection.ledger.dirty_batches():
+        encoded += run_batch(collection, batch, run, **options)[0].embedded
+    return collection, encoded
 
 
-def landed(database: Database, name: str = "films") -> dict[str, tuple[str, str, Any]]:
+def committed(database: Database, name: str = "films") -> dict[str, tuple[str, str, Any]]:
     """item key → (text, content hash, payload) of every vector in the collection's view."""
     rows = execute(
         database,

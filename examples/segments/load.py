@@ -29,7 +29,8 @@ def main() -> int:
     sys.path.insert(0, str(EXAMPLES.parent))
     from embeddings_pipeline.config.profiles import resolve_profile
     from embeddings_pipeline.config.settings import load_settings
-    from embeddings_pipeline.store.database import ensure_schema, open_database
+    from embeddings_pipeline.store.database import open_database
+    from embeddings_pipeline.store.schema import ensure_schema
     from examples.segments.former_model import FormerModel
 
     settings = load_settings()

@@ -1,7 +1,7 @@
-"""Where vectors are served from: the seam between the landing and what holds the vectors.
+"""Where vectors are served from: the seam between the commit and what holds the vectors.
 
-A `ModelTable` is a table of our own for each model. An `AdoptedColumn` (adopted.py) is the same over a column of a
-table that the user already has.
+A `TableDestination` is a table of our own for each model. An `ColumnDestination` (adopted.py) is the same over a
+column of a table that the user already has.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.database import load_sql
+from embeddings_pipeline.store.sql import load_sql
 
 PAGE_BYTES = 8000  # what a row may take to stay in its page
 ROW_BYTES = 90  # of a row of a model table beside its vector, its key's index included
@@ -46,11 +46,11 @@ class CollectionTables:
         """Make the tables where they are not there yet."""
         names = ("item_batch", "item_dirty", "text_item", "text_hash")
         indexes = {name: sql.Identifier(f"{self.collection}_{name}") for name in names}
-        connection.execute(self.statement("collection", **indexes))
+        connection.execute(self.statement("table/collection", **indexes))
 
 
 @dataclass(frozen=True)
-class ModelTable:
+class TableDestination:
     """The vectors of one collection under one fingerprint, in a table of their own."""
 
     collection: str
@@ -72,8 +72,8 @@ class ModelTable:
 
     @property
     def marker(self) -> sql.Identifier:
-        """An empty table that is there while this is the active model: see embeddings.assert_model()."""
-        return sql.Identifier("embeddings", f"{self.collection}_active_{self.fingerprint}")
+        """An empty table that is there while this is the current model: see embeddings.assert_model()."""
+        return sql.Identifier("embeddings", f"{self.collection}_current_{self.fingerprint}")
 
     @property
     def bytes_per_vector(self) -> int:
@@ -100,19 +100,19 @@ class ModelTable:
         """Makes the table where it is not there yet."""
         plain = self.bytes_per_vector + 100 <= PAGE_BYTES
         storage = sql.SQL("PLAIN" if plain else "EXTERNAL")
-        return self.statement("model_table", type=self.type, vector_storage=storage)
+        return self.statement("table/create", type=self.type, vector_storage=storage)
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the table where it is not there yet."""
         connection.execute(self.create_statement())
 
     def release(self, connection: psycopg.Connection) -> None:
-        """Remove what `create` made, while nothing has landed."""
-        connection.execute(self.statement("migrate/drop"))
+        """Remove what `create` made, while nothing is committed."""
+        connection.execute(self.statement("table/drop"))
 
     def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
         """What removes the model's vectors."""
-        return [self.statement("migrate/drop")]
+        return [self.statement("table/drop")]
 
     def exclusive(self) -> list[sql.Identifier]:
         """What `drop_statements` exclude others from."""
@@ -120,25 +120,25 @@ class ModelTable:
 
     def show(self, connection: psycopg.Connection) -> None:
         """Point the collection's view at this table."""
-        connection.execute(self.statement("view", bare_type=sql.SQL(self.storage)))
+        connection.execute(self.statement("table/view", bare_type=sql.SQL(self.storage)))
 
     def mark(self, connection: psycopg.Connection) -> None:
-        """Make the marker of the active model where it is not there yet."""
+        """Make the marker of the current model where it is not there yet."""
         connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ()").format(self.marker))
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
-        """Within a landing: delete the vectors of the texts in its table `landing_gone (id)`; how many.
+        """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many.
 
-        `replaced`: the landing's own vectors are this model's, and `write` comes next.
+        `replaced`: the commit's own vectors are this model's, and `write` comes next.
         """
-        return connection.execute(self.statement("landing/delete_vectors")).rowcount
+        return connection.execute(self.statement("table/delete")).rowcount
 
     def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
-        """Within a landing: write what `landing_vector` holds for live texts and is not there yet; how many.
+        """Within a commit: write what `commit_vector` holds for live texts and is not there yet; how many.
 
         `adopt`: vectors in the user's own column are this model's, and stay where the row is as it was first seen.
         """
-        return connection.execute(self.statement("landing/write_vectors")).rowcount
+        return connection.execute(self.statement("table/write")).rowcount
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         """Under the batch's lock: vectors of texts that have none. columns: text_id (n,), vector_name (n,),

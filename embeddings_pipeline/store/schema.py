@@ -1,0 +1,102 @@
+"""The schema `embeddings` and pgvector: made where they are missing, brought up to date by numbered files."""
+
+import re
+import threading
+
+import psycopg
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+
+from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.store.database import Database, database_name, one_line, quoted
+from embeddings_pipeline.store.sql import load_sql, schema_versions
+
+OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
+_SCHEMA_LOCK = 0x656D6265_64646E67  # "embeddng": our key among the database's advisory locks
+
+_current_schemas: set[str] = set()
+_mutex = threading.RLock()
+
+
+def ensure_schema(database: Database) -> None:
+    """Make or bring up to date the schema `embeddings`. One round trip where it is current, none the second time.
+
+    Writes: the extension `vector` if it is missing, and the files of sql/schema that the database does not have yet, in
+    one transaction that several processes may race for. Raises DatabaseError if pgvector is older than 0.7, a right is
+    missing, or the schema comes from a newer version of this package, or from one before 0.1.
+    """
+    with _mutex:
+        if database.url in _current_schemas:
+            return
+        with database.connect() as connection:
+            try:
+                if _version(connection) != schema_versions()[-1][0]:
+                    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
+                    _upgrade(connection, database)
+            except errors.InsufficientPrivilege as error:
+                parts = conninfo_to_dict(database.url)
+                name, user = quoted(database_name(parts)), quoted(str(parts.get("user") or "…"))
+                raise DatabaseError(
+                    f"{database.name_and_host}: this user may not make the schema `embeddings` "
+                    f"({one_line(error)}); an administrator runs: GRANT CREATE ON DATABASE {name} TO {user}"
+                ) from error
+            except (errors.DiskFull, errors.ReadOnlySqlTransaction, errors.OutOfMemory) as error:
+                raise DatabaseError(f"{database.name_and_host} cannot be written: {one_line(error)}") from error
+        _current_schemas.add(database.url)
+
+
+def _version(connection: psycopg.Connection) -> int:
+    """The number of the last file of sql/schema that the database has; 0 without the schema."""
+    try:
+        with connection.transaction():
+            row = connection.execute(load_sql("schema/version")).fetchone()
+    except (errors.UndefinedTable, errors.InvalidSchemaName):
+        return 0
+    return row[0] if row else 0
+
+
+def _upgrade(connection: psycopg.Connection, database: Database) -> None:
+    there, files = _version(connection), schema_versions()
+    newest = files[-1][0]
+    if there > newest:
+        raise DatabaseError(
+            f"{database.name_and_host}: its schema has version {there} and this embeddings-pipeline knows {newest}: "
+            "install a newer embeddings-pipeline, or name another database"
+        )
+    if connection.execute(load_sql("schema/older")).fetchone() == (True,):
+        keep = (
+            "move the folder .state away" if database.embedded else "ALTER SCHEMA embeddings RENAME TO embeddings_old"
+        )
+        raise DatabaseError(
+            f"{database.name_and_host}: its schema `embeddings` was made by a version before 0.1, which this one does "
+            f"not read; nothing was changed. To start over and keep what is there: {keep}, then sync"
+        )
+    _ensure_pgvector(connection, database)
+    connection.execute(load_sql("schema/create"))
+    for version, statements in files:
+        if version > there:
+            connection.execute(statements)
+            connection.execute(load_sql("schema/applied"), {"version": version})
+
+
+def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None:
+    where = database.name_and_host
+    [(installed, available)] = connection.execute(load_sql("schema/pgvector_versions")).fetchall()
+    if installed is None and available is None:
+        raise DatabaseError(f"{where}: the server has no pgvector; install pgvector 0.7 or newer there")
+    if _parsed(installed or available) < OLDEST_PGVECTOR:
+        remedy = "install a newer one on the server"
+        if installed and _parsed(available or "0") >= OLDEST_PGVECTOR:
+            remedy = "an administrator runs there: ALTER EXTENSION vector UPDATE"
+        raise DatabaseError(f"{where}: pgvector is {installed or available}, and 0.7 is needed (halfvec); {remedy}")
+    if installed is None:
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                f"{where}: this user may not install pgvector; an administrator runs there: CREATE EXTENSION vector"
+            ) from error
+
+
+def _parsed(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

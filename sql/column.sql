@@ -1,0 +1,273 @@
+-- A destination that is a column of the user's own table.
+
+
+-- name: add_column
+-- No row is rewritten.
+
+ALTER TABLE {destination} ADD COLUMN IF NOT EXISTS {column} {type}
+
+
+-- name: backfilled
+-- Of a batch that is backfilled: vectors of its live texts.
+
+SELECT text.id AS text_id, text.item_key, text.content_hash, staged.embedding, false AS keeps
+FROM backfill_vector AS staged
+JOIN {text} AS text ON text.id = staged.text_id AND text.content_hash = staged.content_hash
+
+
+-- name: backfilled_layer
+-- Of a layer: the vectors of its live texts, which stay until the transaction ends.
+
+SELECT text.id AS text_id, text.item_key, text.content_hash, staged.embedding, false AS keeps
+FROM backfill_layer AS layered
+JOIN backfill_vector AS staged USING (text_id)
+JOIN {text} AS text ON text.id = staged.text_id AND text.content_hash = staged.content_hash
+WHERE layered.layer = {layer}
+FOR KEY SHARE OF text
+
+
+-- name: by_key
+-- A batch's rows are few beside the table: each is found by its key. The planner knows neither how many there are.
+
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off
+
+
+-- name: by_plan
+SET LOCAL enable_seqscan TO DEFAULT;
+SET LOCAL enable_hashjoin TO DEFAULT;
+SET LOCAL enable_mergejoin TO DEFAULT
+
+
+-- name: column
+-- The name that a model's column has now: its view follows it through every rename. Parameters: view, table.
+
+SELECT DISTINCT attribute.attname
+FROM pg_rewrite AS rule
+JOIN pg_depend AS depends ON depends.classid = 'pg_rewrite'::regclass AND depends.objid = rule.oid
+JOIN pg_attribute AS attribute
+  ON attribute.attrelid = depends.refobjid AND attribute.attnum = depends.refobjsubid
+JOIN pg_type AS type ON type.oid = attribute.atttypid
+WHERE rule.ev_class = to_regclass(%(view)s) AND depends.refclassid = 'pg_class'::regclass
+  AND depends.refobjid = to_regclass(%(table)s) AND type.typname IN ('vector', 'halfvec')
+
+
+-- name: committed
+-- Of a commit: the vectors of live texts. keeps: a vector that its row has already is not written over, since the row is
+-- as it was when it was first seen, and the vector is the declared profile's.
+
+SELECT text.id AS text_id, text.item_key, text.content_hash, staged.embedding,
+       {adopt} AND NOT staged.encoded AND decided.committed_hash IS NULL AND item.seen_hash = decided.encoded_hash
+         AND item.seen_at IS NOT DISTINCT FROM item.first_seen_at AS keeps
+FROM commit_vector AS staged
+JOIN commit_text AS expected USING (row_number)
+JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
+JOIN {item} AS item ON item.item_key = expected.item_key
+JOIN {text} AS text
+  ON text.item_key = expected.item_key AND text.vector_name = expected.vector_name AND text.chunk = expected.chunk
+ AND text.content_hash = staged.content_hash
+
+
+-- name: create
+-- Beside the column: whose text each vector was made from, and what shows the column as a model table. Both views follow
+-- their column when it is renamed.
+
+CREATE TABLE IF NOT EXISTS {hash} AS
+SELECT 0::bigint AS text_id, ''::bytea AS content_hash, {key_columns} FROM {destination} AS destination WITH NO DATA;
+CREATE UNIQUE INDEX IF NOT EXISTS {text_index} ON {hash} (text_id);
+CREATE UNIQUE INDEX IF NOT EXISTS {key_index} ON {hash} ({keys});
+CREATE OR REPLACE VIEW {vector} AS
+SELECT hash.text_id, {vector_name}::text COLLATE "C" AS vector_name, hash.content_hash, destination.{column} AS embedding
+FROM {hash} AS hash
+JOIN {destination} AS destination ON {same_row}
+WHERE destination.{column} IS NOT NULL;
+-- Which texts need no vector any more: a row that was deleted since needs none either, until its text goes too.
+CREATE OR REPLACE VIEW {written} AS
+SELECT hash.text_id, hash.content_hash
+FROM {hash} AS hash
+LEFT JOIN {destination} AS destination ON {same_row}
+WHERE destination.{column} IS NOT NULL OR destination.{first_key} IS NULL;
+COMMENT ON VIEW {vector} IS {identity}
+
+
+-- name: create_index
+CREATE INDEX CONCURRENTLY {index} ON {destination} USING {method} ({column} {operator_class}) {parameters}
+
+
+-- name: delete
+-- A row whose text went, or became another, loses its vector, but for one that this commit writes anyway.
+-- replaced: whether it writes this model's.
+
+WITH forgotten AS (
+    DELETE FROM {hash} AS hash USING commit_gone AS gone WHERE hash.text_id = gone.id RETURNING {hash_keys}
+), coming AS MATERIALIZED (
+    SELECT {typed_keys}
+    FROM commit_vector
+    JOIN commit_text AS made USING (row_number)
+    JOIN commit_decision AS decided ON decided.item_key = made.item_key AND decided.decision = 'commit',
+         jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+    WHERE {replaced}
+), emptied AS (
+    UPDATE {destination} AS destination SET {column} = NULL
+    FROM forgotten AS hash
+    WHERE {same_row} AND destination.{column} IS NOT NULL AND ({hash_keys}) NOT IN (SELECT {keys} FROM coming)
+)
+SELECT count(*) FROM forgotten
+
+
+-- name: dependants
+-- What would go on following a column when it is renamed: views, rules, functions, generated columns, constraints,
+-- publications, indexes of other kinds or on expressions. ANN indexes are renamed with it. Parameters: table, column, ours (views).
+
+SELECT DISTINCT pg_describe_object(depends.classid, depends.objid, depends.objsubid)
+FROM pg_attribute AS attribute
+JOIN pg_depend AS depends
+  ON depends.refclassid = 'pg_class'::regclass AND depends.refobjid = attribute.attrelid
+ AND depends.refobjsubid = attribute.attnum
+LEFT JOIN pg_rewrite AS rule ON depends.classid = 'pg_rewrite'::regclass AND rule.oid = depends.objid
+LEFT JOIN pg_index AS index ON depends.classid = 'pg_class'::regclass AND index.indexrelid = depends.objid
+LEFT JOIN pg_class AS named ON named.oid = index.indexrelid
+LEFT JOIN pg_am AS method ON method.oid = named.relam
+WHERE attribute.attrelid = to_regclass(%(table)s) AND attribute.attname = %(column)s
+  AND NOT coalesce(rule.ev_class IN (SELECT to_regclass(name) FROM unnest(%(ours)s::text[]) AS name), false)
+  AND NOT coalesce(method.amname IN ('hnsw', 'ivfflat') AND index.indexprs IS NULL
+                   AND (index.indpred IS NULL
+                        OR pg_get_expr(index.indpred, index.indrelid) = format('(%%I IS NOT NULL)', attname)), false)
+ORDER BY 1
+
+
+-- name: drop_column
+ALTER TABLE {destination} DROP COLUMN IF EXISTS {column}
+
+
+-- name: indexes
+-- The indexes on a column of the user's table and nothing else, with what makes another like them.
+-- Parameters: table, column.
+
+SELECT
+    schema.nspname                                      AS schema,
+    named.relname                                       AS name,
+    method.amname                                       AS method,
+    operators.opcname                                   AS operator_class,
+    coalesce(named.reloptions, '{}')                    AS options,
+    index.indisvalid AND index.indisready               AS valid,
+    pg_relation_size(named.oid)                         AS bytes
+FROM pg_index AS index
+JOIN pg_class AS named ON named.oid = index.indexrelid
+JOIN pg_namespace AS schema ON schema.oid = named.relnamespace
+JOIN pg_am AS method ON method.oid = named.relam
+JOIN pg_attribute AS attribute ON attribute.attrelid = index.indrelid AND attribute.attname = %(column)s
+JOIN pg_opclass AS operators ON operators.oid = index.indclass[0]
+WHERE index.indrelid = to_regclass(%(table)s) AND index.indkey[0] = attribute.attnum AND index.indnatts = 1
+  AND method.amname IN ('hnsw', 'ivfflat')
+ORDER BY named.relname
+
+
+-- name: layers
+-- In which order many rows are written: a layer takes about one of each page, where the next one finds the room of its
+-- former version free again. So most updates stay in their page, and no index gets a new entry.
+
+CREATE TEMPORARY TABLE backfill_layer AS
+WITH placed AS MATERIALIZED (
+    SELECT staged.text_id, (destination.ctid::text::point)[0] AS page, (destination.ctid::text::point)[1] AS line
+    FROM backfill_vector AS staged
+    JOIN {text} AS made ON made.id = staged.text_id,
+         jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+    JOIN {destination} AS destination ON {same_as_typed}
+), size AS (
+    SELECT greatest(200, least(1000, count(DISTINCT page))) AS rows FROM placed
+)
+SELECT text_id, (row_number() OVER (ORDER BY line, page) - 1) / size.rows AS layer FROM placed, size;
+CREATE INDEX ON backfill_layer (layer)
+
+
+-- name: look
+-- A column that vectors are to be kept in, as it is. No row: no such table. Parameters: table, column, keys.
+
+SELECT
+    class.relkind = 'r' AND NOT class.relispartition
+      AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = class.oid) AS is_table,
+    pg_has_role(class.relowner, 'USAGE')                                  AS is_owner,
+    has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'UPDATE') AS may_write,
+    attribute.attacl IS NOT NULL                                          AS has_grants,
+    type.typname                                                          AS type,
+    attribute.atttypmod                                                   AS dimension,
+    attribute.attnotnull                                                  AS not_null,
+    attribute.attgenerated <> ''                                          AS generated,
+    EXISTS (
+        SELECT FROM pg_index
+        WHERE indrelid = class.oid AND indisunique AND indisvalid AND indpred IS NULL AND indexprs IS NULL
+          AND (SELECT array_agg(attname::text ORDER BY attname::text COLLATE "C")
+               FROM pg_attribute WHERE attrelid = class.oid AND attnum = ANY ((indkey::smallint[])[0:indnkeyatts - 1]))
+            = (SELECT array_agg(name ORDER BY name COLLATE "C") FROM unnest(%(keys)s::text[]) AS name)
+    )                                                                     AS key_is_unique
+FROM pg_class AS class
+LEFT JOIN pg_attribute AS attribute
+  ON attribute.attrelid = class.oid AND attribute.attname = %(column)s AND attribute.attnum > 0 AND NOT attisdropped
+LEFT JOIN pg_type AS type ON type.oid = attribute.atttypid
+WHERE class.oid = to_regclass(%(table)s)
+
+
+-- name: release
+-- The user's column stays as it is.
+
+DROP VIEW IF EXISTS {written};
+DROP VIEW IF EXISTS {vector};
+DROP TABLE IF EXISTS {hash}
+
+
+-- name: stage_backfill
+-- Vectors on their way into a column: see `ColumnDestination.put`.
+
+CREATE TEMPORARY TABLE backfill_vector (
+    text_id bigint PRIMARY KEY, vector_name text NOT NULL, content_hash bytea NOT NULL, embedding {type} NOT NULL
+) ON COMMIT {on_commit}
+
+
+-- name: theirs
+-- Vectors that are there already of items that are never committed, and are as they were first seen. number: the item's
+-- place among its keys.
+
+SELECT made.number AS number, destination.{column} AS embedding
+FROM unnest({item_keys}::text[], {row_hashes}::bytea[]) WITH ORDINALITY AS made (item_key, row_hash, number)
+JOIN {item} AS item ON item.item_key = made.item_key AND item.committed_hash IS NULL
+                 AND item.seen_hash = made.row_hash AND item.seen_at IS NOT DISTINCT FROM item.first_seen_at,
+     jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+JOIN {destination} AS destination ON {same_as_typed}
+WHERE {norm}(destination.{column}) > 0 AND NOT EXISTS (SELECT FROM {hash} AS hash WHERE {same_row})
+ORDER BY number
+
+
+-- name: there
+-- Which of these items have a vector that would be taken, if they were committed as they are.
+
+SELECT made.item_key
+FROM unnest({item_keys}::text[]) AS made (item_key)
+LEFT JOIN {item} AS item USING (item_key),
+     jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+JOIN {destination} AS destination ON {same_as_typed}
+WHERE {norm}(destination.{column}) > 0 AND item.committed_hash IS NULL
+
+
+-- name: write
+-- Vectors into the user's rows, and into the companion table whose text each was made from. A row that has the very
+-- vector, as one that was there before, is not written. made: text_id, item_key, content_hash, embedding, keeps.
+
+WITH put AS MATERIALIZED (
+    SELECT made.text_id, made.content_hash, made.embedding, made.keeps, {typed_keys}
+    FROM ({made}) AS made, jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+), changed AS (
+    UPDATE {destination} AS destination SET {column} = hash.embedding
+    FROM put AS hash
+    WHERE {same_row} AND destination.{column} IS DISTINCT FROM hash.embedding
+      AND NOT (hash.keeps AND coalesce({norm}(destination.{column}) > 0, false))
+    RETURNING hash.text_id
+), noted AS (
+    INSERT INTO {hash} AS hash (text_id, content_hash, {keys})
+    SELECT text_id, content_hash, {keys} FROM put
+    ON CONFLICT (text_id) DO UPDATE SET content_hash = excluded.content_hash
+    WHERE hash.content_hash <> excluded.content_hash
+    RETURNING text_id
+)
+SELECT count(*) FROM changed FULL JOIN noted USING (text_id)

@@ -1,0 +1,48 @@
+-- An incremental scan: rows that were updated since the last one, in the scan's temporary table.
+
+
+-- name: batches
+-- The batches whose items differ from what the ledger knows, or that a commit works on now. Parameter: in_flight.
+
+SELECT DISTINCT item.batch
+FROM scan_row AS scan
+JOIN {item} AS item USING (item_key)
+WHERE item.batch = ANY (%(in_flight)s::bigint[])
+   OR scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash
+ORDER BY item.batch
+
+
+-- name: gone
+-- How many committed items the scan found gone that were not known to be, how many rows the last full scan saw, and when it
+-- ended. Parameter: collection.
+
+SELECT
+    (SELECT count(*) FROM scan_row AS scan JOIN {item} AS item USING (item_key)
+     WHERE scan.row_hash IS NULL AND item.committed_hash IS NOT NULL AND item.seen_hash IS NOT NULL),
+    coalesce(scanned, 0), coalesce(full_scan_at::text, '')
+FROM (SELECT) AS one LEFT JOIN embeddings.scan ON scan.collection = %(collection)s
+
+
+-- name: suspect
+-- Writes what was seen of some items, under their batches' locks. Where it is what is committed, nothing is written.
+-- Parameter: batches.
+
+UPDATE {item} AS item
+SET seen_hash = scan.row_hash,
+    -- Since when it is dirty: another edit does not make it any younger.
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN coalesce(item.seen_at, now())
+                        -- Since it is dirty; but it is not as it was first seen.
+                        + CASE WHEN item.committed_hash IS NULL THEN interval '1 microsecond' ELSE '0' END
+                   ELSE now() END
+FROM scan_row AS scan
+WHERE item.item_key = scan.item_key AND item.batch = ANY (%(batches)s::bigint[])
+  AND scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash
+RETURNING item.seen_hash
+
+
+-- name: watermark
+-- Parameters: collection, watermark.
+
+INSERT INTO embeddings.scan (collection, watermark, read_at)
+VALUES (%(collection)s, %(watermark)s, now())
+ON CONFLICT (collection) DO UPDATE SET watermark = excluded.watermark, read_at = excluded.read_at

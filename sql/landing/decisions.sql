@@ -1,1 +1,0 @@
-SELECT item_key, decision, landed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM landing_decision

@@ -1,0 +1,122 @@
+-- A full scan: the whole source, staged in a temporary table, compared with the ledger.
+
+
+-- name: batches
+-- The batches that hold an item of which the ledger does not know yet what the scan saw.
+
+SELECT DISTINCT item.batch
+FROM {item} AS item
+LEFT JOIN scan_row AS scan USING (item_key)
+WHERE scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash
+ORDER BY item.batch;
+
+
+-- name: batches_added
+-- Parameters: collection, first and last batch that got new items, size of the last one.
+
+WITH added AS (
+    INSERT INTO embeddings.batch (collection, batch)
+    SELECT %(collection)s, batch FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS batch
+    ON CONFLICT DO NOTHING
+)
+UPDATE embeddings.collection SET last_batch = %(last)s, last_batch_size = %(size)s WHERE name = %(collection)s
+
+
+-- name: commits_in_flight
+-- The batches of the collection that a commit is working on now: their advisory locks are held.
+-- Parameter: lock_class.
+
+SELECT objid::bigint
+FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND classid = (%(lock_class)s::bigint & 4294967295)::oid;
+
+
+-- name: compare
+-- How the scan and the ledger differ, without writing anything. An item is gone when it is committed and was not seen.
+
+SELECT
+    count(scan.item_key) AS scanned,
+    count(*) FILTER (WHERE item.item_key IS NULL) AS new,
+    count(*) FILTER (WHERE item.item_key IS NOT NULL AND scan.row_hash IS DISTINCT FROM item.committed_hash
+                       AND scan.item_key IS NOT NULL) AS changed,
+    count(*) FILTER (WHERE scan.item_key IS NULL AND item.committed_hash IS NOT NULL) AS gone,
+    count(*) FILTER (WHERE scan.row_hash = item.committed_hash) AS unchanged,
+    count(item.committed_hash) AS committed
+FROM scan_row AS scan
+FULL JOIN {item} AS item USING (item_key);
+
+
+-- name: finished
+-- Parameters: collection, scanned.
+
+INSERT INTO embeddings.scan (collection, full_scan_at, scanned)
+VALUES (%(collection)s, now(), %(scanned)s)
+ON CONFLICT (collection) DO UPDATE SET full_scan_at = excluded.full_scan_at, scanned = excluded.scanned
+
+
+-- name: insert_new
+-- Items seen for the first time, in the batches after the last one. Runs under the collection's lock.
+-- Parameters: last_batch, last_batch_size, items_per_batch.
+
+WITH new AS (
+    SELECT item_key, row_hash, %(last_batch_size)s::bigint + row_number() OVER (ORDER BY item_key) - 1 AS place
+    FROM scan_row AS scan
+    WHERE row_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = scan.item_key)
+)
+INSERT INTO {item} (item_key, batch, seen_hash, seen_at)
+SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash, now()
+FROM new
+ORDER BY place
+ON CONFLICT DO NOTHING;
+
+
+-- name: pending
+-- The keys that a sync would look at: new, different from what is committed, or rendered with another definition.
+-- Parameters: collection, everything.
+
+SELECT scan.item_key
+FROM scan_row AS scan
+LEFT JOIN {item} AS item USING (item_key)
+LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
+LEFT JOIN embeddings.collection ON collection.name = %(collection)s
+WHERE %(everything)s
+   OR item.committed_hash IS DISTINCT FROM scan.row_hash
+   OR batch.definition_hash IS DISTINCT FROM collection.definition_hash
+ORDER BY scan.item_key
+
+
+-- name: stage
+-- What one scan saw, for this session alone.
+
+CREATE TEMPORARY TABLE scan_row (item_key text COLLATE "C" NOT NULL, row_hash bytea);
+
+
+-- name: staged
+-- The unique index finds a key that came twice, and serves the comparison of single batches.
+
+CREATE UNIQUE INDEX scan_row_key ON scan_row (item_key);
+ANALYZE scan_row;
+
+
+-- name: suspect
+-- Writes what the scan saw of one batch, under the batch's lock. Where it is what is committed, nothing is written:
+-- a scan only suspects, and never makes an item clean. Parameter: batch.
+
+UPDATE {item} AS item
+SET seen_hash = seen.row_hash,
+    -- Since when it is dirty: another edit does not make it any younger.
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN coalesce(item.seen_at, now())
+                        -- Since it is dirty; but it is not as it was first seen.
+                        + CASE WHEN item.committed_hash IS NULL THEN interval '1 microsecond' ELSE '0' END
+                   ELSE now() END
+FROM (
+    SELECT item_key, scan.row_hash
+    FROM {item} AS inner_item
+    LEFT JOIN scan_row AS scan USING (item_key)
+    WHERE inner_item.batch = %(batch)s
+) AS seen
+WHERE item.item_key = seen.item_key
+  AND seen.row_hash IS DISTINCT FROM item.committed_hash
+  AND seen.row_hash IS DISTINCT FROM item.seen_hash;

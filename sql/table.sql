@@ -1,0 +1,82 @@
+-- The tables of a collection, and a destination that is a table of our own: one a model.
+
+
+-- name: collection
+-- The tables of one collection. {item} {text}: its tables; {item_batch} {item_dirty} {text_item} {text_hash}: their indexes.
+
+CREATE TABLE IF NOT EXISTS {item} (
+    item_key          text COLLATE "C" PRIMARY KEY,
+    batch             bigint NOT NULL,
+    seen_hash         bytea,                             -- row hash last seen in the source; NULL: gone
+    committed_hash       bytea,                             -- row hash that the texts and vectors here were made from
+    first_seen_at     timestamptz NOT NULL DEFAULT now(),
+    seen_at           timestamptz,                       -- when `seen_hash` was last written: since then it is dirty
+    payload           jsonb
+);
+CREATE INDEX IF NOT EXISTS {item_batch} ON {item} (batch);
+-- Dirty items, and nothing else: deriving the work costs what there is to do, not what there is.
+CREATE INDEX IF NOT EXISTS {item_dirty} ON {item} (batch) WHERE seen_hash IS DISTINCT FROM committed_hash;
+
+CREATE TABLE IF NOT EXISTS {text} (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,   -- a changed text gets a new one
+    item_key     text COLLATE "C" NOT NULL,
+    vector_name  text COLLATE "C" NOT NULL,
+    chunk        bigint NOT NULL,
+    content_hash bytea NOT NULL,
+    text         text NOT NULL,
+    blank        boolean NOT NULL,
+    CONSTRAINT {text_item} UNIQUE (item_key, vector_name, chunk)
+);
+CREATE INDEX IF NOT EXISTS {text_hash} ON {text} (content_hash);   -- the items that have a text of the quarantine
+
+
+-- name: create
+-- The vectors of one collection under one fingerprint. {vector}: the table; {type}: halfvec(n) or vector(n).
+
+CREATE TABLE IF NOT EXISTS {vector} (
+    text_id      bigint PRIMARY KEY,
+    vector_name  text COLLATE "C" NOT NULL,
+    content_hash bytea NOT NULL,
+    embedding    {type} NOT NULL
+);
+-- Out of TOAST a scan is several times faster; a row has to fit into a page for that.
+ALTER TABLE {vector} ALTER COLUMN embedding SET STORAGE {vector_storage};
+
+
+-- name: view
+-- What people and other programs query: the current model's vectors. Without a dimension in the cast, so that
+-- CREATE OR REPLACE can point it at a model of another dimension; with the vector table's own vector_name, so that a
+-- condition on it finds the partial index.
+
+CREATE OR REPLACE VIEW {view} AS
+SELECT text.item_key, vector.vector_name, text.chunk, text.text, item.payload, vector.embedding::{bare_type} AS embedding
+FROM {vector} AS vector
+JOIN {text} AS text ON text.id = vector.text_id
+JOIN {item} AS item ON item.item_key = text.item_key;
+
+
+-- name: write
+-- Vectors of live texts that are not there yet, or that this run encoded anew (force).
+
+INSERT INTO {vector} AS vector (text_id, vector_name, content_hash, embedding)
+SELECT text.id, text.vector_name, text.content_hash, made.embedding
+FROM commit_vector AS made
+JOIN commit_text AS expected USING (row_number)
+JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
+JOIN {text} AS text
+  ON text.item_key = expected.item_key AND text.vector_name = expected.vector_name AND text.chunk = expected.chunk
+ AND text.content_hash = made.content_hash
+LEFT JOIN {vector} AS there ON there.text_id = text.id
+WHERE there.text_id IS NULL OR there.content_hash <> made.content_hash OR made.encoded
+ON CONFLICT (text_id) DO UPDATE
+SET vector_name = excluded.vector_name, content_hash = excluded.content_hash, embedding = excluded.embedding
+
+
+-- name: delete
+-- A vector goes because its text went, never because a run happened not to encode it.
+
+DELETE FROM {vector} AS vector USING commit_gone AS gone WHERE vector.text_id = gone.id
+
+
+-- name: drop
+DROP TABLE {vector}

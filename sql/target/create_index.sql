@@ -1,1 +1,0 @@
-CREATE INDEX CONCURRENTLY {index} ON {target} USING {method} ({column} {operator_class}) {parameters}

@@ -1,1 +1,0 @@
-ALTER TABLE {target} DROP COLUMN IF EXISTS {column}

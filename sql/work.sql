@@ -1,0 +1,93 @@
+-- What there is to do, derived from state (rule 1).
+
+
+-- name: dirty_batches
+-- What is to be done, derived from state: batches with a dirty item, and batches whose texts were rendered with
+-- another definition than the collection's; and of how many items. Parameters: collection, and
+-- due: without the batches that wait for their next try.
+
+WITH other_definition AS MATERIALIZED (  -- else the items of every batch are counted first
+    SELECT batch.batch
+    FROM embeddings.batch
+    JOIN embeddings.collection ON collection.name = batch.collection
+    WHERE batch.collection = %(collection)s AND batch.definition_hash IS DISTINCT FROM collection.definition_hash
+), dirty AS (
+    SELECT batch, count(*) AS items FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash GROUP BY batch
+    UNION ALL
+    SELECT batch, count(*) FROM other_definition JOIN {item} USING (batch) GROUP BY batch
+)
+SELECT dirty.batch, max(items)
+FROM dirty
+JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = dirty.batch
+WHERE NOT (%(due)s AND coalesce(batch.next_try > now(), false))
+GROUP BY dirty.batch
+ORDER BY dirty.batch
+
+
+-- name: incomplete_batches
+-- Batches in which a shadow model lacks vectors, without those that an open model change's backfill has
+-- not come to, or that wait for their next try. Parameters: collection, due.
+
+SELECT DISTINCT batch.batch
+FROM embeddings.collection
+JOIN embeddings.model ON model.collection = collection.name AND model.fingerprint <> collection.fingerprint
+JOIN embeddings.batch ON batch.collection = collection.name AND batch.committed_at IS NOT NULL
+LEFT JOIN embeddings.backfill
+  ON backfill.collection = collection.name AND backfill.fingerprint = model.fingerprint AND backfill.batch = batch.batch
+WHERE collection.name = %(collection)s
+  AND NOT (%(due)s AND coalesce(batch.next_try > now(), false))
+  AND CASE WHEN backfill.batch IS NOT NULL THEN NOT backfill.complete
+           ELSE NOT EXISTS (
+               SELECT FROM embeddings.model_change
+               WHERE model_change.collection = collection.name AND model_change.to_fingerprint = model.fingerprint
+                 AND model_change.phase = 'expanded') END
+ORDER BY batch.batch
+
+
+-- name: retries
+-- The batches with a text whose time in quarantine is over and that has no vector yet, and how many such items.
+-- Parameters: collection, fingerprint, attempts, and due: without the batches that wait for their next try.
+
+SELECT item.batch, count(DISTINCT item.item_key)
+FROM embeddings.quarantine
+JOIN {text} AS text ON text.content_hash = quarantine.content_hash AND NOT text.blank
+JOIN {item} AS item USING (item_key)
+JOIN embeddings.batch ON batch.collection = quarantine.collection AND batch.batch = item.batch
+WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
+  AND quarantine.attempts < %(attempts)s AND quarantine.next_try <= now()
+  AND NOT (%(due)s AND coalesce(batch.next_try > now(), false))
+  AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
+GROUP BY item.batch
+ORDER BY item.batch
+
+
+-- name: recent_items
+-- Items first seen lately of which nothing is committed, the oldest first, without batches that wait for their next try.
+-- Parameters: collection, days, limit.
+
+SELECT item.batch, item_key
+FROM {item} AS item
+JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
+WHERE committed_hash IS NULL AND seen_hash IS NOT NULL AND first_seen_at >= now() - interval '1 day' * %(days)s
+  AND coalesce(batch.next_try <= now(), true)
+ORDER BY first_seen_at, item_key
+LIMIT %(limit)s
+
+
+-- name: attempts
+-- A batch that has been tried waits before it is tried again: 1, 2, 4 … minutes, at most 64. Its commit ends that. Within
+-- a wait it is still the same try. Parameters: collection, batches.
+
+UPDATE embeddings.batch
+SET attempts = attempts + 1, next_try = now() + interval '1 minute' * 2 ^ least(attempts, 6)
+WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[]) AND coalesce(next_try <= now(), true)
+
+
+-- name: shadow_models
+-- The models of a collection beside the current one. Parameter: collection.
+
+SELECT model.fingerprint, model.dimension, model.storage, model.profile
+FROM embeddings.model
+JOIN embeddings.collection ON collection.name = model.collection
+WHERE model.collection = %(collection)s AND model.fingerprint <> collection.fingerprint
+ORDER BY model.created_at, model.fingerprint
