@@ -104,12 +104,3 @@ SELECT
     count(*) FILTER (WHERE %(normalized)s AND abs(length - 1) > %(tolerance)s),
     count(DISTINCT measured.content_hash) > 1 AND bool_and(measured.embedding = (SELECT embedding FROM first))
 FROM measured
-
-
--- name: state
--- Parameter: collection.
-
-SELECT collection.fingerprint, collection.version, collection.epoch::text, scan.full_scan_at
-FROM embeddings.collection
-LEFT JOIN embeddings.scan ON scan.collection = collection.name
-WHERE collection.name = %(collection)s

@@ -53,27 +53,6 @@ WITH quarantined AS (
 DELETE FROM embeddings.model WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
 
 
--- name: held
--- How many transactions of some age hold a lock on these relations: a lock that excludes them would wait for them,
--- and all others for it. Also, how many autovacuums do: they give way, after deadlock_timeout; of how many sessions,
--- since they are another role's, neither kind nor age may be seen (they count as old, or, with young_unseen, as young);
--- and how many of these may be autovacuums.
--- Parameters: relations, milliseconds, young_unseen.
-
-SELECT
-    count(*) FILTER (
-        WHERE activity.backend_type IS DISTINCT FROM 'autovacuum worker'
-          AND coalesce(activity.xact_start < clock_timestamp() - %(milliseconds)s * interval '1 millisecond',
-                       NOT %(young_unseen)s)),
-    count(*) FILTER (WHERE activity.backend_type = 'autovacuum worker'),
-    count(*) FILTER (WHERE activity.backend_type IS NULL),
-    count(*) FILTER (WHERE activity.backend_type IS NULL AND pg_locks.mode = 'ShareUpdateExclusiveLock')
-FROM pg_locks
-JOIN pg_stat_activity AS activity USING (pid)
-WHERE pg_locks.relation = ANY (%(relations)s::regclass[]) AND pg_locks.granted AND pg_locks.pid <> pg_backend_pid()
-  AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-
-
 -- name: holds
 -- Whether an open model change has this model, whose row is held from here on. Parameters: collection, fingerprint.
 

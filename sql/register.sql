@@ -25,12 +25,3 @@ UPDATE embeddings.collection SET fingerprint = %(fingerprint)s WHERE name = %(co
 -- The tables were made anew: ids may come again, so no older FAISS generation counts. Parameter: collection.
 
 UPDATE embeddings.collection SET epoch = gen_random_uuid(), version = version + 1 WHERE name = %(collection)s
-
-
--- name: current_model
--- Parameter: collection.
-
-SELECT model.fingerprint, model.dimension, model.storage, model.profile
-FROM embeddings.collection
-JOIN embeddings.model ON model.collection = collection.name AND model.fingerprint = collection.fingerprint
-WHERE collection.name = %(collection)s

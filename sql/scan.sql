@@ -22,17 +22,6 @@ WITH added AS (
 UPDATE embeddings.collection SET last_batch = %(last)s, last_batch_size = %(size)s WHERE name = %(collection)s
 
 
--- name: commits_in_flight
--- The batches of the collection that a commit is working on now: their advisory locks are held.
--- Parameter: lock_class.
-
-SELECT objid::bigint
-FROM pg_locks
-WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND classid = (%(lock_class)s::bigint & 4294967295)::oid;
-
-
 -- name: compare
 -- How the scan and the ledger differ, without writing anything. An item is gone when it is committed and was not seen.
 

@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.locks import lock_batch
 from embeddings_pipeline.store.sql import load_sql
 
 REMEDY = "run `embeddings-pipeline sync --full`"
@@ -77,7 +78,7 @@ def _compare_lake(collection: Collection) -> tuple[int, int, list[int]]:
             lacks = _lacks(collection, batch, file, [row[0] for row in connection.execute(hashes_of, {"batch": batch})])
             if lacks != 0:  # once more: a commit may have come between
                 with connection.transaction():
-                    collection.ledger.lock_batch(connection, batch)
+                    lock_batch(connection, collection.definition.name, batch)
                     one = connection.execute(load_sql("audit/committed_file"), {**name, "batch": batch}).fetchone()
                     hashes = [row[0] for row in connection.execute(hashes_of, {"batch": batch})]
                 lacks = _lacks(collection, batch, one[0] if one else file, hashes)

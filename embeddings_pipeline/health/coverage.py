@@ -3,25 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-import psycopg
 from psycopg import sql
 
-from embeddings_pipeline.ledger.ledger import Model
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.table import NORM, TableDestination
-from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.models import Model
 
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4
-
-
-@dataclass(frozen=True)
-class CollectionState:
-    """What the database knows of a collection as a whole."""
-
-    fingerprint: str | None
-    version: int
-    epoch: str
-    full_scan_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -74,15 +62,6 @@ class Integrity:
     @property
     def sound(self) -> bool:
         return not (self.wrong_dimension or self.not_finite or self.not_unit or self.all_equal)
-
-
-def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:
-    """None where the collection has never been synced."""
-    try:
-        row = connection.execute(load_sql("coverage/state"), {"collection": collection}).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        return None
-    return CollectionState(*row) if row else None
 
 
 def coverage(database: Database, model: Model) -> Coverage:

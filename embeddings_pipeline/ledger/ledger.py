@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from hashlib import blake2b
 from typing import Any
 
 import psycopg
@@ -19,6 +18,8 @@ from embeddings_pipeline.errors import ConfigurationError, RefusedError, SourceE
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.column import ColumnDestination, declared_storage, model_table
 from embeddings_pipeline.store.destination.table import CollectionTables, TableDestination
+from embeddings_pipeline.store.locks import batches_in_commit, lock_batch, lock_collection
+from embeddings_pipeline.store.models import Model, current_model
 from embeddings_pipeline.store.source import OVERLAP, Position, Source, UpdatedRow
 from embeddings_pipeline.store.sql import load_sql
 
@@ -27,14 +28,6 @@ log = logging.getLogger(__name__)
 ROWS_PER_TRANSACTION = 2000  # of an incremental scan: each may lie in another batch, and take its lock
 ANALYZE_FROM = 1000  # new items
 GONE_SHARE = 0.2  # a scan that misses more than this share of what is committed is refused
-
-
-@dataclass(frozen=True)
-class Model:
-    """The profile that the database says is current for a collection, and the table with its vectors."""
-
-    profile: Profile
-    table: TableDestination
 
 
 @dataclass(frozen=True)
@@ -125,7 +118,7 @@ class Ledger:
             if connection.execute(made, names).fetchone() != (True,):
                 # By itself, and only where needed: even IF NOT EXISTS waits for commits, which wait for the row below.
                 with connection.transaction():
-                    self._lock_collection(connection)
+                    lock_collection(connection, self.definition.name)
                     self.tables.create(connection)
             connection.execute(
                 load_sql("register/register"), {"collection": name, "definition_hash": self.definition.definition_hash}
@@ -138,7 +131,7 @@ class Ledger:
             names = [model.table.identifier.as_string(connection), self.tables.view.as_string(connection)]
             if connection.execute(made, names).fetchone() != (True,):  # somebody dropped one; a new epoch begins
                 with connection.transaction():
-                    self._lock_collection(connection)
+                    lock_collection(connection, self.definition.name)
                     model.table.create(connection)
                     model.table.show(connection)
                     model.table.mark(connection)
@@ -147,7 +140,7 @@ class Ledger:
     def _adopt_again(self, connection: psycopg.Connection, table: ColumnDestination) -> None:
         """Where the definition of the destination has changed, or its table was made anew: what we made for it, too."""
         with connection.transaction():
-            self._lock_collection(connection)
+            lock_collection(connection, self.definition.name)
             if table.is_adopted(connection):  # by another process, for which we waited
                 return
             if self.shadow_models():
@@ -169,7 +162,7 @@ class Ledger:
         """
         name = self.definition.name
         with self.database.connect() as connection:
-            self._lock_collection(connection)
+            lock_collection(connection, self.definition.name)
             current = connection.execute(
                 "SELECT fingerprint, version FROM embeddings.collection WHERE name = %s", [name]
             ).fetchone()
@@ -209,12 +202,12 @@ class Ledger:
             self._insert_new(connection)
             # A commit that looked at the source before our snapshot and commits after the comparison would hide a
             # change from it. It holds its batch's lock now, so such batches are compared again, under that lock.
-            in_flight = self._commits_in_flight(connection)
+            in_flight = batches_in_commit(connection, self.definition.name)
             differing = {row[0] for row in connection.execute(self.tables.statement("scan/batches"))}
             suspect = self.tables.statement("scan/suspect")
             for batch in sorted(differing | in_flight):
                 with connection.transaction():
-                    self.lock_batch(connection, batch)
+                    lock_batch(connection, self.definition.name, batch)
                     connection.execute(suspect, {"batch": batch})
             if in_flight:  # such a commit may also have deleted an item that is back
                 self._insert_new(connection)
@@ -289,12 +282,12 @@ class Ledger:
         if None in seen.values():
             mark, refused = self._judge_gone(connection, mark)
         # As in `scan`: batches that a commit works on are compared under their lock, after it has ended.
-        in_flight = self._commits_in_flight(connection)
+        in_flight = batches_in_commit(connection, self.definition.name)
         with connection.transaction():
             parameters: dict[str, Any] = {"in_flight": list(in_flight)}
             batches = [row[0] for row in connection.execute(self.tables.statement("incremental/batches"), parameters)]
             for batch in batches:
-                self.lock_batch(connection, batch)
+                lock_batch(connection, self.definition.name, batch)
             suspected = connection.execute(
                 self.tables.statement("incremental/suspect"), {"batches": batches}
             ).fetchall()
@@ -418,7 +411,7 @@ class Ledger:
             parameters: dict[str, Any] = {"collection": self.definition.name, "fingerprint": model.table.fingerprint}
             for (batch,) in connection.execute(statement, parameters).fetchall():
                 with connection.transaction():
-                    self.lock_batch(connection, batch)
+                    lock_batch(connection, self.definition.name, batch)
                     parameters["batch"] = batch
                     found += connection.execute(model.table.statement("repair/suspect"), parameters).rowcount
             found += connection.execute(model.table.statement("repair/orphans")).rowcount
@@ -489,7 +482,7 @@ class Ledger:
             batches = [row[0] for row in connection.execute(self.tables.statement("quarantine/batches"), parameters)]
             with connection.transaction():
                 for batch in batches:
-                    self.lock_batch(connection, batch)
+                    lock_batch(connection, self.definition.name, batch)
                 connection.execute(self.tables.statement("quarantine/suspect"), parameters)
                 connection.execute(load_sql("quarantine/look_again"), {**parameters, "batches": batches})
                 return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
@@ -514,18 +507,6 @@ class Ledger:
             connection.execute(
                 load_sql("work/attempts"), {"collection": self.definition.name, "batches": list(batches)}
             )
-
-    def lock_batch(self, connection: psycopg.Connection, batch: int) -> None:
-        """Take the batch's advisory lock until the transaction ends."""
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [self._lock_class, batch])
-
-    def _lock_collection(self, connection: psycopg.Connection) -> None:
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [self._lock_class, -1])
-
-    @property
-    def _lock_class(self) -> int:
-        digest = blake2b(f"embeddings/{self.definition.name}".encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big", signed=True)
 
     @contextmanager
     def _staged(self, source: Source) -> Iterator[psycopg.Connection]:
@@ -569,7 +550,7 @@ class Ledger:
         """Give new items of `scan_row` their batch; how many there are."""
         name, per_batch = self.definition.name, self.definition.attributes.items_per_batch
         with connection.transaction():
-            self._lock_collection(connection)
+            lock_collection(connection, self.definition.name)
             query = "SELECT last_batch, last_batch_size FROM embeddings.collection WHERE name = %s"
             row = connection.execute(query, [name]).fetchone()
             assert row is not None
@@ -586,22 +567,6 @@ class Ledger:
                 if inserted >= ANALYZE_FROM:
                     connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
         return inserted
-
-    def _commits_in_flight(self, connection: psycopg.Connection) -> set[int]:
-        rows = connection.execute(load_sql("scan/commits_in_flight"), {"lock_class": self._lock_class})
-        return {row[0] for row in rows if row[0] < 1 << 31}  # -1 is the collection's own lock
-
-
-def current_model(connection: psycopg.Connection, definition: CollectionDefinition) -> Model | None:
-    """The current model of a collection; None where the definition, or the schema, is not there yet."""
-    try:
-        row = connection.execute(load_sql("register/current_model"), {"collection": definition.name}).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        return None
-    if row is None:
-        return None
-    fingerprint, dimension, storage, profile = row
-    return Model(Profile(**profile), model_table(definition, fingerprint, dimension, storage))
 
 
 def _list_or_none(values: Sequence[bytes] | None) -> list[bytes] | None:

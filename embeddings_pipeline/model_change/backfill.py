@@ -26,7 +26,8 @@ from embeddings_pipeline.errors import DatabaseError, OutageError, PipelineError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.database import is_outage, what_it_says
-from embeddings_pipeline.store.destination.column import ColumnDestination, giving_way
+from embeddings_pipeline.store.destination.column import ColumnDestination
+from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ def _write(model: Collection, connection: psycopg.Connection, group: Sequence[_M
     batches = sorted(by_batch)
     key = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": batches}
     for batch in batches:
-        model.ledger.lock_batch(connection, batch)
+        lock_batch(connection, model.definition.name, batch)
     _check_kept(model, connection)
     lacking = connection.execute(table.statement("backfill/lacking"), key).fetchall()
     # A text that has come since `rows` were read is left: its batch is not complete then.

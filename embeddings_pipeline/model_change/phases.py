@@ -12,7 +12,6 @@ Whatever fails or is killed, the current model serves, and the same step goes on
 """
 
 import contextlib
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,22 +30,15 @@ from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_pr
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ModelChangeError, ProfileError
 from embeddings_pipeline.index.pgvector import MOST_DIMENSIONS, IndexReport, ensure_index, wants_index
-from embeddings_pipeline.ledger.ledger import Model
 from embeddings_pipeline.model_change.backfill import Backfilled, backfill_batch, backfill_batches
 from embeddings_pipeline.model_change.gate import Gate, golden_queries, measure_gate
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.column import LONGEST_NAME, ColumnDestination, giving_way, model_table
+from embeddings_pipeline.store.destination.column import LONGEST_NAME, ColumnDestination, model_table
 from embeddings_pipeline.store.destination.table import ROW_BYTES, TableDestination
+from embeddings_pipeline.store.locks import Exclusive, exclusively, giving_way
+from embeddings_pipeline.store.models import Model
 from embeddings_pipeline.store.sql import load_sql
 
-LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it, and at first a tenth of it
-OLD_MS = 40  # a transaction of that age may last: nobody queues for a lock behind it …
-PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but where there always is one, that age doubles each time
-VACUUM_TIMEOUT_MS = 1200  # where the role may not set `deadlock_timeout`, an autovacuum gives way after a second
-LONG_TRIES = 2  # of that length for what may be an autovacuum, or a person's VACUUM, which does not give way
-DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
-LOCK_SECONDS = 600  # tries to get such a lock for so long
 SWAP_TRIES = 20  # rows that change while a swap is prepared are backfilled again
 COUNT_BELOW = 100_000  # texts; more are not counted to see whether the disk has room
 NOTE_GATE = "UPDATE embeddings.model_change SET gate = %(gate)s WHERE id = %(id)s"
@@ -78,16 +70,6 @@ class Progress:
     @property
     def percent(self) -> float:
         return round(100 * self.backfilled / self.batches, 2) if self.batches else 100.0
-
-
-@dataclass(frozen=True)
-class Exclusive:
-    """How a transaction that excludes others went."""
-
-    tries: int
-    locked_ms: float  # from the first statement that excludes others to the end: its own waiting, and the removal of
-    # files after the locks are released, included
-    transaction_ms: float  # the whole of it
 
 
 @dataclass(frozen=True)
@@ -665,81 +647,6 @@ def _drop_model(
                 check_dependants(connection, table, column, [table])
         statements = table.drop_statements(connection)
     return exclusively(collection.database, table.exclusive(), forget, statements)
-
-
-# --- locks -------------------------------------------------------------------------------------------------------
-
-
-def exclusively(
-    database: Database,
-    relations: Sequence[sql.Identifier],
-    prepare: Callable[[psycopg.Connection], Any],
-    statements: Sequence[sql.Composed],
-    *,
-    seconds: float | None = None,
-) -> Exclusive:
-    """One transaction: what `prepare` does, and then statements that exclude others from `relations`.
-
-    Waits first until no longer transaction holds a lock there, since whoever came after would wait behind us; then
-    tries, with a short `lock_timeout`, again and again. Where slow queries follow one another without end, it tries
-    among them after a while, more rarely and with a longer one. VACUUM is kept out beforehand, by a lock that neither
-    readers nor writers wait for. ModelChangeError after `seconds` (LOCK_SECONDS).
-    """
-    seconds = LOCK_SECONDS if seconds is None else seconds
-    started = time.monotonic()
-    tries = long_tries = 0
-    with database.connect(autocommit=True) as connection:
-        names = [relation.as_string(connection) for relation in relations]
-        is_table = "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'r'"
-        tables = [
-            one for one, name in zip(relations, names, strict=True) if connection.execute(is_table, [name]).rowcount
-        ]
-        while True:
-            waited = time.monotonic() - started
-            old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
-            parameters = {"relations": names, "milliseconds": old, "young_unseen": old > OLD_MS}
-            [held] = connection.execute(load_sql("model_change/held"), parameters).fetchall()
-            older, vacuums, unseen, perhaps_vacuums = held
-            if not older:
-                tries += 1
-                long_tries += perhaps_vacuums > 0
-                long = vacuums > 0 or 0 < long_tries <= LONG_TRIES
-                with contextlib.suppress(errors.LockNotAvailable, errors.DeadlockDetected):
-                    entered = time.perf_counter()
-                    with connection.transaction():
-                        _short_waits(connection, long)
-                        for table in tables:
-                            connection.execute(vacuum_lock(table))
-                        prepare(connection)
-                        connection.execute(f"SET LOCAL lock_timeout = {min(LOCK_TIMEOUT_MS, old // 4)}")
-                        began = time.perf_counter()
-                        for statement in statements:
-                            connection.execute(statement)
-                    locked, whole = (1000 * (time.perf_counter() - since) for since in (began, entered))
-                    return Exclusive(tries, round(locked, 2), round(whole, 2))
-            if waited > seconds:
-                whose = "; GRANT pg_read_all_stats TO the pipeline's role lets it see whose" if unseen else ""
-                raise ModelChangeError(
-                    f"{', '.join(names)} could not be locked within {seconds:.0f} s: long transactions hold it (see "
-                    f"pg_stat_activity{whose}); nothing was changed, try again"
-                )
-            failed_among_others = not older and old > OLD_MS
-            time.sleep(random.uniform(0.5, 1) if failed_among_others else random.uniform(0.01, 0.05))
-
-
-def vacuum_lock(table: sql.Identifier) -> sql.Composed:
-    """Keeps VACUUM and the like out until the transaction ends; an autovacuum gives way to it."""
-    return sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table)
-
-
-def _short_waits(connection: psycopg.Connection, long: bool) -> None:
-    connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-    try:
-        with connection.transaction():
-            connection.execute(f"SET LOCAL deadlock_timeout = {DEADLOCK_TIMEOUT_MS}")
-    except errors.InsufficientPrivilege:
-        if long:
-            connection.execute(f"SET LOCAL lock_timeout = {VACUUM_TIMEOUT_MS}")
 
 
 def _named(model: Model) -> str:

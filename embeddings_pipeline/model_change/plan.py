@@ -19,12 +19,12 @@ from embeddings_pipeline.model_change.phases import (
     candidate_destination,
     needed_bytes,
     show_statements,
-    vacuum_lock,
 )
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.copy_binary import copy_statement
 from embeddings_pipeline.store.destination.column import ColumnDestination
 from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.locks import vacuum_lock
 from embeddings_pipeline.store.sql import load_sql
 
 SAMPLE_TEXTS = 64  # encoded to see how fast the model is here

@@ -24,11 +24,9 @@ from pydantic import Field
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.health.coverage import collection_state
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
 from embeddings_pipeline.ledger.ledger import IncrementalScan
 from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
-from embeddings_pipeline.orchestration.resources import run_lock
 from embeddings_pipeline.orchestration.sync import (
     Recent,
     SyncResult,
@@ -40,6 +38,8 @@ from embeddings_pipeline.orchestration.sync import (
 )
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.locks import run_lock
+from embeddings_pipeline.store.models import collection_state
 
 TICK_SECONDS = 15
 READ_SECONDS = 5.0  # of the source, in one tick

@@ -35,10 +35,11 @@ from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, MOST_BATCH
 from embeddings_pipeline.orchestration.instance.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
-from embeddings_pipeline.orchestration.resources import batch_done, run_lock, run_locked
+from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.steps import pending_texts
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.locks import run_lock, run_locked
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import LakeError, ProfileError
-from embeddings_pipeline.ledger.ledger import Ledger, Model
+from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.lake import Lake, open_lake
+from embeddings_pipeline.store.models import Model
 from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline.store.source import Source
 

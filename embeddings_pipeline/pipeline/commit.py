@@ -14,9 +14,9 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.errors import StaleRunError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.destination.column import giving_way
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
+from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.sql import load_sql
 
 
@@ -73,7 +73,7 @@ def _commit(
     committed = Committed()
     with collection.source.connect() as reading, collection.database.connect() as connection:
         _stage(connection, made, table)
-        collection.ledger.lock_batch(connection, batch)
+        lock_batch(connection, collection.definition.name, batch)
         item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
         now = collection.source.read(reading, item_keys)
         with connection.cursor() as cursor, cursor.copy("COPY commit_now FROM STDIN (FORMAT binary)") as copy:

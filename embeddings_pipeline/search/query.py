@@ -14,10 +14,10 @@ from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_pr
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError
-from embeddings_pipeline.health.coverage import CollectionState, collection_state
-from embeddings_pipeline.ledger.ledger import Ledger, Model, current_model
+from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.models import CollectionState, Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)

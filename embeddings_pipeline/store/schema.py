@@ -9,10 +9,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store.database import Database, database_name, one_line, quoted
+from embeddings_pipeline.store.locks import lock_schema
 from embeddings_pipeline.store.sql import load_sql, schema_versions
 
 OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
-_SCHEMA_LOCK = 0x656D6265_64646E67  # "embeddng": our key among the database's advisory locks
 
 _current_schemas: set[str] = set()
 _mutex = threading.RLock()
@@ -31,7 +31,7 @@ def ensure_schema(database: Database) -> None:
         with database.connect() as connection:
             try:
                 if _version(connection) != schema_versions()[-1][0]:
-                    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
+                    lock_schema(connection)
                     _upgrade(connection, database)
             except errors.InsufficientPrivilege as error:
                 parts = conninfo_to_dict(database.url)

@@ -250,7 +250,7 @@ def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(
         raise psycopg.OperationalError("the connection was lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger.Ledger, "lock_batch", killed)
+        patch.setattr(ledger, "lock_batch", killed)
         with pytest.raises(psycopg.OperationalError):
             tick(collection)
     assert execute(database, "SELECT watermark->'cursor' FROM embeddings.scan") == before

@@ -669,7 +669,7 @@ class TestOtherPrograms:
         backfill_all(collection)
         with database.connect() as reader:
             reader.execute("SELECT count(*) FROM embeddings.films")
-            monkeypatch.setattr("embeddings_pipeline.model_change.phases.LOCK_SECONDS", 1)
+            monkeypatch.setattr("embeddings_pipeline.store.locks.LOCK_SECONDS", 1)
             with pytest.raises(ModelChangeError, match="could not be locked"):
                 swap(collection, "swap")
             assert reader.execute("SELECT count(*) FROM embeddings.films").fetchone() == (25,)
@@ -683,8 +683,8 @@ class TestOtherPrograms:
         """A plain role does not see how long another's transactions have been open."""
         begin(collection, "wide")
         backfill_all(collection)
-        monkeypatch.setattr("embeddings_pipeline.model_change.phases.PATIENCE_SECONDS", 0.5)
-        monkeypatch.setattr("embeddings_pipeline.model_change.phases.LOCK_SECONDS", 20)
+        monkeypatch.setattr("embeddings_pipeline.store.locks.PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr("embeddings_pipeline.store.locks.LOCK_SECONDS", 20)
         done = threading.Event()
 
         def ask(number: int) -> int:

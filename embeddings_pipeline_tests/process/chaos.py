@@ -37,11 +37,12 @@ from embeddings_pipeline.config.definition import CollectionDefinition, load_col
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.coverage import collection_state, coverage
+from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.health.lag import indexes_lag
 from embeddings_pipeline.index.faiss_index import check_parity, open_index
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.models import collection_state
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import run_batch
 

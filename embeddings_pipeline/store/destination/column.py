@@ -5,28 +5,26 @@ vector was made from. So all that reads a model table reads an adopted column, a
 """
 
 import json
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition, DestinationDefinition
-from embeddings_pipeline.errors import ConfigurationError, OutageError
+from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.destination.table import NORM, TableDestination
+from embeddings_pipeline.store.locks import giving_way
 from embeddings_pipeline.store.source import table_identifier
 from embeddings_pipeline.store.sql import load_sql
 
 HASH_ROW_BYTES = 80  # of a companion table
 LOCK_TIMEOUT_MS = 500  # for rows that the user's own programs hold: below deadlock_timeout, so that we give way
-GIVE_WAY_SECONDS = 60.0
 OUR_VIEW = "view embeddings."  # as PostgreSQL describes it
 ALTER_TIMEOUT_MS = 2000
 TOAST_BYTES = 2032  # a longer row has its longest values elsewhere (TOAST_TUPLE_TARGET in PostgreSQL's heaptoast.h)
@@ -440,25 +438,6 @@ class ColumnDestination(TableDestination):
 def named_like(name: str, suffix: str) -> str:
     """An index's name with a suffix, at most 63 bytes long."""
     return name.encode()[: LONGEST_NAME - len(suffix)].decode(errors="ignore") + suffix
-
-
-T = TypeVar("T")
-
-
-def giving_way(work: Callable[[], T]) -> T:
-    """Do a transaction again, for about a minute, while a program of the user's holds rows that it writes."""
-    deadline = time.monotonic() + GIVE_WAY_SECONDS
-    while True:
-        try:
-            return work()
-        except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
-            if time.monotonic() > deadline:
-                raise OutageError(
-                    f"rows of the destination are held by another transaction for more than {GIVE_WAY_SECONDS:.0f} s "
-                    "(see "
-                    f"pg_stat_activity); end it, and sync again: {str(error).splitlines()[0]}"
-                ) from error
-            time.sleep(random.uniform(0.1, 0.5))
 
 
 def model_table(definition: CollectionDefinition, fingerprint: str, dimension: int, storage: Any) -> TableDestination:

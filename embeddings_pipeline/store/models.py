@@ -1,0 +1,51 @@
+"""Which models a collection has, and where it stands, as the database says."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.store.destination.column import model_table
+from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.sql import load_sql
+
+
+@dataclass(frozen=True)
+class Model:
+    """The profile that the database says is current for a collection, and the table with its vectors."""
+
+    profile: Profile
+    table: TableDestination
+
+
+@dataclass(frozen=True)
+class CollectionState:
+    """What the database knows of a collection as a whole."""
+
+    fingerprint: str | None
+    version: int
+    epoch: str
+    full_scan_at: datetime | None
+
+
+def current_model(connection: psycopg.Connection, definition: CollectionDefinition) -> Model | None:
+    """The current model of a collection; None where the definition, or the schema, is not there yet."""
+    try:
+        row = connection.execute(load_sql("models/current"), {"collection": definition.name}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    if row is None:
+        return None
+    fingerprint, dimension, storage, profile = row
+    return Model(Profile(**profile), model_table(definition, fingerprint, dimension, storage))
+
+
+def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:
+    """None where the collection has never been synced."""
+    try:
+        row = connection.execute(load_sql("models/state"), {"collection": collection}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return CollectionState(*row) if row else None
