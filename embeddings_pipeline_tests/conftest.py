@@ -13,9 +13,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.orchestration.instance.storage import PipelineStorage
+from embeddings_pipeline.store.database import Database, database_name, open_database
 from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 
@@ -75,7 +77,8 @@ def server(open_folder: Path) -> Iterator[Database]:
     """The session's embedded server (its database `embeddings`); tests take `database`."""
     database = open_database(Settings(embeddings_state_dir=open_folder))
     with database.connect(autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET fsync = off")  # these databases need not survive the machine
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # nothing here has to survive the machine
+            connection.execute(f"ALTER SYSTEM SET {setting} = off")  # type: ignore[arg-type]
         connection.execute("SELECT pg_reload_conf()")
     yield database
     database.close()
@@ -88,16 +91,45 @@ def template(server: Database) -> str:
     return "template"
 
 
-@pytest.fixture
-def database(server: Database, template: str) -> Iterator[Database]:
-    """A database of this test's own, with the schema. Dropped afterwards, whoever is still connected."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
+@pytest.fixture(scope="session")
+def dagster_template(server: Database, open_folder: Path) -> str:
+    """The name of a database with Dagster's tables, still empty: making them anew takes a second."""
+    settings = Settings(database_url=server.ensure_sibling("made"), embeddings_state_dir=open_folder / "made")
+    storage = PipelineStorage(settings)
+    for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+        part.dispose()
+    return "made_dagster"
+
+
+def copied(server: Database, name: str, template: str) -> Database:
+    """The new database `name`, which is a copy of the database `template`."""
     with server.connect(autocommit=True) as connection:
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-    yield replace(server, url=server.ensure_sibling(name))
+    return replace(server, url=server.ensure_sibling(name))
+
+
+def dropped(server: Database, name: str) -> None:
+    """Drop the database `name` if it is there, whoever is still connected to it."""
     with server.connect(autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database(server: Database, template: str) -> Iterator[Database]:
+    """A database of this test's own, with the schema."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield copied(server, name, template)
+    dropped(server, name)
+
+
+@pytest.fixture
+def dagster_tables(server: Database, database: Database, dagster_template: str) -> Iterator[None]:
+    """Dagster's database beside this test's, with Dagster's tables."""
+    name = f"{database_name(conninfo_to_dict(database.url))}_dagster"
+    copied(server, name, dagster_template)
+    yield
+    dropped(server, name)
 
 
 @pytest.fixture
@@ -107,16 +139,15 @@ def settings(database: Database, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def project(database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def project(
+    database: Database, dagster_tables: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
     """The environment in which Dagster, and processes of our own, find this test's database and state folder."""
     DeterministicEncoder.reset()
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
     monkeypatch.setenv("DATABASE_URL", database.url)
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
-    yield settings
-    with database.connect(autocommit=True) as connection:
-        name = connection.info.dbname
-        connection.execute(f'DROP DATABASE IF EXISTS "{name}_dagster" WITH (FORCE)')  # type: ignore[arg-type]
+    return settings
 
 
 @pytest.fixture

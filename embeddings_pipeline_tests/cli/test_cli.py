@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ def environment(database: Database, settings: Settings, tmp_path: Path) -> dict[
 
 
 @pytest.fixture
-def command(environment: dict[str, str], database: Database) -> Iterator[Command]:
+def command(environment: dict[str, str], dagster_tables: None) -> Command:
     """`embeddings-pipeline …` in that environment."""
 
     def run(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
@@ -58,9 +58,7 @@ def command(environment: dict[str, str], database: Database) -> Iterator[Command
             check=False,
         )
 
-    yield run
-    with database.connect(autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE IF EXISTS "{connection.info.dbname}_dagster" WITH (FORCE)')  # type: ignore[arg-type]
+    return run
 
 
 @pytest.fixture
