@@ -139,9 +139,7 @@ def settings(database: Database, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def project(
-    database: Database, dagster_tables: None, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> Settings:
+def project(database: Database, dagster_tables: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The environment in which Dagster, and processes of our own, find this test's database and state folder."""
     DeterministicEncoder.reset()
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
