@@ -26,9 +26,28 @@ DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING
 
 
 PROJECT = Path(__file__).resolve().parents[1]
+MOST_WORKERS = 8
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background job: its children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a core; none, so that everything is seen at once, if only one file or test is named."""
+    if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).suffix == ".py":
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of process/ is slow. What is slow comes first, so that no worker waits for the last one in the end."""
+    for item in items:
+        if item.path.parent.name == "process":
+            item.add_marker("slow")
+        if item.path.name == "test_ui.py":  # one deployment and one browser for all of them
+            item.add_marker(pytest.mark.xdist_group("ui"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
