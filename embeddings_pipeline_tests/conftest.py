@@ -12,13 +12,13 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage
-from embeddings_pipeline.store.database import Database, database_name, open_database
+from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.schema import ensure_schema
+from embeddings_pipeline_tests.support import databases
+from embeddings_pipeline_tests.support.databases import Rights
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 
 # What would lead a test to the developer's own database, model or account.
@@ -93,62 +93,96 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(open_folder: Path) -> Iterator[Database]:
-    """The session's embedded server (its database `embeddings`); tests take `database`."""
-    database = open_database(Settings(embeddings_state_dir=open_folder))
-    with database.connect(autocommit=True) as connection:
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # nothing here has to survive the machine
-            connection.execute(f"ALTER SYSTEM SET {setting} = off")  # type: ignore[arg-type]
-        connection.execute("SELECT pg_reload_conf()")
+    """The session's server: a database of it that is there from the start. Tests take `database`."""
+    if given := os.environ.get("EMBEDDINGS_TESTS_DATABASE_URL"):
+        database = open_database(Settings(database_url=given))
+    else:
+        database = open_database(Settings(embeddings_state_dir=open_folder))
+        with database.connect(autocommit=True) as connection:
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):  # nothing has to survive the machine
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")  # type: ignore[arg-type]
+            connection.execute("SELECT pg_reload_conf()")
     yield database
     database.close()
 
 
 @pytest.fixture(scope="session")
-def template(server: Database) -> str:
-    """The name of a database with the schema and nothing else, which each test's database is a copy of."""
-    ensure_schema(replace(server, url=server.ensure_sibling("template")))
-    return "template"
+def rights(server: Database) -> Rights:
+    return databases.rights(server)
 
 
 @pytest.fixture(scope="session")
-def dagster_template(server: Database, open_folder: Path) -> str:
+def embedded(server: Database) -> None:
+    """For tests that read or change the embedded server's files."""
+    if not server.embedded:
+        pytest.skip("EMBEDDINGS_TESTS_DATABASE_URL names another server than the embedded one")
+
+
+@pytest.fixture(scope="session")
+def superuser(rights: Rights) -> None:
+    """For tests that make roles or extensions, or change the server's settings."""
+    if not rights.superuser:
+        pytest.skip("the role of EMBEDDINGS_TESTS_DATABASE_URL is no superuser")
+
+
+@pytest.fixture(scope="session")
+def new_databases(rights: Rights) -> None:
+    """For tests that make databases of their own."""
+    if not rights.create_databases:
+        pytest.skip("the role of EMBEDDINGS_TESTS_DATABASE_URL may not create databases")
+
+
+@pytest.fixture(scope="session")
+def template(server: Database, rights: Rights) -> Iterator[str | None]:
+    """The name of a database with the schema and nothing else, which each test's database is a copy of.
+
+    None if the role may not create databases: then the server's one database is kept for this process.
+    """
+    if not rights.create_databases:
+        with databases.kept(server):
+            yield None
+        return
+    name = f"tests_{uuid.uuid4().hex[:8]}_template"
+    if rights.superuser:
+        ensure_schema(replace(server, url=server.ensure_sibling(name)))
+    else:  # only a superuser can install pgvector
+        ensure_schema(databases.copied(server, name, databases.name_of(server)))
+    yield name
+    databases.dropped(server, name)
+
+
+@pytest.fixture(scope="session")
+def dagster_template(server: Database, new_databases: None, open_folder: Path) -> Iterator[str]:
     """The name of a database with Dagster's tables, still empty: making them anew takes a second."""
-    settings = Settings(database_url=server.ensure_sibling("made"), embeddings_state_dir=open_folder / "made")
+    name = f"tests_{uuid.uuid4().hex[:8]}"
+    settings = Settings(database_url=server.ensure_sibling(name), embeddings_state_dir=open_folder / name)
     storage = PipelineStorage(settings)
     for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
         part.dispose()
-    return "made_dagster"
-
-
-def copied(server: Database, name: str, template: str) -> Database:
-    """The new database `name`, which is a copy of the database `template`."""
-    with server.connect(autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-    return replace(server, url=server.ensure_sibling(name))
-
-
-def dropped(server: Database, name: str) -> None:
-    """Drop the database `name` if it is there, whoever is still connected to it."""
-    with server.connect(autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    databases.dropped(server, name)
+    yield f"{name}_dagster"
+    databases.dropped(server, f"{name}_dagster")
 
 
 @pytest.fixture
-def database(server: Database, template: str) -> Iterator[Database]:
+def database(server: Database, template: str | None) -> Iterator[Database]:
     """A database of this test's own, with the schema."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    yield copied(server, name, template)
-    dropped(server, name)
+    if template is None:
+        databases.emptied(server)
+        yield databases.with_schema(server)
+    else:
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        yield databases.copied(server, name, template)
+        databases.dropped(server, name)
 
 
 @pytest.fixture
 def dagster_tables(server: Database, database: Database, dagster_template: str) -> Iterator[None]:
     """Dagster's database beside this test's, with Dagster's tables."""
-    name = f"{database_name(conninfo_to_dict(database.url))}_dagster"
-    copied(server, name, dagster_template)
+    name = f"{databases.name_of(database)}_dagster"
+    databases.copied(server, name, dagster_template)
     yield
-    dropped(server, name)
+    databases.dropped(server, name)
 
 
 @pytest.fixture

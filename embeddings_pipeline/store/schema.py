@@ -45,6 +45,11 @@ def ensure_schema(database: Database) -> None:
         _current_schemas.add(database.url)
 
 
+def forget_schemas() -> None:
+    """Let `ensure_schema` look at every database again, as a new process does."""
+    _current_schemas.clear()
+
+
 def _version(connection: psycopg.Connection) -> int:
     """The number of the last file of sql/schema that the database has; 0 without the schema."""
     try:

@@ -514,7 +514,7 @@ def test_only_files_that_the_database_does_not_have_are_run(
     assert [version for version, _ in first] == list(range(1, len(first) + 1))
     later = (len(first) + 1, "ALTER TABLE embeddings.scan ADD COLUMN extra text")
     monkeypatch.setattr(schema, "schema_versions", lambda: [*first, later])
-    schema._current_schemas.clear()
+    schema.forget_schemas()
     ensure_schema(database)
     with database.connect() as connection:
         rows = connection.execute("SELECT version FROM embeddings.schema_migration ORDER BY version").fetchall()

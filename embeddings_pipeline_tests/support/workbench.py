@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import Committed, commit_batch
 from embeddings_pipeline.pipeline.steps import Embedded, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import databases
 
 PROFILE = {
     "name": "test",
@@ -65,16 +68,19 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
 @contextmanager
 def plain_role(database: Database, name: str) -> Iterator[str]:
     """The database's URL for a role without special rights, which owns what is ours; it is gone afterwards."""
-    execute(database, f"CREATE ROLE {name} LOGIN")
+    if not databases.rights(database).superuser:
+        pytest.skip("the role of EMBEDDINGS_TESTS_DATABASE_URL may not make roles")
+    wait_until(lambda: not execute(database, "SELECT 1 FROM pg_roles WHERE rolname = %s", [name]))  # another worker's
+    execute(database, f"CREATE ROLE {name} LOGIN PASSWORD '{name}'")
     try:
         relations = f"""SELECT format('ALTER TABLE embeddings.%I OWNER TO {name}', relname) FROM pg_class
                         WHERE relnamespace = 'embeddings'::regnamespace AND relkind IN ('r', 'v')"""
         for (change,) in execute(database, relations):
             execute(database, change)
         execute(database, f"ALTER SCHEMA embeddings OWNER TO {name}")
-        yield database.url.replace("postgres@", f"{name}@", 1)
+        yield databases.as_role(database, name, name).url
     finally:
-        execute(database, f"REASSIGN OWNED BY {name} TO postgres")
+        execute(database, f"REASSIGN OWNED BY {name} TO CURRENT_USER")
         execute(database, f"DROP OWNED BY {name}")
         execute(database, f"DROP ROLE {name}")
 
