@@ -25,7 +25,7 @@ help:
 	@echo "make clean   remove .venv and caches; the data in .state stays"
 
 run:
-	@.ci/install test
+	@.ci/install run
 	@$(PY) -m embeddings_pipeline load "$$CATALOGUE"
 	@$(PY) -m embeddings_pipeline sync
 	@$(PY) -m embeddings_pipeline status
