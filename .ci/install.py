@@ -28,8 +28,8 @@ SILENT_SECONDS = 5  # after which a line says that the work goes on
 # Imported once, by two processes side by side, so that Python's bytecode is there for what is used: a fourth of all
 # files. Later processes start in a third of the time, also if they may not write it.
 USED = (
-    "import torch, sentence_transformers, transformers.models.bert.modeling_bert",
-    "import sympy, scipy.stats, sklearn.metrics, pandas, faiss, pyarrow.parquet, dagster_postgres, dagster_graphql;"
+    "import torch, sentence_transformers, transformers.models.bert.tokenization_bert",
+    "import sympy, scipy.stats, sklearn.metrics, pandas, faiss, pyarrow.parquet, psycopg, dagster_postgres; "
     "import embeddings_pipeline.cli.main, embeddings_pipeline.definitions",
 )
 
@@ -166,8 +166,8 @@ def uv_command(pip: list[str]) -> list[str] | None:
 
 def size(folder: Path) -> str:
     """What the folder takes on the disk, for people."""
-    entries = (os.stat(Path(path) / name, follow_symlinks=False) for path, _, names in os.walk(folder) for name in names)
-    return f"{sum(entry.st_blocks * 512 for entry in entries) / 1e9:.1f} GB"
+    files = (Path(path, name) for path, _, names in os.walk(folder) for name in names)
+    return f"{sum(file.lstat().st_blocks * 512 for file in files) / 1e9:.1f} GB"
 
 
 def compile_used() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -37,7 +38,8 @@ def test_wheel_has_the_package_its_sql_and_nothing_else(wheel: Path) -> None:
         f"embeddings_pipeline/sql/{path.relative_to(PROJECT / 'sql')}" for path in PROJECT.glob("sql/**/*.sql")
     }
     assert statements <= names
-    assert "embeddings_pipeline/store/server/supervisor.py" in names
+    package = (path for path in PROJECT.glob("embeddings_pipeline/**/*") if path.is_file())
+    assert {str(path.relative_to(PROJECT)) for path in package if "__pycache__" not in path.parts} <= names
     roots = {name.split("/")[0] for name in names}
     assert {root for root in roots if not root.endswith(".dist-info")} == {"embeddings_pipeline"}
 
@@ -119,6 +121,40 @@ def install(checkout: Path, path: str, **environment: str) -> subprocess.Complet
     )
 
 
+def make_environment(checkout: Path, pip: str) -> None:
+    """A .venv with a pip that runs the given code, with its arguments in `arguments`, instead of asking an index."""
+    venv.create(checkout / ".venv", with_pip=False)
+    [packages] = (checkout / ".venv").glob("lib/python3*/site-packages")
+    (packages / "pip").mkdir()
+    (packages / "pip" / "__init__.py").write_text("")
+    (packages / "pip" / "__main__.py").write_text(f"import sys\narguments = sys.argv[1:]\n{pip}\n")
+
+
+def make_uv(folder: Path) -> Path:
+    """A uv that only notes how it was called."""
+    folder.mkdir()
+    (folder / "uv").write_text(f"#!{sys.executable}\n" + UV)
+    (folder / "uv").chmod(0o755)
+    return folder
+
+
+UV = """
+import json, os, pathlib, sys
+pathlib.Path("uv.json").write_text(json.dumps({"arguments": sys.argv[1:], "environment": dict(os.environ)}))
+"""
+NOTE_CALL = "open('called', 'a').write('x')"
+PIP_CONFIGURATION = """
+[global]
+index-url = https://index.example/simple
+extra-index-url =
+    https://one.example/simple
+    https://two.example/simple
+constraint = /etc/limits.txt
+[install]
+find-links = /wheels /more-wheels
+"""
+
+
 def test_without_a_python_that_is_new_enough_one_line_says_so(checkout: Path, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -145,17 +181,59 @@ def test_python_without_ensurepip_is_named_in_one_line(checkout: Path, tmp_path:
 
 
 def test_second_set_up_has_nothing_to_do(checkout: Path) -> None:
-    # pip is replaced by one that only notes that it was called.
-    venv.create(checkout / ".venv", with_pip=False)
-    [packages] = (checkout / ".venv").glob("lib/python3*/site-packages")
-    (packages / "pip").mkdir()
-    (packages / "pip" / "__init__.py").write_text("")
-    (packages / "pip" / "__main__.py").write_text("open('called', 'a').write('x')")
+    make_environment(checkout, NOTE_CALL)
     path = os.environ["PATH"]
     for expected in ("x", "x"):
-        done = install(checkout, path)
+        done = install(checkout, path, INSTALLER="pip")
         assert done.returncode == 0, done.stderr
         assert (checkout / "called").read_text() == expected
     (checkout / "constraints.txt").write_text("# changed\n")
-    install(checkout, path)
+    install(checkout, path, INSTALLER="pip")
     assert (checkout / "called").read_text() == "xx"
+
+
+def test_uv_is_given_what_pip_is_configured_to_use(checkout: Path, tmp_path: Path) -> None:
+    venv.create(checkout / ".venv", with_pip=False)
+    [packages] = (checkout / ".venv").glob("lib/python3*/site-packages")
+    (packages / "pip.pth").write_text(
+        str(Path(importlib.metadata.distribution("pip").locate_file(".")))
+    )  # the real one
+    (tmp_path / "pip.conf").write_text(PIP_CONFIGURATION)
+    path = f"{make_uv(tmp_path / 'bin')}:{os.environ['PATH']}"
+    done = install(checkout, path, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"), PIP_CERT="/ca.pem", UV_HTTP_TIMEOUT="7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    call = json.loads((checkout / "uv.json").read_text())
+    expected = {
+        "UV_DEFAULT_INDEX": "https://index.example/simple",
+        "UV_EXTRA_INDEX_URL": "https://one.example/simple https://two.example/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": "/wheels,/more-wheels",
+        "UV_HTTP_TIMEOUT": "7",
+        "SSL_CERT_FILE": "/ca.pem",
+    }
+    assert expected.items() <= call["environment"].items()
+    python = str(checkout / ".venv" / "bin" / "python")
+    assert call["arguments"][:6] == ["pip", "install", "--python", python, "-c", "/etc/limits.txt"]
+    assert call["arguments"][6:] == ["-c", "constraints.txt", "torch==2.13.0", "-e", ".[test]"]
+
+
+def test_pip_installs_if_uv_cannot_be_had_and_says_every_few_seconds_that_it_works(checkout: Path) -> None:
+    make_environment(
+        checkout,
+        "if 'uv' in arguments: sys.exit('no uv to be had')\n"
+        "import time; time.sleep(6)\n"
+        "open('called', 'w').write(' '.join(arguments))",
+    )
+    tools = ":".join(folder for folder in os.environ["PATH"].split(":") if not Path(folder, "uv").exists())
+    done = install(checkout, tools)
+    assert done.returncode == 0, done.stderr
+    assert "no uv to be had" in done.stdout
+    assert "still installing: 5 s" in done.stdout
+    assert (checkout / "called").read_text().endswith("-c constraints.txt torch==2.13.0 -e .[test]")
+
+
+def test_what_fails_says_so_in_the_last_line(checkout: Path) -> None:
+    make_environment(checkout, "sys.exit('no such version')")
+    done = install(checkout, os.environ["PATH"], INSTALLER="pip")
+    assert (done.returncode, done.stderr) == (1, "error: installing failed; the reason stands above\n")
+    assert "no such version" in done.stdout
