@@ -11,18 +11,22 @@ ARGS ?=
 export DAGSTER_HOME := $(CURDIR)
 export CATALOGUE QUERY HOST PORT
 
-.PHONY: help run test ui bench chaos migration-drill lint clean
+.PHONY: help run ui test test-fast coverage bench chaos migration-drill docs lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make run     load the sample catalogue (CATALOGUE=another.csv), embed it, search it (QUERY='…')"
-	@echo "make ui      the Dagster UI on http://$(HOST):$(PORT) (PORT=…); Ctrl-C ends it"
-	@echo "make test    the whole test suite (ARGS='-k name')"
-	@echo "make bench   the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
-	@echo "make chaos   kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"
+	@echo "make run        load the sample catalogue (CATALOGUE=another.csv), embed it, search it (QUERY='…')"
+	@echo "make ui         the Dagster UI on http://$(HOST):$(PORT) (PORT=…); Ctrl-C ends it"
+	@echo "make test       the whole test suite (ARGS='-k name')"
+	@echo "make test-fast  the tests that need no processes of their own"
+	@echo "make coverage   the whole suite, and which lines it ran"
+	@echo "make bench      the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
+	@echo "make chaos      kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"
 	@echo "make migration-drill  change the model under load, and look at every answer (ARGS='--rows 1000000')"
-	@echo "make lint    ruff and mypy"
-	@echo "make clean   remove .venv and caches; the data in .state stays"
+	@echo "make docs       the documentation as a site in site/"
+	@echo "make lint       ruff, mypy and the import contracts"
+	@echo "make clean      remove .venv and caches; the data in .state stays"
+	@echo "INSTALLER=pip: set up without uv. PYTHON=…: another interpreter for .venv."
 
 run:
 	@.ci/install run
@@ -36,8 +40,16 @@ test:
 	@.ci/install test
 	@$(PY) -m pytest $(ARGS)
 
-ui:
+test-fast:
 	@.ci/install test
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+coverage:
+	@.ci/install test
+	@$(PY) -m pytest --cov --cov-report=term --cov-report=xml $(ARGS)
+
+ui:
+	@.ci/install run
 	@exec $(PY) -m embeddings_pipeline ui --host "$$HOST" --port "$$PORT"
 
 bench:
@@ -52,12 +64,21 @@ migration-drill:
 	@.ci/install test
 	@$(PY) benchmarks/drill_migration.py $(ARGS)
 
+docs:
+	@.ci/install docs
+	@$(PY) docs/generate_reference.py
+	@$(PY) -m mkdocs build --strict
+
 lint:
 	@.ci/install dev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@if grep -qs '^\[tool.importlinter\]' pyproject.toml || [ -e .importlinter ]; then \
+		$(PY) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache; \
+	fi
 
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .tmp_dagster_home_* .logs_queue .telemetry
+	rm -rf .venv dist site coverage.xml .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.tmp_dagster_home_* .logs_queue .telemetry
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
