@@ -30,7 +30,9 @@ help:
 
 run:
 	@.ci/install run
+	@echo "loading $$CATALOGUE into PostgreSQL"
 	@$(PY) -m embeddings_pipeline load "$$CATALOGUE"
+	@echo "embedding what is new or changed: Dagster and the model start first"
 	@$(PY) -m embeddings_pipeline sync
 	@$(PY) -m embeddings_pipeline status
 	@echo "search: $$QUERY"
