@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -58,7 +59,7 @@ def command_line() -> str:
     ]
     commands = list(_commands(root, ""))
     rows = [(f"[`{path}`](#{_anchor(path)})", _first_line(command)) for path, command in commands]
-    parts.append(_table(("command", "does"), rows))
+    parts = [*map(_wrapped, parts), _table(("command", "does"), rows)]
     parts += [_command_section(path, command) for path, command in commands]
     return "\n\n".join(parts) + "\n"
 
@@ -75,7 +76,7 @@ def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Co
 def _command_section(path: str, command: click.Command) -> str:
     context = click.Context(command, info_name=path)
     usage = " ".join([PROGRAM, path, *command.collect_usage_pieces(context)])
-    parts = [f"## {path}", inspect.cleandoc(command.help or ""), f"```\n{usage}\n```"]
+    parts = [f"## {path}", _wrapped(inspect.cleandoc(command.help or "")), f"```\n{usage}\n```"]
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
     if arguments:
@@ -131,7 +132,7 @@ def definition() -> str:
         '  vectors:\n    base: "{title} | {overview}"\n```',
         "The tables below are the keys of `attributes:` and of the mappings within it.",
     ]
-    parts.append(_model_section("attributes", schema))
+    parts = [*map(_wrapped, parts), _model_section("attributes", schema)]
     nested = schema.get("$defs", {})
     for key, value in schema["properties"].items():
         name = _referenced(value)
@@ -148,7 +149,7 @@ def _model_section(title: str, schema: Mapping[str, Any]) -> str:
         default = "required" if key in required else _default_of(value)
         rows.append((f"`{key}`", _type(value, key), default, value.get("description", "")))
     described = inspect.cleandoc(schema.get("description", ""))
-    return "\n\n".join([f"## {title}", described, _table(("key", "type", "default", "meaning"), rows)])
+    return "\n\n".join([f"## {title}", _wrapped(described), _table(("key", "type", "default", "meaning"), rows)])
 
 
 def _default_of(value: Mapping[str, Any]) -> str:
@@ -195,9 +196,11 @@ def _profile_section() -> str:
     return "\n\n".join(
         [
             "## A profile",
-            "`profile:` is a name, or a mapping with these keys; `profiles:` maps names to such mappings, without "
-            "`name`. Which of them are part of the fingerprint, and so change vectors, is said by "
-            "`embeddings-pipeline profile show`.",
+            _wrapped(
+                "`profile:` is a name, or a mapping with these keys; `profiles:` maps names to such mappings, without "
+                "`name`. The fingerprint covers those that change vectors: `embeddings-pipeline profile show NAME` "
+                "prints it."
+            ),
             _table(("key", "default", "meaning"), rows),
             "Built in:",
             _table(("profile", "provider", "model", "dimensions", "tokens read"), built_in),
@@ -209,6 +212,11 @@ def _python_default(value: Any) -> str:
     if value is MISSING:
         return "required"
     return "" if value is None else f"`{json.dumps(value)}`"
+
+
+def _wrapped(text: str) -> str:
+    """Prose in lines of 120."""
+    return text if "\n" in text else textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
