@@ -198,8 +198,9 @@ def _profile_section() -> str:
             "## A profile",
             _wrapped(
                 "`profile:` is a name, or a mapping with these keys; `profiles:` maps names to such mappings, without "
-                "`name`. The fingerprint covers those that change vectors: `embeddings-pipeline profile show NAME` "
-                "prints it."
+                "`name`. The fingerprint covers the weights, `provider`, `dimensions`, `normalize`, `document_prompt`, "
+                "`max_length` and `bidirectional`: a change of one of these makes another model. "
+                "`embeddings-pipeline profile show NAME` prints it."
             ),
             _table(("key", "default", "meaning"), rows),
             "Built in:",
