@@ -776,7 +776,7 @@ class TestPlan:
 class TestExample:
     @pytest.mark.timeout(900)  # eight commands, most of which load a model
     def test_1536_to_384_as_the_page_says(self, settings, tmp_path) -> None:
-        """The commands of docs/your-own-column.md, on the example's own table."""
+        """The commands of docs/how-to/your-own-column.md, on the example's own table."""
         defs = tmp_path / "segments"
         shutil.copytree(PROJECT / "examples" / "segments", defs)
         environment = {
@@ -785,7 +785,7 @@ class TestExample:
             "EMBEDDINGS_DEFS_DIR": str(defs),
             "DATABASE_URL": settings.database_url or "",
         }
-        page = (PROJECT / "docs" / "your-own-column.md").read_text(encoding="utf-8")
+        page = (PROJECT / "docs" / "how-to" / "your-own-column.md").read_text(encoding="utf-8")
         commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", page, re.MULTILINE)
         said = {}
         for command in commands:

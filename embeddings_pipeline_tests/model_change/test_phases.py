@@ -719,8 +719,8 @@ class TestOtherPrograms:
         assert "films_base_" in str(plan)
 
     def test_the_documented_queries_find_their_way_to_the_next_model(self, database, collection) -> None:
-        """docs/changing-the-model.md: in Python as it stands there, and with SQLAlchemy."""
-        page = (Path(__file__).parents[2] / "docs" / "changing-the-model.md").read_text(encoding="utf-8")
+        """docs/how-to/query-from-sql.md: in Python as it stands there, and with SQLAlchemy."""
+        page = (Path(__file__).parents[2] / "docs" / "how-to" / "query-from-sql.md").read_text(encoding="utf-8")
         code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
         assert code is not None
         there: dict[str, Any] = {"psycopg": psycopg}

@@ -1,6 +1,7 @@
 """A stand-in for the model that a table's vectors were made with: 1536 numbers from the words of a text.
 
-It needs no weights, so that the example runs anywhere; where your former model can be had, name its profile instead.
+It needs no weights, so that the example runs anywhere. If the model that made your vectors can be had, name its
+profile instead.
 """
 
 import zlib
