@@ -212,6 +212,7 @@ WHERE class.oid = to_regclass(%(table)s)
 -- name: release
 -- The user's column stays as it is.
 
+DROP VIEW IF EXISTS {lacking};
 DROP VIEW IF EXISTS {written};
 DROP VIEW IF EXISTS {vector};
 DROP TABLE IF EXISTS {hash}

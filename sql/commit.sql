@@ -161,7 +161,4 @@ DELETE FROM embeddings.quarantine
 USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
   AND quarantine.content_hash = made.content_hash
-  AND NOT EXISTS (
-      SELECT FROM {text} AS text
-      WHERE text.content_hash = made.content_hash
-        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))
+  AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)

@@ -47,14 +47,12 @@ WHERE collection = %(collection)s
 -- Parameters: collection, fingerprint, profile, attempts.
 
 SELECT
-    encode(quarantine.content_hash, 'hex'), min(text.item_key), count(DISTINCT text.item_key), quarantine.reason,
+    encode(quarantine.content_hash, 'hex'), min(lacking.item_key), count(DISTINCT lacking.item_key), quarantine.reason,
     quarantine.attempts, quarantine.last_try,
     CASE WHEN quarantine.attempts < %(attempts)s THEN quarantine.next_try END, quarantine.text,
     %(profile)s::text
 FROM embeddings.quarantine
-LEFT JOIN {text} AS text
-  ON text.content_hash = quarantine.content_hash
- AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
+LEFT JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
 GROUP BY quarantine.collection, quarantine.fingerprint, quarantine.content_hash
 ORDER BY quarantine.last_try DESC, quarantine.content_hash

@@ -79,4 +79,5 @@ DELETE FROM {vector} AS vector USING commit_gone AS gone WHERE vector.text_id = 
 
 
 -- name: drop
+DROP VIEW IF EXISTS {lacking};
 DROP TABLE {vector}

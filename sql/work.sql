@@ -50,13 +50,12 @@ ORDER BY batch.batch
 
 SELECT item.batch, count(DISTINCT item.item_key)
 FROM embeddings.quarantine
-JOIN {text} AS text ON text.content_hash = quarantine.content_hash AND NOT text.blank
+JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
 JOIN {item} AS item USING (item_key)
 JOIN embeddings.batch ON batch.collection = quarantine.collection AND batch.batch = item.batch
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
   AND quarantine.attempts < %(attempts)s AND quarantine.next_try <= now()
   AND NOT (%(due)s AND coalesce(batch.next_try > now(), false))
-  AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
 GROUP BY item.batch
 ORDER BY item.batch
 
