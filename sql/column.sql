@@ -59,7 +59,7 @@ WHERE rule.ev_class = to_regclass(%(view)s) AND depends.refclassid = 'pg_class':
 
 SELECT text.id AS text_id, text.item_key, text.content_hash, staged.embedding,
        {adopt} AND NOT staged.encoded AND decided.committed_hash IS NULL AND item.seen_hash = decided.encoded_hash
-         AND item.seen_at IS NOT DISTINCT FROM item.first_seen_at AS keeps
+         AND item.as_first_seen AS keeps
 FROM commit_vector AS staged
 JOIN commit_text AS expected USING (row_number)
 JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
@@ -233,7 +233,7 @@ CREATE TEMPORARY TABLE backfill_vector (
 SELECT made.number AS number, destination.{column} AS embedding
 FROM unnest({item_keys}::text[], {row_hashes}::bytea[]) WITH ORDINALITY AS made (item_key, row_hash, number)
 JOIN {item} AS item ON item.item_key = made.item_key AND item.committed_hash IS NULL
-                 AND item.seen_hash = made.row_hash AND item.seen_at IS NOT DISTINCT FROM item.first_seen_at,
+                 AND item.seen_hash = made.row_hash AND item.as_first_seen,
      jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
 JOIN {destination} AS destination ON {same_as_typed}
 WHERE {norm}(destination.{column}) > 0 AND NOT EXISTS (SELECT FROM {hash} AS hash WHERE {same_row})

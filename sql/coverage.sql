@@ -69,7 +69,7 @@ LIMIT %(limit)s
 -- Since when the longest-waiting change has waited, and when the source was last read. Parameter: collection.
 
 SELECT
-    (SELECT min(coalesce(seen_at, first_seen_at)) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash),
+    (SELECT min(seen_at) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash),
     scan.full_scan_at,
     scan.read_at
 FROM embeddings.collection

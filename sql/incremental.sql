@@ -30,10 +30,8 @@ FROM (SELECT) AS one LEFT JOIN embeddings.scan ON scan.collection = %(collection
 UPDATE {item} AS item
 SET seen_hash = scan.row_hash,
     -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN coalesce(item.seen_at, now())
-                        -- Since it is dirty; but it is not as it was first seen.
-                        + CASE WHEN item.committed_hash IS NULL THEN interval '1 microsecond' ELSE '0' END
-                   ELSE now() END
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
+    as_first_seen = false
 FROM scan_row AS scan
 WHERE item.item_key = scan.item_key AND item.batch = ANY (%(batches)s::bigint[])
   AND scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash

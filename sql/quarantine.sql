@@ -72,7 +72,7 @@ WHERE collection = %(collection)s
 -- Parameters: collection, content_hashes (NULL: all).
 
 UPDATE {item} AS item
-SET committed_hash = NULL, seen_at = now()
+SET committed_hash = NULL, seen_at = now(), as_first_seen = false
 FROM {text} AS text
 JOIN embeddings.quarantine ON quarantine.content_hash = text.content_hash
 WHERE text.item_key = item.item_key AND item.seen_hash IS NOT NULL AND item.committed_hash IS NOT NULL

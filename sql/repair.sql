@@ -18,7 +18,7 @@ WHERE item.committed_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {text} AS text
 -- Makes such items of one batch dirty, under its lock: nothing of them counts as committed. Parameter: batch.
 
 UPDATE {item} AS item
-SET committed_hash = NULL, seen_at = now()
+SET committed_hash = NULL, seen_at = now(), as_first_seen = false
 WHERE item.batch = %(batch)s AND item.committed_hash IS NOT NULL AND item.seen_hash IS NOT NULL
   AND (NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key)
        OR EXISTS (

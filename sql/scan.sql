@@ -54,8 +54,8 @@ WITH new AS (
     FROM scan_row AS scan
     WHERE row_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = scan.item_key)
 )
-INSERT INTO {item} (item_key, batch, seen_hash, seen_at)
-SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash, now()
+INSERT INTO {item} (item_key, batch, seen_hash)
+SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash
 FROM new
 ORDER BY place
 ON CONFLICT DO NOTHING;
@@ -96,10 +96,8 @@ ANALYZE scan_row;
 UPDATE {item} AS item
 SET seen_hash = seen.row_hash,
     -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN coalesce(item.seen_at, now())
-                        -- Since it is dirty; but it is not as it was first seen.
-                        + CASE WHEN item.committed_hash IS NULL THEN interval '1 microsecond' ELSE '0' END
-                   ELSE now() END
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
+    as_first_seen = false
 FROM (
     SELECT item_key, scan.row_hash
     FROM {item} AS inner_item

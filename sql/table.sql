@@ -8,9 +8,10 @@ CREATE TABLE IF NOT EXISTS {item} (
     item_key          text COLLATE "C" PRIMARY KEY,
     batch             bigint NOT NULL,
     seen_hash         bytea,                             -- row hash last seen in the source; NULL: gone
-    committed_hash       bytea,                             -- row hash that the texts and vectors here were made from
+    committed_hash    bytea,                             -- row hash that the texts and vectors here were made from
     first_seen_at     timestamptz NOT NULL DEFAULT now(),
-    seen_at           timestamptz,                       -- when `seen_hash` was last written: since then it is dirty
+    seen_at           timestamptz NOT NULL DEFAULT now(),  -- since when it is dirty, if it is
+    as_first_seen     boolean NOT NULL DEFAULT true,     -- false: another row was seen since, or its vectors were doubted
     payload           jsonb
 );
 CREATE INDEX IF NOT EXISTS {item_batch} ON {item} (batch);
