@@ -18,6 +18,16 @@ LEFT JOIN embeddings.scan ON scan.collection = collection.name
 WHERE collection.name = %(collection)s
 
 
+-- name: shadows
+-- The models that are kept current beside the current one. Parameter: collection.
+
+SELECT model.fingerprint, model.dimension, model.storage, model.profile
+FROM embeddings.model
+JOIN embeddings.collection ON collection.name = model.collection
+WHERE model.collection = %(collection)s AND model.fingerprint <> collection.fingerprint
+ORDER BY model.created_at, model.fingerprint
+
+
 -- name: lacking
 -- The one place that says what a model lacks: texts without their vector, blank ones aside. A view made with the model.
 --   stale:   there is a vector, of another text

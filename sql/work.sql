@@ -74,19 +74,9 @@ LIMIT %(limit)s
 
 
 -- name: attempts
--- A batch that has been tried waits before it is tried again: 1, 2, 4 … minutes, at most 64. Its commit ends that. Within
--- a wait it is still the same try. Parameters: collection, batches.
+-- A batch that has been tried waits before it is tried again, twice as long each time. Its commit ends that. Within a wait
+-- it is still the same attempt. Parameters: collection, batches, first and longest (waits).
 
 UPDATE embeddings.batch
-SET attempts = attempts + 1, next_try = now() + interval '1 minute' * 2 ^ least(attempts, 6)
+SET attempts = attempts + 1, next_try = now() + least(%(longest)s::interval, %(first)s::interval * 2 ^ least(attempts, 20))
 WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[]) AND coalesce(next_try <= now(), true)
-
-
--- name: shadow_models
--- The models of a collection beside the current one. Parameter: collection.
-
-SELECT model.fingerprint, model.dimension, model.storage, model.profile
-FROM embeddings.model
-JOIN embeddings.collection ON collection.name = model.collection
-WHERE model.collection = %(collection)s AND model.fingerprint <> collection.fingerprint
-ORDER BY model.created_at, model.fingerprint
