@@ -1,4 +1,4 @@
--- An incremental scan: rows that were updated since the last one, in the scan's temporary table.
+-- An incremental scan: rows that were updated since the last one, in the temporary table `scan_row`.
 
 
 -- name: batches
@@ -13,18 +13,18 @@ ORDER BY item.batch
 
 
 -- name: gone
--- How many committed items the scan found gone that were not known to be, how many rows the last full scan saw, and when it
--- ended. Parameter: collection.
+-- How many committed items are gone that were not known to be, how many rows the last full scan saw, and when it ended.
+-- Parameter: collection.
 
 SELECT
     (SELECT count(*) FROM scan_row AS scan JOIN {item} AS item USING (item_key)
      WHERE scan.row_hash IS NULL AND item.committed_hash IS NOT NULL AND item.seen_hash IS NOT NULL),
     coalesce(scanned, 0), coalesce(full_scan_at::text, '')
-FROM (SELECT) AS one LEFT JOIN embeddings.scan ON scan.collection = %(collection)s
+FROM (SELECT) AS always LEFT JOIN embeddings.scan ON scan.collection = %(collection)s
 
 
 -- name: suspect
--- Writes what was seen of some items, under their batches' locks. Where it is what is committed, nothing is written.
+-- Writes what was seen of some items, under their batches' locks. If it is what is committed, nothing is written.
 -- Parameter: batches.
 
 UPDATE {item} AS item

@@ -32,7 +32,7 @@ ORDER BY model.created_at, model.fingerprint
 -- The one place that says what a model lacks: texts without their vector, blank ones aside. A view made with the model.
 --   stale:   there is a vector, of another text
 --   excused: the text is in quarantine
--- {written}: where the model says which texts have their vector; {collection_name}, {model_fingerprint}: literals.
+-- {collection_name}, {model_fingerprint}: literals.
 
 CREATE OR REPLACE VIEW {lacking} AS
 SELECT text.id AS text_id, text.item_key, text.vector_name, text.content_hash,

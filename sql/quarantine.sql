@@ -91,4 +91,5 @@ WHERE collection = %(collection)s
 -- name: look_again
 -- Batches whose texts left the quarantine have to be looked at again. Parameters: collection, batches.
 
-UPDATE embeddings.backfill SET complete = false WHERE collection = %(collection)s AND batch = ANY (%(batches)s) AND complete
+UPDATE embeddings.backfill SET complete = false
+WHERE collection = %(collection)s AND batch = ANY (%(batches)s) AND complete

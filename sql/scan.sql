@@ -1,4 +1,5 @@
--- A full scan: the whole source, staged in a temporary table, compared with the ledger.
+-- A full scan: the entire source, staged in the temporary table `scan_row`, compared with the ledger; and what an
+-- incremental scan shares with it.
 
 
 -- name: batches
@@ -90,7 +91,7 @@ ANALYZE scan_row;
 
 
 -- name: suspect
--- Writes what the scan saw of one batch, under the batch's lock. Where it is what is committed, nothing is written:
+-- Writes what the scan saw of one batch, under the batch's lock. If it is what is committed, nothing is written:
 -- a scan only suspects, and never makes an item clean. Parameter: batch.
 
 UPDATE {item} AS item

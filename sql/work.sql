@@ -2,9 +2,8 @@
 
 
 -- name: dirty_batches
--- What is to be done, derived from state: batches with a dirty item, and batches whose texts were rendered with
--- another definition than the collection's; and of how many items. Parameters: collection, and
--- due: without the batches that wait for their next try.
+-- Batches with a dirty item, and batches whose texts were rendered with another definition than the collection's; and of
+-- how many items. Parameters: collection, and due: without the batches that wait for their next try.
 
 WITH other_definition AS MATERIALIZED (  -- else the items of every batch are counted first
     SELECT batch.batch
@@ -61,8 +60,8 @@ ORDER BY item.batch
 
 
 -- name: recent_items
--- Items first seen lately of which nothing is committed, the oldest first, without batches that wait for their next try.
--- Parameters: collection, days, limit.
+-- Items first seen lately of which nothing is committed, the oldest first, without batches that wait for their next
+-- try. Parameters: collection, days, limit.
 
 SELECT item.batch, item_key
 FROM {item} AS item
@@ -74,9 +73,10 @@ LIMIT %(limit)s
 
 
 -- name: attempts
--- A batch that has been tried waits before it is tried again, twice as long each time. Its commit ends that. Within a wait
--- it is still the same attempt. Parameters: collection, batches, first and longest (waits).
+-- A batch that has been tried waits before it is tried again, twice as long each time. Its commit ends that. Within a
+-- wait it is still the same attempt. Parameters: collection, batches, first and longest (waits).
 
 UPDATE embeddings.batch
-SET attempts = attempts + 1, next_try = now() + least(%(longest)s::interval, %(first)s::interval * 2 ^ least(attempts, 20))
+SET attempts = attempts + 1,
+    next_try = now() + least(%(longest)s::interval, %(first)s::interval * 2 ^ least(attempts, 20))
 WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[]) AND coalesce(next_try <= now(), true)

@@ -6,12 +6,10 @@ import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.column import model_table
 from embeddings_pipeline.store.destination.table import CollectionTables, TableDestination
-from embeddings_pipeline.store.models import Model, current_model
-from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.models import Model, current_model, shadow_models
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class LedgerBase:
     def shadow_models(self) -> list[Model]:
         """The models that are kept current beside the current one, the oldest first."""
         with self.database.connect(autocommit=True) as connection:
-            rows = connection.execute(load_sql("models/shadows"), {"collection": self.name}).fetchall()
-        return [Model(Profile(**row[3]), model_table(self.definition, *row[:3])) for row in rows]
+            return shadow_models(connection, self.definition)
 
     def model_tables(self, connection: psycopg.Connection) -> list[TableDestination]:
         """Every model's destination, the current one's and others'; none of them is dropped in this transaction."""

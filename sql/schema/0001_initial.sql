@@ -39,11 +39,11 @@ CREATE TABLE embeddings.scan (
     collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
     full_scan_at  timestamptz,                           -- when the last full scan ended
     scanned       bigint,
-    watermark     jsonb,                                 -- how far incremental scans have come; see ledger/incremental_scan.py
+    watermark     jsonb,                                 -- how far incremental scans have come: `Watermark`
     read_at       timestamptz                            -- when the last incremental scan wrote it
 );
 
--- Texts that failed by themselves. Excused is exactly this content hash under this fingerprint.
+-- Poison texts. Excused is exactly this content hash under this fingerprint.
 CREATE TABLE embeddings.quarantine (
     collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
     fingerprint  text NOT NULL,
