@@ -1,4 +1,16 @@
 -- A destination that is a column of the user's own table.
+--
+-- {destination}, {column}   the user's table, and its column
+-- {type}, {norm}            halfvec(n) or vector(n), and pgvector's function for a length
+-- {vector_name}, {identity} literals
+-- {keys}                    key_1, key_2 …, the key's columns in the companion table {hash}; {hash_keys}, {typed_keys}: of
+--                           its aliases; {key_columns}: made from the user's; {first_key}: the first of the user's
+-- {key_json}                makes a row of {hash} of an item key
+-- {same_row}                destination and hash have the same key; {same_as_typed}: destination and typed
+-- {text_index}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
+-- {made}                    the statement that selects what is written: `committed`, `backfilled` or `backfilled_layer`
+-- {layer}, {on_commit}      of a backfill: see there
+-- {adopt}, {replaced}, {item_keys}, {row_hashes}   literals
 
 
 -- name: add_column

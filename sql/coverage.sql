@@ -1,4 +1,5 @@
 -- How well the vectors cover the source, counted in the data itself (rule 12).
+-- {norm}: pgvector's function for a length.
 
 
 -- name: items

@@ -1,4 +1,5 @@
 -- The tables of a collection, and a destination that is a table of our own: one a model.
+-- {type}: halfvec(n) or vector(n); {bare_type}: without the dimension; {vector_storage}: PLAIN or EXTERNAL.
 
 
 -- name: collection
@@ -11,7 +12,7 @@ CREATE TABLE IF NOT EXISTS {item} (
     committed_hash    bytea,                             -- row hash that the texts and vectors here were made from
     first_seen_at     timestamptz NOT NULL DEFAULT now(),
     seen_at           timestamptz NOT NULL DEFAULT now(),  -- since when it is dirty, if it is
-    as_first_seen     boolean NOT NULL DEFAULT true,     -- false: another row was seen since, or its vectors were doubted
+    as_first_seen     boolean NOT NULL DEFAULT true,     -- false: seen otherwise since, or its vectors were doubted
     payload           jsonb
 );
 CREATE INDEX IF NOT EXISTS {item_batch} ON {item} (batch);

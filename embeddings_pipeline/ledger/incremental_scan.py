@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
+from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import OVERLAP, Position, Source, UpdatedRow
@@ -142,6 +143,7 @@ class IncrementalScans(ScanBase):
                 lock_batch(connection, self.name, batch)
             suspect = self.tables.statement("incremental/suspect")
             suspected = connection.execute(suspect, {"batches": batches}).fetchall()
+            failpoint("incremental_scan.suspected")
             if not in_flight:
                 self._write_watermark(connection, mark)
         if in_flight:  # such a commit may also have deleted an item that is back

@@ -219,7 +219,7 @@ class _Tables:
         return []
 
     def dropped(self) -> list[_Step]:
-        view, table = _parts(self.of.statement("table/drop"))
+        view, table = _parts(self.of.drop_statement())
         return [
             (view, "ACCESS EXCLUSIVE of it, which is ours"),
             (table, f"ACCESS EXCLUSIVE of embeddings.{self.of.name}"),

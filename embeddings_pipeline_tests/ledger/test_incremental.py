@@ -11,6 +11,7 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError, SourceError
+from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.ledger import incremental_scan
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan, Watermark
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
@@ -237,9 +238,7 @@ def test_a_column_that_was_dropped_or_renamed_is_an_error_that_names_it(database
     assert len(committed(database)) == 3
 
 
-def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(
-    database, settings, films_of, monkeypatch
-) -> None:
+def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(database, settings, films_of) -> None:
     films_of(5)
     collection = open_collection(timed(), settings)
     settle(collection)
@@ -247,13 +246,11 @@ def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(
     before = execute(database, "SELECT watermark->'cursor' FROM embeddings.scan")
     execute(database, "UPDATE films SET overview = 'other', updated_at = now() WHERE id = 2")
 
-    def killed(*_: object) -> None:
+    def killed() -> None:
         raise psycopg.OperationalError("the connection was lost")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(incremental_scan, "lock_batch", killed)
-        with pytest.raises(psycopg.OperationalError):
-            tick(collection)
+    with at_failpoint("incremental_scan.suspected", killed), pytest.raises(psycopg.OperationalError):
+        tick(collection)
     assert execute(database, "SELECT watermark->'cursor' FROM embeddings.scan") == before
     assert collection.ledger.dirty_batches() == []
     assert seen(tick(collection)) == (0, 1, 0)

@@ -117,21 +117,29 @@ class TableDestination:
         """Make the table where it is not there yet."""
         connection.execute(self.create_statement())
 
+    def drop_statement(self) -> sql.Composed:
+        """Drops the table, and the view of what it lacks."""
+        return self.statement("table/drop")
+
     def release(self, connection: psycopg.Connection) -> None:
         """Remove what `create` made, while nothing is committed."""
-        connection.execute(self.statement("table/drop"))
+        connection.execute(self.drop_statement())
 
     def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
         """What removes the model's vectors."""
-        return [self.statement("table/drop")]
+        return [self.drop_statement()]
 
     def exclusive(self) -> list[sql.Identifier]:
         """What `drop_statements` exclude others from."""
         return [self.identifier]
 
+    def show_statement(self) -> sql.Composed:
+        """Points the collection's view at this table."""
+        return self.statement("table/view", bare_type=sql.SQL(self.storage))
+
     def show(self, connection: psycopg.Connection) -> None:
         """Point the collection's view at this table."""
-        connection.execute(self.statement("table/view", bare_type=sql.SQL(self.storage)))
+        connection.execute(self.show_statement())
 
     def mark(self, connection: psycopg.Connection) -> None:
         """Make the marker of the current model where it is not there yet."""
