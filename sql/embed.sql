@@ -1,4 +1,4 @@
--- Vectors that are there already, for the texts of a batch.
+-- Vectors that are there already, for the texts of a batch. {batch}: its number.
 
 
 -- name: content_hashes

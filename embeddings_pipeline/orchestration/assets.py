@@ -23,7 +23,7 @@ from embeddings_pipeline.orchestration.resources import PipelineResource, batch_
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.steps import each_batch, embed_batches, read_items, render_texts
-from embeddings_pipeline.store.database import what_it_says
+from embeddings_pipeline.store.retry import what_it_says
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`

@@ -25,7 +25,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
-from embeddings_pipeline.ledger.ledger import IncrementalScan
+from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
 from embeddings_pipeline.orchestration.sync import (
     Recent,

@@ -30,7 +30,7 @@ from embeddings_pipeline.config.settings import Settings, project_root
 from embeddings_pipeline.errors import DatabaseError, PipelineError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.lag import indexes_lag
-from embeddings_pipeline.ledger.ledger import contiguous_ranges
+from embeddings_pipeline.ledger.work import contiguous_ranges
 from embeddings_pipeline.orchestration.assets import BATCHES_PER_RUN, MOST_BATCHES_PER_RUN, add_partitions, asset_key
 from embeddings_pipeline.orchestration.instance.launcher import host_tags, worker_alive
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs

@@ -20,7 +20,8 @@ from embeddings_pipeline.errors import (
     StaleRunError,
 )
 from embeddings_pipeline.health.coverage import coverage, integrity
-from embeddings_pipeline.ledger.ledger import Ledger, contiguous_ranges
+from embeddings_pipeline.ledger.ledger import Ledger
+from embeddings_pipeline.ledger.work import contiguous_ranges
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
