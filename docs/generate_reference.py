@@ -9,12 +9,12 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
 import typer
-from pydantic import TypeAdapter
 
 from embeddings_pipeline.cli.main import app
 from embeddings_pipeline.config.profiles import BUILT_IN, Profile
@@ -22,7 +22,6 @@ from embeddings_pipeline.orchestration.component import EmbeddingCollection
 
 REFERENCE = Path(__file__).parent / "reference"
 PROGRAM = "embeddings-pipeline"
-PROFILE_TITLE = "A profile"
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: change it there. -->"
 
 
@@ -137,7 +136,7 @@ def definition() -> str:
     nested = schema.get("$defs", {})
     for key, value in schema["properties"].items():
         name = _referenced(value)
-        if name is not None and not name.startswith("Profile"):
+        if name is not None:
             parts.append(_model_section(f"attributes.{key}", nested[name]))
     parts.append(_profile_section())
     return "\n\n".join(parts) + "\n"
@@ -160,15 +159,14 @@ def _default_of(value: Mapping[str, Any]) -> str:
 
 
 def _type(value: Mapping[str, Any], key: str) -> str:
-    if "$ref" in value or "allOf" in value:
-        profile = (_referenced(value) or "").startswith("Profile")
-        return f"[mapping](#{_anchor(PROFILE_TITLE if profile else f'attributes.{key}')})"
+    if (name := _referenced(value)) is not None:
+        return f"[mapping](#attributes{key})" if name else "mapping"
     if "enum" in value:
         return " or ".join(f"`{one}`" for one in value["enum"])
     if "const" in value:
         return f"`{value['const']}`"
-    if choices := value.get("anyOf", value.get("oneOf")):
-        return " or ".join(dict.fromkeys(_type(one, key) for one in choices if one.get("type") != "null"))
+    if "anyOf" in value:
+        return " or ".join(dict.fromkeys(_type(one, key) for one in value["anyOf"] if one.get("type") != "null"))
     names = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
     kind = value.get("type", "")
     if kind == "array":
@@ -185,30 +183,36 @@ def _referenced(value: Mapping[str, Any]) -> str | None:
 
 
 def _profile_section() -> str:
-    schema = TypeAdapter(Profile).json_schema()
-    required = set(schema["required"])
-    rows = []
-    for key, value in schema["properties"].items():
-        default = "required" if key in required else _default_of(value)
-        rows.append((f"`{key}`", _type(value, key), default, value.get("description", "")))
+    defaults = {field.name: field.default for field in fields(Profile)}
+    meanings = re.findall(r"^\| ([a-z][\w, ]+) \| (.*) \|$", inspect.getdoc(Profile) or "", re.MULTILINE)
+    rows = [("`name`", "required", "what the profile is called")]
+    for names, meaning in meanings[1:]:
+        said = dict.fromkeys(_python_default(defaults[name]) for name in names.split(", "))
+        rows.append((", ".join(f"`{name}`" for name in names.split(", ")), ", ".join(said), meaning))
     built_in = [
         (f"`{one.name}`", f"`{one.provider}`", one.model, str(one.dimensions), str(one.max_length or ""))
         for one in BUILT_IN.values()
     ]
     return "\n\n".join(
         [
-            f"## {PROFILE_TITLE}",
+            "## A profile",
             _wrapped(
                 "`profile:` is a name, or a mapping with these keys; `profiles:` maps names to such mappings, without "
                 "`name`. The fingerprint covers the weights, `provider`, `dimensions`, `normalize`, `document_prompt`, "
                 "`max_length` and `bidirectional`: a change of one of these makes another model. "
                 "`embeddings-pipeline profile show NAME` prints it."
             ),
-            _table(("key", "type", "default", "meaning"), rows),
+            _table(("key", "default", "meaning"), rows),
             "Built in:",
             _table(("profile", "provider", "model", "dimensions", "tokens read"), built_in),
         ]
     )
+
+
+def _python_default(value: Any) -> str:
+    if value is MISSING:
+        return "required"
+    return "" if value is None else f"`{json.dumps(value)}`"
 
 
 def _wrapped(text: str) -> str:
