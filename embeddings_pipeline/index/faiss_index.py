@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.errors import DatabaseError, VectorIndexError
+from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.table import TableDestination
@@ -153,6 +154,7 @@ def build(database: Database, table: TableDestination, folder: Path) -> Manifest
                         f"FAISS index of {table.collection!r}: model {table.fingerprint} is not the current one, "
                         f"which is {state.fingerprint}; {REMEDY}"
                     )
+                failpoint("faiss.snapshot")
                 vectors = {
                     name: _write_vectors(connection, table, name, rows, target)
                     for name, rows in _counts(connection, table).items()
@@ -169,6 +171,7 @@ def build(database: Database, table: TableDestination, folder: Path) -> Manifest
                 built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 seconds=round(time.perf_counter() - began, 3),
             )
+            failpoint("faiss.publish")
             return _publish(database, table, parent, target, manifest)
     except OSError as error:
         raise VectorIndexError(

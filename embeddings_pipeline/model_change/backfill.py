@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import DatabaseError, OutageError, PipelineError, StaleRunError
+from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.destination.column import ColumnDestination
@@ -222,6 +223,8 @@ def _embed_patiently(
 def _write_group(
     model: Collection, connection: psycopg.Connection, group: Sequence[_Made], lake: Iterable[Future[None]] = ()
 ) -> list[tuple[int, Backfilled]]:
+    if group:
+        failpoint("backfill.group", batches=[made.batch for made in group])
     for file in lake:
         file.result()
     started = time.perf_counter()
@@ -287,6 +290,7 @@ def _check_kept(model: Collection, connection: psycopg.Connection) -> None:
 
 def _write(model: Collection, connection: psycopg.Connection, group: Sequence[_Made], before: Counter[int]) -> None:
     """Under the batches' locks, until the transaction ends. before: vectors already written, by batch."""
+    failpoint("backfill.write")
     table, by_batch = model.current.table, {made.batch: made for made in group}
     batches = sorted(by_batch)
     key = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": batches}

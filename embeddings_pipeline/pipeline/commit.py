@@ -1,6 +1,5 @@
 """The commit: the one transaction in which a batch's items, texts and vectors reach PostgreSQL (rules 3 to 5)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.errors import StaleRunError
+from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.destination.table import TableDestination
@@ -40,33 +40,23 @@ class Committed:
         return {**vars(self), "coverage_percent": round(100 * covered / items, 2) if items else 100.0}
 
 
-def commit_batch(
-    collection: Collection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
-) -> Committed:
+def commit_batch(collection: Collection, batch: int, run: str) -> Committed:
     """Bring what the run made of a batch into PostgreSQL, whole or not at all.
 
-    `at_second_look` is called under the batch's lock, when the source has just been read again. Raises StaleRunError,
-    with nothing changed, where another model has become the current one.
+    Raises StaleRunError, with nothing changed, if another model has become the current one.
     """
     _, texts = collection.newest("item_texts", batch, run)
     path, embeddings = collection.newest("embeddings", batch, run)
     made = _match(texts, embeddings, collection)
     definition_hash = (texts.schema.metadata or {}).get(DEFINITION_HASH)
     file = path.rsplit("/", 1)[-1]
-    committed = giving_way(lambda: _commit(collection, batch, made, definition_hash, file, at_second_look))
+    committed = giving_way(lambda: _commit(collection, batch, made, definition_hash, file))
     for asset in ("raw_items", "item_texts", "embeddings"):
         collection.lake.sweep(collection.folder(asset), batch, keep=file)
     return committed
 
 
-def _commit(
-    collection: Collection,
-    batch: int,
-    made: "_Made",
-    definition_hash: bytes | None,
-    file: str,
-    at_second_look: Callable[[], Any],
-) -> Committed:
+def _commit(collection: Collection, batch: int, made: "_Made", definition_hash: bytes | None, file: str) -> Committed:
     """The transaction."""
     table, tables = collection.current.table, collection.current.table.tables
     key = {"collection": collection.definition.name, "batch": batch}
@@ -80,7 +70,7 @@ def _commit(
             copy.set_types(["text", "bytea"])
             for row in now:
                 copy.write_row((row.item_key, row.row_hash))
-        at_second_look()
+        failpoint("commit.second_look")
 
         connection.execute(tables.statement("commit/decide"), {**key, "item_keys": item_keys})
         rerendered = {row[0] for row in connection.execute(tables.statement("commit/gone_texts")).fetchall()}

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import errors, sql
 
 from embeddings_pipeline.errors import ModelChangeError, OutageError
+from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
 
@@ -43,6 +44,7 @@ def lock_schema(connection: psycopg.Connection) -> None:
 
 def lock_batch(connection: psycopg.Connection, collection: str, batch: int) -> None:
     """Take a batch's lock until the transaction ends."""
+    failpoint("batch.lock", batch=batch)
     connection.execute("SELECT pg_advisory_xact_lock(%s, %s::integer)", [_key(f"embeddings/{collection}", 4), batch])
 
 

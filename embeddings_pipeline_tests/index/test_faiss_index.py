@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.index import faiss_index
 from embeddings_pipeline.index.faiss_index import build, check_parity, is_current, open_index, read_manifest
 from embeddings_pipeline.store.destination.table import TableDestination
@@ -212,18 +213,17 @@ def test_another_model_is_refused(database, folder, table):
     assert read_manifest(folder, "things") is None
 
 
-def test_an_older_version_never_replaces_a_newer_one(database, folder, table, monkeypatch):
-    slow, publish = [], faiss_index._publish
+def test_an_older_version_never_replaces_a_newer_one(database, folder, table):
+    slow = []
 
-    def overtaken(*arguments):
+    def overtaken():
         if not slow:
             slow.append(True)
             add_vectors(database, table, unit_vectors(1, seed=7), first_id=9000)
             build(database, table, folder)
-        return publish(*arguments)
 
-    monkeypatch.setattr(faiss_index, "_publish", overtaken)
-    manifest = build(database, table, folder)  # read version 1, and version 2 is published meanwhile
+    with at_failpoint("faiss.publish", overtaken):
+        manifest = build(database, table, folder)  # read version 1, and version 2 is published meanwhile
     assert manifest.version == 2 and manifest.count == 501
     assert read_manifest(folder, "things") == manifest and len(generations(folder)) == 1
 
@@ -382,17 +382,14 @@ def test_readers_never_fail_while_generations_come_and_go(database, folder, tabl
     assert builder.returncode == 0 and searches > 10
 
 
-def test_vectors_and_version_are_of_one_snapshot(database, folder, table, monkeypatch):
-    counts = faiss_index._counts
-
-    def with_a_commit_in_between(*arguments):
+def test_vectors_and_version_are_of_one_snapshot(database, folder, table):
+    def committed_in_between():
         with database.connect() as connection:
             connection.execute(f"DELETE FROM embeddings.{table.name}")
             raise_version(connection)
-        return counts(*arguments)
 
-    monkeypatch.setattr(faiss_index, "_counts", with_a_commit_in_between)
-    manifest = build(database, table, folder)
+    with at_failpoint("faiss.snapshot", committed_in_between):
+        manifest = build(database, table, folder)
     assert (manifest.version, manifest.count) == (1, 500)
 
 

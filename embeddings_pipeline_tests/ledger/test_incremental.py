@@ -278,7 +278,8 @@ def test_an_edit_and_its_undoing_around_a_commit_are_not_lost(database, settings
         raise AssertionError("the scan does not wait for the commit")
 
     scanning = threading.Thread(target=lambda: tick(collection))
-    commit_batch(collection, 0, "run", at_second_look=undone_and_scanned)
+    with at_failpoint("commit.second_look", undone_and_scanned):
+        commit_batch(collection, 0, "run")
     scanning.join()
     assert committed(database)["2"][0] == "Film 2 | edited"
     assert collection.ledger.dirty_batches() == [0]
@@ -323,19 +324,16 @@ def test_two_scans_and_a_tick_out_of_order_end_in_the_same_state(database, setti
 
 
 def test_a_source_that_loses_its_connection_mid_scan_is_one_line_and_changes_nothing(
-    database: Database, settings: Settings, films_of: Any, monkeypatch: pytest.MonkeyPatch
+    database: Database, settings: Settings, films_of: Any
 ) -> None:
     films_of(30_000)
-    collection = open_collection(timed(), settings)
-    original = type(collection.source)._copy
-
-    def cut(self: Any, connection: Any, query: Any, columns: int) -> Any:
-        for n, row in enumerate(original(self, connection, query, columns)):
-            if n == 20_000:
-                execute(database, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
-            yield row
-
-    monkeypatch.setattr(type(collection.source), "_copy", cut)
+    execute(
+        database,
+        """CREATE VIEW ending AS SELECT id, overview, revenue, updated_at,
+               CASE WHEN id = 20000 THEN pg_terminate_backend(pg_backend_pid())::text ELSE title END AS title
+           FROM films""",
+    )
+    collection = open_collection(timed(table="ending"), settings)
     with pytest.raises(SourceError, match=r"cannot be read.*try again"):
         collection.ledger.full_scan(collection.source)
     assert execute(database, "SELECT count(*) FROM embeddings.films_item") == [(0,)]
@@ -362,7 +360,8 @@ def test_a_tick_with_a_new_row_waits_for_a_commit_without_a_deadlock(database, s
             ticking.join(0.05)
         raise AssertionError("the tick does not wait for the commit")
 
-    commit_batch(collection, 0, "run", at_second_look=scanned_meanwhile)
+    with at_failpoint("commit.second_look", scanned_meanwhile):
+        commit_batch(collection, 0, "run")
     ticking.join()
     assert [result.new for result in found] == [1]
     assert committed(database)["2"][0] == "Film 2 | edited"

@@ -21,6 +21,7 @@ from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, PipelineError, StaleRunError
+from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.index.faiss_index import build as build_faiss
@@ -427,17 +428,14 @@ class TestPhases:
         swap(collection, "swap")
         assert_current(sync(one, settings, "after"))
 
-    def test_a_backfill_killed_before_it_marks_its_batches_finds_their_files(
-        self, table, settings, monkeypatch
-    ) -> None:
+    def test_a_backfill_killed_before_it_marks_its_batches_finds_their_files(self, table, settings) -> None:
         collection = sync(definition(), settings)
         expand(collection, candidate_profile(collection, "test"))
 
-        def killed(*_: Any) -> None:
+        def killed() -> None:
             raise RuntimeError("killed")
 
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-            patch.setattr(backfill, "_write", killed)
+        with at_failpoint("backfill.write", killed), pytest.raises(RuntimeError, match="killed"):
             backfill_all(collection)
         DeterministicEncoder.reset()
         backfill_all(collection)
@@ -456,33 +454,26 @@ class TestPhases:
         collection.ledger.full_scan(collection.source)
         [batch] = collection.ledger.work()
         run_batch(collection, batch, "edit")  # without what backfills the model beside it
-        write, endings = backfill._write, iter([True])
+        endings = iter([True])
 
-        def ended(*arguments: Any) -> None:
+        def ended() -> None:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
-            write(*arguments)
 
-        monkeypatch.setattr(backfill, "_write", ended)
         monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
-        assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
+        with at_failpoint("backfill.write", ended):
+            assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"
         shadows = collection.ledger.shadow_models()[0].table.fingerprint
         assert execute(table, files, [batch, shadows]) == [("second.parquet",)]
         swap(collection, "swap")
         assert audit(open_collection(definition(), settings)).agree
 
-    def test_a_model_that_is_dropped_during_its_backfill_is_said_to_be_gone(self, table, settings, monkeypatch) -> None:
+    def test_a_model_that_is_dropped_during_its_backfill_is_said_to_be_gone(self, table, settings) -> None:
         collection = sync(definition(), settings)
         expand(collection, candidate_profile(collection, "test"))
-        write = backfill._write_group
-
-        def dropped_before(*arguments: Any) -> Any:
-            roll_back(collection, "dropped")
-            return write(*arguments)
-
-        monkeypatch.setattr(backfill, "_write_group", dropped_before)
-        with pytest.raises(StaleRunError, match="kept no longer"):
+        dropped_before = at_failpoint("backfill.group", lambda batches: roll_back(collection, "dropped"))
+        with dropped_before, pytest.raises(StaleRunError, match="kept no longer"):
             backfill_all(collection)
 
     @pytest.mark.usefixtures("restless_autovacuum")
@@ -696,8 +687,8 @@ class TestPhases:
         expand(collection, candidate_profile(collection, "test"))
         for name, value in bounds.items():
             monkeypatch.setattr(backfill, name, value)
-        together = written_together(monkeypatch)
-        backfill_all(collection)
+        with written_together() as together:
+            backfill_all(collection)
         assert together == expected
         assert swap(collection, "swap").gate is not None
 

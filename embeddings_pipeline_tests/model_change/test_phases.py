@@ -4,8 +4,9 @@ import json
 import random
 import re
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from psycopg import errors
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, OutageError, ProfileError, StaleRunError
+from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.model_change import backfill, phases
 from embeddings_pipeline.model_change.backfill import backfill_batch, backfill_shadows, embed_shadows
@@ -81,17 +83,16 @@ def backfill_all(collection: Collection, *batches: int) -> int:
     return sum(one.embedded for _, one in backfilled)
 
 
-def written_together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The batches of each transaction that a backfill will write."""
-    write, together = backfill._write_group, list[list[int]]()
+@contextmanager
+def written_together() -> Iterator[list[list[int]]]:
+    """The batches of each transaction that a backfill writes in the block."""
+    together: list[list[int]] = []
 
-    def watched(model: Collection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
-        if group:
-            together.append([made.batch for made in group])
-        return write(model, connection, group, *lake)
+    def note(batches: list[int]) -> None:
+        together.append(batches)
 
-    monkeypatch.setattr(backfill, "_write_group", watched)
-    return together
+    with at_failpoint("backfill.group", note):
+        yield together
 
 
 def again(collection: Collection) -> Collection:
@@ -187,8 +188,8 @@ class TestPhases:
         begin(collection, "wide")
         for name, value in bounds.items():
             monkeypatch.setattr(backfill, name, value)
-        together = written_together(monkeypatch)
-        assert backfill_all(collection) == 25
+        with written_together() as together:
+            assert backfill_all(collection) == 25
         assert together == expected
         assert_whole(collection)
 
@@ -293,26 +294,23 @@ class TestPhases:
         begin(collection, "wide")
         monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
-        write, tried, endings = backfill._write_group, [], iter(range(times))
+        tried, endings = [], iter(range(times))
 
-        def ended(model: Collection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
-            if group:
-                tried.append(group[0].batch)
-            if group and group[0].batch == 1 and next(endings, None) is not None:
+        def ended(batches: list[int]) -> None:
+            tried.append(batches[0])
+            if batches[0] == 1 and next(endings, None) is not None:
                 execute(
                     database,
                     """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                        WHERE datname = current_database() AND pid <> pg_backend_pid()""",
                 )
-            return write(model, connection, group, *lake)
 
-        monkeypatch.setattr(backfill, "_write_group", ended)
+        refused = pytest.raises(psycopg.OperationalError) if times > 2 else nullcontext()
+        with at_failpoint("backfill.group", ended), refused:
+            backfill_all(collection)
         if times > 2:
-            with pytest.raises(psycopg.OperationalError):
-                backfill_all(collection)
-            monkeypatch.setattr(backfill, "_write_group", write)
             assert incomplete_batches(collection, collection.ledger.shadow_models()[0]) == [1, 2]
-        backfill_all(collection)
+            backfill_all(collection)
         assert len(tried) == tries and caplog.text.count("trying again in 0") == min(times, 2)
         assert_whole(collection)
 
@@ -571,7 +569,8 @@ class TestShadowModelsInCommits:
             read_items(collection, 0, "late")
             render_texts(collection, 0, "late")
             list(embed_batches(collection, [0], "late"))
-            commit_batch(collection, 0, "late", at_second_look=lambda: swap(collection, "swap"))
+            with at_failpoint("commit.second_look", lambda: swap(collection, "swap")):
+                commit_batch(collection, 0, "late")
         commit_all(again(collection))
         assert_whole(collection)
 

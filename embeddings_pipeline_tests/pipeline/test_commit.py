@@ -19,6 +19,7 @@ from embeddings_pipeline.errors import (
     RefusedError,
     StaleRunError,
 )
+from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.coverage import coverage, integrity
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.ledger.work import contiguous_ranges
@@ -469,7 +470,7 @@ class TestInterleavings:
         collection.ledger.full_scan(collection.source)
         prepare(collection, 0, "run")
         scanned = beside(
-            lambda second_look: commit_batch(collection, 0, "run", at_second_look=second_look),
+            lambda: commit_batch(collection, 0, "run"),
             lambda: edit(database, 1, "zero" if undo else "two"),
             lambda: collection.ledger.full_scan(collection.source),
         )
@@ -485,7 +486,7 @@ class TestInterleavings:
         collection.ledger.full_scan(collection.source)
         prepare(collection, 0, "run")
         scanned = beside(
-            lambda second_look: commit_batch(collection, 0, "run", at_second_look=second_look),
+            lambda: commit_batch(collection, 0, "run"),
             lambda: edit(database, 1, "back"),
             lambda: collection.ledger.full_scan(collection.source),
         )
@@ -579,9 +580,7 @@ class TestInterleavings:
         assert ledger.batches() == list(range(500))
 
 
-def beside(
-    commit: Callable[[Callable[[], None]], Any], edit_then: Callable[[], None], scan: Callable[[], Any]
-) -> Callable[[], None]:
+def beside(commit: Callable[[], Any], edit_then: Callable[[], None], scan: Callable[[], Any]) -> Callable[[], None]:
     """Run a commit that, after its second look, lets an edit and a scan begin, and commits while the scan is at it.
 
     Returns what waits for both to end.
@@ -601,7 +600,8 @@ def beside(
         thread.join(timeout=1.5)  # it waits for the lock of this commit
         assert thread.is_alive(), "the scan did not wait for the commit that is under way"
 
-    commit(second_look)
+    with at_failpoint("commit.second_look", second_look):
+        commit()
     return thread.join
 
 
