@@ -27,6 +27,8 @@ DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING
 
 PROJECT = Path(__file__).resolve().parents[1]
 MOST_WORKERS = 8
+# Their tests share a deployment and a browser, or a model: one worker has them all.
+DEAR_FIXTURES = {"test_ui.py", "test_meaning.py", "test_encoders.py"}
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background job: its children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,8 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "process":
             item.add_marker("slow")
-        if item.path.name == "test_ui.py":  # one deployment and one browser for all of them
-            item.add_marker(pytest.mark.xdist_group("ui"))
+        if item.path.name in DEAR_FIXTURES:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -98,7 +98,7 @@ def table(database: Database, settings: Settings) -> Database:
 
 
 @pytest.fixture
-def restless_autovacuum(server: Database) -> Iterator[None]:
+def restless_autovacuum(superuser: None, server: Database) -> Iterator[None]:
     """Autovacuum looks for work every second, in every database of the tests' server."""
 
     def configure(change: str) -> None:

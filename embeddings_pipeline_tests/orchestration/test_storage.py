@@ -24,12 +24,15 @@ from embeddings_pipeline.orchestration.instance.launcher import HOST_TAG, Watche
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
 from embeddings_pipeline.orchestration.sync import open_instance
 from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline_tests.support.databases import as_role
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def deployment(settings: Settings, server: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+def deployment(
+    new_databases: None, settings: Settings, server: Database, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
     """The settings of this test, as the environment names them; Dagster's database is dropped afterwards."""
     monkeypatch.setenv("DATABASE_URL", settings.database_url or "")
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
@@ -121,12 +124,12 @@ def test_a_pool_follows_a_changed_default_limit(
 
 
 def test_a_role_without_the_right_gets_the_statement_for_dagsters_database(
-    database: Database, server: Database, settings: Settings
+    superuser: None, database: Database, server: Database, settings: Settings
 ) -> None:
     with server.connect(autocommit=True) as connection:
-        connection.execute("CREATE ROLE plain LOGIN")
+        connection.execute("CREATE ROLE plain LOGIN PASSWORD 'plain'")
     try:
-        url = database.url.replace("postgres@", "plain@", 1)
+        url = as_role(database, "plain", "plain").url
         with pytest.raises(DatabaseError, match=r'runs: CREATE DATABASE "test_\w+_dagster" OWNER "plain"$'):
             PipelineStorage(Settings(database_url=url, embeddings_state_dir=settings.state_dir))
     finally:

@@ -1,8 +1,8 @@
 """The sample catalogue with the real model: a description in other words finds the film."""
 
 import csv
+import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.load import load_file
-from embeddings_pipeline.store.schema import ensure_schema
+from embeddings_pipeline_tests.support import databases
 from embeddings_pipeline_tests.support.workbench import run_batch
 
 CATALOGUE = Path(__file__).resolve().parents[2] / "examples" / "movies.csv"
@@ -44,10 +44,11 @@ QUERIES = {
 
 
 @pytest.fixture(scope="module")
-def catalogue(server: Database, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def catalogue(
+    server: Database, new_databases: None, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
     """The sample, synced once for all tests of this file."""
-    database = replace(server, url=server.ensure_sibling("meaning"))
-    ensure_schema(database)
+    database = databases.copied(server, f"test_{uuid.uuid4().hex[:12]}", template)
     settings = Settings(database_url=database.url, embeddings_state_dir=tmp_path_factory.mktemp("meaning"))
     load_file(database, CATALOGUE, "movies")
     collection = open_collection(load_collections()["items"], settings)
@@ -56,6 +57,7 @@ def catalogue(server: Database, template: str, tmp_path_factory: pytest.TempPath
     ensure_index(database, collection.current.table, collection.definition.attributes.index, ["base"])
     faiss_index.build(database, collection.current.table, settings.state_dir / "faiss")
     yield settings
+    databases.dropped(server, databases.name_of(database))
 
 
 @pytest.mark.parametrize("index", ["pgvector", "faiss"])

@@ -27,6 +27,7 @@ from embeddings_pipeline.store.database import EMBEDDED_DATABASE, MOST_SESSIONS,
 from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline.store.server.folders import ROOTS_FOLDER, digest
 from embeddings_pipeline.store.sql import schema_versions
+from embeddings_pipeline_tests.support import databases
 from embeddings_pipeline_tests.support.workbench import wait_until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -399,10 +400,12 @@ def test_threads_never_share_a_session(database: Database) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert all(mine == answered for mine, answered in threads.map(use, range(200)))
     with database.connect(autocommit=True) as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        query = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND application_name = 'embeddings-pipeline' AND pid <> pg_backend_pid()"""
         wait_until(lambda: connection.execute(query).fetchone()[0] <= MOST_SESSIONS)  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("new_databases")
 def test_siblings_are_created_once(database: Database) -> None:
     name = f"sibling_{uuid.uuid4().hex[:8]}"
     with ThreadPoolExecutor(4) as pool:
@@ -415,6 +418,7 @@ def test_siblings_are_created_once(database: Database) -> None:
         connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
 
+@pytest.mark.usefixtures("embedded")
 def test_threads_share_one_server_object(open_folder: Path, server: Database) -> None:
     found: list[Database] = []
     settings = Settings(embeddings_state_dir=open_folder)
@@ -454,7 +458,7 @@ def test_unusable_url_is_one_line_without_the_password(url: str, says: str) -> N
 
 
 @pytest.fixture
-def plain_role(server: Database, database: Database) -> Iterator[str]:
+def plain_role(server: Database, embedded: None, database: Database) -> Iterator[str]:
     """The name of a role without any rights, whose password `s3cret` is asked for."""
     role = f"role_{uuid.uuid4().hex[:8]}"
     rules = server.server.folder / "data" / "pg_hba.conf"
@@ -475,7 +479,7 @@ def as_role(database: Database, role: str, password: str = "s3cret") -> Database
 
 
 def open_name(database: Database) -> str:
-    return database.url.rpartition("?")[0].rpartition("/")[2]
+    return databases.name_of(database)
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -505,7 +509,7 @@ def test_role_that_may_not_create_a_database_gets_the_statement(database: Databa
 
 
 @pytest.fixture
-def empty(database: Database) -> Database:
+def empty(superuser: None, database: Database) -> Database:
     """The test's database as a newly created one is: without pgvector and schema."""
     with database.connect(autocommit=True) as connection:
         connection.execute("DROP SCHEMA embeddings CASCADE")
@@ -540,6 +544,7 @@ def test_server_without_pgvector_is_said(empty: Database) -> None:
     assert "the server has no pgvector; install pgvector 0.7 or newer" in refused(lambda: ensure_schema(empty))
 
 
+@pytest.mark.usefixtures("superuser")
 def test_old_pgvector_is_said_with_the_statement_that_updates_it(database: Database) -> None:
     with database.connect(autocommit=True) as connection:
         connection.execute("UPDATE pg_extension SET extversion = '0.6.2' WHERE extname = 'vector'")

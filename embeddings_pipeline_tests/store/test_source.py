@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -14,6 +13,7 @@ from psycopg import sql
 from embeddings_pipeline.errors import PipelineError, SourceError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import ScannedRow, Source, SourceRow, table_identifier
+from embeddings_pipeline_tests.support.databases import as_role
 from embeddings_pipeline_tests.support.workbench import definition, execute, sync_once
 
 ODD_KEYS = [
@@ -435,11 +435,11 @@ def test_what_is_not_there_is_named_with_what_was_meant(database):
 
 
 @pytest.fixture
-def reader(database):
+def reader(superuser, database):
     """A role with no rights, and the URL to log in with it."""
     name = execute(database, "SELECT 'reader_' || substr(md5(random()::text), 1, 8)")[0][0]
     execute(database, f"CREATE ROLE {name} LOGIN PASSWORD 'pw/@:%'")
-    yield name, database.url.replace("postgres@", f"{name}:{quote('pw/@:%', safe='')}@")
+    yield name, as_role(database, name, "pw/@:%").url
     execute(database, f"DROP OWNED BY {name}")
     execute(database, f"DROP ROLE {name}")
 

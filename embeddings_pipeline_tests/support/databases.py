@@ -84,4 +84,5 @@ def with_schema(database: Database) -> Database:
     """The database, with the pipeline's schema, though this process may have made it there before."""
     forget_schemas()
     ensure_schema(database)
+    forget_schemas()
     return database
