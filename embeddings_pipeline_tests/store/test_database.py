@@ -75,7 +75,7 @@ class User:
 
 
 @pytest.fixture
-def state(open_folder: Path) -> Iterator[Path]:
+def state(embedded: None, open_folder: Path) -> Iterator[Path]:
     """A state folder of this test's own, without a server yet; no process may be left when the test ends."""
     folder = open_folder / uuid.uuid4().hex[:8]
     folder.mkdir(mode=0o711)
