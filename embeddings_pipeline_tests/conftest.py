@@ -1,4 +1,17 @@
-"""Fixtures for all tests: one embedded PostgreSQL a session, and a fresh database with the schema for each test."""
+"""Fixtures for all tests: an embedded PostgreSQL for each worker, and a fresh database with the schema for each test.
+
+The suite runs on a worker a core (pytest-xdist); one file or one test, named alone, runs in the process itself. `-n 0`
+does so for more, `-n 3` takes another number. What is marked `slow` runs first, all of process/ is, and `make
+test-fast` leaves it out. A test's databases, Dagster's too, are copies of templates, made once for each worker.
+
+EMBEDDINGS_TESTS_DATABASE_URL names another server than the embedded one, by a database of its own for tests:
+- a superuser: every test runs, but those of the embedded server itself;
+- a role that owns the database, in which an administrator has installed pgvector, and may create others: as before, but
+  what needs other roles or extensions is skipped;
+- a role that owns the database and no more: `test` must be in its name, since all that the role has in it is dropped
+  before each test, it serves one process (`-n 0`), and what needs a second database, as Dagster does, is skipped too.
+DATABASE_URL itself is never looked at: it may name the developer's own data.
+"""
 
 import os
 import re

@@ -21,6 +21,7 @@ from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.model_change.test_phases import assert_whole
 from embeddings_pipeline_tests.model_change.test_switch import DEFINITION
+from embeddings_pipeline_tests.support.command_line import run_here
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def test_killed_anywhere_it_goes_on(
     commands = ["profile switch slow --yes", "profile rollback", "profile switch slow --yes", "profile contract --now"]
     chance = random.Random(after)
     for command in commands[: len(commands) - commands[::-1].index(after) - 1]:
-        assert run(command) == 0
+        assert run_here(tuple(command.split())).returncode == 0
     killed = 0
     while killed < KILLS:
         if run(after, 0.2 + (9 if "switch" in after else 3) * chance.random()) == -signal.SIGKILL:
@@ -65,7 +66,7 @@ def test_killed_anywhere_it_goes_on(
             execute(database, "INSERT INTO films VALUES (%s, 'New', 'row')", [1000 + killed])
         else:  # it came to its end; undone, it can be killed again
             for command in UNDO[after]:
-                run(command)
+                run_here(tuple(command.split()))
     assert run(after) in (0, 1)  # 1: what was killed last had been done
     sync(one, project)
     collection = open_collection(one, project)

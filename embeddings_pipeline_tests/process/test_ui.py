@@ -97,7 +97,7 @@ def ui(project: Project) -> Iterator[str]:
     started: list[psutil.Process] = []
     try:
         address = f"http://127.0.0.1:{project.port}"
-        wait_until(lambda: answers(f"{address}/server_info") or process.poll() is not None, START_SECONDS)
+        wait_until(lambda: answers(f"{address}/server_info") or process.poll() is not None, START_SECONDS, pause=0.3)
         assert process.poll() is None, log.read_text()
         yield address
         started = psutil.Process(process.pid).children(recursive=True)
@@ -244,12 +244,18 @@ def newest_run(ui: str) -> tuple[str, str]:
     return run["runId"], run["status"]
 
 
+def ended_well(ui: str, before: tuple[str, str]) -> bool:
+    """Whether the newest run is another one than `before`, and a success."""
+    newest = newest_run(ui)
+    return newest != before and newest[1] == "SUCCESS"
+
+
 def test_a_backfill_of_three_partitions_dry_changes_nothing(page: "Page", ui: str, project: Project) -> None:
     newest = newest_run(ui)
     state = ("psql", "-Atc", "SELECT max(committed_at), max(version) FROM embeddings.batch")
     before = project.run(*state).stdout
     launch_backfill(page, "dry_run: true")
-    wait_until(lambda: newest_run(ui) != newest and newest_run(ui)[1] == "SUCCESS", 2 * RUN_SECONDS)
+    wait_until(lambda: ended_well(ui, newest), 2 * RUN_SECONDS, pause=0.5)
     page.goto(f"/runs/{newest_run(ui)[0]}")
     for dry in ("000000: 0 texts to encode, 5 reused", "000002: 0 texts to encode, 2 reused"):
         page.get_by_text(f"dry run, batch {dry}").first.wait_for()
@@ -263,7 +269,7 @@ def test_a_backfill_of_three_partitions_takes_configuration_and_runs(page: "Page
     def all_committed() -> bool:
         return project.run("psql", "-Atc", committed).stdout.strip() == "t"
 
-    wait_until(all_committed, 2 * RUN_SECONDS)
+    wait_until(all_committed, 2 * RUN_SECONDS, pause=1)
     page.goto("/runs")
     page.get_by_text("3 partitions").first.wait_for()
     page.goto("/assets/embeddings_32?view=partitions&partition=000002")
@@ -282,7 +288,7 @@ def test_the_sensor_is_switched_on_and_brings_a_new_row_to_the_search(page: "Pag
     def searchable() -> bool:
         return '"99"' in project.run("search", "Late a latecomer", "-k", "1", "--json").stdout
 
-    wait_until(searchable, 3 * RUN_SECONDS)
+    wait_until(searchable, 3 * RUN_SECONDS, pause=2)
     requested.wait_for()
     page.locator("label:has(input[type=checkbox]), [role=switch]").first.click()
 
@@ -317,7 +323,7 @@ def test_the_phases_of_a_migration_from_the_launchpad(page: "Page", ui: str, pro
     launch(page, "expand", "candidate_profile: wide")
     newest = newest_run(ui)
     launch_backfill(page, "", job="items_migration_backfill")
-    wait_until(lambda: newest_run(ui) != newest and newest_run(ui)[1] == "SUCCESS", 2 * RUN_SECONDS)
+    wait_until(lambda: ended_well(ui, newest), 2 * RUN_SECONDS, pause=0.5)
     assert current() == "test"
     launch(page, "swap")
     assert current() == "wide"

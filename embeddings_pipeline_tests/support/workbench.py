@@ -57,12 +57,12 @@ def execute(database: Database, statement: str, parameters: Any = None) -> list[
         return cursor.fetchall() if cursor.description else []
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    """Look again and again until something holds."""
+def wait_until(holds: Callable[[], bool], seconds: float = 60, *, pause: float = 0.05) -> None:
+    """Look again and again until something holds; after a longer pause if looking is itself work."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 @contextmanager
