@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 import uuid
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,8 +122,9 @@ def test_an_empty_table_gives_an_empty_generation(database, folder):
     assert check_parity(database, make_table(), opened).ok
 
 
-def make_table(**changes):
-    return TableDestination(**({"collection": "things", "fingerprint": FINGERPRINT, "dimension": 32} | changes))
+def make_table(**changes: Any) -> TableDestination:
+    fields: dict[str, Any] = {"collection": "things", "fingerprint": FINGERPRINT, "dimension": 32} | changes
+    return TableDestination(**fields)
 
 
 def test_fewer_vectors_than_asked_for_are_padded(database, folder):
@@ -214,7 +216,7 @@ def test_another_model_is_refused(database, folder, table):
 
 
 def test_an_older_version_never_replaces_a_newer_one(database, folder, table):
-    slow = []
+    slow: list[bool] = []
 
     def overtaken():
         if not slow:

@@ -83,7 +83,7 @@ def requirements(package: str, extras: frozenset[str], seen: set[tuple[str, froz
     if (name, extras) in seen:
         return set()
     seen.add((name, extras))
-    found = {name}
+    found: set[str] = {name}
     for line in importlib.metadata.requires(package) or []:
         needed = Requirement(line)
         if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in (extras or {""})):
@@ -196,7 +196,7 @@ def test_uv_is_given_what_pip_is_configured_to_use(checkout: Path, tmp_path: Pat
     venv.create(checkout / ".venv", with_pip=False)
     [packages] = (checkout / ".venv").glob("lib/python3*/site-packages")
     (packages / "pip.pth").write_text(
-        str(Path(importlib.metadata.distribution("pip").locate_file(".")))
+        str(Path(str(importlib.metadata.distribution("pip").locate_file("."))))
     )  # the real one
     (tmp_path / "pip.conf").write_text(PIP_CONFIGURATION)
     path = f"{make_uv(tmp_path / 'bin')}:{os.environ['PATH']}"

@@ -1,5 +1,7 @@
 """COPY's binary form, against what psycopg and pgvector themselves write and read."""
 
+from typing import Any
+
 import numpy as np
 import psycopg
 import pytest
@@ -40,7 +42,8 @@ def write(connection, storage, vectors):
 
 def read(connection, storage, dimension=5):
     query = sql.SQL("SELECT id, hash, embedding FROM t ORDER BY id")
-    return copy_out(connection, query, COLUMNS | {"embedding": storage}, dimension=dimension)
+    columns: dict[str, Any] = COLUMNS | {"embedding": storage}
+    return copy_out(connection, query, columns, dimension=dimension)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 1000])
@@ -105,7 +108,7 @@ def test_null_is_an_error(connection, storage):
 
 
 def test_columns_of_different_lengths_are_an_error(connection, storage):
-    columns = {"id": np.arange(3), "embedding": np.ones((2, 5), np.float32)}
+    columns: dict[str, np.ndarray] = {"id": np.arange(3), "embedding": np.ones((2, 5), np.float32)}
     with pytest.raises(ValueError, match="different lengths"):
         copy_in(connection, sql.Identifier("t"), columns, storage=storage)
 
