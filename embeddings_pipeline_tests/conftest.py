@@ -22,9 +22,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage
@@ -54,14 +56,23 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)
+class Scheduler(LoadScopeScheduling):
+    """Hands out test by test, in their order, but the tests of a file with dear fixtures together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if Path(file).name in DEAR_FIXTURES else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of process/ is slow. What is slow comes first, so that no worker waits for the last one in the end."""
     for item in items:
         if item.path.parent.name == "process":
             item.add_marker("slow")
-        if item.path.name in DEAR_FIXTURES:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

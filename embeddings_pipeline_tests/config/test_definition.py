@@ -154,7 +154,7 @@ def test_other_components_are_none_of_our_business(tmp_path):
 
 def test_a_key_may_be_one_text_and_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     written(tmp_path, "\ufeff" + GOOD.replace("[id]", "id"))
-    assert load_collections(tmp_path)["films"].config.source.key == ("id",)
+    assert load_collections(tmp_path)["films"].attributes.source.key == ("id",)
 
 
 def test_the_collections_are_those_of_this_package_unless_a_folder_is_named(tmp_path, monkeypatch):

@@ -301,7 +301,8 @@ def test_too_many_dimensions_name_the_remedy(database):
         ("halfvec", 4096, "set `index: {method: none}`"),
     ):
         with pytest.raises(VectorIndexError, match=remedy):
-            ensure_index(database, TableDestination("wide", "f", dimension, storage), HNSW, ["base"])
+            wide = TableDestination("wide", "f", dimension, storage)  # type: ignore[arg-type]
+            ensure_index(database, wide, HNSW, ["base"])
     table = make_collection(database, dimension=4096)
     assert ensure_index(database, table, NONE, ["base"]).indexes == ()
 

@@ -456,7 +456,7 @@ class TestRefused:
             collection.database.connect() as connection,
             pytest.raises(ModelChangeError, match="somebody else has gone on"),
         ):
-            phases._enter(connection, before, "abandoned")
+            phases._enter(connection, before, "abandoned")  # type: ignore[arg-type]
         roll_back(again(collection), "back")
         assert_whole(collection)
 
@@ -725,7 +725,7 @@ class TestOtherPrograms:
         there: dict[str, Any] = {"psycopg": psycopg}
         exec(code[1].replace("embeddings.items", "embeddings.films").replace("'items'", "'films'"), there)
         encoders = {"test": collection.encoder(), "wide": DeterministicEncoder(candidate_profile(collection, "wide"))}
-        swapped = []
+        swapped: list[bool] = []
 
         def encode(profile: str, text: str) -> list[float]:
             vector = encoders[profile].encode_queries([text])[0].tolist()

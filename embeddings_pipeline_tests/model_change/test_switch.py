@@ -274,8 +274,8 @@ class TestAssets:
         clock = iter([0.0, 600.0, 600.0, 900.0])  # two batches of six within ten minutes, one in the next five
         monkeypatch.setattr(migration_assets, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         done = self.run(instance, "backfill", tags=range_tags(1, 3))
-        told = done.asset_materializations_for_node("films__migration__backfill")
-        told.sort(key=lambda one: one.partition)
+        told = list(done.asset_materializations_for_node("films__migration__backfill"))
+        told.sort(key=lambda one: str(one.partition))
         assert [one.metadata["backfilled_batches"].value for one in told] == [3, 3, 4]
         assert [one.metadata["minutes_left"].value for one in told] == [15.0, 15.0, 10.0]
         assert [one.metadata["texts_done"].value for one in told] == [10, 20, 30]

@@ -155,9 +155,9 @@ def test_each_collection_has_its_name_as_prefix_and_group_and_only_items_has_non
         for key in graph.get_all_asset_keys()
         if graph.get(key).is_materializable
     }
-    expected = {(name,): "items" for name in ASSETS}
+    expected: dict[tuple[str, ...], str] = {(name,): "items" for name in ASSETS}
     expected |= {(group, name): group for group in ("titles", "credits") for name in ASSETS}
-    prefixes = {"items": (), "titles": ("titles",), "credits": ("credits",)}
+    prefixes: dict[str, tuple[str, ...]] = {"items": (), "titles": ("titles",), "credits": ("credits",)}
     expected |= {(*p, "migration", phase): f"{name}_migration" for name, p in prefixes.items() for phase in PHASES}
     assert keys == expected
     jobs = {job.name for job in definitions.resolve_all_job_defs()} - {"__ASSET_JOB"}

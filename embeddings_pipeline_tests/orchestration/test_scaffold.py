@@ -72,7 +72,7 @@ def test_a_composite_key_is_in_the_order_of_the_primary_key(database, settings, 
 
 def test_a_unique_index_on_not_null_columns_is_a_key_too(database, settings, tmp_path):
     execute(database, "CREATE TABLE t (a text UNIQUE, b text NOT NULL, title text, UNIQUE (b))")
-    assert proposed(tmp_path, settings, "t").config.source.key == ("b",)
+    assert proposed(tmp_path, settings, "t").attributes.source.key == ("b",)
 
 
 def test_a_view_needs_the_key_to_be_named(database, settings, tmp_path):
@@ -109,7 +109,7 @@ def test_an_empty_table_and_domains_over_text_are_embedded_by_their_types(databa
     execute(
         database, "CREATE DOMAIN words AS text; CREATE TABLE t (id int PRIMARY KEY, plot words, name varchar(9), n int)"
     )
-    assert proposed(tmp_path, settings, "t").config.vectors == {"base": "{name} | {plot}"}
+    assert proposed(tmp_path, settings, "t").attributes.vectors == {"base": "{name} | {plot}"}
 
 
 def test_a_table_elsewhere_is_looked_at_by_its_url_which_is_written_as_it_was_given(
@@ -160,7 +160,7 @@ def test_dg_scaffold_writes_the_file_or_one_line_and_no_empty_folder(database, s
     environment = {"DATABASE_URL": database.url, "EMBEDDINGS_STATE_DIR": str(settings.state_dir)}
     done = dg_command(project, *SCAFFOLD, "films", "--table", "films", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert load_collections(project / "defs")["films"].config.source.key == ("id",)
+    assert load_collections(project / "defs")["films"].attributes.source.key == ("id",)
     failed = dg_command(project, *SCAFFOLD, "more", "--table", "filmz", **environment)
     assert failed.returncode == 1
     assert failed.stderr.strip() == "Error: there is no table 'filmz' (did you mean 'films'?)"

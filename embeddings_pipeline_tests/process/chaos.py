@@ -265,8 +265,8 @@ class Chaos:
             ours = connection.execute(RESULT.format(name="films")).fetchall()  # type: ignore[arg-type]
             theirs = connection.execute(RESULT.format(name="clean")).fetchall()  # type: ignore[arg-type]
         assert [row[:6] for row in ours] == [row[:6] for row in theirs], "keys, texts, hashes or payloads differ"
-        vectors = [np.array([row[6] for row in rows]) for rows in (ours, theirs)]
-        assert np.allclose(*vectors, atol=1e-3), "vectors differ"
+        our_vectors, their_vectors = (np.array([row[6] for row in rows]) for rows in (ours, theirs))
+        assert np.allclose(our_vectors, their_vectors, atol=1e-3), "vectors differ"
         covered = coverage(collection.database, collection.current)
         assert (covered.missing, covered.stale, covered.orphans) == (0, 0, 0), covered
         agreed = audit(collection)

@@ -43,11 +43,18 @@ def over_tcp(folder: Path) -> Iterator[str]:
     user = [owner.st_uid, owner.st_gid] if os.geteuid() == 0 else None
     settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
     process = subprocess.Popen(
-        [server_binaries(user) / "postgres", "-D", data, *(f"--{name}={value}" for name, value in settings.items())],
+        [
+            str(server_binaries(user) / "postgres"),
+            "-D",
+            str(data),
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ],
         cwd=data,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        **({"user": user[0], "group": user[1], "extra_groups": []} if user else {}),  # type: ignore[arg-type]
+        user=user[0] if user else None,
+        group=user[1] if user else None,
+        extra_groups=[] if user else None,
     )
     try:
         yield f"127.0.0.1:{port}"

@@ -234,7 +234,7 @@ def test_a_second_start_does_not_take_long(state: Path) -> None:
 @needs_root
 def test_any_user_can_have_a_server(state: Path) -> None:
     # Kept: the right to read, since the interpreter may be root's own (below /root).
-    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    as_nobody: tuple[str, ...] = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     as_nobody += ("--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search")
     if (
         shutil.which("setpriv") is None
@@ -296,7 +296,7 @@ def test_sessions_are_the_same_whatever_the_role_is_set_to(database: Database) -
             connection.execute(sql.SQL("ALTER DATABASE {} SET " + setting).format(sql.Identifier(name)))
     with database.connect(application_name="who") as connection:
         row = connection.execute("SELECT current_setting('timezone'), current_setting('application_name'), now()::text")
-        zone, who, now = row.fetchone()
+        [(zone, who, now)] = row.fetchall()
         connection.execute("SELECT pg_sleep(0.05)")
         assert (zone, who, now[-3:]) == ("UTC", "who", "+00")
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS

@@ -428,7 +428,7 @@ def test_what_is_not_there_is_named_with_what_was_meant(database):
         ({"query": "SELECT id, title, title FROM things"}, ["title", "ambiguous"]),
         ({"query": "DELETE FROM things RETURNING *"}, ["syntax error"]),
     ]:  # fmt: skip
-        message = refused(source_of(database, **options))
+        message = refused(source_of(database, **options))  # type: ignore[arg-type]
         assert message.startswith("collection 'things': "), message
         for part in says:
             assert part in message, message

@@ -36,7 +36,7 @@ class DeterministicEncoder:
     texts_encoded: ClassVar[Counter[str]] = Counter()
     calls: ClassVar[int] = 0
     fail_on: ClassVar[str | None] = None
-    error: ClassVar[type[Exception]] = ValueError
+    error: ClassVar[type[BaseException]] = ValueError
     nan_on: ClassVar[str | None] = None
     seconds_per_call: ClassVar[float] = 0.0
     _counting: ClassVar[threading.Lock] = threading.Lock()

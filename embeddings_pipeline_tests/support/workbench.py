@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
@@ -50,7 +51,7 @@ def films(number: int) -> list[tuple[int, str | None, str | None, int | None]]:
     return [(n, f"Film {n}", f"A story about number {n} and its friends", 1000 + n) for n in range(1, number + 1)]
 
 
-def execute(database: Database, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+def execute(database: Database, statement: str | sql.Composable, parameters: Any = None) -> list[tuple[Any, ...]]:
     """Run one statement, committed; its rows if it has any."""
     with database.connect() as connection:
         cursor = connection.execute(statement, parameters)  # type: ignore[arg-type]
