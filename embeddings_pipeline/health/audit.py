@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from psycopg.rows import dict_row
 
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import lock_batch
 from embeddings_pipeline.store.sql import load_sql

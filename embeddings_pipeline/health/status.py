@@ -7,7 +7,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.index.faiss_index import is_current, read_manifest
+from embeddings_pipeline.index.faiss_read import is_current, read_manifest
 from embeddings_pipeline.index.pgvector import describe_indexes
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database

@@ -1,1 +1,4 @@
-"""ANN indexes over a model table: FAISS generations on disk, and pgvector's indexes in the database."""
+"""The indexes over a model table: FAISS generations on disk, pgvector's in the database, and exact search.
+
+It reads model tables and knows no collection's definition; every room above may call it.
+"""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.errors import ConfigurationError
-from embeddings_pipeline.index.faiss_index import TIE
+from embeddings_pipeline.index.exact import TIE
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.search.query import nearest_items, nearest_texts
 from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out

@@ -15,8 +15,8 @@ from pydantic import Field
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
-from embeddings_pipeline.index.faiss_index import Manifest
-from embeddings_pipeline.index.faiss_index import build as build_faiss
+from embeddings_pipeline.index.faiss_build import build as build_faiss
+from embeddings_pipeline.index.faiss_read import Manifest
 from embeddings_pipeline.index.pgvector import BuiltIndex, IndexReport, ensure_index
 from embeddings_pipeline.model_change.backfill import backfill_shadows, embed_shadows
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done

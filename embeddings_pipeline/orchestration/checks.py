@@ -12,7 +12,8 @@ from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import REMEDY, audit
 from embeddings_pipeline.health.coverage import coverage, freshness, integrity, uncovered_batches
 from embeddings_pipeline.health.drift import LEAST_COSINE, measure
-from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.orchestration.alerts import alert_of_check
 from embeddings_pipeline.orchestration.assets import ENCODER_POOL, asset_key, asset_options, failures
 from embeddings_pipeline.orchestration.resources import PipelineResource

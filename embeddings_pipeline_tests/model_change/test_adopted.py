@@ -23,7 +23,7 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, PipelineError, StaleRunError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.index.faiss_index import build as build_faiss
+from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.model_change import backfill, phases
 from embeddings_pipeline.model_change.phases import (
     add_model,
