@@ -15,8 +15,10 @@ from embeddings_pipeline.health.drift import LEAST_COSINE, measure
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.orchestration.alerts import alert_of_check
-from embeddings_pipeline.orchestration.assets import ENCODER_POOL, asset_key, asset_options, failures
+from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, asset_options
+from embeddings_pipeline.orchestration.names import asset_key
 from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.orchestration.steps import failures
 
 QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")

@@ -38,13 +38,13 @@ from embeddings_pipeline.model_change.phases import (
 from embeddings_pipeline.model_change.plan import BACKFILLED_PER_SECOND, plan
 from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.steps import pending_texts
+from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.column import ColumnDestination
 from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, commit, commit_all, written_together
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_batch, wait_until
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_without_shadows, wait_until
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -456,7 +456,7 @@ class TestPhases:
         execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
         collection.ledger.full_scan(collection.source)
         [batch] = collection.ledger.work()
-        run_batch(collection, batch, "edit")  # without what backfills the model beside it
+        run_without_shadows(collection, batch, "edit")  # without what backfills the model beside it
         write, endings = shadow._write, iter([True])
 
         def ended(*arguments: Any) -> None:

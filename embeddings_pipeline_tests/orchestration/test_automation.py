@@ -20,15 +20,18 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import OutageError, ProfileError, SourceError
 from embeddings_pipeline.health.alerts import alert
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.drift import CANARIES, measure
+from embeddings_pipeline.health.drift import measure
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, evaluate, named, under_way
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.instance.launcher import host_tags
-from embeddings_pipeline.orchestration.sync import Recent, range_tags, sync
+from embeddings_pipeline.orchestration.instance.liveness import host_tags
+from embeddings_pipeline.orchestration.names import partitions_name
+from embeddings_pipeline.orchestration.partitions import range_tags
+from embeddings_pipeline.orchestration.sync import Recent, sync
+from embeddings_pipeline.pipeline.canaries import CANARIES
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.steps import embed_batches, pending_texts
+from embeddings_pipeline.pipeline.embed import embed_batches, pending_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
@@ -132,7 +135,7 @@ class TestSensor:
         make_films(database, films(35))
         one = daemon()
         one.run(one.tick().run_requests[0])
-        instance.add_dynamic_partitions(one.definition.partitions_name, ["000000", "000001", "000002", "000003"])
+        instance.add_dynamic_partitions(partitions_name(one.definition), ["000000", "000001", "000002", "000003"])
         run = create_run_for_test(
             instance, job_name="films_batches", status=dg.DagsterRunStatus.NOT_STARTED, tags=range_tags(1, 2)
         )
@@ -288,7 +291,7 @@ class TestSensor:
     ) -> None:
         make_films(database, films(35))
         one = daemon()
-        instance.add_dynamic_partitions(one.definition.partitions_name, ["000003", "by hand"])
+        instance.add_dynamic_partitions(partitions_name(one.definition), ["000003", "by hand"])
         one.until_quiet()
         assert len(committed(database)) == 35
         execute(database, "UPDATE films SET overview = 'again'")
@@ -638,10 +641,10 @@ def test_runs_of_a_dead_sync_are_ended_by_the_tick(database, project, daemon, in
     make_films(database, films(5))
     one = daemon()
     one.run(one.tick().run_requests[0])
-    instance.add_dynamic_partitions(one.definition.partitions_name, ["000000"])
+    instance.add_dynamic_partitions(partitions_name(one.definition), ["000000"])
     tags = {**range_tags(0, 0), **host_tags(), "embeddings_pipeline/sync": "true"}
     run = create_run_for_test(instance, job_name="films_batches", status=dg.DagsterRunStatus.STARTED, tags=tags)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embeddings_pipeline.orchestration.sync.GRACE_SECONDS", 0)
+        patch.setattr("embeddings_pipeline.orchestration.instance.liveness.GRACE_SECONDS", 0)
         assert jobs_of(one.tick()) == ["films_batches"]
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED

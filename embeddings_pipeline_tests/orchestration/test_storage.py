@@ -20,9 +20,10 @@ from psycopg import sql
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.orchestration.instance.launcher import HOST_TAG, WatchedRunLauncher, host_tags, worker_alive
+from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
+from embeddings_pipeline.orchestration.instance.liveness import HOST_TAG, host_tags, worker_alive
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
-from embeddings_pipeline.orchestration.sync import open_instance
+from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
 
 PROJECT = Path(__file__).resolve().parents[2]

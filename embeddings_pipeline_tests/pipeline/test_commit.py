@@ -23,7 +23,9 @@ from embeddings_pipeline.health.coverage import coverage, integrity
 from embeddings_pipeline.ledger.ledger import Ledger, contiguous_ranges
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.embed import EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import Source, SourceRow
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -160,8 +162,8 @@ class TestStaleness:
         make_films(database, films(5))
         collection, _ = sync_once(definition(), settings)
         ids = execute(database, "SELECT id FROM embeddings.films_text ORDER BY id")
-        embedded, done = run_batch(collection, 0, "again", force=True)
-        assert (embedded.embedded, done.vectors_written, done.unchanged) == (5, 5, 5)
+        done = run_batch(collection, 0, "again", force=True)
+        assert (done.embedded, done.vectors_written, done.unchanged) == (5, 5, 5)
         assert execute(database, "SELECT id FROM embeddings.films_text ORDER BY id") == ids
 
     def test_a_changed_text_gets_a_new_id_and_its_vector_leaves_with_the_old_one(
@@ -315,7 +317,7 @@ class TestDeletes:
         make_films(database, films(6))
         collection, _ = sync_once(definition(), settings)
         execute(database, "DELETE FROM films")
-        _, done = run_batch(collection, 0, "emptied", force=True)
+        done = run_batch(collection, 0, "emptied", force=True)
         assert done.deleted == 0
         assert len(committed(database)) == 6
 
@@ -499,7 +501,7 @@ class TestInterleavings:
         collection.ledger.full_scan(collection.source)
         read_items(collection, 0, "limited")
         render_texts(collection, 0, "limited")
-        list(embed_batches(collection, [0], "limited", limit=2))
+        list(embed_batches(collection, [0], "limited", EmbedOptions(limit=2)))
         run_batch(collection, 0, "whole")
         commit_batch(collection, 0, "limited")
         assert collection.ledger.dirty_batches() == []
@@ -508,7 +510,7 @@ class TestInterleavings:
     def test_force_with_an_older_read_does_not_undo_a_sync(self, database: Database, collection: Collection) -> None:
         read_items(collection, 0, "force")
         render_texts(collection, 0, "force")
-        list(embed_batches(collection, [0], "force", force=True))
+        list(embed_batches(collection, [0], "force", EmbedOptions(force=True)))
         edit(database, 1, "one")
         collection.ledger.full_scan(collection.source)
         run_batch(collection, 0, "sync")

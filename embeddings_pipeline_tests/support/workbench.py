@@ -9,9 +9,13 @@ import pytest
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.pipeline import run_batch as pipeline
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import Committed, commit_batch
-from embeddings_pipeline.pipeline.steps import Embedded, embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.embed import EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.figures import RunFigures
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support import databases
 
@@ -85,12 +89,22 @@ def plain_role(database: Database, name: str) -> Iterator[str]:
         execute(database, f"DROP ROLE {name}")
 
 
-def run_batch(collection: Collection, batch: int, run: str, **options: Any) -> tuple[Embedded, Committed]:
-    """The four steps of one batch, as a run does them."""
+def run_batch(collection: Collection, batch: int, run: str, **options: Any) -> RunFigures:
+    """One batch, as a run does it; options as `EmbedOptions` has them."""
+    return pipeline.run_batch(collection, [batch], run, options=EmbedOptions(**options))
+
+
+def prepare_batch(collection: Collection, batch: int, run: str, **options: Any) -> None:
+    """The steps of one batch before its commit."""
     read_items(collection, batch, run)
     render_texts(collection, batch, run)
-    ((_, embedded),) = embed_batches(collection, [batch], run, **options)
-    return embedded, commit_batch(collection, batch, run)
+    list(embed_batches(collection, [batch], run, EmbedOptions(**options)))
+
+
+def run_without_shadows(collection: Collection, batch: int, run: str) -> None:
+    """One batch as a run does it that dies before its shadow models get their vectors."""
+    prepare_batch(collection, batch, run)
+    commit_batch(collection, batch, run)
 
 
 def sync_once(
@@ -101,7 +115,7 @@ def sync_once(
     collection.ledger.full_scan(collection.source)
     encoded = 0
     for batch in collection.ledger.dirty_batches():
-        encoded += run_batch(collection, batch, run, **options)[0].embedded
+        encoded += run_batch(collection, batch, run, **options).embedded
     return collection, encoded
 
 
