@@ -1,8 +1,10 @@
 -- The commit of one batch: one transaction, under the batch's lock (rules 3 to 5).
+-- Placeholders: {item} and {text}, the collection's tables; {written}, the relation that says which texts have their
+-- vector under the model that commits; {type}, halfvec(n) or vector(n).
 
 
 -- name: batch_committed
--- The batch counts as rendered with this definition only where each of its committed items was: an item that was left
+-- The batch counts as rendered with this definition only if each of its committed items was: an item that was left
 -- alone may still have texts of an older one. Parameters: collection, batch, definition_hash.
 
 UPDATE embeddings.batch
@@ -22,7 +24,7 @@ WHERE collection = %(collection)s AND batch = %(batch)s
 --   delete:   gone, and a scan said so (or nothing of it is committed)
 --   vanished: gone, but no scan has said so yet: a scan decides, which refuses to wipe
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
---   commit:     what this run encoded goes in
+--   commit:   what this run encoded goes in
 
 CREATE TEMPORARY TABLE commit_decision ON COMMIT DROP AS
 SELECT
@@ -42,10 +44,14 @@ WHERE item.batch = %(batch)s AND item.item_key = ANY (%(item_keys)s::text[])
 
 
 -- name: decisions
+-- What `decide` found for each item, for the numbers that a commit reports.
+
 SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
 
 
 -- name: delete_items
+-- The only statement that deletes items.
+
 DELETE FROM {item} AS item
 USING commit_decision AS decided
 WHERE decided.decision = 'delete' AND item.item_key = decided.item_key
@@ -71,11 +77,13 @@ SELECT DISTINCT item_key FROM gone
 
 
 -- name: keys
+-- The batch's items, to look at again. Parameter: batch.
+
 SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 
 
 -- name: mark_shadows
--- Models beside the one that committed lack the new texts of this batch, until they are backfilled. A batch that an open
+-- Shadow models lack the new texts of this batch, until they are backfilled. A batch that an open
 -- migration has not come to yet stays without a row. Parameters: collection, batch, fingerprint, new_texts.
 
 INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete)
@@ -101,7 +109,7 @@ ON CONFLICT (item_key, vector_name, chunk) DO NOTHING
 
 
 -- name: raise_version
--- The commit's last statement: no row, and so a rollback, where another model has become the current one. And the file
+-- The commit's last statement: no row, and so a rollback, if another model has become the current one. And the file
 -- of the current model's vectors. Parameters: collection, batch, fingerprint, changed, file.
 
 WITH raised AS (
@@ -121,7 +129,7 @@ RETURNING raised.version
 
 
 -- name: stage
--- What one run made of a batch, for this transaction alone. {type}: halfvec(n) or vector(n).
+-- What one run has for a batch, for this transaction alone.
 
 CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank
     item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb NOT NULL

@@ -1,4 +1,6 @@
 -- How well the vectors cover the source, counted in the data itself (rule 12).
+-- Placeholders: {item} and {text}, the collection's tables; {vector}, the model's vectors; {written}, the relation that
+-- says which texts have theirs; {norm}, pgvector's function for the length of a vector.
 
 
 -- name: items

@@ -10,8 +10,10 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import REMEDY, audit
-from embeddings_pipeline.health.coverage import coverage, freshness, integrity, uncovered_batches
+from embeddings_pipeline.health.coverage import coverage, uncovered_batches
 from embeddings_pipeline.health.drift import LEAST_COSINE, measure
+from embeddings_pipeline.health.freshness import freshness
+from embeddings_pipeline.health.integrity import integrity
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.orchestration.alerts import alert_of_check

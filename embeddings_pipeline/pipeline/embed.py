@@ -90,12 +90,11 @@ def _plan(collection: Collection, batch: int, run: str, options: EmbedOptions) -
     _, texts = collection.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
     hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
-    have = {} if options.force else {**vectors_adopted(collection, texts), **vectors_there(collection, batch)}
-    excused = (
-        set()
-        if options.force
-        else collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
-    )
+    have: dict[bytes, NDArray] = {}
+    excused: set[bytes] = set()
+    if not options.force:
+        have = {**vectors_adopted(collection, texts), **vectors_there(collection, batch)}
+        excused = collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
     wanted = {
         digest: text
         for digest, text, item_key in zip(hashes, values, texts["item_key"].to_pylist(), strict=True)

@@ -319,7 +319,7 @@ def test_two_scans_and_a_tick_out_of_order_end_in_the_same_state(database, setti
         def scan(self, connection: Any) -> Any:
             return iter([old])
 
-    collection.ledger.full_scan(Old(collection.source.collection, collection.source.database))  # older than the commit
+    collection.ledger.full_scan(Old(collection.source.definition, collection.source.database))  # older than the commit
     for batch in collection.ledger.dirty_batches():
         run_batch(collection, batch, "later")
     assert collection.ledger.dirty_batches() == []

@@ -9,11 +9,6 @@ from typing import Any, ClassVar
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run
-from dagster._core.execution.asset_backfill import AssetBackfillData
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
-from dagster._core.test_utils import create_run_for_test
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
@@ -25,6 +20,7 @@ from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, evaluate, named, under_way
 from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.dagster_internals import BulkActionStatus, InMemoryJob
 from embeddings_pipeline.orchestration.instance.liveness import host_tags
 from embeddings_pipeline.orchestration.names import partitions_name
 from embeddings_pipeline.orchestration.partitions import range_tags
@@ -33,6 +29,12 @@ from embeddings_pipeline.pipeline.canaries import CANARIES
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.embed import embed_batches, pending_texts
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support.dagster_internals import (
+    AssetBackfillData,
+    PartitionBackfill,
+    create_run_for_test,
+    execute_run,
+)
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     committed,

@@ -19,7 +19,8 @@ from embeddings_pipeline.errors import (
     RefusedError,
     StaleRunError,
 )
-from embeddings_pipeline.health.coverage import coverage, integrity
+from embeddings_pipeline.health.coverage import coverage
+from embeddings_pipeline.health.integrity import integrity
 from embeddings_pipeline.ledger.ledger import Ledger, contiguous_ranges
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
@@ -369,7 +370,7 @@ class TestDeletes:
     ) -> None:
         make_films(database, films(5))
         collection = open_collection(definition(), settings)
-        source = _OldSnapshot(collection.source.collection, collection.source.database).remember()
+        source = _OldSnapshot(collection.source.definition, collection.source.database).remember()
         execute(database, "INSERT INTO films VALUES (6, 'Late', 'row', 1)")
         assert collection.ledger.full_scan(source).new == 5
         assert collection.ledger.full_scan(collection.source).new == 1
@@ -546,7 +547,7 @@ class TestInterleavings:
         done = commit_batch(newer, 0, "new template")
         assert done.left == 1
         assert newer.ledger.dirty_batches() == [0]
-        sync_once(newer.collection, settings, run="settle")
+        sync_once(newer.definition, settings, run="settle")
         assert committed(database)["1"][0] == "Film 1: zero"
 
     def test_two_runs_that_commit_one_batch_at_once_leave_each_vector_once(
@@ -570,7 +571,7 @@ class TestInterleavings:
         one = definition("many", source={"table": "many", "key": "id"}, columns=[], vectors={"base": "{title}"})
         ledger = Ledger(one, database)
         ledger.register()
-        threads = [threading.Thread(target=ledger.scan, args=(Source(one, database),)) for _ in range(3)]
+        threads = [threading.Thread(target=ledger.full_scan, args=(Source(one, database),)) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -8,8 +8,6 @@ import threading
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
@@ -17,11 +15,13 @@ from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.dagster_internals import InMemoryJob
 from embeddings_pipeline.orchestration.names import partitions_name
 from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support.dagster_internals import execute_run
 from embeddings_pipeline_tests.support.workbench import committed, definition, execute, films, make_films, sync_once
 
 PROJECT = Path(__file__).resolve().parents[2]
