@@ -1,21 +1,32 @@
 -- The commit of one batch: one transaction, under the batch's lock (rules 3 to 5).
+-- The statements are in the order in which they are executed.
 -- Placeholders: {item} and {text}, the collection's tables; {written}, the relation that says which texts have their
 -- vector under the model that commits; {type}, halfvec(n) or vector(n).
 
 
--- name: batch_committed
--- The batch counts as rendered with this definition only if each of its committed items was: an item that was left
--- alone may still have texts of an older one. Parameters: collection, batch, definition_hash.
+-- name: stage
+-- What one run has for a batch, for this transaction alone.
 
-UPDATE embeddings.batch
-SET definition_hash = CASE
-        WHEN batch.definition_hash = %(definition_hash)s THEN batch.definition_hash
-        WHEN EXISTS (SELECT FROM commit_decision
-                     WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
-        ELSE %(definition_hash)s
-    END,
-    committed_at = now(), attempts = 0, next_try = NULL
-WHERE collection = %(collection)s AND batch = %(batch)s
+CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank
+    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_text (
+    row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
+    chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
+    row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
+    item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY) ON COMMIT DROP;
+
+
+-- name: keys
+-- The batch's items, to look at again. Parameter: batch.
+
+SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 
 
 -- name: decide
@@ -43,20 +54,6 @@ LEFT JOIN commit_item AS encoded USING (item_key)
 WHERE item.batch = %(batch)s AND item.item_key = ANY (%(item_keys)s::text[])
 
 
--- name: decisions
--- What `decide` found for each item, for the numbers that a commit reports.
-
-SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
-
-
--- name: delete_items
--- The only statement that deletes items.
-
-DELETE FROM {item} AS item
-USING commit_decision AS decided
-WHERE decided.decision = 'delete' AND item.item_key = decided.item_key
-
-
 -- name: gone_texts
 -- Texts that are no longer expected: of deleted items, and those that the run rendered otherwise or not at all.
 
@@ -76,10 +73,15 @@ WITH gone AS (
 SELECT DISTINCT item_key FROM gone
 
 
--- name: keys
--- The batch's items, to look at again. Parameter: batch.
+-- name: new_texts
+-- Texts that are not there yet, under new ids.
 
-SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
+INSERT INTO {text} AS text (item_key, vector_name, chunk, content_hash, text, blank)
+SELECT expected.item_key, expected.vector_name, expected.chunk, expected.content_hash, expected.text, expected.blank
+FROM commit_text AS expected
+JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
+ORDER BY expected.row_number
+ON CONFLICT (item_key, vector_name, chunk) DO NOTHING
 
 
 -- name: mark_shadows
@@ -97,15 +99,61 @@ WHERE model.collection = %(collection)s AND model.fingerprint <> %(fingerprint)s
 ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = backfill.complete AND excluded.complete
 
 
--- name: new_texts
--- Texts that are not there yet, under new ids.
+-- name: mended
+-- Texts of this commit leave the quarantine when none of their kind lacks its vector. Parameters: collection, fingerprint.
 
-INSERT INTO {text} AS text (item_key, vector_name, chunk, content_hash, text, blank)
-SELECT expected.item_key, expected.vector_name, expected.chunk, expected.content_hash, expected.text, expected.blank
-FROM commit_text AS expected
-JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
-ORDER BY expected.row_number
-ON CONFLICT (item_key, vector_name, chunk) DO NOTHING
+DELETE FROM embeddings.quarantine
+USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
+WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
+  AND quarantine.content_hash = made.content_hash
+  AND NOT EXISTS (
+      SELECT FROM {text} AS text
+      WHERE text.content_hash = made.content_hash
+        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))
+
+
+-- name: decisions
+-- What `decide` found for each item, for the numbers that a commit reports.
+
+SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
+
+
+-- name: delete_items
+-- The only statement that deletes items.
+
+DELETE FROM {item} AS item
+USING commit_decision AS decided
+WHERE decided.decision = 'delete' AND item.item_key = decided.item_key
+
+
+-- name: update_items
+-- What was seen is what the second look saw, so a change since the run's first read is dirty at once.
+
+UPDATE {item} AS item
+SET seen_hash = decided.current_hash,
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM decided.current_hash THEN now() ELSE item.seen_at END,
+    committed_hash = CASE WHEN decided.decision = 'commit' THEN decided.encoded_hash ELSE item.committed_hash END,
+    payload = CASE WHEN decided.decision = 'commit' THEN decided.payload ELSE item.payload END
+FROM commit_decision AS decided
+WHERE item.item_key = decided.item_key AND decided.decision IN ('commit', 'leave')
+  AND (item.seen_hash IS DISTINCT FROM decided.current_hash
+       OR decided.decision = 'commit' AND (item.committed_hash IS DISTINCT FROM decided.encoded_hash
+                                         OR item.payload IS DISTINCT FROM decided.payload))
+
+
+-- name: batch_committed
+-- The batch counts as rendered with this definition only if each of its committed items was: an item that was left
+-- alone may still have texts of an older one. Parameters: collection, batch, definition_hash.
+
+UPDATE embeddings.batch
+SET definition_hash = CASE
+        WHEN batch.definition_hash = %(definition_hash)s THEN batch.definition_hash
+        WHEN EXISTS (SELECT FROM commit_decision
+                     WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
+        ELSE %(definition_hash)s
+    END,
+    committed_at = now(), attempts = 0, next_try = NULL
+WHERE collection = %(collection)s AND batch = %(batch)s
 
 
 -- name: raise_version
@@ -126,50 +174,3 @@ UPDATE embeddings.batch SET version = raised.version
 FROM raised
 WHERE collection = %(collection)s AND batch = %(batch)s
 RETURNING raised.version
-
-
--- name: stage
--- What one run has for a batch, for this transaction alone.
-
-CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank
-    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_text (
-    row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
-    chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
-    row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
-    item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY) ON COMMIT DROP;
-
-
--- name: update_items
--- What was seen is what the second look saw, so a change since the run's first read is dirty at once.
-
-UPDATE {item} AS item
-SET seen_hash = decided.current_hash,
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM decided.current_hash THEN now() ELSE item.seen_at END,
-    committed_hash = CASE WHEN decided.decision = 'commit' THEN decided.encoded_hash ELSE item.committed_hash END,
-    payload = CASE WHEN decided.decision = 'commit' THEN decided.payload ELSE item.payload END
-FROM commit_decision AS decided
-WHERE item.item_key = decided.item_key AND decided.decision IN ('commit', 'leave')
-  AND (item.seen_hash IS DISTINCT FROM decided.current_hash
-       OR decided.decision = 'commit' AND (item.committed_hash IS DISTINCT FROM decided.encoded_hash
-                                         OR item.payload IS DISTINCT FROM decided.payload))
-
-
--- name: mended
--- Texts of this commit leave the quarantine when none of their kind lacks its vector. Parameters: collection, fingerprint.
-
-DELETE FROM embeddings.quarantine
-USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
-WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-  AND quarantine.content_hash = made.content_hash
-  AND NOT EXISTS (
-      SELECT FROM {text} AS text
-      WHERE text.content_hash = made.content_hash
-        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))
