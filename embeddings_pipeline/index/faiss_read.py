@@ -71,9 +71,9 @@ class Manifest:
 
 
 def read_manifest(folder: Path, collection: str) -> Manifest | None:
-    """The current generation's manifest, or None where nothing was published yet. Does not import FAISS.
+    """The current generation's manifest, or None if nothing was published yet. Does not import FAISS.
 
-    Raises VectorIndexError where the manifest is missing or damaged.
+    Raises VectorIndexError if the manifest is missing or damaged.
     """
     parent = folder / collection
     before = None
@@ -101,7 +101,7 @@ def is_current(manifest: Manifest | None, fingerprint: str | None, epoch: UUID |
 def open_index(folder: Path, collection: str) -> "FaissIndex":
     """The current generation, its checksums verified: the first time in a process; later calls return the same one.
 
-    Raises VectorIndexError, naming the file, where one is missing or damaged.
+    Raises VectorIndexError, naming the file, if one is missing or damaged.
     """
     before = None
     while True:
@@ -146,7 +146,7 @@ def _read_manifest(generation: Path) -> Manifest:
 
 
 def current_or_none(parent: Path) -> Manifest | None:
-    """The current manifest; None too where it is damaged, since anything is better."""
+    """The current manifest; None too if it is damaged, since anything is better."""
     try:
         generation = _read_current(parent)
         return _read_manifest(parent / generation) if generation else None
@@ -169,7 +169,7 @@ class FaissIndex:
     def search(self, vector_name: str, queries: NDArray, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The `k` nearest texts of each query (n, dimension): cosines (n, k) float32, best first, and text ids (n, k).
 
-        Where there are fewer than `k`, the rest has the id -1 and the score -inf. ValueError where the queries have
+        If there are fewer than `k`, the rest has the id -1 and the score -inf. ValueError if the queries have
         another dimension.
         """
         queries = np.ascontiguousarray(queries, np.float32)
@@ -188,7 +188,7 @@ class FaissIndex:
         return found_scores, found_ids
 
     def ids(self, vector_name: str) -> NDArray[np.int64]:
-        """The text ids (n,) of a vector name, in no order; none where there is no such name."""
+        """The text ids (n,) of a vector name, in no order; none if there is no such name."""
         return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
 
 

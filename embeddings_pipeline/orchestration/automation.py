@@ -134,7 +134,7 @@ def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dim
 
 
 def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequest:
-    # Our console logger, which is quiet, counts only where the run's configuration names it.
+    # Our console logger, which is quiet, counts only if the run's configuration names it.
     return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 

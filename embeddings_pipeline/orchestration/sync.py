@@ -94,9 +94,9 @@ def sync(
 
 
 def _look(collection: Collection, result: SyncResult, force: bool) -> None:
-    found, item_keys = collection.ledger.look(collection.source, everything=force)
-    result.scanned, result.new, result.changed = found.scanned, found.new, found.changed
-    result.deleted = found.gone
+    scan, item_keys = collection.ledger.look(collection.source, everything=force)
+    result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
+    result.deleted = scan.gone
     result.left, result.reused = pending_texts(collection, item_keys, force=force)
 
 
@@ -161,8 +161,8 @@ class _Sync:
             work = dict.fromkeys(ledger.batches(), self.size) if options.force else ledger.work()
         else:
             if self.definition.attributes.source.updated_at:
-                found = ledger.incremental_scan(self.collection.source)
-                result.scanned, result.new, result.changed = found.read, found.new, found.changed
+                scan = ledger.incremental_scan(self.collection.source)
+                result.scanned, result.new, result.changed = scan.read, scan.new, scan.changed
             recent = ledger.recent_items(options.recent.days, options.recent.items)
             work = {batch: len(keys) for batch, keys in recent.items()}
             items = [key for keys in recent.values() for key in keys]

@@ -24,7 +24,7 @@ from embeddings_pipeline.store.sql import load_sql
 def commit_batch(
     collection: Collection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
 ) -> Committed:
-    """Bring what the run made of a batch into PostgreSQL, whole or not at all.
+    """Bring what a run has for a batch into PostgreSQL, whole or not at all (rule 4).
 
     `at_second_look` is called under the batch's lock, when the source has just been read again. Raises StaleRunError,
     with nothing changed, if another model has become the current one.
@@ -130,14 +130,14 @@ def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Ba
     excused = collection.ledger.quarantined(collection.fingerprint, [row["content_hash"] for row in missing])
     incomplete = {row["item_key"] for row in missing if row["content_hash"] not in excused}
 
-    whole = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
+    complete = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
     columns = ["item_key", "vector_name", "chunk", "content_hash", "text", "blank"]
-    picked = [(n, vector_of[n]) for n in whole if vector_of[n] is not None]
+    picked = [(n, vector_of[n]) for n in complete if vector_of[n] is not None]
     numbers, at = np.array(picked, np.int64).reshape(-1, 2).T
     hashes = np.frombuffer(b"".join(embeddings["content_hash"].to_pylist()), np.uint8).reshape(-1, 16)
     return _BatchResult(
-        {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in whole},
-        [(n, *(rows[n][column] for column in columns)) for n in whole],
+        {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in complete},
+        [(n, *(rows[n][column] for column in columns)) for n in complete],
         numbers,
         hashes[at],
         np.asarray(embeddings["encoded"].to_pylist(), bool)[at],

@@ -110,19 +110,19 @@ def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: 
     started = time.perf_counter()
     if texts:
         collection.ledger.note_attempts([plan.batch for plan in group])
-    made, bad, tokens = embed_texts(collection, texts) if texts else ({}, {}, {})
+    encoded, bad, tokens = embed_texts(collection, texts) if texts else ({}, {}, {})
     seconds = time.perf_counter() - started
     longest = collection.profile.max_length
     for plan in group:
         result = plan.result
-        result.embedded = sum(digest in made for digest in plan.wanted)
+        result.embedded = sum(digest in encoded for digest in plan.wanted)
         result.quarantined += sum(digest in bad for digest in plan.wanted)
         result.tokens = sum(tokens[digest] for digest in plan.wanted)
         result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
         if not dry_run:
             with failure_noted(collection, [plan.batch]):
-                table = embeddings_table(collection, plan.texts, {**plan.have, **made}, made)
+                table = embeddings_table(collection, plan.texts, {**plan.have, **encoded}, encoded)
                 collection.lake.write(table, collection.folder("embeddings"), plan.batch, run)
         yield plan.batch, result
 
@@ -136,15 +136,15 @@ def embed_texts(
     tokens = dict(zip(digests, encoder.count_tokens(values).tolist(), strict=True))
     bad: dict[bytes, str] = {}
     vectors = _encode(encoder, digests, values, bad)
-    made = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
+    good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
     reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
     collection.ledger.quarantine(collection.fingerprint, reasons)
-    if made:
+    if good:
         try:
             remember(collection.database, collection.fingerprint, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
-    return made, bad, tokens
+    return good, bad, tokens
 
 
 def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
@@ -189,16 +189,16 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
     with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
             rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
-            theirs: set[str] = set()
+            adopted: set[str] = set()
             if isinstance(collection.current.table, ColumnDestination) and collection.adopts and not force:
-                theirs = collection.current.table.there(connection, [row.item_key for row in rows])
-            reused += len(theirs)
-            others = [row for row in rows if row.item_key not in theirs]
+                adopted = collection.current.table.there(connection, [row.item_key for row in rows])
+            reused += len(adopted)
+            others = [row for row in rows if row.item_key not in adopted]
             wanted = [text for row in others for text in render_row(collection.definition, row.row_json) if text[2]]
             digests = {content_hash(text) for _, _, text in wanted}
             statement = collection.current.table.statement("embed/content_hashes")
-            there = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
-            have = set() if force else digests & {row[0] for row in there}
+            stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
+            have = set() if force else digests & {row[0] for row in stored}
             lacking = digests - have
             excused = (
                 set() if force else collection.ledger.quarantined(collection.fingerprint, list(lacking), waiting=True)

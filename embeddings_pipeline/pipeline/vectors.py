@@ -17,27 +17,27 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
     """Content hash → vector: what a run of this batch encoded before it was killed, and (`committed`) what is
     committed.
     """
-    there: dict[bytes, NDArray] = {}
+    by_hash: dict[bytes, NDArray] = {}
     newest = collection.lake.newest(collection.folder("embeddings"), batch)
     if newest and newest[1].num_rows and newest[1]["embedding"].type.list_size == collection.current.table.dimension:
         vectors = files.vectors_from_arrow(newest[1]["embedding"])
-        there.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
+        by_hash.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
     if not committed:
-        return there
+        return by_hash
     table = collection.current.table
     query = table.statement("embed/vectors_of_batch", batch=sql.Literal(batch))
     with collection.database.connect(autocommit=True) as connection:
         stored = copy_out(
             connection, query, {"content_hash": "bytea16", "embedding": table.storage}, dimension=table.dimension
         )
-    there.update(zip((digest.tobytes() for digest in stored["content_hash"]), stored["embedding"], strict=True))
-    return there
+    by_hash.update(zip((digest.tobytes() for digest in stored["content_hash"]), stored["embedding"], strict=True))
+    return by_hash
 
 
 def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDArray]:
     """Content hash → vector: what the user's own column had before we came, of items that are never committed.
 
-    Those are the declared profile's; nothing is taken where another is the current one.
+    Those are the declared profile's; nothing is taken if another is the current one.
     """
     table = collection.current.table
     if not isinstance(table, ColumnDestination) or not texts.num_rows or not collection.adopts:
