@@ -127,3 +127,9 @@ def committed(database: Database, name: str = "films") -> dict[str, tuple[str, s
             FROM embeddings.{name} v JOIN embeddings.{name}_text t USING (item_key, vector_name, chunk)""",
     )
     return {key: (text, bytes(digest).hex(), payload) for key, text, digest, payload in rows}
+
+
+def later(database: Database, seconds: int) -> None:
+    """Move what waits for its next try forward, as if time had passed."""
+    for table in ("batch", "quarantine"):
+        execute(database, f"UPDATE embeddings.{table} SET next_try = next_try - interval '{seconds} s'")
