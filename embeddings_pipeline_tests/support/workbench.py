@@ -17,6 +17,7 @@ from embeddings_pipeline.pipeline.figures import RunFigures
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.source import Source, SourceRow
 from embeddings_pipeline_tests.support import databases
 
 PROFILE = {
@@ -133,3 +134,34 @@ def later(database: Database, seconds: int) -> None:
     """Move what waits for its next try forward, as if time had passed."""
     for table in ("batch", "quarantine"):
         execute(database, f"UPDATE embeddings.{table} SET next_try = next_try - interval '{seconds} s'")
+
+
+def overview(database: Database, film: int) -> str | None:
+    """The overview in the vectors' text of a film; None if it has no vector."""
+    found = committed(database).get(str(film))
+    return found[0].split(" | ", 1)[1] if found else None
+
+
+def edit(database: Database, film: int, text: str | None) -> None:
+    """Give a film this overview, new or not; None deletes it."""
+    if text is None:
+        execute(database, "DELETE FROM films WHERE id = %s", [film])
+    else:
+        execute(
+            database,
+            "INSERT INTO films VALUES (%s, %s, %s, 0) ON CONFLICT (id) DO UPDATE SET overview = excluded.overview",
+            [film, f"Film {film}", text],
+        )
+
+
+class OldSnapshot(Source):
+    """A source whose scan returns what it saw at an earlier moment."""
+
+    def remember(self) -> "OldSnapshot":
+        with self.connect() as connection:
+            object.__setattr__(self, "_seen", [row for rows in super().scan(connection) for row in rows])
+        return self
+
+    def scan(self, connection: Any) -> Any:
+        seen: list[SourceRow] = self._seen  # type: ignore[attr-defined]
+        return iter([seen])
