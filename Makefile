@@ -69,7 +69,7 @@ migration-drill:
 docs:
 	@.ci/install docs
 	@$(PY) docs/generate_reference.py
-	@$(PY) -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 lint:
 	@.ci/install dev

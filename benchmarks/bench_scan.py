@@ -23,7 +23,7 @@ import numpy as np
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
-from embeddings_pipeline.ledger import ledger
+from embeddings_pipeline.ledger import incremental_scan
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.copy_binary import copy_in
 
@@ -175,7 +175,7 @@ def scan() -> dict[str, float]:
 
 def tick() -> dict[str, float]:
     """All that a tick asks the databases for the collection; the median of those that find nothing."""
-    ledger.OVERLAP = timedelta(0)  # type: ignore[attr-defined]  # as if the last change were long past
+    incremental_scan.OVERLAP = timedelta(0)  # type: ignore[attr-defined]  # as if the last change were long past
     collection = open_bench(load_settings())
     times = []
     for _ in range(TICKS):

@@ -1,10 +1,10 @@
 -- Every copy compared with the next.
 -- Placeholders: {item} and {text}, the collection's tables; {written}, the relation that says which texts have their
--- vector under the current model.
+-- vector under the current model; {lacking}, the view of those that lack it.
 
 
 -- name: count
--- How ledger, texts and model table disagree, whatever is dirty. Parameters: collection, fingerprint.
+-- How ledger, texts and model table disagree, whatever is dirty.
 
 SELECT
     (SELECT count(*) FROM {item} AS item
@@ -13,14 +13,9 @@ SELECT
     (SELECT count(*) FROM {text} AS text
      WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)) AS texts_without_item,
     (SELECT count(*)
-     FROM {text} AS text
-     JOIN {item} AS item ON item.item_key = text.item_key AND item.committed_hash IS NOT NULL
-     WHERE NOT text.blank
-       AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
-       AND NOT EXISTS (
-           SELECT FROM embeddings.quarantine
-           WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-             AND quarantine.content_hash = text.content_hash)) AS texts_without_vector,
+     FROM {lacking} AS lacking
+     JOIN {item} AS item ON item.item_key = lacking.item_key AND item.committed_hash IS NOT NULL
+     WHERE NOT lacking.stale AND NOT lacking.excused) AS texts_without_vector,
     (SELECT count(*) FROM {written} AS vector
      WHERE NOT EXISTS (SELECT FROM {text} AS text WHERE text.id = vector.text_id)) AS vectors_without_text,
     (SELECT count(*) FROM {written} AS vector

@@ -36,17 +36,16 @@ ORDER BY text.id
 
 
 -- name: lacking
--- The same under the batches' locks: texts without a vector in this model, and whether quarantine excuses them.
--- Parameters: collection, fingerprint, batches.
+-- Under the batches' locks: their texts without a vector in this model, and whether quarantine excuses them. OFFSET 0: from
+-- the batches' rows on, each by its key, though the tables are new and the planner knows nothing of them.
+-- Parameter: batches.
 
-SELECT item.batch, text.id, text.content_hash, quarantine.content_hash IS NOT NULL
+SELECT item.batch, lacking.text_id, lacking.content_hash, lacking.excused
 FROM {item} AS item
-CROSS JOIN LATERAL (SELECT * FROM {text} AS text WHERE text.item_key = item.item_key AND NOT text.blank OFFSET 0) AS text
-LEFT JOIN LATERAL (SELECT text_id FROM {written} AS vector WHERE vector.text_id = text.id LIMIT 1) AS vector ON true
-LEFT JOIN embeddings.quarantine
-  ON quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
- AND quarantine.content_hash = text.content_hash
-WHERE item.batch = ANY (%(batches)s) AND vector.text_id IS NULL
+CROSS JOIN LATERAL (
+    SELECT * FROM {lacking} AS lacking WHERE lacking.item_key = item.item_key AND NOT lacking.stale OFFSET 0
+) AS lacking
+WHERE item.batch = ANY (%(batches)s)
 
 
 -- name: mended
@@ -60,9 +59,7 @@ WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
       FROM {item} AS item JOIN {text} AS text USING (item_key)
       WHERE item.batch = ANY (%(batches)s))
   AND NOT EXISTS (
-      SELECT FROM {text} AS text
-      WHERE text.content_hash = quarantine.content_hash AND NOT text.blank
-        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))
+      SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = quarantine.content_hash AND NOT lacking.stale)
 
 
 -- name: done

@@ -1,4 +1,16 @@
 -- A destination that is a column of the user's own table.
+--
+-- {destination}, {column}   the user's table, and its column
+-- {type}, {norm}            halfvec(n) or vector(n), and pgvector's function for a length
+-- {vector_name}, {identity} literals
+-- {keys}                    key_1, key_2 …, the key's columns in the companion table {hash}; {hash_keys}, {typed_keys}: of
+--                           its aliases; {key_columns}: made from the user's; {first_key}: the first of the user's
+-- {key_json}                makes a row of {hash} of an item key
+-- {same_row}                destination and hash have the same key; {same_as_typed}: destination and typed
+-- {text_index}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
+-- {made}                    the statement that selects what is written: `committed`, `backfilled` or `backfilled_layer`
+-- {layer}, {on_commit}      of a backfill: see there
+-- {adopt}, {replaced}, {item_keys}, {row_hashes}   literals
 
 
 -- name: add_column
@@ -59,7 +71,7 @@ WHERE rule.ev_class = to_regclass(%(view)s) AND depends.refclassid = 'pg_class':
 
 SELECT text.id AS text_id, text.item_key, text.content_hash, staged.embedding,
        {adopt} AND NOT staged.encoded AND decided.committed_hash IS NULL AND item.seen_hash = decided.encoded_hash
-         AND item.seen_at IS NOT DISTINCT FROM item.first_seen_at AS keeps
+         AND item.as_first_seen AS keeps
 FROM commit_vector AS staged
 JOIN commit_text AS expected USING (row_number)
 JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
@@ -212,6 +224,7 @@ WHERE class.oid = to_regclass(%(table)s)
 -- name: release
 -- The user's column stays as it is.
 
+DROP VIEW IF EXISTS {lacking};
 DROP VIEW IF EXISTS {written};
 DROP VIEW IF EXISTS {vector};
 DROP TABLE IF EXISTS {hash}
@@ -232,7 +245,7 @@ CREATE TEMPORARY TABLE backfill_vector (
 SELECT made.number AS number, destination.{column} AS embedding
 FROM unnest({item_keys}::text[], {row_hashes}::bytea[]) WITH ORDINALITY AS made (item_key, row_hash, number)
 JOIN {item} AS item ON item.item_key = made.item_key AND item.committed_hash IS NULL
-                 AND item.seen_hash = made.row_hash AND item.seen_at IS NOT DISTINCT FROM item.first_seen_at,
+                 AND item.seen_hash = made.row_hash AND item.as_first_seen,
      jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
 JOIN {destination} AS destination ON {same_as_typed}
 WHERE {norm}(destination.{column}) > 0 AND NOT EXISTS (SELECT FROM {hash} AS hash WHERE {same_row})

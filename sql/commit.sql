@@ -1,7 +1,7 @@
 -- The commit of one batch: one transaction, under the batch's lock (rules 3 to 5).
 -- The statements are in the order in which they are executed.
--- Placeholders: {item} and {text}, the collection's tables; {written}, the relation that says which texts have their
--- vector under the model that commits; {type}, halfvec(n) or vector(n).
+-- Placeholders: {item} and {text}, the collection's tables; {lacking}, the view that says which texts lack their vector
+-- under the model that commits; {type}, halfvec(n) or vector(n).
 
 
 -- name: stage
@@ -106,10 +106,7 @@ DELETE FROM embeddings.quarantine
 USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
   AND quarantine.content_hash = made.content_hash
-  AND NOT EXISTS (
-      SELECT FROM {text} AS text
-      WHERE text.content_hash = made.content_hash
-        AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id))
+  AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)
 
 
 -- name: decisions
@@ -132,6 +129,7 @@ WHERE decided.decision = 'delete' AND item.item_key = decided.item_key
 UPDATE {item} AS item
 SET seen_hash = decided.current_hash,
     seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM decided.current_hash THEN now() ELSE item.seen_at END,
+    as_first_seen = item.as_first_seen AND item.seen_hash IS NOT DISTINCT FROM decided.current_hash,
     committed_hash = CASE WHEN decided.decision = 'commit' THEN decided.encoded_hash ELSE item.committed_hash END,
     payload = CASE WHEN decided.decision = 'commit' THEN decided.payload ELSE item.payload END
 FROM commit_decision AS decided

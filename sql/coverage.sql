@@ -1,37 +1,33 @@
 -- How well the vectors cover the source, counted in the data itself (rule 12).
 -- Placeholders: {item} and {text}, the collection's tables; {vector}, the model's vectors; {written}, the relation that
--- says which texts have theirs; {norm}, pgvector's function for the length of a vector.
+-- says which texts have theirs; {lacking}, the view of those that lack it; {norm}, pgvector's function for a length.
 
 
 -- name: items
--- How well the vectors cover the items, from the data itself. Parameters: collection, fingerprint.
+-- How well the vectors cover the items, from the data itself. Parameter: collection.
 --   missing: items of which nothing is committed, or that lack a vector of one of their texts
 --   stale:   items that are committed, but not as they were last seen, or rendered with another definition
 
-WITH text_state AS (
+WITH lacks AS (
     SELECT
-        text.item_key,
-        bool_or(NOT text.blank AND vector.text_id IS NULL AND quarantine.content_hash IS NULL) AS missing,
-        bool_or(vector.content_hash <> text.content_hash) AS stale,
-        count(*) FILTER (WHERE NOT text.blank AND vector.text_id IS NULL
-                           AND quarantine.content_hash IS NOT NULL) AS quarantined
-    FROM {text} AS text
-    LEFT JOIN {written} AS vector ON vector.text_id = text.id
-    LEFT JOIN embeddings.quarantine
-      ON quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-     AND quarantine.content_hash = text.content_hash
-    GROUP BY text.item_key
+        item_key,
+        bool_or(NOT stale AND NOT excused) AS missing,
+        bool_or(stale) AS stale,
+        count(*) FILTER (WHERE NOT stale AND excused) AS quarantined
+    FROM {lacking}
+    GROUP BY item_key
 ), item_state AS (
     SELECT
-        item.committed_hash IS NULL OR text_state.item_key IS NULL OR text_state.missing AS missing,
+        item.committed_hash IS NULL OR coalesce(lacks.missing, false)
+            OR NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key) AS missing,
         item.committed_hash IS NOT NULL AND (
-            item.seen_hash IS DISTINCT FROM item.committed_hash OR text_state.stale
+            item.seen_hash IS DISTINCT FROM item.committed_hash OR lacks.stale
             OR batch.definition_hash IS DISTINCT FROM collection.definition_hash) AS stale,
-        coalesce(text_state.quarantined, 0) AS quarantined
+        coalesce(lacks.quarantined, 0) AS quarantined
     FROM {item} AS item
     JOIN embeddings.collection ON collection.name = %(collection)s
     LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
-    LEFT JOIN text_state USING (item_key)
+    LEFT JOIN lacks USING (item_key)
 )
 SELECT
     count(*) AS items,
@@ -47,17 +43,10 @@ FROM item_state
 
 
 -- name: batches
--- The batches that are not covered, the worst first. Parameters: collection, fingerprint, limit.
+-- The batches that are not covered, the worst first. Parameters: collection, limit.
 
 WITH uncovered AS (
-    SELECT text.item_key
-    FROM {text} AS text
-    LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
-    WHERE NOT text.blank AND vector.text_id IS NULL
-      AND NOT EXISTS (
-          SELECT FROM embeddings.quarantine
-          WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-            AND quarantine.content_hash = text.content_hash)
+    SELECT item_key FROM {lacking} WHERE NOT excused
 ), counted AS (
     SELECT
         item.batch, count(*) AS items,
@@ -82,7 +71,7 @@ LIMIT %(limit)s
 -- Since when the longest-waiting change has waited, and when the source was last read. Parameter: collection.
 
 SELECT
-    (SELECT min(coalesce(seen_at, first_seen_at)) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash),
+    (SELECT min(seen_at) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash),
     scan.full_scan_at,
     scan.read_at
 FROM embeddings.collection

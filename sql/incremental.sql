@@ -1,4 +1,4 @@
--- An incremental scan: rows that were updated since the last one, in the scan's temporary table.
+-- An incremental scan: rows that were updated since the last one, in the temporary table `scan_row`.
 
 
 -- name: batches
@@ -13,27 +13,25 @@ ORDER BY item.batch
 
 
 -- name: gone
--- How many committed items the scan found gone that were not known to be, how many rows the last full scan saw, and when it
--- ended. Parameter: collection.
+-- How many committed items are gone that were not known to be, how many rows the last full scan saw, and when it ended.
+-- Parameter: collection.
 
 SELECT
     (SELECT count(*) FROM scan_row AS scan JOIN {item} AS item USING (item_key)
      WHERE scan.row_hash IS NULL AND item.committed_hash IS NOT NULL AND item.seen_hash IS NOT NULL),
     coalesce(scanned, 0), coalesce(full_scan_at::text, '')
-FROM (SELECT) AS one LEFT JOIN embeddings.scan ON scan.collection = %(collection)s
+FROM (SELECT) AS always LEFT JOIN embeddings.scan ON scan.collection = %(collection)s
 
 
 -- name: suspect
--- Writes what was seen of some items, under their batches' locks. Where it is what is committed, nothing is written.
+-- Writes what was seen of some items, under their batches' locks. If it is what is committed, nothing is written.
 -- Parameter: batches.
 
 UPDATE {item} AS item
 SET seen_hash = scan.row_hash,
     -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN coalesce(item.seen_at, now())
-                        -- Since it is dirty; but it is not as it was first seen.
-                        + CASE WHEN item.committed_hash IS NULL THEN interval '1 microsecond' ELSE '0' END
-                   ELSE now() END
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
+    as_first_seen = false
 FROM scan_row AS scan
 WHERE item.item_key = scan.item_key AND item.batch = ANY (%(batches)s::bigint[])
   AND scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash

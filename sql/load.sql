@@ -1,4 +1,5 @@
--- A file becomes a table.
+-- A file becomes a table. {table}, {columns} (names and types), {names}, {key}: of the table; {loaded}: its columns of the
+-- file's rows; {values}, {new}: of the row that is inserted; {old}: of the row that is there.
 
 
 -- name: bad_key

@@ -1,4 +1,5 @@
--- Who holds which locks.
+-- Who holds which locks. No placeholders.
+
 
 -- name: holders
 -- How many transactions of some age hold a lock on these relations: a lock that excludes them would wait for them,

@@ -14,25 +14,18 @@ FOR SHARE
 
 
 -- name: coverage
--- What a model lacks, from the data itself: texts, those without a vector, and those of them that quarantine excuses.
--- A batch that a commit has marked meanwhile is not counted among what lacks: it is backfilled before the swap.
--- Parameters: collection, fingerprint.
+-- What a model lacks, from the data itself: texts, those without a vector of theirs, and those that have none and that
+-- quarantine excuses. A batch that a commit has marked meanwhile is not counted among what lacks: it is backfilled before
+-- the swap. Parameters: collection, fingerprint.
 
 SELECT
-    count(*),
-    count(*) FILTER (WHERE (vector.text_id IS NULL OR vector.content_hash <> text.content_hash)
-                       AND backfill.complete IS NOT FALSE),
-    count(*) FILTER (WHERE vector.text_id IS NULL AND quarantine.content_hash IS NOT NULL
-                       AND backfill.complete IS NOT FALSE)
-FROM {text} AS text
+    (SELECT count(*) FROM {text} AS text JOIN {item} AS item USING (item_key) WHERE NOT text.blank),
+    count(*) FILTER (WHERE backfill.complete IS NOT FALSE),
+    count(*) FILTER (WHERE backfill.complete IS NOT FALSE AND lacking.excused AND NOT lacking.stale)
+FROM {lacking} AS lacking
 JOIN {item} AS item USING (item_key)
 LEFT JOIN embeddings.backfill
   ON backfill.collection = %(collection)s AND backfill.fingerprint = %(fingerprint)s AND backfill.batch = item.batch
-LEFT JOIN {written} AS vector ON vector.text_id = text.id
-LEFT JOIN embeddings.quarantine
-  ON quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
- AND quarantine.content_hash = text.content_hash
-WHERE NOT text.blank
 
 
 -- name: flip
@@ -149,11 +142,6 @@ SET complete = false
 WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND complete
   AND batch IN (
       SELECT item.batch
-      FROM {text} AS text
+      FROM {lacking} AS lacking
       JOIN {item} AS item USING (item_key)
-      LEFT JOIN {written} AS vector ON vector.text_id = text.id
-      WHERE NOT text.blank AND vector.text_id IS NULL
-        AND NOT EXISTS (
-            SELECT FROM embeddings.quarantine
-            WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-              AND quarantine.content_hash = text.content_hash))
+      WHERE NOT lacking.stale AND NOT lacking.excused)

@@ -16,3 +16,30 @@ SELECT collection.fingerprint, collection.version, collection.epoch::text, scan.
 FROM embeddings.collection
 LEFT JOIN embeddings.scan ON scan.collection = collection.name
 WHERE collection.name = %(collection)s
+
+
+-- name: shadows
+-- The models that are kept current beside the current one. Parameter: collection.
+
+SELECT model.fingerprint, model.dimension, model.storage, model.profile
+FROM embeddings.model
+JOIN embeddings.collection ON collection.name = model.collection
+WHERE model.collection = %(collection)s AND model.fingerprint <> collection.fingerprint
+ORDER BY model.created_at, model.fingerprint
+
+
+-- name: lacking
+-- The one place that says what a model lacks: texts without their vector, blank ones aside. A view made with the model.
+--   stale:   there is a vector, of another text
+--   excused: the text is in quarantine
+-- {collection_name}, {model_fingerprint}: literals.
+
+CREATE OR REPLACE VIEW {lacking} AS
+SELECT text.id AS text_id, text.item_key, text.vector_name, text.content_hash,
+       vector.text_id IS NOT NULL AS stale, quarantine.content_hash IS NOT NULL AS excused
+FROM {text} AS text
+LEFT JOIN {written} AS vector ON vector.text_id = text.id
+LEFT JOIN embeddings.quarantine
+  ON quarantine.collection = {collection_name} AND quarantine.fingerprint = {model_fingerprint}
+ AND quarantine.content_hash = text.content_hash
+WHERE NOT text.blank AND (vector.text_id IS NULL OR vector.content_hash <> text.content_hash)

@@ -1,4 +1,5 @@
--- The ANN indexes.
+-- The ANN indexes. {index}: its name; {method}, {operator_class}, {parameters}: hnsw or ivfflat and how it is built;
+-- {vector_name}: a literal.
 
 
 -- name: create
@@ -28,8 +29,8 @@ ORDER BY named.relname
 
 
 -- name: session
--- What a build needs of its session. Without lock_timeout, which would leave an invalid index; with a deadline of its
--- own, whatever the role has. %(memory)s: kilobytes, and not less than the server gives anyway.
+-- What a build needs of its session. Without lock_timeout, which would leave an invalid index; with a deadline of its own,
+-- whatever the role has. Parameters: milliseconds; memory (kilobytes, and not less than the server gives anyway).
 
 SELECT
     set_config('lock_timeout', '0', false),

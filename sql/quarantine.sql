@@ -2,14 +2,14 @@
 
 
 -- name: add
--- Tried again after 10 minutes, then 40, 160 …, at most a day later.
--- Parameters: collection, fingerprint, content_hash, text, reason.
+-- It is tried again later, each time after four times as long.
+-- Parameters: collection, fingerprint, content_hash, text, reason, first and longest (waits).
 
 INSERT INTO embeddings.quarantine (collection, fingerprint, content_hash, text, reason, next_try)
-VALUES (%(collection)s, %(fingerprint)s, %(content_hash)s, %(text)s, %(reason)s, now() + interval '10 minutes')
+VALUES (%(collection)s, %(fingerprint)s, %(content_hash)s, %(text)s, %(reason)s, now() + %(first)s)
 ON CONFLICT (collection, fingerprint, content_hash) DO UPDATE
 SET reason = excluded.reason, attempts = quarantine.attempts + 1, last_try = now(),
-    next_try = now() + least(interval '1 day', interval '10 minutes' * 4 ^ least(quarantine.attempts, 6))
+    next_try = now() + least(%(longest)s::interval, %(first)s::interval * 4 ^ least(quarantine.attempts, 10))
 
 
 -- name: among
@@ -47,14 +47,12 @@ WHERE collection = %(collection)s
 -- Parameters: collection, fingerprint, profile, attempts.
 
 SELECT
-    encode(quarantine.content_hash, 'hex'), min(text.item_key), count(DISTINCT text.item_key), quarantine.reason,
+    encode(quarantine.content_hash, 'hex'), min(lacking.item_key), count(DISTINCT lacking.item_key), quarantine.reason,
     quarantine.attempts, quarantine.last_try,
     CASE WHEN quarantine.attempts < %(attempts)s THEN quarantine.next_try END, quarantine.text,
     %(profile)s::text
 FROM embeddings.quarantine
-LEFT JOIN {text} AS text
-  ON text.content_hash = quarantine.content_hash
- AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
+LEFT JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
 GROUP BY quarantine.collection, quarantine.fingerprint, quarantine.content_hash
 ORDER BY quarantine.last_try DESC, quarantine.content_hash
@@ -74,7 +72,7 @@ WHERE collection = %(collection)s
 -- Parameters: collection, content_hashes (NULL: all).
 
 UPDATE {item} AS item
-SET committed_hash = NULL, seen_at = now()
+SET committed_hash = NULL, seen_at = now(), as_first_seen = false
 FROM {text} AS text
 JOIN embeddings.quarantine ON quarantine.content_hash = text.content_hash
 WHERE text.item_key = item.item_key AND item.seen_hash IS NOT NULL AND item.committed_hash IS NOT NULL
@@ -93,4 +91,5 @@ WHERE collection = %(collection)s
 -- name: look_again
 -- Batches whose texts left the quarantine have to be looked at again. Parameters: collection, batches.
 
-UPDATE embeddings.backfill SET complete = false WHERE collection = %(collection)s AND batch = ANY (%(batches)s) AND complete
+UPDATE embeddings.backfill SET complete = false
+WHERE collection = %(collection)s AND batch = ANY (%(batches)s) AND complete

@@ -1,4 +1,4 @@
--- A collection becomes known, and its first model its current one.
+-- A collection becomes known, and its first model its current one. No placeholders.
 
 
 -- name: register

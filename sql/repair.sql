@@ -2,17 +2,12 @@
 
 
 -- name: damaged_batches
--- Batches in which a committed item lacks a vector that it should have. Parameters: collection, fingerprint.
+-- Batches in which a committed item lacks a vector that it should have, or has no texts.
 
-SELECT DISTINCT item.batch
-FROM {text} AS text
+SELECT item.batch
+FROM {lacking} AS lacking
 JOIN {item} AS item USING (item_key)
-LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
-WHERE NOT text.blank AND vector.text_id IS NULL AND item.committed_hash IS NOT NULL
-  AND NOT EXISTS (
-      SELECT FROM embeddings.quarantine
-      WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-        AND quarantine.content_hash = text.content_hash)
+WHERE NOT lacking.excused AND item.committed_hash IS NOT NULL
 UNION
 SELECT item.batch
 FROM {item} AS item
@@ -20,22 +15,14 @@ WHERE item.committed_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {text} AS text
 
 
 -- name: suspect
--- Makes such items of one batch dirty, under its lock: nothing of them counts as committed.
--- Parameters: collection, fingerprint, batch.
+-- Makes such items of one batch dirty, under its lock: nothing of them counts as committed. Parameter: batch.
 
 UPDATE {item} AS item
-SET committed_hash = NULL, seen_at = now()
+SET committed_hash = NULL, seen_at = now(), as_first_seen = false
 WHERE item.batch = %(batch)s AND item.committed_hash IS NOT NULL AND item.seen_hash IS NOT NULL
   AND (NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key)
        OR EXISTS (
-           SELECT
-           FROM {text} AS text
-           LEFT JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
-           WHERE text.item_key = item.item_key AND NOT text.blank AND vector.text_id IS NULL
-             AND NOT EXISTS (
-                 SELECT FROM embeddings.quarantine
-                 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-                   AND quarantine.content_hash = text.content_hash)))
+           SELECT FROM {lacking} AS lacking WHERE lacking.item_key = item.item_key AND NOT lacking.excused))
 
 
 -- name: orphans

@@ -1,4 +1,5 @@
--- A full scan: the whole source, staged in a temporary table, compared with the ledger.
+-- A full scan: the entire source, staged in the temporary table `scan_row`, compared with the ledger; and what an
+-- incremental scan shares with it.
 
 
 -- name: batches
@@ -54,8 +55,8 @@ WITH new AS (
     FROM scan_row AS scan
     WHERE row_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = scan.item_key)
 )
-INSERT INTO {item} (item_key, batch, seen_hash, seen_at)
-SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash, now()
+INSERT INTO {item} (item_key, batch, seen_hash)
+SELECT item_key, %(last_batch)s::bigint + place / %(items_per_batch)s::bigint, row_hash
 FROM new
 ORDER BY place
 ON CONFLICT DO NOTHING;
@@ -90,16 +91,14 @@ ANALYZE scan_row;
 
 
 -- name: suspect
--- Writes what the scan saw of one batch, under the batch's lock. Where it is what is committed, nothing is written:
+-- Writes what the scan saw of one batch, under the batch's lock. If it is what is committed, nothing is written:
 -- a scan only suspects, and never makes an item clean. Parameter: batch.
 
 UPDATE {item} AS item
 SET seen_hash = seen.row_hash,
     -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN coalesce(item.seen_at, now())
-                        -- Since it is dirty; but it is not as it was first seen.
-                        + CASE WHEN item.committed_hash IS NULL THEN interval '1 microsecond' ELSE '0' END
-                   ELSE now() END
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
+    as_first_seen = false
 FROM (
     SELECT item_key, scan.row_hash
     FROM {item} AS inner_item

@@ -1,4 +1,5 @@
--- Which of the numbered files in sql/schema/ the database has, and which pgvector.
+-- Which of the numbered files in sql/schema/ the database has, and which pgvector. No placeholders.
+
 
 -- name: create
 
@@ -28,6 +29,6 @@ SELECT to_regclass('embeddings.schema_version') IS NOT NULL
 
 -- name: pgvector_versions
 
--- The version of pgvector that this database has, and the one that its server could install; NULL where there is none.
+-- The version of pgvector that this database has, and the one that its server could install; NULL if there is none.
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS installed,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS available;

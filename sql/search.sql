@@ -1,4 +1,4 @@
--- Queries: nearest neighbours, exact or by an index.
+-- Queries: nearest neighbours, exact or by an index. {vector_name}: a literal; {type}: halfvec(n) or vector(n).
 
 
 -- name: items

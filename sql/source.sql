@@ -1,8 +1,10 @@
--- The user's table or query, only ever read.
+-- The user's table or query, only ever read. {relation}: that; {key}: the item key as an expression; {used}, {seen},
+-- {payload}: its columns that are read, that are hashed, and that searches return; {condition}: which rows; {updated_at}, {clock},
+-- {meets}, {overlap}, {limit}: of incremental scans.
 
 
 -- name: rows
--- One row an item: its key as text (NULL where any key column is), and as JSON texts the columns that it is hashed and
+-- One row an item: its key as text (NULL if any key column is), and as JSON texts the columns that it is hashed and
 -- rendered by, and those of its payload. relation: the user's table or query. condition: the collection's `where:`, in
 -- a scope of its own, and which keys are asked for. LATERAL is a quarter faster here than a subselect a row.
 

@@ -1,4 +1,5 @@
 -- The tables of a collection, and a destination that is a table of our own: one a model.
+-- {type}: halfvec(n) or vector(n); {bare_type}: without the dimension; {vector_storage}: PLAIN or EXTERNAL.
 
 
 -- name: collection
@@ -8,9 +9,10 @@ CREATE TABLE IF NOT EXISTS {item} (
     item_key          text COLLATE "C" PRIMARY KEY,
     batch             bigint NOT NULL,
     seen_hash         bytea,                             -- row hash last seen in the source; NULL: gone
-    committed_hash       bytea,                             -- row hash that the texts and vectors here were made from
+    committed_hash    bytea,                             -- row hash that the texts and vectors here were made from
     first_seen_at     timestamptz NOT NULL DEFAULT now(),
-    seen_at           timestamptz,                       -- when `seen_hash` was last written: since then it is dirty
+    seen_at           timestamptz NOT NULL DEFAULT now(),  -- since when it is dirty, if it is
+    as_first_seen     boolean NOT NULL DEFAULT true,     -- false: seen otherwise since, or its vectors were doubted
     payload           jsonb
 );
 CREATE INDEX IF NOT EXISTS {item_batch} ON {item} (batch);
@@ -79,4 +81,5 @@ DELETE FROM {vector} AS vector USING commit_gone AS gone WHERE vector.text_id = 
 
 
 -- name: drop
+DROP VIEW IF EXISTS {lacking};
 DROP TABLE {vector}

@@ -2,9 +2,8 @@
 
 
 -- name: dirty_batches
--- What is to be done, derived from state: batches with a dirty item, and batches whose texts were rendered with
--- another definition than the collection's; and of how many items. Parameters: collection, and
--- due: without the batches that wait for their next try.
+-- Batches with a dirty item, and batches whose texts were rendered with another definition than the collection's; and of
+-- how many items. Parameters: collection, and due: without the batches that wait for their next try.
 
 WITH other_definition AS MATERIALIZED (  -- else the items of every batch are counted first
     SELECT batch.batch
@@ -50,20 +49,19 @@ ORDER BY batch.batch
 
 SELECT item.batch, count(DISTINCT item.item_key)
 FROM embeddings.quarantine
-JOIN {text} AS text ON text.content_hash = quarantine.content_hash AND NOT text.blank
+JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
 JOIN {item} AS item USING (item_key)
 JOIN embeddings.batch ON batch.collection = quarantine.collection AND batch.batch = item.batch
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
   AND quarantine.attempts < %(attempts)s AND quarantine.next_try <= now()
   AND NOT (%(due)s AND coalesce(batch.next_try > now(), false))
-  AND NOT EXISTS (SELECT FROM {written} AS vector WHERE vector.text_id = text.id)
 GROUP BY item.batch
 ORDER BY item.batch
 
 
 -- name: recent_items
--- Items first seen lately of which nothing is committed, the oldest first, without batches that wait for their next try.
--- Parameters: collection, days, limit.
+-- Items first seen lately of which nothing is committed, the oldest first, without batches that wait for their next
+-- try. Parameters: collection, days, limit.
 
 SELECT item.batch, item_key
 FROM {item} AS item
@@ -75,19 +73,10 @@ LIMIT %(limit)s
 
 
 -- name: attempts
--- A batch that has been tried waits before it is tried again: 1, 2, 4 … minutes, at most 64. Its commit ends that. Within
--- a wait it is still the same try. Parameters: collection, batches.
+-- A batch that has been tried waits before it is tried again, twice as long each time. Its commit ends that. Within a
+-- wait it is still the same attempt. Parameters: collection, batches, first and longest (waits).
 
 UPDATE embeddings.batch
-SET attempts = attempts + 1, next_try = now() + interval '1 minute' * 2 ^ least(attempts, 6)
+SET attempts = attempts + 1,
+    next_try = now() + least(%(longest)s::interval, %(first)s::interval * 2 ^ least(attempts, 20))
 WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[]) AND coalesce(next_try <= now(), true)
-
-
--- name: shadow_models
--- The models of a collection beside the current one. Parameter: collection.
-
-SELECT model.fingerprint, model.dimension, model.storage, model.profile
-FROM embeddings.model
-JOIN embeddings.collection ON collection.name = model.collection
-WHERE model.collection = %(collection)s AND model.fingerprint <> collection.fingerprint
-ORDER BY model.created_at, model.fingerprint

@@ -18,7 +18,7 @@ from embeddings_pipeline.cli.console import print_json, progress_bar
 from embeddings_pipeline.cli.profile import app as profile_app
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
-from embeddings_pipeline.store.database import what_it_says
+from embeddings_pipeline.store.retry import what_it_says
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition

@@ -38,7 +38,7 @@ def coverage(database: Database, model: Model) -> Coverage:
     """Compare ledger, texts and model table."""
     table = model.table
     with database.connect(autocommit=True) as connection:
-        parameters = {"collection": table.collection, "fingerprint": table.fingerprint}
+        parameters = {"collection": table.collection}
         row = connection.execute(table.statement("coverage/items"), parameters).fetchone()
     assert row is not None
     return Coverage(*row)
@@ -47,6 +47,6 @@ def coverage(database: Database, model: Model) -> Coverage:
 def uncovered_batches(database: Database, model: Model, limit: int = 20) -> list[BatchCoverage]:
     """The batches that are not covered, the worst first."""
     table = model.table
-    parameters = {"collection": table.collection, "fingerprint": table.fingerprint, "limit": limit}
+    parameters = {"collection": table.collection, "limit": limit}
     with database.connect(autocommit=True) as connection:
         return [BatchCoverage(*row) for row in connection.execute(table.statement("coverage/batches"), parameters)]

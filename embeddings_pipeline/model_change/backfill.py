@@ -19,8 +19,8 @@ from embeddings_pipeline.pipeline.shadow import (
     write_batches,
     write_to_lake,
 )
-from embeddings_pipeline.store.database import is_outage
 from embeddings_pipeline.store.destination.column import ColumnDestination
+from embeddings_pipeline.store.retry import is_outage
 
 TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # in one transaction; with a slow model, what it made in so long
 TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED = 20_000, 60.0  # as they lie in the pages of a user's own table

@@ -587,7 +587,7 @@ def show_statements(of: TableDestination, to: TableDestination) -> list[sql.Comp
     """The view, and the marker of the current model, from one model to the other."""
     marker = sql.Identifier(f"{to.collection}_current_{to.fingerprint}")
     return [
-        to.statement("table/view", bare_type=sql.SQL(to.storage)),
+        to.show_statement(),
         sql.SQL(load_sql("model_change/marker")).format(marker=of.marker, next_marker=marker),
     ]
 

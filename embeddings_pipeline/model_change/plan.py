@@ -219,7 +219,11 @@ class _Tables:
         return []
 
     def dropped(self) -> list[_Step]:
-        return [(self.of.statement("table/drop"), f"ACCESS EXCLUSIVE of embeddings.{self.of.name}")]
+        view, table = _parts(self.of.drop_statement())
+        return [
+            (view, "ACCESS EXCLUSIVE of it, which is ours"),
+            (table, f"ACCESS EXCLUSIVE of embeddings.{self.of.name}"),
+        ]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
-from embeddings_pipeline.ledger.ledger import IncrementalScan
+from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from embeddings_pipeline.ledger.ledger import FullScan
+from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.pipeline.figures import Committed, Embedded, ItemsRead, RunFigures, TextsRendered
 
 BATCH_FIGURES: dict[str, type[ItemsRead | TextsRendered | Embedded | Committed]] = {

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
-from embeddings_pipeline.ledger.ledger import contiguous_ranges
+from embeddings_pipeline.ledger.work import contiguous_ranges
 from embeddings_pipeline.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,

@@ -12,7 +12,7 @@ from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.store.database import what_it_says
+from embeddings_pipeline.store.retry import what_it_says
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from embeddings_pipeline.config.definition import (
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, SourceError
 from embeddings_pipeline.store.database import open_database
-from embeddings_pipeline.store.source import connect_url, table_identifier, tables
+from embeddings_pipeline.store.source import table_identifier, tables
+from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 
 SAMPLE_ROWS = 1000

@@ -26,9 +26,9 @@ from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
-from embeddings_pipeline.store.database import what_it_says
 from embeddings_pipeline.store.destination.column import ColumnDestination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
+from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)

@@ -5,25 +5,31 @@ ensure_schema(database)
 with database.connect() as connection: ...
 """
 
+import atexit
+import logging
 import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import errors, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.store.server.embedded import EmbeddedServer, embedded_server, server_binaries
+from embeddings_pipeline.store.server.binaries import server_binaries
+from embeddings_pipeline.store.server.embedded import EmbeddedServer, embedded_server
 
 EMBEDDED_DATABASE = "embeddings"
+APPLICATION_NAME = "embeddings-pipeline"
 CONNECT_SECONDS = 10
-MOST_IDLE = 4  # sessions that a process keeps for the next search
+MOST_SESSIONS = 8  # that a process keeps for its searches, and their threads share
 
 # Set for each session, since a role or a server may have other ideas (hosted databases limit statements to seconds).
 # Not sent as `options` while connecting: connection poolers refuse those.
@@ -32,6 +38,7 @@ SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET
 SET extra_float_digits = 1; SET default_transaction_isolation = 'read committed'; SET jit = off;
 SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
 """
+_CONNECTION: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "client_encoding": "utf8"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Database:
         port = f":{parts['port']}" if parts.get("port") and not self.embedded else ""
         return f'database "{database_name(parts)}" on {parts.get("host") or "this machine"}{port}'
 
-    def connect(self, *, autocommit: bool = False, application_name: str = "embeddings-pipeline") -> psycopg.Connection:
-        """A new session, in UTC, read committed and without time limits. Raises DatabaseError where there is none.
+    def connect(self, *, autocommit: bool = False, application_name: str = APPLICATION_NAME) -> psycopg.Connection:
+        """A new session, in UTC, read committed and without time limits. Raises DatabaseError if there is none.
 
         An embedded server that was killed is started again first.
         """
@@ -77,10 +84,7 @@ class Database:
         return connection
 
     def _open(self, application_name: str) -> psycopg.Connection:
-        parameters = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "client_encoding": "utf8"}
-        parameters |= conninfo_to_dict(self.url)  # what the URL says itself goes first
-        parameters["application_name"] = application_name
-        connection = psycopg.connect(autocommit=True, **parameters)  # type: ignore[arg-type]
+        connection = psycopg.connect(self._conninfo(application_name), autocommit=True)
         try:
             connection.execute(_SESSION)
         except BaseException:
@@ -90,24 +94,62 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[psycopg.Connection]:
-        """As `connect(autocommit=True)`, but it may be one that this process has used before: a new one takes longer to
-        make and to warm than a search. For short queries that leave nothing behind; each gets a plan of its own.
+        """As `connect(autocommit=True)`, but of the process's pool: a new session takes longer to make and to warm than
+        a search. For short queries that leave nothing behind; each gets a plan of its own.
         """
-        idle = _idle_sessions.setdefault((os.getpid(), self.url), [])
-        connection = _living(idle) or self.connect(autocommit=True)
-        connection.prepare_threshold = None
+        pool = self._pool()
+        try:
+            connection = pool.getconn()
+        except PoolTimeout as error:
+            self.connect().close()  # which says why there is none
+            raise DatabaseError(
+                f"{self.name_and_host}: all {MOST_SESSIONS} sessions of this process were busy for "
+                f"{CONNECT_SECONDS} s; try again"
+            ) from error
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        if len(idle) < MOST_IDLE and connection.info.transaction_status == pq.TransactionStatus.IDLE:
-            idle.append(connection)
-        else:
-            connection.close()
+        finally:
+            if connection.info.transaction_status != pq.TransactionStatus.IDLE:
+                connection.close()  # something was left in it; the pool makes another
+            pool.putconn(connection)
+
+    def _pool(self) -> ConnectionPool:
+        """This process's pool of sessions, which a forked process does not share."""
+        key = (os.getpid(), self.url, self.embedded)
+        with _mutex:
+            if key not in _pools:
+                if not any(pid == key[0] for pid, *_ in _pools):
+                    atexit.register(_close_pools)
+                logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it warns of each session that we close
+                _pools[key] = ConnectionPool(
+                    self._conninfo_of_running,
+                    kwargs={"autocommit": True, "prepare_threshold": None},
+                    configure=_set_up,
+                    check=ConnectionPool.check_connection,
+                    min_size=0,
+                    max_size=MOST_SESSIONS,
+                    timeout=CONNECT_SECONDS,
+                    reconnect_timeout=CONNECT_SECONDS,
+                    num_workers=1,
+                    open=True,
+                )
+            return _pools[key]
+
+    def _conninfo(self, application_name: str) -> str:
+        # What the URL says itself goes first.
+        return make_conninfo(**{**_CONNECTION, **conninfo_to_dict(self.url), "application_name": application_name})
+
+    def _conninfo_of_running(self) -> str:
+        """For the pool; an embedded server that was killed is started again first."""
+        if self.server is not None:
+            self.server.ensure_running()
+        return self._conninfo(APPLICATION_NAME)
 
     def ensure_sibling(self, name: str) -> str:
-        """The URL of the database `name` on the same server; it is created where it is missing."""
+        """The URL of the database `name` on the same server; it is created if it is missing."""
         owner = conninfo_to_dict(self.url).get("user")
         with self.connect(autocommit=True) as connection:
             _create_database(connection, name, f"{self.name_and_host}: user {owner}")
@@ -115,25 +157,25 @@ class Database:
 
     def close(self) -> None:
         """Leave the embedded server, which stops if this was its last user. Needed only before the process ends."""
-        for connection in _idle_sessions.pop((os.getpid(), self.url), []):
-            connection.close()
+        _close_pools(self.url)
         if self.server is not None:
             self.server.leave()
 
 
-_idle_sessions: dict[tuple[int, str], list[psycopg.Connection]] = {}  # by process and URL
+_pools: dict[tuple[int, str, bool], ConnectionPool] = {}  # by process, URL, and whether we start the server
 
 
-def _living(idle: list[psycopg.Connection]) -> psycopg.Connection | None:
-    """The one used last that is still connected; taken out of the list."""
-    with suppress(IndexError):  # another thread took the last one
-        while True:
-            connection = idle.pop()
-            with suppress(psycopg.OperationalError):
-                connection.execute("")
-                return connection
-            connection.close()
-    return None
+def _set_up(connection: psycopg.Connection) -> None:
+    connection.execute(_SESSION)
+
+
+def _close_pools(url: str | None = None) -> None:
+    """Close this process's pools, or those of one URL."""
+    with _mutex:
+        keys = [key for key in _pools if key[0] == os.getpid() and url in (None, key[1])]
+        pools = [_pools.pop(key) for key in keys]
+    for pool in pools:
+        pool.close()
 
 
 _mutex = threading.RLock()
@@ -142,7 +184,7 @@ _mutex = threading.RLock()
 def open_database(settings: Settings) -> Database:
     """The database that `settings` name: DATABASE_URL (not connected to yet), else the embedded one, running.
 
-    The embedded server lives under `settings.state_dir`/postgres and is started where it does not run. It stays while
+    The embedded server lives under `settings.state_dir`/postgres and is started if it does not run. It stays while
     any process uses it.
     """
     if settings.database_url:
@@ -240,18 +282,6 @@ _REMEDIES = (
     (r"translate host name|resolve host|Name or service", "no such host; correct {source}"),
     (r"", "is the server running there? It is named by {source}"),
 )
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether a connection or a statement failed since the server ended it or went away; another try may mend that."""
-    if isinstance(error, psycopg.OperationalError):
-        return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))  # 08: so say poolers
-    return isinstance(error, DatabaseError)
-
-
-def what_it_says(error: psycopg.Error) -> str:
-    """One line for people."""
-    return f"the database says: {error.diag.message_primary or one_line(error)}"
 
 
 def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseError:

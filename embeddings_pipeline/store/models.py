@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import psycopg
 
@@ -31,19 +32,29 @@ class CollectionState:
 
 
 def current_model(connection: psycopg.Connection, definition: CollectionDefinition) -> Model | None:
-    """The current model of a collection; None where the definition, or the schema, is not there yet."""
+    """The current model of a collection; None if it is not known to the database yet."""
     try:
         row = connection.execute(load_sql("models/current"), {"collection": definition.name}).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return None
     if row is None:
         return None
+    return _model(definition, row)
+
+
+def shadow_models(connection: psycopg.Connection, definition: CollectionDefinition) -> list[Model]:
+    """The models of a collection that are kept current beside the current one, the oldest first."""
+    rows = connection.execute(load_sql("models/shadows"), {"collection": definition.name}).fetchall()
+    return [_model(definition, row) for row in rows]
+
+
+def _model(definition: CollectionDefinition, row: tuple[Any, ...]) -> Model:
     fingerprint, dimension, storage, profile = row
     return Model(Profile(**profile), model_table(definition, fingerprint, dimension, storage))
 
 
 def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:
-    """None where the collection has never been synced."""
+    """Where a collection stands; None if it has never been synced."""
     try:
         row = connection.execute(load_sql("models/state"), {"collection": collection}).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):

@@ -1,30 +1,25 @@
 """Reading the user's table or query: streamed as a whole, or some items by key. Nothing is ever written to it."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
-from urllib.parse import quote
 
 import psycopg
-from dotenv import dotenv_values
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.config.definition import CollectionDefinition, did_you_mean
-from embeddings_pipeline.config.settings import project_root
 from embeddings_pipeline.config.templates import row_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
-CONNECT_SECONDS = 10
 TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
@@ -90,7 +85,7 @@ class Source:
             yield connection
 
     def check(self, connection: psycopg.Connection) -> dict[str, str]:
-        """Column → type of the source. SourceError where a column that the collection names is not there."""
+        """Column → type of the source. SourceError if a column that the collection names is not there."""
         with self._errors(connection):
             types = self._types(connection)
         config = self.definition.attributes
@@ -198,8 +193,8 @@ class Source:
             return self._read(connection, self._with_keys_as_text(item_keys))
 
     def _read(self, connection: psycopg.Connection, condition: sql.Composable) -> list[SourceRow]:
-        found = self._copy(connection, self._select(condition), 3)
-        return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in found]
+        rows = self._copy(connection, self._select(condition), 3)
+        return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in rows]
 
     def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
         """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
@@ -236,7 +231,7 @@ class Source:
 
     @property
     def _key(self) -> sql.Composable:
-        """The item key as an expression: NULL where any of its columns is."""
+        """The item key as an expression: NULL if any of its columns is."""
         columns = [_column(column) for column in self.definition.attributes.source.key]
         if len(columns) == 1:
             return sql.SQL("{}::text").format(columns[0])
@@ -252,7 +247,7 @@ class Source:
             sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))
             for c, v in zip(columns, values, strict=True)
         ]
-        if len(columns) == 1:  # the plain form uses an index wherever there is one
+        if len(columns) == 1:  # the plain form uses an index if there is one
             return sql.SQL("{} = ANY ({})").format(_column(columns[0]), arrays[0])
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
             sql.SQL(", ").join(map(_column, columns)), sql.SQL(", ").join(arrays)
@@ -343,43 +338,6 @@ def table_identifier(name: str) -> sql.Identifier:
         raise SourceError(f'{name!r} is not the name of a table: write `movies`, `schema.movies` or `"odd.name"`')
     parts = re.findall(r'"((?:[^"]|"")+)"|([^".]+)', name)
     return sql.Identifier(*(quoted.replace('""', '"') or plain for quoted, plain in parts))
-
-
-def expand_environment(url: str) -> str:
-    """`${NAME}` replaced from the environment or the project's `.env`, so that no password stands in a file."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1]) or dotenv_values(project_root() / ".env").get(match[1])
-        if found is None:
-            raise ConfigurationError(
-                f"`source.url:` names ${{{match[1]}}}, which is not set; export it or put it in .env"
-            )
-        return found
-
-    return re.sub(r"\$\{(\w+)\}", value, url)
-
-
-def connect_url(url: str) -> psycopg.Connection:
-    """A connection to the database of `source.url:`. ConfigurationError where it is no URL (which is never repeated),
-    SourceError where it does not answer.
-    """
-    url = re.sub(r"^postgres(ql)?(\+psycopg2?)?://", "postgresql://", expand_environment(url).strip())
-    try:
-        parts = conninfo_to_dict(url)
-        if "@" in f"{parts.get('host')}{parts.get('port')}":  # the end of a password
-            raise ValueError
-    except (psycopg.ProgrammingError, ValueError):  # its message would show the password
-        raise ConfigurationError(
-            "`source.url:` cannot be read: it looks like postgresql://user:${PASSWORD}@host:5432/name, and /, @, : "
-            "and % in the password are written %2F, %40, %3A and %25"
-        ) from None
-    try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-    except psycopg.OperationalError as error:
-        said = " ".join(str(error).split())
-        for secret in {str(parts.get("password") or ""), quote(str(parts.get("password") or ""), safe="")} - {""}:
-            said = said.replace(secret, "…")
-        raise SourceError(f"the database of `source.url:` cannot be used: {said}; check the URL") from error
 
 
 def tables(connection: psycopg.Connection) -> list[str]:

@@ -1,6 +1,13 @@
 """The statements of `sql/`: each file holds named ones, each after a line `-- name: NAME`.
 
-`{names}` in a statement are filled in by `psycopg.sql`; `%(names)s` are parameters.
+`{names}` in a statement are filled in by `psycopg.sql`; `%(names)s` are parameters. The comments of a file or statement
+say them, but for those that stand for the same everywhere (`statement` of a collection's tables and of a destination):
+
+    {item}, {text}, {view}   the collection's tables, and the view of its current model
+    {vector}                 a model's vectors: text_id, vector_name, content_hash, embedding
+    {written}                text_id and content_hash of the texts that have their vector
+    {hash}                   the table where that is noted
+    {lacking}                the texts that have none: see `lacking` in sql/models.sql
 """
 
 import re

@@ -11,14 +11,16 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError, SourceError
-from embeddings_pipeline.ledger import ledger
-from embeddings_pipeline.ledger.ledger import IncrementalScan, Position, Watermark
+from embeddings_pipeline.failpoints import at_failpoint
+from embeddings_pipeline.ledger import incremental_scan
+from embeddings_pipeline.ledger.incremental_scan import IncrementalScan, Watermark
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import embed_batches
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.source import Position
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import committed, definition, execute, run_batch
 
@@ -85,7 +87,7 @@ def test_what_has_settled_is_not_read_again(database, settings, films_of, monkey
     films_of(25)
     collection = open_collection(timed(), settings)
     settle(collection)
-    monkeypatch.setattr(ledger, "OVERLAP", timedelta(0))  # as if an overlap passed between any two ticks
+    monkeypatch.setattr(incremental_scan, "OVERLAP", timedelta(0))  # as if an overlap passed between any two ticks
     tick(collection)
     tick(collection)
     assert tick(collection).read == 0
@@ -238,9 +240,7 @@ def test_a_column_that_was_dropped_or_renamed_is_an_error_that_names_it(database
     assert len(committed(database)) == 3
 
 
-def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(
-    database, settings, films_of, monkeypatch
-) -> None:
+def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(database, settings, films_of) -> None:
     films_of(5)
     collection = open_collection(timed(), settings)
     settle(collection)
@@ -248,13 +248,11 @@ def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(
     before = execute(database, "SELECT watermark->'cursor' FROM embeddings.scan")
     execute(database, "UPDATE films SET overview = 'other', updated_at = now() WHERE id = 2")
 
-    def killed(*_: object) -> None:
+    def killed() -> None:
         raise psycopg.OperationalError("the connection was lost")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger, "lock_batch", killed)
-        with pytest.raises(psycopg.OperationalError):
-            tick(collection)
+    with at_failpoint("incremental_scan.suspected", killed), pytest.raises(psycopg.OperationalError):
+        tick(collection)
     assert execute(database, "SELECT watermark->'cursor' FROM embeddings.scan") == before
     assert collection.ledger.dirty_batches() == []
     assert seen(tick(collection)) == (0, 1, 0)
@@ -376,7 +374,7 @@ def test_many_small_ticks_do_not_wipe_what_one_big_one_may_not(database, setting
     films_of(50)
     collection = open_collection(timed(where="is_removed = false"), settings)
     settle(collection)
-    monkeypatch.setattr(ledger, "ROWS_PER_TRANSACTION", 4)
+    monkeypatch.setattr(incremental_scan, "ROWS_PER_TRANSACTION", 4)
     execute(database, "UPDATE films SET is_removed = true, updated_at = now()")
     for n in range(8):
         tick(collection, rows=4)

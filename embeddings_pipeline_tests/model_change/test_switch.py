@@ -172,6 +172,7 @@ class TestPlan:
         assert words == [
             ("expand", "CREATE TABLE IF"),
             ("expand", 'ALTER TABLE "embeddings"."films_vector_' + to + '"'),
+            ("expand", "CREATE OR REPLACE"),
             ("expand", "INSERT INTO embeddings.model"),
             ("expand", "INSERT INTO embeddings.model_change"),
             ("backfill", f'COPY "embeddings"."films_vector_{to}" ("text_id",'),
@@ -188,6 +189,7 @@ class TestPlan:
             ("contract", f'LOCK TABLE "embeddings"."films_vector_{of}"'),
             ("contract", "UPDATE embeddings.model_change SET"),
             ("contract", "WITH quarantined AS"),
+            ("contract", "DROP VIEW IF"),
             ("contract", f'DROP TABLE "embeddings"."films_vector_{of}"'),
         ]
         exclusive = [step for step in planned if step.lock.startswith("ACCESS EXCLUSIVE")]

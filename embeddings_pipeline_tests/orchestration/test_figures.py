@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from embeddings_pipeline.ledger.ledger import FullScan
+from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.figures import (
     BATCH_FIGURES,
     Materialization,

@@ -257,7 +257,7 @@ class Chaos:
             CollectionDefinition(collection.definition.attributes.model_copy(update={"name": "clean"})), self.settings
         )
         clean.ledger.full_scan(clean.source)
-        ledger_log = logging.getLogger("embeddings_pipeline.ledger.ledger")
+        ledger_log = logging.getLogger("embeddings_pipeline.ledger.quarantine")
         ledger_log.disabled = True  # it tells of each poison text
         for batch in clean.ledger.dirty_batches():
             run_batch(clean, batch, "clean")

@@ -23,9 +23,9 @@ from psycopg import sql
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store import schema
-from embeddings_pipeline.store.database import EMBEDDED_DATABASE, MOST_IDLE, Database, open_database, psql_command
+from embeddings_pipeline.store.database import EMBEDDED_DATABASE, MOST_SESSIONS, Database, open_database, psql_command
 from embeddings_pipeline.store.schema import ensure_schema
-from embeddings_pipeline.store.server.embedded import ROOTS_FOLDER, _digest
+from embeddings_pipeline.store.server.folders import ROOTS_FOLDER, digest
 from embeddings_pipeline.store.sql import schema_versions
 from embeddings_pipeline_tests.support.workbench import wait_until
 
@@ -82,9 +82,9 @@ def state(open_folder: Path) -> Iterator[Path]:
     wait_until(lambda: not processes(folder))
     # Only this test's: another session's may be empty because its server is about to start.
     servers = [path for path in folder.rglob("postgres") if path.is_dir()]
-    ours = [_digest(str(path), str(path.stat().st_ino)) for path in servers]
+    ours = [digest(str(path), str(path.stat().st_ino)) for path in servers]
     shutil.rmtree(folder)
-    for left in (path for digest in ours for path in Path("/tmp").glob(f"embeddings-pg-*-{digest}")):
+    for left in (path for name in ours for path in Path("/tmp").glob(f"embeddings-pg-*-{name}")):
         with contextlib.suppress(OSError):
             left.rmdir()
 
@@ -312,10 +312,10 @@ def test_a_session_is_used_again_unless_something_is_left_in_it(database: Databa
         assert pid_of(connection) == first != pid_of(beside)
         second = pid_of(beside)
     with contextlib.suppress(ZeroDivisionError), database.session() as connection:
-        assert pid_of(connection) == first
+        failed = pid_of(connection)
         raise ZeroDivisionError
     with database.session() as connection:
-        assert pid_of(connection) == second
+        assert {failed, pid_of(connection)} == {first, second}
         connection.execute("BEGIN")
     with database.session() as connection:
         assert pid_of(connection) not in (first, second)
@@ -334,9 +334,59 @@ def test_a_killed_server_is_started_again_for_a_session(state: Path) -> None:
     with opened(state) as database:
         with database.session() as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
+        backends = postmaster(state).children()
         postmaster(state).kill()
+        psutil.wait_procs(backends, timeout=10)  # until then one may still answer
         with database.session() as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+FORK = """
+import os, sys
+from embeddings_pipeline.store.database import Database
+database = Database(sys.argv[1])
+
+def session():
+    with database.session() as connection:
+        return connection.execute("SELECT pg_backend_pid()").fetchone()[0]
+
+own = session()
+if (child := os.fork()) == 0:
+    os._exit(session() == own)
+assert os.waitpid(child, 0)[1] == 0, "the fork had its parent's session"
+assert session() == own
+database.close()
+"""
+
+
+def test_a_forked_process_has_sessions_of_its_own(database: Database) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, database.url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_database_that_is_gone_is_said_when_a_session_is_asked_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embeddings_pipeline.store.database.CONNECT_SECONDS", 1)
+    gone = Database(database.url.replace(open_name(database), "nowhere"))
+
+    def session() -> None:
+        with gone.session():
+            pass
+
+    assert "create that database, or correct DATABASE_URL" in refused(session)
+    gone.close()
+
+
+def test_closing_a_database_ends_its_sessions(database: Database) -> None:
+    plain = Database(database.url)
+    with plain.session() as connection:
+        pid = pid_of(connection)
+    plain.close()
+    with database.connect(autocommit=True) as connection:
+        ended = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+        wait_until(lambda: connection.execute(ended, [pid]).fetchone() == (0,))
 
 
 def test_threads_never_share_a_session(database: Database) -> None:
@@ -350,7 +400,7 @@ def test_threads_never_share_a_session(database: Database) -> None:
         assert all(mine == answered for mine, answered in threads.map(use, range(200)))
     with database.connect(autocommit=True) as connection:
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        wait_until(lambda: connection.execute(query).fetchone()[0] <= MOST_IDLE)  # type: ignore[index]
+        wait_until(lambda: connection.execute(query).fetchone()[0] <= MOST_SESSIONS)  # type: ignore[index]
 
 
 def test_siblings_are_created_once(database: Database) -> None:

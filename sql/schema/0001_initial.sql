@@ -18,6 +18,9 @@ CREATE TABLE embeddings.model (
     dimension   bigint NOT NULL,
     storage     text NOT NULL CHECK (storage IN ('halfvec', 'vector')),
     created_at  timestamptz NOT NULL DEFAULT now(),
+    -- Of a destination that is a column of the user's table:
+    identity    text,                                    -- which keys, column and vector name it was made for
+    original_toast_tuple_target text,                    -- the table's own, while a backfill has lowered it
     PRIMARY KEY (collection, fingerprint)
 );
 
@@ -26,7 +29,7 @@ CREATE TABLE embeddings.batch (
     batch           bigint NOT NULL,
     definition_hash bytea,                               -- what the texts of every committed item were rendered with
     version         bigint,                              -- of the collection, at the last commit
-    committed_at       timestamptz,
+    committed_at    timestamptz,
     attempts        bigint NOT NULL DEFAULT 0,           -- failures since the last commit
     next_try        timestamptz,
     PRIMARY KEY (collection, batch)
@@ -34,13 +37,13 @@ CREATE TABLE embeddings.batch (
 
 CREATE TABLE embeddings.scan (
     collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
-    full_scan_at timestamptz,                           -- when the last full scan ended
+    full_scan_at  timestamptz,                           -- when the last full scan ended
     scanned       bigint,
-    watermark     jsonb,                                 -- how far incremental scans have come; see store/ledger.py
+    watermark     jsonb,                                 -- how far incremental scans have come: `Watermark`
     read_at       timestamptz                            -- when the last incremental scan wrote it
 );
 
--- Texts that failed by themselves. Excused is exactly this content hash under this fingerprint.
+-- Poison texts. Excused is exactly this content hash under this fingerprint.
 CREATE TABLE embeddings.quarantine (
     collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
     fingerprint  text NOT NULL,
@@ -85,7 +88,7 @@ CREATE TABLE embeddings.model_change (
     swapped_at       timestamptz,
     ended_at         timestamptz,
     gate             jsonb,                              -- what the last check before a swap measured
-    made_by_expand   boolean NOT NULL DEFAULT true       -- the next model's table; else `profile add` made it
+    made_by_expand   boolean NOT NULL DEFAULT true       -- the candidate's table; else `profile add` made it
 );
 CREATE UNIQUE INDEX model_change_open ON embeddings.model_change (collection)
     WHERE phase IN ('expanded', 'swapped');
@@ -100,7 +103,7 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     WHERE collection.name = collection_name
 $$;
 
--- For other programs, in the query itself: true, or an error with the code EMB01 where another model is the current one.
+-- For other programs, in the query itself: true, or an error with the code EMB01 if another model is the current one.
 -- It asks the catalog, which is never older than the view that the query reads: the swap changes both at once.
 CREATE OR REPLACE FUNCTION embeddings.assert_model(collection_name text, model_fingerprint text)
 RETURNS boolean LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$

