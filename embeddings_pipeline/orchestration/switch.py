@@ -72,6 +72,8 @@ def switch(
             try:
                 for first, last in run_ranges(work, existing, size):
                     for each in runner.execute("migration_backfill", {}, range_tags(first, last)):
+                        if not each.metadata:  # a partition that somebody added by hand
+                            continue
                         backfilled_batch = read_figures(Backfilled, each.metadata)
                         result.embedded += backfilled_batch.embedded
                         result.quarantined += backfilled_batch.quarantined
