@@ -20,7 +20,6 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, OutageError, ProfileError, StaleRunError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.model_change import backfill, phases
-from embeddings_pipeline.model_change.backfill import backfill_batch, backfill_shadows, embed_shadows
 from embeddings_pipeline.model_change.phases import (
     ModelChange,
     add_model,
@@ -34,9 +33,14 @@ from embeddings_pipeline.model_change.phases import (
     roll_back,
     swap,
 )
+from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.embed import embed_batches
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
+from embeddings_pipeline.pipeline.run_batch import run_batch
+from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -46,7 +50,7 @@ from embeddings_pipeline_tests.support.workbench import (
     films,
     make_films,
     plain_role,
-    run_batch,
+    run_without_shadows,
     sync_once,
 )
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
@@ -83,14 +87,14 @@ def backfill_all(collection: Collection, *batches: int) -> int:
 
 def written_together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The batches of each transaction that a backfill will write."""
-    write, together = backfill._write_group, list[list[int]]()
+    write, together = backfill.write_batches, list[list[int]]()
 
     def watched(model: Collection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
         if group:
             together.append([made.batch for made in group])
         return write(model, connection, group, *lake)
 
-    monkeypatch.setattr(backfill, "_write_group", watched)
+    monkeypatch.setattr(backfill, "write_batches", watched)
     return together
 
 
@@ -99,14 +103,8 @@ def again(collection: Collection) -> Collection:
 
 
 def commit(collection: Collection, batch: int, run: str) -> None:
-    """The four steps as a run does them, with the shadow models."""
-    read_items(collection, batch, run)
-    render_texts(collection, batch, run)
-    for _ in embed_batches(collection, [batch], run):
-        pass
-    embed_shadows(collection.shadow_models(), [batch], run)
-    commit_batch(collection, batch, run)
-    backfill_shadows(collection.shadow_models(), batch, run)
+    """A batch as a run does it, with the shadow models."""
+    run_batch(collection, [batch], run)
 
 
 def commit_all(collection: Collection, run: str = "later") -> None:
@@ -194,7 +192,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.model_change.backfill.FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -221,7 +219,7 @@ class TestPhases:
             for (
                 batch
             ) in collection.ledger.work():  # what backfills the model beside it comes last, and has not come yet
-                run_batch(again(collection), batch, "meanwhile")
+                run_without_shadows(again(collection), batch, "meanwhile")
             gate = measure(former, following)
             assert (gate.texts, gate.missing, gate.refused) == (25, 0, [])
             return gate
@@ -291,9 +289,9 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
-        write, tried, endings = backfill._write_group, [], iter(range(times))
+        write, tried, endings = backfill.write_batches, [], iter(range(times))
 
         def ended(model: Collection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
             if group:
@@ -306,11 +304,11 @@ class TestPhases:
                 )
             return write(model, connection, group, *lake)
 
-        monkeypatch.setattr(backfill, "_write_group", ended)
+        monkeypatch.setattr(backfill, "write_batches", ended)
         if times > 2:
             with pytest.raises(psycopg.OperationalError):
                 backfill_all(collection)
-            monkeypatch.setattr(backfill, "_write_group", write)
+            monkeypatch.setattr(backfill, "write_batches", write)
             assert incomplete_batches(collection, collection.ledger.shadow_models()[0]) == [1, 2]
         backfill_all(collection)
         assert len(tried) == tries and caplog.text.count("trying again in 0") == min(times, 2)
@@ -534,7 +532,7 @@ class TestShadowModelsInCommits:
         [model] = collection.shadow_models()
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
-        run_batch(collection, 0, "without the second model")
+        run_without_shadows(collection, 0, "without the second model")
         assert incomplete_batches(collection, model.current) == [0]
         assert collection.ledger.work() == {0: 10}
         backfill_shadows([model], 0, "still without")
@@ -554,7 +552,7 @@ class TestShadowModelsInCommits:
             gate = measured(*arguments)
             execute(database, "UPDATE films SET overview = 'just now' WHERE id = 1")
             collection.ledger.full_scan(collection.source)
-            run_batch(collection, 0, "just now")
+            run_without_shadows(collection, 0, "just now")
             return gate
 
         monkeypatch.setattr(phases, "measure_gate", then_an_edit)
@@ -582,15 +580,15 @@ class TestShadowModelsInCommits:
         def edited(number: int) -> None:
             execute(database, "UPDATE films SET overview = 'edited' WHERE id = %s", [number])
             collection.ledger.full_scan(collection.source)
-            run_batch(collection, 0, f"edit {number}")
+            run_without_shadows(collection, 0, f"edit {number}")
 
         edited(1)
         with database.connect(autocommit=True) as connection:
-            late = backfill._make_batch(model, connection, 0, "late", encode=True)
-            backfill._to_lake(model, late, "late")
+            late = shadow.prepare_batch(model, connection, 0, "late", encode=True)
+            shadow.write_to_lake(model, late, "late")
             edited(2)
             backfill_batch(model, 0, "newer")
-            backfill._write_group(model, connection, [late])
+            shadow.write_batches(model, connection, [late])
         query = "SELECT file FROM embeddings.backfill WHERE batch = 0 AND fingerprint = %s"
         assert execute(database, query, [model.fingerprint]) == [("newer.parquet",)]
         swap(collection, "swap")
@@ -601,7 +599,7 @@ class TestShadowModelsInCommits:
         backfill_all(collection)
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
-        run_batch(collection, 0, "early")
+        run_without_shadows(collection, 0, "early")
         swap(collection, "swap")
         assert_whole(collection)
 
