@@ -189,7 +189,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """The items nearest in meaning, best first, with their cosine."""
-    from embeddings_pipeline.config.definition import find_collection, load_collections
+    from embeddings_pipeline.config.loading import find_collection, load_collections
     from embeddings_pipeline.search.query import search as run_search
 
     settings = load_settings()
@@ -324,7 +324,7 @@ def _database(settings: Settings) -> Any:
 
 
 def _collections(name: str | None) -> "list[CollectionDefinition]":
-    from embeddings_pipeline.config.definition import find_collection, load_collections
+    from embeddings_pipeline.config.loading import find_collection, load_collections
 
     collections = load_collections(load_settings().defs_dir)
     if name is None and collections:

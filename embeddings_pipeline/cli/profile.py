@@ -338,7 +338,7 @@ def remove(name: NameArgument, collection_name: CollectionOption = None) -> None
 
 
 def _definition(name: str | None) -> "CollectionDefinition":
-    from embeddings_pipeline.config.definition import find_collection, load_collections
+    from embeddings_pipeline.config.loading import find_collection, load_collections
 
     return find_collection(load_collections(load_settings().defs_dir), name)
 

@@ -9,11 +9,11 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import CollectionDefinition, did_you_mean
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.table import TableDestination
