@@ -44,15 +44,19 @@ def main() -> None:
     logging.getLogger("embeddings_pipeline.health.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
     try:
         app()
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except psycopg.Error as error:
-        print(f"error: {what_it_says(error)}", file=sys.stderr)
+    except (PipelineError, psycopg.Error) as error:
+        print(one_line(error), file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output has left: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def one_line(error: BaseException) -> str | None:
+    """What a user is told of an error that a user can cause; None for any other."""
+    if isinstance(error, PipelineError):
+        return f"error: {error}"
+    return f"error: {what_it_says(error)}" if isinstance(error, psycopg.Error) else None
 
 
 @app.command()
