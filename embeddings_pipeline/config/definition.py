@@ -30,7 +30,8 @@ SHARED_TABLES = (
 )
 
 
-def _collection_name(name: str) -> str:
+def collection_name(name: str) -> str:
+    """The name, if a collection may be called so. ValueError says why not."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
     ours = r"_(item|text)(_|$)|_(vector|current|written|hash)_"
@@ -191,7 +192,7 @@ class QuarantineRules(_Strict):
 class CollectionAttributes(_Strict):
     """The attributes of `type: embeddings_pipeline.EmbeddingCollection`."""
 
-    name: Annotated[str, AfterValidator(_collection_name)] = Field(description="Names the tables, assets and view.")
+    name: Annotated[str, AfterValidator(collection_name)] = Field(description="Names the tables, assets and view.")
     source: SourceDefinition
     vectors: dict[Annotated[str, AfterValidator(_vector_name)], Annotated[str, AfterValidator(_template)]] = Field(
         description="Vector name → template. `{column}` is replaced; an empty column takes its separator with it."
