@@ -29,7 +29,7 @@ class OutageError(PipelineError):
 
 
 class OutOfMemoryError(OutageError):
-    """The memory does not suffice to encode one text: the text is too large where others can be encoded."""
+    """The memory does not suffice to encode one text: the text is too large, while others can be encoded."""
 
 
 class RefusedError(PipelineError):
@@ -53,7 +53,7 @@ class VectorIndexError(PipelineError):
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """` (did you mean 'x'?)`, or nothing where no known word is near."""
+    """` (did you mean 'x'?)`, or nothing if no known word is near."""
     by_lower = {str(name).lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""

@@ -1,7 +1,5 @@
 """Removing and renaming a collection everywhere: in Dagster, in the files, in the database and in its `defs.yaml`."""
 
-import re
-
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition, partitions_name
@@ -9,6 +7,7 @@ from embeddings_pipeline.config.editing import write_name
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError
 from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.orchestration.alerts import JOBS
 from embeddings_pipeline.orchestration.sync import cancel_dead_runs, open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
 from embeddings_pipeline.pipeline.removal import remove_collection
@@ -22,7 +21,6 @@ OPEN_STATUSES = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-JOBS = r"(scan|batches|index|audit|refresh|recent|migration_\w+)"  # after the collection's name
 
 
 def partition_keys(instance: dg.DagsterInstance, name: str) -> list[str]:
@@ -95,7 +93,7 @@ def _check_no_run(instance: dg.DagsterInstance, database: Database, name: str) -
 
 def _is_of(run: dg.DagsterRun, name: str) -> bool:
     """Whether a run is of the collection: by its job, or, of a materialization from the UI, by its assets."""
-    if re.fullmatch(rf"{name}_{JOBS}", run.job_name):
+    if run.job_name in {f"{name}_{job}" for job in JOBS}:
         return True
     for key in run.asset_selection or ():
         prefix = key.path[0] if len(key.path) > 1 and key.path[0] != "migration" else "items"
