@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,15 +138,8 @@ class TestRemove:
             refused = synced("collection", *arguments)
             assert refused.returncode == 1 and "a change of its model is under way" in refused.stderr
         roll_back(collection, "test")
-        run = instance.create_run(
-            run_id=None, job_name="films_batches", run_config={}, tags={},
-            **dict.fromkeys(
-                ("root_run_id", "parent_run_id", "step_keys_to_execute", "execution_plan_snapshot", "job_snapshot",
-                 "parent_job_snapshot", "remote_job_origin", "job_code_origin", "op_selection", "asset_selection",
-                 "asset_check_selection", "asset_graph")
-            ),
-            status=dg.DagsterRunStatus.QUEUED,
-        )  # fmt: skip
+        queued = dg.DagsterRun("films_batches", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.QUEUED)
+        run = instance.add_run(queued)
         refused = synced("collection", "remove", "films", "--yes")
         assert refused.returncode == 1 and run.run_id[:8] in refused.stderr
         instance.report_run_canceled(run)
