@@ -138,8 +138,8 @@ class TestRemove:
             refused = synced("collection", *arguments)
             assert refused.returncode == 1 and "a change of its model is under way" in refused.stderr
         roll_back(collection, "test")
-        queued = dg.DagsterRun("films_batches", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.QUEUED)
-        run = instance.add_run(queued)
+        waiting = dg.DagsterRun("films_batches", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.NOT_STARTED)
+        run = instance.add_run(waiting)
         refused = synced("collection", "remove", "films", "--yes")
         assert refused.returncode == 1 and run.run_id[:8] in refused.stderr
         instance.report_run_canceled(run)
