@@ -56,7 +56,7 @@ def remove(
 ) -> None:
     """Drop all that is kept of a collection: vectors, texts, ledger, lake, indexes. Your own tables stay."""
     from embeddings_pipeline.orchestration.collections import partition_keys, remove_everywhere
-    from embeddings_pipeline.orchestration.sync import open_instance
+    from embeddings_pipeline.orchestration.runner import open_instance
     from embeddings_pipeline.pipeline.inventory import known_collections, take_inventory
 
     settings, definition = load_settings(), _defined(broken_is_none=True).get(name)

@@ -2,13 +2,14 @@
 
 import dagster as dg
 
-from embeddings_pipeline.config.definition import CollectionDefinition, partitions_name
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.editing import write_name
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError
 from embeddings_pipeline.failpoints import failpoint
-from embeddings_pipeline.orchestration.alerts import JOBS
-from embeddings_pipeline.orchestration.sync import cancel_dead_runs, open_instance
+from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.names import JOBS, partitions_of
+from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
 from embeddings_pipeline.pipeline.removal import remove_collection
 from embeddings_pipeline.pipeline.renaming import end_renaming, rename_files, rename_in_database
@@ -25,7 +26,7 @@ OPEN_STATUSES = [
 
 def partition_keys(instance: dg.DagsterInstance, name: str) -> list[str]:
     """The keys of the batches that Dagster knows of a collection, in its order."""
-    return list(instance.get_dynamic_partitions(partitions_name(name)))
+    return list(instance.get_dynamic_partitions(partitions_of(name)))
 
 
 def remove_everywhere(
@@ -63,7 +64,7 @@ def rename_everywhere(
         failpoint("rename.database")
         keys, known = partition_keys(instance, old), set(partition_keys(instance, new))
         if missing := [key for key in keys if key not in known]:
-            instance.add_dynamic_partitions(partitions_name(new), missing)
+            instance.add_dynamic_partitions(partitions_of(new), missing)
         failpoint("rename.partitions")
         _delete_partitions(instance, old)
     rename_files(settings, old, new)
@@ -104,4 +105,4 @@ def _is_of(run: dg.DagsterRun, name: str) -> bool:
 
 def _delete_partitions(instance: dg.DagsterInstance, name: str) -> None:
     for key in partition_keys(instance, name):
-        instance.delete_dynamic_partition(partitions_name(name), key)
+        instance.delete_dynamic_partition(partitions_of(name), key)
