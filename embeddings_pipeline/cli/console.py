@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
 EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: each one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+LINE_SECONDS = 5.0  # between two lines of progress
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")]
 
 
@@ -57,10 +60,19 @@ def confirm(question: str, otherwise: str) -> None:
 
 @contextmanager
 def progress_bar(name: str, *, show: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """`progress(phase, done, total)` for long work; a bar in batches if stderr is a terminal."""
-    if not show or not sys.stderr.isatty():
+    """`progress(phase, done, total)` for long work, in batches: a bar on a terminal, else a line now and then."""
+    if not show:
         yield lambda phase, done, total: None
-        return
+    elif sys.stderr.isatty():
+        with _bar(name) as progress:
+            yield progress
+    else:
+        with _lines(name) as progress:
+            yield progress
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -71,6 +83,27 @@ def progress_bar(name: str, *, show: bool) -> Iterator[Callable[[str, int, int],
         yield lambda phase, done, total: bar.update(
             task, description=f"{name}: {phase}", completed=done, total=total or None
         )
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A line after each LINE_SECONDS, so that a log shows that the work goes on."""
+    doing, started, ended = ["starting"], time.monotonic(), threading.Event()
+
+    def progress(phase: str, done: int, total: int) -> None:
+        doing[0] = f"{phase}, {done:,} of {total:,} batches" if total else phase
+
+    def tell() -> None:
+        while not ended.wait(LINE_SECONDS):
+            print(f"{name}: {doing[0]}; {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    try:
+        yield progress
+    finally:
+        ended.set()
+        telling.join()
 
 
 def print_json(value: Any) -> None:
