@@ -33,11 +33,10 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
-from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
-from embeddings_pipeline.model_change.backfill import backfill_shadows, embed_shadows
 from embeddings_pipeline.model_change.phases import (
     backfill,
     candidate_profile,
@@ -47,9 +46,8 @@ from embeddings_pipeline.model_change.phases import (
     roll_back,
     swap,
 )
-from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.database import open_database
@@ -201,8 +199,7 @@ def _foreign(
     for _ in range(10):
         if state["model"] is None:
             row = connection.execute("SELECT * FROM embeddings.current_model('items')").fetchone()
-            declared = {"former": one.declared_profile, **one.attributes.profiles}[row[0]]
-            state["model"] = (row[1], row[2], load_encoder(Profile(**{**declared, "name": row[0]})))
+            state["model"] = (row[1], row[2], load_encoder(resolve_profile(one.profile_named(row[0]), settings)))
         fingerprint, dimension, encoder = state["model"]
         statement = (FOREIGN_ADOPTED if one.attributes.destination else FOREIGN).format(dimension=dimension)
         query = str(encoder.encode_queries([text])[0].tolist())
@@ -237,7 +234,7 @@ def _sync(one: CollectionDefinition, settings: Settings, *_: Any) -> None:
     collection = open_collection(one, settings)
     collection.ledger.incremental_scan(collection.source, seconds=1)
     for batch in list(collection.ledger.work())[:3]:
-        commit(open_collection(one, settings), batch, f"sync-{time.time_ns()}")
+        run_batch(open_collection(one, settings), [batch], f"sync-{time.time_ns()}")
 
 
 def _blocker(_: CollectionDefinition, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
@@ -259,17 +256,6 @@ def _vacuum(_: CollectionDefinition, settings: Settings, __: random.Random, ___:
                     connection.execute(f'VACUUM embeddings."{table}"')
         connection.execute("VACUUM films")
     state["pause"] = max(2.0, 4 * (time.perf_counter() - began))
-
-
-def commit(collection: Collection, batch: int, run: str) -> None:
-    """The four steps of a batch, as a run does them."""
-    read_items(collection, batch, run)
-    render_texts(collection, batch, run)
-    for _ in embed_batches(collection, [batch], run):
-        pass
-    embed_shadows(collection.shadow_models(), [batch], run)
-    commit_batch(collection, batch, run)
-    backfill_shadows(collection.shadow_models(), batch, run)
 
 
 class Locks:
@@ -341,7 +327,7 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     collection = open_collection(one, settings)
     collection.ledger.full_scan(collection.source)
     for batch in collection.ledger.dirty_batches():
-        commit(collection, batch, "first")
+        run_batch(collection, [batch], "first")
     from embeddings_pipeline.index.pgvector import ensure_index
 
     ensure_index(collection.database, collection.current.table, one.attributes.index, ["base"])
@@ -432,7 +418,7 @@ def _vectors_of_their_own(
     connection: psycopg.Connection, one: CollectionDefinition, arguments: argparse.Namespace
 ) -> None:
     """The column as a user has it: vectors in it, and an index."""
-    encoder = NumberEncoder(Profile(**one.declared_profile))  # type: ignore[arg-type]
+    encoder = NumberEncoder(resolve_profile(one.declared_profile, Settings()))
     connection.execute(
         f"CREATE TEMPORARY TABLE made (id bigint, embedding vector({arguments.former})) ON COMMIT DROP;"
         "ALTER TABLE films RENAME TO bare"
@@ -462,7 +448,7 @@ def _settled(one: CollectionDefinition, settings: Settings) -> dict[str, Any]:
     collection = open_collection(one, settings)
     collection.ledger.full_scan(collection.source)
     for batch in collection.ledger.work():
-        commit(collection, batch, "last")
+        run_batch(collection, [batch], "last")
     from embeddings_pipeline.health.coverage import coverage
 
     covered = coverage(collection.database, collection.current)

@@ -22,7 +22,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.rows import class_row
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import PipelineError, VectorIndexError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.column import ColumnDestination, ColumnIndex, named_like
@@ -123,7 +123,7 @@ def _parse_options(options: Iterable[str]) -> dict[str, int]:
 
 
 def indexes_fit(
-    connection: psycopg.Connection, table: TableDestination, config: VectorIndex, names: Iterable[str]
+    connection: psycopg.Connection, table: TableDestination, config: IndexDefinition, names: Iterable[str]
 ) -> bool:
     """Whether `ensure_index` would find each index there, of the method and with the parameters that `config` says."""
     valid = [index for index in describe_indexes(connection, table) if index.valid]
@@ -139,7 +139,7 @@ def indexes_fit(
     )
 
 
-def wants_index(table: TableDestination, config: VectorIndex) -> bool:
+def wants_index(table: TableDestination, config: IndexDefinition) -> bool:
     """Whether an index is declared. On a user's own column the default does not count."""
     return config.method != "none" and not (isinstance(table, ColumnDestination) and not config.model_fields_set)
 
@@ -147,7 +147,7 @@ def wants_index(table: TableDestination, config: VectorIndex) -> bool:
 def ensure_index(
     database: Database,
     table: TableDestination,
-    config: VectorIndex,
+    config: IndexDefinition,
     vector_names: Iterable[str],
     *,
     deadline_seconds: float = DEADLINE_SECONDS,
@@ -189,7 +189,7 @@ class _Builder:
         database: Database,
         connection: psycopg.Connection,
         table: TableDestination,
-        config: VectorIndex,
+        config: IndexDefinition,
         deadline: float,
     ) -> None:
         self.database, self.connection, self.table, self.config = database, connection, table, config
@@ -371,7 +371,7 @@ def build_memory(table: TableDestination, parameters: dict[str, int], rows: int)
 
 
 def column_indexes(
-    connection: psycopg.Connection, table: ColumnDestination, config: VectorIndex, column: str, rows: int
+    connection: psycopg.Connection, table: ColumnDestination, config: IndexDefinition, column: str, rows: int
 ) -> dict[str, sql.Composed]:
     """The ANN indexes that a column of the user's table is to have, by name, and what makes each."""
     suffix = table.suffix(column)
@@ -393,7 +393,7 @@ def column_indexes(
 
 
 def index_statements(
-    table: TableDestination, config: VectorIndex, vector_names: Iterable[str], rows: int
+    table: TableDestination, config: IndexDefinition, vector_names: Iterable[str], rows: int
 ) -> list[sql.Composed]:
     """What `ensure_index` runs for a table without indexes, with that many rows of each vector name."""
     if config.method == "none":
@@ -403,7 +403,7 @@ def index_statements(
 
 
 def _create_statement(
-    table: TableDestination, config: VectorIndex, name: str, vector_name: str, parameters: dict[str, int]
+    table: TableDestination, config: IndexDefinition, name: str, vector_name: str, parameters: dict[str, int]
 ) -> sql.Composed:
     given = (sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in parameters.items())
     return table.statement(
@@ -416,7 +416,7 @@ def _create_statement(
     )
 
 
-def _parameters(config: VectorIndex, rows: int) -> dict[str, int]:
+def _parameters(config: IndexDefinition, rows: int) -> dict[str, int]:
     if config.method == "ivfflat":
         return {"lists": _lists(rows)}
     return {"m": config.m, "ef_construction": config.ef_construction}

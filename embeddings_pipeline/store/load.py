@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from embeddings_pipeline.config.definition import did_you_mean
 from embeddings_pipeline.config.templates import clean_json
-from embeddings_pipeline.errors import SourceError
+from embeddings_pipeline.errors import SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import table_identifier
 from embeddings_pipeline.store.sql import load_sql
@@ -50,8 +49,8 @@ def load_file(
         with database.connect() as connection:
             # Two loads at once would both make the table.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('embeddings-pipeline load'))")
-            there = connection.execute("SELECT to_regclass(%s)", [parts["table"].as_string(None)]).fetchone()
-            if there == (None,):
+            existing = connection.execute("SELECT to_regclass(%s)", [parts["table"].as_string(None)]).fetchone()
+            if existing == (None,):
                 execute("table")
             elif replace:
                 connection.execute(sql.SQL("DELETE FROM {}").format(parts["table"]))

@@ -24,7 +24,7 @@ from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, Pip
 from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.index.faiss_index import build as build_faiss
+from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.model_change import backfill, phases
 from embeddings_pipeline.model_change.phases import (
     add_model,
@@ -37,14 +37,15 @@ from embeddings_pipeline.model_change.phases import (
     swap,
 )
 from embeddings_pipeline.model_change.plan import BACKFILLED_PER_SECOND, plan
+from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.steps import pending_texts
+from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.column import ColumnDestination
 from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, commit, commit_all, written_together
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_batch, wait_until
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_without_shadows, wait_until
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -453,14 +454,14 @@ class TestPhases:
         execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
         collection.ledger.full_scan(collection.source)
         [batch] = collection.ledger.work()
-        run_batch(collection, batch, "edit")  # without what backfills the model beside it
+        run_without_shadows(collection, batch, "edit")  # without what backfills the model beside it
         endings = iter([True])
 
         def ended() -> None:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
 
-        monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
         with at_failpoint("backfill.write", ended):
             assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"

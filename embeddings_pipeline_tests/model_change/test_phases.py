@@ -22,7 +22,6 @@ from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, Out
 from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.model_change import backfill, phases
-from embeddings_pipeline.model_change.backfill import backfill_batch, backfill_shadows, embed_shadows
 from embeddings_pipeline.model_change.phases import (
     ModelChange,
     add_model,
@@ -36,9 +35,14 @@ from embeddings_pipeline.model_change.phases import (
     roll_back,
     swap,
 )
+from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.embed import embed_batches
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
+from embeddings_pipeline.pipeline.run_batch import run_batch
+from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -48,7 +52,7 @@ from embeddings_pipeline_tests.support.workbench import (
     films,
     make_films,
     plain_role,
-    run_batch,
+    run_without_shadows,
     sync_once,
 )
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
@@ -100,14 +104,8 @@ def again(collection: Collection) -> Collection:
 
 
 def commit(collection: Collection, batch: int, run: str) -> None:
-    """The four steps as a run does them, with the shadow models."""
-    read_items(collection, batch, run)
-    render_texts(collection, batch, run)
-    for _ in embed_batches(collection, [batch], run):
-        pass
-    embed_shadows(collection.shadow_models(), [batch], run)
-    commit_batch(collection, batch, run)
-    backfill_shadows(collection.shadow_models(), batch, run)
+    """A batch as a run does it, with the shadow models."""
+    run_batch(collection, [batch], run)
 
 
 def commit_all(collection: Collection, run: str = "later") -> None:
@@ -195,7 +193,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.model_change.backfill.FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -222,7 +220,7 @@ class TestPhases:
             for (
                 batch
             ) in collection.ledger.work():  # what backfills the model beside it comes last, and has not come yet
-                run_batch(again(collection), batch, "meanwhile")
+                run_without_shadows(again(collection), batch, "meanwhile")
             gate = measure(former, following)
             assert (gate.texts, gate.missing, gate.refused) == (25, 0, [])
             return gate
@@ -292,7 +290,7 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
         tried, endings = [], iter(range(times))
 
@@ -532,7 +530,7 @@ class TestShadowModelsInCommits:
         [model] = collection.shadow_models()
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
-        run_batch(collection, 0, "without the second model")
+        run_without_shadows(collection, 0, "without the second model")
         assert incomplete_batches(collection, model.current) == [0]
         assert collection.ledger.work() == {0: 10}
         backfill_shadows([model], 0, "still without")
@@ -552,7 +550,7 @@ class TestShadowModelsInCommits:
             gate = measured(*arguments)
             execute(database, "UPDATE films SET overview = 'just now' WHERE id = 1")
             collection.ledger.full_scan(collection.source)
-            run_batch(collection, 0, "just now")
+            run_without_shadows(collection, 0, "just now")
             return gate
 
         monkeypatch.setattr(phases, "measure_gate", then_an_edit)
@@ -581,15 +579,15 @@ class TestShadowModelsInCommits:
         def edited(number: int) -> None:
             execute(database, "UPDATE films SET overview = 'edited' WHERE id = %s", [number])
             collection.ledger.full_scan(collection.source)
-            run_batch(collection, 0, f"edit {number}")
+            run_without_shadows(collection, 0, f"edit {number}")
 
         edited(1)
         with database.connect(autocommit=True) as connection:
-            late = backfill._make_batch(model, connection, 0, "late", encode=True)
-            backfill._to_lake(model, late, "late")
+            late = shadow.prepare_batch(model, connection, 0, "late", encode=True)
+            shadow.write_to_lake(model, late, "late")
             edited(2)
             backfill_batch(model, 0, "newer")
-            backfill._write_group(model, connection, [late])
+            shadow.write_batches(model, connection, [late])
         query = "SELECT file FROM embeddings.backfill WHERE batch = 0 AND fingerprint = %s"
         assert execute(database, query, [model.fingerprint]) == [("newer.parquet",)]
         swap(collection, "swap")
@@ -600,7 +598,7 @@ class TestShadowModelsInCommits:
         backfill_all(collection)
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
-        run_batch(collection, 0, "early")
+        run_without_shadows(collection, 0, "early")
         swap(collection, "swap")
         assert_whole(collection)
 
@@ -725,7 +723,7 @@ class TestOtherPrograms:
         there: dict[str, Any] = {"psycopg": psycopg}
         exec(code[1].replace("embeddings.items", "embeddings.films").replace("'items'", "'films'"), there)
         encoders = {"test": collection.encoder(), "wide": DeterministicEncoder(candidate_profile(collection, "wide"))}
-        swapped: list[bool] = []
+        swapped: list[Any] = []
 
         def encode(profile: str, text: str) -> list[float]:
             vector = encoders[profile].encode_queries([text])[0].tolist()

@@ -13,17 +13,17 @@ import dagster as dg
 import psutil
 import pytest
 from dagster import DagsterInstance
-from dagster._core.events import EngineEventData
-from dagster._core.instance import InstanceRef
-from dagster._core.launcher.base import WorkerStatus
 from psycopg import sql
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.orchestration.instance.launcher import HOST_TAG, WatchedRunLauncher, host_tags, worker_alive
+from embeddings_pipeline.orchestration.dagster_internals import WorkerStatus
+from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
+from embeddings_pipeline.orchestration.instance.liveness import HOST_TAG, host_tags, worker_alive
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
-from embeddings_pipeline.orchestration.sync import open_instance
+from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline_tests.support.dagster_internals import EngineEventData, InstanceRef
 from embeddings_pipeline_tests.support.databases import as_role
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -149,7 +149,7 @@ def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
             time.sleep(0.01)
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: storage.run_storage.get_runs_count(), range(4))) == [0] * 4
-    storage.run_storage.database.close()  # type: ignore[attr-defined]
+    storage.run_storage.database.close()
 
 
 def test_dagster_waits_for_a_server_of_others_that_is_started_again(
@@ -188,7 +188,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 import dagster as dg
-from dagster._core.instance import InstanceRef
+from embeddings_pipeline_tests.support.dagster_internals import InstanceRef
 
 @dg.op
 def waits():

@@ -2,6 +2,7 @@
 
 CREATE TABLE embeddings.collection (
     name            text PRIMARY KEY,
+    renamed_from    text,                                -- while a renaming is under way: the name before it
     fingerprint     text,                                -- the current model; NULL until the first run
     definition_hash bytea NOT NULL,
     version         bigint NOT NULL DEFAULT 0,           -- raised by each commit that changed a vector
@@ -12,20 +13,21 @@ CREATE TABLE embeddings.collection (
 
 -- One row a model table: which vectors there are of a collection, and how they were made.
 CREATE TABLE embeddings.model (
-    collection  text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection  text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     fingerprint text NOT NULL,
     profile     jsonb NOT NULL,
     dimension   bigint NOT NULL,
     storage     text NOT NULL CHECK (storage IN ('halfvec', 'vector')),
+    identity    text,                                    -- of a user's column: the key, column and vector name that its
+                                                         -- views were made for
+    toast_tuple_target text,                             -- what it was of the user's table ('default', or bytes), while
+                                                         -- a backfill has another; else NULL
     created_at  timestamptz NOT NULL DEFAULT now(),
-    -- Of a destination that is a column of the user's table:
-    identity    text,                                    -- which keys, column and vector name it was made for
-    original_toast_tuple_target text,                    -- the table's own, while a backfill has lowered it
     PRIMARY KEY (collection, fingerprint)
 );
 
 CREATE TABLE embeddings.batch (
-    collection      text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection      text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     batch           bigint NOT NULL,
     definition_hash bytea,                               -- what the texts of every committed item were rendered with
     version         bigint,                              -- of the collection, at the last commit
@@ -36,7 +38,7 @@ CREATE TABLE embeddings.batch (
 );
 
 CREATE TABLE embeddings.scan (
-    collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     full_scan_at  timestamptz,                           -- when the last full scan ended
     scanned       bigint,
     watermark     jsonb,                                 -- how far incremental scans have come: `Watermark`
@@ -45,7 +47,7 @@ CREATE TABLE embeddings.scan (
 
 -- Poison texts. Excused is exactly this content hash under this fingerprint.
 CREATE TABLE embeddings.quarantine (
-    collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     fingerprint  text NOT NULL,
     content_hash bytea NOT NULL,
     text         text NOT NULL,
@@ -74,13 +76,13 @@ CREATE TABLE embeddings.backfill (
                                                          -- of the current model it is not asked: see embeddings.batch
     file        text,                                    -- the lake's file with the vectors
     PRIMARY KEY (collection, fingerprint, batch),
-    FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE
+    FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE ON UPDATE CASCADE
 );
 
 -- Changes of a collection's model, one open at a time.
 CREATE TABLE embeddings.model_change (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    collection       text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection       text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     from_fingerprint text NOT NULL,
     to_fingerprint   text NOT NULL,
     phase            text NOT NULL CHECK (phase IN ('expanded', 'swapped', 'contracted', 'abandoned')),
@@ -88,7 +90,7 @@ CREATE TABLE embeddings.model_change (
     swapped_at       timestamptz,
     ended_at         timestamptz,
     gate             jsonb,                              -- what the last check before a swap measured
-    made_by_expand   boolean NOT NULL DEFAULT true       -- the candidate's table; else `profile add` made it
+    made_by_expand   boolean NOT NULL DEFAULT true       -- the candidate's place; else `profile add` made it
 );
 CREATE UNIQUE INDEX model_change_open ON embeddings.model_change (collection)
     WHERE phase IN ('expanded', 'swapped');
