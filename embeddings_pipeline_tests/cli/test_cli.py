@@ -92,6 +92,7 @@ def test_from_a_file_to_a_search_with_json_at_every_step(loaded: Command, databa
     assert hit["item"]["revenue"] == 999
 
 
+@pytest.mark.slow
 def test_people_get_text_and_nothing_on_stderr(loaded: Command, process: Command) -> None:
     for arguments, expected in (
         (["sync", "--dry-run"], "dry run, nothing was written"),
@@ -164,6 +165,7 @@ def test_a_taken_port_is_one_line(process: Command) -> None:
     assert f"port {port}" in line and "--port" in line
 
 
+@pytest.mark.slow
 def test_status_and_search_start_without_dagster_and_status_without_torch(
     loaded: Command, environment: dict[str, str]
 ) -> None:
@@ -233,6 +235,7 @@ class TestQuarantine:
         assert len(json.loads(loaded("quarantine", "list", "--json").stdout)) == 1
 
 
+@pytest.mark.slow
 def test_a_full_sync_audits_and_runs_every_check(loaded: Command, database: Database) -> None:
     assert loaded("sync").returncode == 0
     execute(database, "DELETE FROM embeddings.films_text WHERE item_key = '2'")

@@ -19,6 +19,7 @@ from embeddings_pipeline_tests.support.workbench import (
 OTHER_HASH = "UPDATE embeddings.{vector} SET content_hash = decode(repeat('00', 16), 'hex') WHERE text_id = 3"
 
 
+@pytest.mark.slow
 class TestAudit:
     @pytest.fixture
     def collection(self, database, project, instance) -> Any:

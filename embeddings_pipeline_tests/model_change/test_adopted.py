@@ -767,6 +767,7 @@ class TestPlan:
         assert write.seconds == 25 / BACKFILLED_PER_SECOND[method or ""]
 
 
+@pytest.mark.slow
 class TestExample:
     @pytest.mark.timeout(900)  # eight commands, most of which load a model
     def test_1536_to_384_as_the_page_says(self, settings, tmp_path) -> None:

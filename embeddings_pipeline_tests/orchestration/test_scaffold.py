@@ -150,12 +150,14 @@ def test_what_cannot_be_scaffolded_is_one_line(database, settings):
         assert says in str(error.value) and "\n" not in str(error.value) and "hunter2" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_dg_lists_the_component_and_shows_its_parameters(project):  # noqa: F811
     assert "embeddings_pipeline.EmbeddingCollection" in dg_command(project, "list", "components").stdout
     shown = dg_command(project, *SCAFFOLD, "--help").stdout
     assert all(option in shown for option in ("--table", "--url", "--key"))
 
 
+@pytest.mark.slow
 def test_dg_scaffold_writes_the_file_or_one_line_and_no_empty_folder(database, settings, project):  # noqa: F811
     execute(database, FILMS)
     environment = {"DATABASE_URL": database.url, "EMBEDDINGS_STATE_DIR": str(settings.state_dir)}

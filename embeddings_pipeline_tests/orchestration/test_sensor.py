@@ -77,6 +77,7 @@ def daemon(instance: dg.DagsterInstance) -> Callable[..., Daemon]:
     return lambda **attributes: Daemon(instance, definition(**attributes))
 
 
+@pytest.mark.slow
 class TestSensor:
     def test_it_brings_a_new_collection_up_to_date_and_comes_to_rest(self, database, project, daemon) -> None:
         make_films(database, films(35))

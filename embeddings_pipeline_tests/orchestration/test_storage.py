@@ -137,6 +137,7 @@ def test_a_role_without_the_right_gets_the_statement_for_dagsters_database(
             connection.execute("DROP ROLE plain")
 
 
+@pytest.mark.slow
 def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
     state = open_folder / "killed"
     state.mkdir(mode=0o711)
@@ -152,6 +153,7 @@ def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
     storage.run_storage.database.close()
 
 
+@pytest.mark.slow
 def test_dagster_waits_for_a_server_of_others_that_is_started_again(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +206,7 @@ with dg.DagsterInstance.from_ref(InstanceRef.from_dir(sys.argv[1], config_dir=sy
 """
 
 
+@pytest.mark.slow
 def test_run_of_a_killed_process_is_known_to_be_dead(deployment: Settings, tmp_path: Path) -> None:
     with project_instance(tmp_path / "scratch") as instance:
         [tag] = host_tags().items()

@@ -165,6 +165,7 @@ def test_what_was_deleted_by_hand_is_repaired(database: Database, run_sync: Call
     assert len(committed(database)) == 10
 
 
+@pytest.mark.slow
 def test_a_sync_that_was_killed_leaves_nothing_to_wait_for(
     database: Database, project: Settings, run_sync: Callable[..., SyncResult], instance: dg.DagsterInstance
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_sync_that_was_killed_leaves_nothing_to_wait_for(
     assert sum(run.status == dg.DagsterRunStatus.CANCELED for run in instance.get_runs()) == 1
 
 
+@pytest.mark.slow
 def test_a_sync_goes_on_when_the_one_it_waits_for_is_killed(
     database: Database, project: Settings, instance: dg.DagsterInstance
 ) -> None:
@@ -203,6 +205,7 @@ def test_a_sync_goes_on_when_the_one_it_waits_for_is_killed(
     assert len(committed(database)) == 40
 
 
+@pytest.mark.slow
 def test_a_living_run_that_lost_its_lock_is_left_alone(
     database: Database, project: Settings, instance: dg.DagsterInstance
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_living_run_that_lost_its_lock_is_left_alone(
     assert len(committed(database)) == 10
 
 
+@pytest.mark.slow
 def test_two_syncs_at_once_end_in_the_same_state(database: Database, project: Settings) -> None:
     make_films(database, films(60))
     syncs = [start_sync(seconds_per_call=0.2) for _ in range(2)]

@@ -78,7 +78,7 @@ def test_the_suite_runs_as_a_plain_role_that_owns_one_database(open_folder: Path
         wait_until(lambda: answers(url))
         rooms = [str(PROJECT / "embeddings_pipeline_tests" / room) for room in ROOMS]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", *rooms],
+            [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", "not slow", "-p", "no:cacheprovider", *rooms],
             env={**os.environ, "EMBEDDINGS_TESTS_DATABASE_URL": url},
             cwd=PROJECT,
             capture_output=True,

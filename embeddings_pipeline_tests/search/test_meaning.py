@@ -43,6 +43,9 @@ QUERIES = {
 }
 
 
+pytestmark = pytest.mark.slow  # MiniLM embeds the sample
+
+
 @pytest.fixture(scope="module")
 def catalogue(
     server: Database, new_databases: None, template: str, tmp_path_factory: pytest.TempPathFactory
