@@ -1,4 +1,7 @@
-"""Encoders: what turns texts into vectors. `load_encoder` gives the one that a profile asks for."""
+"""Encoders: what turns texts into vectors. `load_encoder` gives the encoder that a profile asks for.
+
+The pipeline, model changes, health and search call it; nothing else loads a model.
+"""
 
 import importlib
 import threading
@@ -16,7 +19,7 @@ _lock = threading.Lock()
 def load_encoder(profile: Profile) -> Encoder:
     """The encoder of a profile; equal profiles share one in a process, so a model is in memory once.
 
-    Raises ProfileError where the model cannot be had, cannot be loaded, or gives vectors of another length.
+    Raises ProfileError if the model cannot be had, cannot be loaded, or gives vectors of another length.
     """
     with _lock:
         if profile not in _loaded:

@@ -20,7 +20,7 @@ class Encoder(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode texts that will be searched; the profile's document prompt is put before each one.
 
-        Returns float32 of shape (len(texts), dimensions), unit length where the profile normalises, in the
+        Returns float32 of shape (len(texts), dimensions), unit length if the profile normalises, in the
         order given; a row may hold NaN or infinity, which the caller quarantines. Raises OutageError for what
         another try may mend (memory, network), PipelineError else.
         """
@@ -31,5 +31,5 @@ class Encoder(Protocol):
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Number of tokens of each text as the model would see it, before truncation (with the document prompt).
 
-        Special tokens count, so a text is truncated where this is more than the profile's `max_length`.
+        Special tokens count, so a text is truncated if this is more than the profile's `max_length`.
         """

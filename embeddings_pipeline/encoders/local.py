@@ -2,7 +2,7 @@
 
 Where the speed comes from: texts are sorted by their number of tokens and batched by a budget of tokens, so that
 little is padding and what a layer works on stays in the processor's cache; equal texts are encoded once; matrix
-products run in 16 bits where the processor has instructions for them.
+products run in 16 bits if the processor has instructions for them.
 """
 
 import contextlib
@@ -183,11 +183,11 @@ class LocalEncoder:
         return theirs.keys() == ours.keys() and all(torch.equal(torch.as_tensor(theirs[k]), ours[k]) for k in ours)
 
     def _check_dimensions(self) -> None:
-        found = self.model.get_embedding_dimension()
-        if found != self.dimensions:
+        dimensions = self.model.get_embedding_dimension()
+        if dimensions != self.dimensions:
             raise ProfileError(
-                f"Profile {self.profile.name}: {self.profile.model} gives {found} dimensions, the profile says "
-                f"{self.dimensions}; set dimensions (or EMBEDDING_DIMENSIONS) to {found}, or name another model"
+                f"Profile {self.profile.name}: {self.profile.model} gives {dimensions} dimensions, the profile says "
+                f"{self.dimensions}; set dimensions (or EMBEDDING_DIMENSIONS) to {dimensions}, or name another model"
             )
 
 
@@ -234,8 +234,8 @@ def _without_progress_bars() -> Iterator[None]:
 
 def _device(profile: Profile) -> torch.device:
     if profile.device is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
     try:
         device = torch.device(profile.device)
         torch.empty(1, device=device)

@@ -33,7 +33,7 @@ def copy_in(
     and float (n, d) → halfvec or vector as `storage` says. All texts of a column must have one length.
 
     Returns the number of rows. Like pgvector's own input, the server refuses NaN and infinity with psycopg.DataError;
-    what is too large for a float16 is infinite in a halfvec. ValueError where the arrays differ in length.
+    what is too large for a float16 is infinite in a halfvec. ValueError if the arrays differ in length.
     """
     rows = len(next(iter(columns.values())))
     if any(len(array) != rows for array in columns.values()):
@@ -82,7 +82,7 @@ def copy_out(
     """The result of a SELECT as arrays: int64 (n,), `V16` (n,) for a 16-byte bytea, and native float16 or float32
     (n, dimension) for halfvec and vector.
 
-    ValueError where a value is NULL or a vector has another dimension.
+    ValueError if a value is NULL or a vector has another dimension.
     """
     blocks = list(copy_blocks(connection, query, columns, dimension=dimension))
     return {name: np.concatenate([block.pop(name) for block in blocks]) for name in columns}
@@ -109,9 +109,9 @@ def copy_blocks(
                 del pending[: len(SIGNATURE)]
                 header = False
             if len(pending) >= BLOCK_BYTES:
-                whole = len(pending) // row_type.itemsize * row_type.itemsize
-                yield _parse(pending[:whole], row_type, columns)
-                del pending[:whole]
+                rows_end = len(pending) // row_type.itemsize * row_type.itemsize
+                yield _parse(pending[:rows_end], row_type, columns)
+                del pending[:rows_end]
     if pending[-len(TRAILER) :] != TRAILER or (len(pending) - len(TRAILER)) % row_type.itemsize:
         raise _another_width(columns, row_type)
     yield _parse(pending[: -len(TRAILER)], row_type, columns)

@@ -35,7 +35,7 @@ ITEM_TEXTS = pa.schema(
 
 
 def embeddings_schema(dimension: int, storage: str) -> pa.Schema:
-    """One row a text that has a vector; `encoded`: by this run. float16 where the table holds halfvec."""
+    """One row a text that has a vector; `encoded`: by this run. float16 if the table holds halfvec."""
     element = pa.float16() if storage == "halfvec" else pa.float32()
     return pa.schema(
         [
@@ -90,8 +90,7 @@ class Lake:
             with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway
                 self.filesystem.delete_file(path)
             raise LakeError(
-                f"the lake cannot be written at {path}: {_reason(error)}; make room or give write "
-                f"access, then sync again"
+                f"the lake cannot be written at {path}: {_reason(error)}; make room or give write access, then sync again"
             ) from error
         return path
 
@@ -107,7 +106,7 @@ class Lake:
                     self.filesystem.delete_file(file.path)
 
     def content_hashes(self, folder: str, batch: int, file: str) -> set[bytes] | None:
-        """The content hashes in one file of a batch; None where it is gone or damaged."""
+        """The content hashes in one file of a batch; None if it is gone or damaged."""
         path = f"{self.root}/{folder}/{batch_key(batch)}/{file}"
         try:
             column = pq.read_table(path, filesystem=self.filesystem, columns=["content_hash"])["content_hash"]
@@ -118,7 +117,7 @@ class Lake:
         return set(column.to_pylist())
 
     def newest(self, folder: str, batch: int, run: str | None = None) -> tuple[str, pa.Table] | None:
-        """Path and content of the batch's newest whole file, of this run where it wrote one; None without any.
+        """Path and content of the batch's newest complete file, of this run if it wrote one; None without any.
 
         A file that a killed run left unfinished has no footer and is passed over.
         """

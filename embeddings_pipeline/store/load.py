@@ -50,8 +50,8 @@ def load_file(
         with database.connect() as connection:
             # Two loads at once would both make the table.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext('embeddings-pipeline load'))")
-            there = connection.execute("SELECT to_regclass(%s)", [parts["table"].as_string(None)]).fetchone()
-            if there == (None,):
+            existing = connection.execute("SELECT to_regclass(%s)", [parts["table"].as_string(None)]).fetchone()
+            if existing == (None,):
                 execute("table")
             elif replace:
                 connection.execute(sql.SQL("DELETE FROM {}").format(parts["table"]))

@@ -23,8 +23,8 @@ SCHEMA_KEY = 0x656D6265_64646E67  # "embeddng": of whoever makes or upgrades the
 COLLECTION = -1  # in a batch's place: the collection's own lock
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it, and at first a tenth of it
 OLD_MS = 40  # a transaction of that age may last: nobody queues for a lock behind it …
-PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but where there always is one, that age doubles each time
-VACUUM_TIMEOUT_MS = 1200  # where the role may not set `deadlock_timeout`, an autovacuum gives way after a second
+PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but if there always is one, that age doubles each time
+VACUUM_TIMEOUT_MS = 1200  # if the role may not set `deadlock_timeout`, an autovacuum gives way after a second
 LONG_TRIES = 2  # of that length for what may be an autovacuum, or a person's VACUUM, which does not give way
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
@@ -82,6 +82,8 @@ def _key(name: str, size: int) -> int:
 
 
 # --- locks on tables ---------------------------------------------------------------------------------------------
+# Loops, and not `retry.py`: each try depends on what was seen before it, and stamina warns of every try, of which there
+# are several a second.
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Exclusive:
     tries: int
     locked_ms: float  # from the first statement that excludes others to the end: its own waiting, and the removal of
     # files after the locks are released, included
-    transaction_ms: float  # the whole of it
+    transaction_ms: float  # all of it
 
 
 def exclusively(
@@ -105,7 +107,7 @@ def exclusively(
     """One transaction: what `prepare` does, and then statements that exclude others from `relations`.
 
     Waits first until no longer transaction holds a lock there, since whoever came after would wait behind us; then
-    tries, with a short `lock_timeout`, again and again. Where slow queries follow one another without end, it tries
+    tries, with a short `lock_timeout`, again and again. If slow queries follow one another without end, it tries
     among them after a while, more rarely and with a longer one. VACUUM is kept out beforehand, by a lock that neither
     readers nor writers wait for. ModelChangeError after `seconds` (LOCK_SECONDS).
     """
@@ -115,9 +117,8 @@ def exclusively(
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
         is_table = "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'r'"
-        tables = [
-            one for one, name in zip(relations, names, strict=True) if connection.execute(is_table, [name]).rowcount
-        ]
+        named = zip(relations, names, strict=True)
+        tables = [relation for relation, name in named if connection.execute(is_table, [name]).rowcount]
         while True:
             waited = time.monotonic() - started
             old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
@@ -139,8 +140,8 @@ def exclusively(
                         began = time.perf_counter()
                         for statement in statements:
                             connection.execute(statement)
-                    locked, whole = (1000 * (time.perf_counter() - since) for since in (began, entered))
-                    return Exclusive(tries, round(locked, 2), round(whole, 2))
+                    locked, transaction = (1000 * (time.perf_counter() - since) for since in (began, entered))
+                    return Exclusive(tries, round(locked, 2), round(transaction, 2))
             if waited > seconds:
                 whose = "; GRANT pg_read_all_stats TO the pipeline's role lets it see whose" if unseen else ""
                 raise ModelChangeError(
@@ -176,7 +177,6 @@ def giving_way(work: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise OutageError(
                     f"rows of the destination are held by another transaction for more than {GIVE_WAY_SECONDS:.0f} s "
-                    "(see "
-                    f"pg_stat_activity); end it, and sync again: {str(error).splitlines()[0]}"
+                    f"(see pg_stat_activity); end it, and sync again: {str(error).splitlines()[0]}"
                 ) from error
             time.sleep(random.uniform(0.1, 0.5))

@@ -1,4 +1,4 @@
-"""The schema `embeddings` and pgvector: made where they are missing, brought up to date by numbered files."""
+"""The schema `embeddings` and pgvector: made if they are missing, brought up to date by numbered files."""
 
 import re
 import threading
@@ -19,7 +19,7 @@ _mutex = threading.RLock()
 
 
 def ensure_schema(database: Database) -> None:
-    """Make or bring up to date the schema `embeddings`. One round trip where it is current, none the second time.
+    """Make or bring up to date the schema `embeddings`. One round trip if it is current, none the second time.
 
     Writes: the extension `vector` if it is missing, and the files of sql/schema that the database does not have yet, in
     one transaction that several processes may race for. Raises DatabaseError if pgvector is older than 0.7, a right is
@@ -61,11 +61,11 @@ def _version(connection: psycopg.Connection) -> int:
 
 
 def _upgrade(connection: psycopg.Connection, database: Database) -> None:
-    there, files = _version(connection), schema_versions()
+    current, files = _version(connection), schema_versions()
     newest = files[-1][0]
-    if there > newest:
+    if current > newest:
         raise DatabaseError(
-            f"{database.name_and_host}: its schema has version {there} and this embeddings-pipeline knows {newest}: "
+            f"{database.name_and_host}: its schema has version {current} and this embeddings-pipeline knows {newest}: "
             "install a newer embeddings-pipeline, or name another database"
         )
     if connection.execute(load_sql("schema/older")).fetchone() == (True,):
@@ -79,27 +79,27 @@ def _upgrade(connection: psycopg.Connection, database: Database) -> None:
     _ensure_pgvector(connection, database)
     connection.execute(load_sql("schema/create"))
     for version, statements in files:
-        if version > there:
+        if version > current:
             connection.execute(statements)
             connection.execute(load_sql("schema/applied"), {"version": version})
 
 
 def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None:
-    where = database.name_and_host
+    name = database.name_and_host
     [(installed, available)] = connection.execute(load_sql("schema/pgvector_versions")).fetchall()
     if installed is None and available is None:
-        raise DatabaseError(f"{where}: the server has no pgvector; install pgvector 0.7 or newer there")
+        raise DatabaseError(f"{name}: the server has no pgvector; install pgvector 0.7 or newer there")
     if _parsed(installed or available) < OLDEST_PGVECTOR:
         remedy = "install a newer one on the server"
         if installed and _parsed(available or "0") >= OLDEST_PGVECTOR:
             remedy = "an administrator runs there: ALTER EXTENSION vector UPDATE"
-        raise DatabaseError(f"{where}: pgvector is {installed or available}, and 0.7 is needed (halfvec); {remedy}")
+        raise DatabaseError(f"{name}: pgvector is {installed or available}, and 0.7 is needed (halfvec); {remedy}")
     if installed is None:
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except errors.InsufficientPrivilege as error:
             raise DatabaseError(
-                f"{where}: this user may not install pgvector; an administrator runs there: CREATE EXTENSION vector"
+                f"{name}: this user may not install pgvector; an administrator runs there: CREATE EXTENSION vector"
             ) from error
 
 

@@ -93,12 +93,12 @@ class Source:
         named += [("`columns:`", column) for column in config.columns]
         named += [("`source.key:`", column) for column in config.source.key]
         named += [("`source.updated_at:`", column) for column in [config.source.updated_at] if column]
-        for where, column in named:
+        for place, column in named:
             if column not in types:
                 # `{title.__class__}` and `{title:>10}` are such names too: templates know columns and nothing else.
                 meant = did_you_mean(column, types) or did_you_mean(re.split(r"\W", column.strip())[0], types)
                 raise SourceError(
-                    f"{self}: {where} names a column {column!r} that {self._name} does not have{meant}; "
+                    f"{self}: {place} names a column {column!r} that {self._name} does not have{meant}; "
                     f"correct it in {self._file}"
                 )
         if config.source.updated_at and types[config.source.updated_at] not in TIMESTAMPS:

@@ -27,8 +27,8 @@ def load_sql(name: str) -> str:
 
 def schema_versions() -> list[tuple[int, str]]:
     """The numbered files of sql/schema, in order: version and statements."""
-    found = [file for file in (_folder() / "schema").iterdir() if file.name.endswith(".sql")]
-    return sorted((int(file.name[:4]), file.read_text(encoding="utf-8")) for file in found)
+    numbered = [file for file in (_folder() / "schema").iterdir() if file.name.endswith(".sql")]
+    return sorted((int(file.name[:4]), file.read_text(encoding="utf-8")) for file in numbered)
 
 
 @cache
