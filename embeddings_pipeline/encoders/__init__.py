@@ -1,6 +1,6 @@
 """Encoders: what turns texts into vectors. `load_encoder` gives the encoder that a profile asks for.
 
-The pipeline, model changes, health and search call it; nothing else loads a model.
+The pipeline, searches, model changes and the command line call it; nothing else loads a model.
 """
 
 import importlib

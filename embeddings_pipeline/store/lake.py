@@ -90,7 +90,7 @@ class Lake:
             with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway
                 self.filesystem.delete_file(path)
             raise LakeError(
-                f"the lake cannot be written at {path}: {_reason(error)}; make room or give write access, then sync again"
+                f"the lake cannot be written at {path}: {_reason(error)}; make room or allow writing, then sync again"
             ) from error
         return path
 
