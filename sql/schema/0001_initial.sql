@@ -17,10 +17,11 @@ CREATE TABLE embeddings.model (
     profile     jsonb NOT NULL,
     dimension   bigint NOT NULL,
     storage     text NOT NULL CHECK (storage IN ('halfvec', 'vector')),
+    identity    text,                                    -- of a user's column: the key, column and vector name that its
+                                                         -- views were made for
+    toast_tuple_target text,                             -- what it was of the user's table ('default', or bytes), while
+                                                         -- a backfill has another; else NULL
     created_at  timestamptz NOT NULL DEFAULT now(),
-    -- Of a destination that is a column of the user's table:
-    identity    text,                                    -- which keys, column and vector name it was made for
-    original_toast_tuple_target text,                    -- the table's own, while a backfill has lowered it
     PRIMARY KEY (collection, fingerprint)
 );
 
@@ -37,7 +38,7 @@ CREATE TABLE embeddings.batch (
 
 CREATE TABLE embeddings.scan (
     collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
-    full_scan_at  timestamptz,                           -- when the last full scan ended
+    full_scan_at timestamptz,                           -- when the last full scan ended
     scanned       bigint,
     watermark     jsonb,                                 -- how far incremental scans have come: `Watermark`
     read_at       timestamptz                            -- when the last incremental scan wrote it
@@ -88,7 +89,7 @@ CREATE TABLE embeddings.model_change (
     swapped_at       timestamptz,
     ended_at         timestamptz,
     gate             jsonb,                              -- what the last check before a swap measured
-    made_by_expand   boolean NOT NULL DEFAULT true       -- the candidate's table; else `profile add` made it
+    made_by_expand   boolean NOT NULL DEFAULT true       -- the candidate's place; else `profile add` made it
 );
 CREATE UNIQUE INDEX model_change_open ON embeddings.model_change (collection)
     WHERE phase IN ('expanded', 'swapped');
