@@ -37,7 +37,6 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
-from embeddings_pipeline.model_change.backfill import backfill_shadows, embed_shadows
 from embeddings_pipeline.model_change.phases import (
     backfill,
     candidate_profile,
@@ -49,6 +48,7 @@ from embeddings_pipeline.model_change.phases import (
 )
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
 from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.copy_binary import copy_in

@@ -30,9 +30,10 @@ from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_pr
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ModelChangeError, ProfileError
 from embeddings_pipeline.index.pgvector import MOST_DIMENSIONS, IndexReport, ensure_index, wants_index
-from embeddings_pipeline.model_change.backfill import Backfilled, backfill_batch, backfill_batches
+from embeddings_pipeline.model_change.backfill import backfill_batches
 from embeddings_pipeline.model_change.gate import Gate, golden_queries, measure_gate
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.shadow import Backfilled, backfill_batch
 from embeddings_pipeline.store.destination.column import LONGEST_NAME, ColumnDestination, model_table
 from embeddings_pipeline.store.destination.table import ROW_BYTES, TableDestination
 from embeddings_pipeline.store.locks import Exclusive, exclusively, giving_way

@@ -18,10 +18,10 @@ from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.index.faiss_index import Manifest
 from embeddings_pipeline.index.faiss_index import build as build_faiss
 from embeddings_pipeline.index.pgvector import BuiltIndex, IndexReport, ensure_index
-from embeddings_pipeline.model_change.backfill import backfill_shadows, embed_shadows
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
 from embeddings_pipeline.pipeline.steps import each_batch, embed_batches, read_items, render_texts
 from embeddings_pipeline.store.retry import what_it_says
 

@@ -36,6 +36,7 @@ from embeddings_pipeline.model_change.phases import (
     swap,
 )
 from embeddings_pipeline.model_change.plan import BACKFILLED_PER_SECOND, plan
+from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.steps import pending_texts
 from embeddings_pipeline.search.query import search
@@ -456,15 +457,15 @@ class TestPhases:
         collection.ledger.full_scan(collection.source)
         [batch] = collection.ledger.work()
         run_batch(collection, batch, "edit")  # without what backfills the model beside it
-        write, endings = backfill._write, iter([True])
+        write, endings = shadow._write, iter([True])
 
         def ended(*arguments: Any) -> None:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
             write(*arguments)
 
-        monkeypatch.setattr(backfill, "_write", ended)
-        monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "_write", ended)
+        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
         assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"
         shadows = collection.ledger.shadow_models()[0].table.fingerprint
@@ -475,13 +476,13 @@ class TestPhases:
     def test_a_model_that_is_dropped_during_its_backfill_is_said_to_be_gone(self, table, settings, monkeypatch) -> None:
         collection = sync(definition(), settings)
         expand(collection, candidate_profile(collection, "test"))
-        write = backfill._write_group
+        write = backfill.write_batches
 
         def dropped_before(*arguments: Any) -> Any:
             roll_back(collection, "dropped")
             return write(*arguments)
 
-        monkeypatch.setattr(backfill, "_write_group", dropped_before)
+        monkeypatch.setattr(backfill, "write_batches", dropped_before)
         with pytest.raises(StaleRunError, match="kept no longer"):
             backfill_all(collection)
 

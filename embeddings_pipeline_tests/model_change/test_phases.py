@@ -20,7 +20,6 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, OutageError, ProfileError, StaleRunError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.model_change import backfill, phases
-from embeddings_pipeline.model_change.backfill import backfill_batch, backfill_shadows, embed_shadows
 from embeddings_pipeline.model_change.phases import (
     ModelChange,
     add_model,
@@ -34,8 +33,10 @@ from embeddings_pipeline.model_change.phases import (
     roll_back,
     swap,
 )
+from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows, embed_shadows
 from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
@@ -83,14 +84,14 @@ def backfill_all(collection: Collection, *batches: int) -> int:
 
 def written_together(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The batches of each transaction that a backfill will write."""
-    write, together = backfill._write_group, list[list[int]]()
+    write, together = backfill.write_batches, list[list[int]]()
 
     def watched(model: Collection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
         if group:
             together.append([made.batch for made in group])
         return write(model, connection, group, *lake)
 
-    monkeypatch.setattr(backfill, "_write_group", watched)
+    monkeypatch.setattr(backfill, "write_batches", watched)
     return together
 
 
@@ -194,7 +195,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.model_change.backfill.FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -291,9 +292,9 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(backfill, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
-        write, tried, endings = backfill._write_group, [], iter(range(times))
+        write, tried, endings = backfill.write_batches, [], iter(range(times))
 
         def ended(model: Collection, connection: psycopg.Connection, group: Any, *lake: Any) -> Any:
             if group:
@@ -306,11 +307,11 @@ class TestPhases:
                 )
             return write(model, connection, group, *lake)
 
-        monkeypatch.setattr(backfill, "_write_group", ended)
+        monkeypatch.setattr(backfill, "write_batches", ended)
         if times > 2:
             with pytest.raises(psycopg.OperationalError):
                 backfill_all(collection)
-            monkeypatch.setattr(backfill, "_write_group", write)
+            monkeypatch.setattr(backfill, "write_batches", write)
             assert incomplete_batches(collection, collection.ledger.shadow_models()[0]) == [1, 2]
         backfill_all(collection)
         assert len(tried) == tries and caplog.text.count("trying again in 0") == min(times, 2)
@@ -586,11 +587,11 @@ class TestShadowModelsInCommits:
 
         edited(1)
         with database.connect(autocommit=True) as connection:
-            late = backfill._make_batch(model, connection, 0, "late", encode=True)
-            backfill._to_lake(model, late, "late")
+            late = shadow.prepare_batch(model, connection, 0, "late", encode=True)
+            shadow.write_to_lake(model, late, "late")
             edited(2)
             backfill_batch(model, 0, "newer")
-            backfill._write_group(model, connection, [late])
+            shadow.write_batches(model, connection, [late])
         query = "SELECT file FROM embeddings.backfill WHERE batch = 0 AND fingerprint = %s"
         assert execute(database, query, [model.fingerprint]) == [("newer.parquet",)]
         swap(collection, "swap")
