@@ -12,7 +12,7 @@ LEFT JOIN embeddings.backfill
 WHERE batch.collection = %(collection)s AND batch.batch = ANY (%(batches)s)
   AND (backfill.batch IS NOT NULL OR batch.committed_at IS NULL OR NOT EXISTS (
           SELECT FROM embeddings.model_change
-          WHERE model_change.collection = batch.collection AND model_change.to_fingerprint = %(fingerprint)s
+          WHERE model_change.collection = batch.collection AND model_change.candidate_fingerprint = %(fingerprint)s
             AND model_change.phase = 'expanded'))
 ORDER BY batch.batch
 

@@ -156,8 +156,8 @@ def switch(
     as_json: JsonOption = False,
 ) -> None:
     """Move a collection to another model, while it is searched and written to. It can be undone: `profile rollback`."""
-    from embeddings_pipeline.model_change.phases import candidate_profile, open_change
     from embeddings_pipeline.model_change.plan import price
+    from embeddings_pipeline.model_change.state import candidate_profile, open_change
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.orchestration.switch import switch as run_switch
 
@@ -166,14 +166,15 @@ def switch(
     name = name or _choice(definition, collection)
     profile = candidate_profile(collection, name)
     change = open_change(collection)
-    if change is not None and change.next.profile.name != profile.name:
+    new = None if change is None else change.shadow if change.phase == "expanded" else change.current
+    if change is not None and new is not None and new.profile.name != profile.name:
         raise ModelChangeError(
-            f"collection {definition.name!r}: a change to {change.next.profile.name} is open ({change.phase}); finish "
+            f"collection {definition.name!r}: a change to {new.profile.name} is open ({change.phase}); finish "
             f"or undo it first: `embeddings-pipeline profile status`"
         )
     if change is not None and change.phase == "swapped":
         if as_json:
-            print_json(asdict(SwitchResult(definition.name, change.former.profile.name, profile.name)))
+            print_json(asdict(SwitchResult(definition.name, change.previous.profile.name, profile.name)))
         else:
             print(
                 f"{definition.name}: {profile.name} is the current model already; see `embeddings-pipeline profile "
@@ -198,12 +199,12 @@ def switch(
         print_json(asdict(done))
     else:
         figures = f"recall@10 of its index {done.recall_at_10:.3f}" if done.recall_at_10 is not None else ""
-        if done.ndcg_next is not None:
-            figures += f", nDCG@10 {done.ndcg_former:.3f} → {done.ndcg_next:.3f}"
+        if done.ndcg_candidate is not None:
+            figures += f", nDCG@10 {done.ndcg_current:.3f} → {done.ndcg_candidate:.3f}"
         elif done.neighbour_overlap is not None:
             figures += f", {done.neighbour_overlap:.0%} of the nearest ten as before"
         print(
-            f"{definition.name}: {done.former} → {done.profile}: {done.embedded:,} texts embedded, "
+            f"{definition.name}: {done.previous} → {done.profile}: {done.embedded:,} texts embedded, "
             f"{done.quarantined:,} in "
             f"quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s"
         )
@@ -214,7 +215,7 @@ def switch(
 @app.command()
 def status(collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """The current model, those kept current beside it, and the change that is under way."""
-    from embeddings_pipeline.model_change.phases import open_change, progress
+    from embeddings_pipeline.model_change.state import open_change, progress
 
     definition = _definition(collection_name)
     collection = _open(definition)
@@ -233,8 +234,9 @@ def status(collection_name: CollectionOption = None, as_json: JsonOption = False
                 if change is None
                 else {
                     "phase": change.phase,
-                    "former": change.former.profile.name,
-                    "next": change.next.profile.name,
+                    "current": change.current.profile.name,
+                    "candidate": change.candidate.profile.name if change.phase == "expanded" else None,
+                    "previous": change.previous.profile.name if change.phase == "swapped" else None,
                     "expanded_at": change.expanded_at,
                     "swapped_at": change.swapped_at,
                     "gate": change.gate,
@@ -255,30 +257,31 @@ def status(collection_name: CollectionOption = None, as_json: JsonOption = False
         print("  no change of the model is under way")
     elif change.phase == "expanded":
         print(
-            f"  a change to {change.next.profile.name} began {change.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
-            f"`profile switch {change.next.profile.name}`, undo it with `profile rollback`"
+            f"  a change to {change.candidate.profile.name} began {change.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
+            f"`profile switch {change.candidate.profile.name}`, undo it with `profile rollback`"
         )
     elif change.swapped_at is not None:
         ends = change.swapped_at + timedelta(hours=definition.attributes.model_change.grace_hours)
         print(
-            f"  changed from {change.former.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
-            f"rollback` undoes it at once; `profile contract` drops {change.former.profile.name}, from "
+            f"  changed from {change.previous.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
+            f"rollback` undoes it at once; `profile contract` drops {change.previous.profile.name}, from "
             f"{ends:%Y-%m-%d %H:%M %Z} on"
         )
 
 
 @app.command()
 def rollback(collection_name: CollectionOption = None, yes: YesOption = False) -> None:
-    """Bring the former model back at once; before the swap, drop the next definition instead."""
-    from embeddings_pipeline.model_change.phases import open_change, roll_back
+    """Bring the previous model back at once; before the swap, drop the candidate instead."""
+    from embeddings_pipeline.model_change.phases import roll_back
+    from embeddings_pipeline.model_change.state import open_change
 
     definition = _definition(collection_name)
     collection = _open(definition)
     change = open_change(collection)
     if change is not None and change.phase == "expanded" and not yes:
         if not sys.stdin.isatty():
-            raise ConfigurationError("nothing has been swapped: --yes drops what was embedded for the next model")
-        typer.confirm(f"Drop what was embedded for {change.next.profile.name}?", abort=True, err=True)
+            raise ConfigurationError("nothing has been swapped: --yes drops what was embedded for the candidate")
+        typer.confirm(f"Drop what was embedded for {change.candidate.profile.name}?", abort=True, err=True)
     done = roll_back(collection, "rollback")
     if done is None:
         print(f"{definition.name}: the change was ended; {collection.profile.name} serves as before")
@@ -298,22 +301,23 @@ def contract(
     collection_name: CollectionOption = None,
     now: Annotated[bool, typer.Option("--now", help="Within the grace period too.")] = False,
 ) -> None:
-    """Drop the former model. After it there is no way back."""
+    """Drop the previous model. After it there is no way back."""
     from embeddings_pipeline.model_change.phases import contract as run_contract
-    from embeddings_pipeline.model_change.phases import open_change
+    from embeddings_pipeline.model_change.state import open_change
 
     definition = _definition(collection_name)
     collection = _open(definition)
     change = open_change(collection)
     done = run_contract(collection, now=now)
-    former = change.former.profile.name if change else "the former model"
-    print(f"{definition.name}: {former} was dropped in {done.transaction_ms:.0f} ms; {collection.profile.name} stays")
+    previous = change.previous.profile.name if change else "the previous model"
+    print(f"{definition.name}: {previous} was dropped in {done.transaction_ms:.0f} ms; {collection.profile.name} stays")
 
 
 @app.command()
 def add(name: NameArgument, collection_name: CollectionOption = None) -> None:
     """Keep a second model current beside the current one, for `search --profile NAME`."""
-    from embeddings_pipeline.model_change.phases import add_model, candidate_profile
+    from embeddings_pipeline.model_change.phases import add_model
+    from embeddings_pipeline.model_change.state import candidate_profile
 
     definition = _definition(collection_name)
     collection = _open(definition)

@@ -6,7 +6,7 @@ from datetime import datetime
 from psycopg import sql
 
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import NORM, TableDestination
+from embeddings_pipeline.store.destination.base import NORM, Destination
 from embeddings_pipeline.store.models import Model
 
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4
@@ -82,7 +82,7 @@ def uncovered_batches(database: Database, model: Model, limit: int = 20) -> list
         return [BatchCoverage(*row) for row in connection.execute(table.statement("coverage/batches"), parameters)]
 
 
-def freshness(database: Database, collection: str, table: TableDestination) -> Freshness:
+def freshness(database: Database, collection: str, table: Destination) -> Freshness:
     """What has been waiting for longest, from the ledger."""
     with database.connect(autocommit=True) as connection:
         row = connection.execute(table.statement("coverage/freshness"), {"collection": collection}).fetchone()

@@ -34,7 +34,7 @@ from psycopg import sql
 from embeddings_pipeline.errors import DatabaseError, VectorIndexError
 from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 
 FORMAT = 1  # of manifest.json and the files that it names
 KEPT_GENERATIONS = 3
@@ -133,7 +133,7 @@ class _State:
 # ── Building ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def build(database: Database, table: TableDestination, folder: Path) -> Manifest:
+def build(database: Database, table: Destination, folder: Path) -> Manifest:
     """Index every vector of the current model table and publish it as a generation below `folder`.
 
     The vectors and the version are of one snapshot. Returns the generation that is current afterwards: the new one, or
@@ -178,7 +178,7 @@ def build(database: Database, table: TableDestination, folder: Path) -> Manifest
 
 
 @contextmanager
-def _snapshot(database: Database, table: TableDestination) -> Iterator[psycopg.Connection]:
+def _snapshot(database: Database, table: Destination) -> Iterator[psycopg.Connection]:
     try:
         with database.connect() as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -201,12 +201,12 @@ def _state(connection: psycopg.Connection, collection: str) -> _State:
     return _State(row[0], str(row[1]), row[2])
 
 
-def _counts(connection: psycopg.Connection, table: TableDestination) -> dict[str, int]:
+def _counts(connection: psycopg.Connection, table: Destination) -> dict[str, int]:
     query = sql.SQL("SELECT vector_name, count(*) FROM {} GROUP BY 1 ORDER BY 1").format(table.identifier)
     return dict(connection.execute(query).fetchall())
 
 
-def _blocks(connection: psycopg.Connection, table: TableDestination, name: str) -> Iterator[tuple[NDArray, NDArray]]:
+def _blocks(connection: psycopg.Connection, table: Destination, name: str) -> Iterator[tuple[NDArray, NDArray]]:
     """Blocks of text ids (b,) int64 and vectors (b, dimension), float16 or float32 as they are stored."""
     query = sql.SQL("SELECT text_id, embedding FROM {} WHERE vector_name = {}").format(
         table.identifier, sql.Literal(name)
@@ -217,7 +217,7 @@ def _blocks(connection: psycopg.Connection, table: TableDestination, name: str) 
 
 
 def _write_vectors(
-    connection: psycopg.Connection, table: TableDestination, name: str, rows: int, target: Path
+    connection: psycopg.Connection, table: Destination, name: str, rows: int, target: Path
 ) -> VectorFiles:
     ids = np.empty(rows, np.int64)
     vectors = np.empty((rows, table.dimension), np.float16 if table.storage == "halfvec" else np.float32)
@@ -376,7 +376,7 @@ def _make_folder(folder: Path) -> None:
         _sync_folder(folder.parent)
 
 
-def _publish(database: Database, table: TableDestination, parent: Path, target: Path, manifest: Manifest) -> Manifest:
+def _publish(database: Database, table: Destination, parent: Path, target: Path, manifest: Manifest) -> Manifest:
     with _publishing(parent):
         published = _current_or_none(parent)
         if published is not None:
@@ -592,7 +592,7 @@ def _verify(path: Path, expected: str) -> None:
 # ── Comparing with the table ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_parity(database: Database, table: TableDestination, opened: OpenedIndex, samples: int = 50) -> Parity:
+def check_parity(database: Database, table: Destination, opened: OpenedIndex, samples: int = 50) -> Parity:
     """Compare the ids of index and table, and the results of `samples` searches a vector name with exact ones.
 
     Reads the whole table once, in one snapshot, whatever its size in constant memory (but for the ids). The searches
@@ -609,7 +609,7 @@ def check_parity(database: Database, table: TableDestination, opened: OpenedInde
 
 
 def _compare(
-    connection: psycopg.Connection, table: TableDestination, opened: OpenedIndex, name: str, samples: int
+    connection: psycopg.Connection, table: Destination, opened: OpenedIndex, name: str, samples: int
 ) -> Parity:
     indexed = np.asarray(opened.ids(name))
     chosen = np.random.default_rng().choice(indexed, min(samples, len(indexed)), replace=False)

@@ -20,10 +20,7 @@ from embeddings_pipeline.pipeline.shadow import (
     write_to_lake,
 )
 from embeddings_pipeline.store.retry import is_outage
-from embeddings_pipeline.store.destination.column import ColumnDestination
 
-TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # in one transaction; with a slow model, what it made in so long
-TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED = 20_000, 60.0  # as they lie in the pages of a user's own table
 BATCHES_TOGETHER = 50  # their locks are held at once
 
 
@@ -48,14 +45,13 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
 
 
 def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
-    table, remaining = model.current.table, iter(batches)
+    remaining = iter(batches)
     writing: Future[list[tuple[int, Backfilled]]] | None = None
     failure: Exception | None = None
     group: list[ShadowBatch] = []
     with while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
-        if isinstance(table, ColumnDestination):
-            stack.enter_context(table.vectors_out_of_line(reader))
+        stack.enter_context(model.current.table.prepared(reader))
         threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
         while failure is None and (group or writing is None):
             group, lake, failure = _make_group(model, reader, remaining, run, threads)
@@ -72,9 +68,7 @@ def _make_group(
     model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> tuple[list[ShadowBatch], list[Future[None]], Exception | None]:
     """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
-    most, seconds = TEXTS_TOGETHER, SECONDS_TOGETHER
-    if isinstance(model.current.table, ColumnDestination):
-        most, seconds = TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED
+    limits = model.current.table.limits
     group: list[ShadowBatch] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()
@@ -84,7 +78,7 @@ def _make_group(
             group.append(made)
             lake.append(threads.submit(write_to_lake, model, made, run))
             texts += len(made.rows)
-            if texts >= most or len(group) == BATCHES_TOGETHER or time.monotonic() - began > seconds:
+            if texts >= limits.texts or len(group) == BATCHES_TOGETHER or time.monotonic() - began > limits.seconds:
                 break
     except Exception as error:
         return group, lake, error

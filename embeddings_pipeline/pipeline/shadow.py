@@ -26,13 +26,12 @@ from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.retry import what_it_says
-from embeddings_pipeline.store.destination.column import ColumnDestination
+from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
-TEXTS_AT_ONCE_ADOPTED = 1_000  # of one batch, in one transaction
 ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an outage, the encoder's or the database's: 2 s, then 8 s
 
 
@@ -166,13 +165,13 @@ def write_batches(
     started = time.perf_counter()
     texts = sum(made.backfilled.texts for made in group)
     table, before = model.current.table, Counter[int]()
-    if isinstance(table, ColumnDestination) and (len(group) > 1 or texts > TEXTS_AT_ONCE_ADOPTED):
+    if table.puts_ahead(len(group), texts):
         put = [
             _Put(made.batch, row[0], row[2], row[4], made.vectors) for made in group for row in made.rows if not row[6]
         ]
         put = [one for one in put if one.content_hash in one.vectors]
         if put:
-            table.put_many(connection, _columns(put), partial(_check_kept, model))
+            table.put_ahead(connection, _columns(put), partial(_check_kept, model))
             before.update(one.batch for one in put)
 
     def write() -> None:
@@ -245,8 +244,9 @@ def _write(
     for _, own in groupby(sorted(put, key=attrgetter("vector_name")), attrgetter("vector_name")):
         table.put(connection, _columns(list(own)))
     written = before + Counter(one.batch for one in put)
+    mended, done = (change.statement for change in note_changes(table))
     if written:
-        connection.execute(table.statement("backfill/mended"), key)
+        connection.execute(mended, key)
     # Last, since commits of other batches wait for it: no swap makes this model the current one until we have ended.
     current = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"
     if connection.execute(current, [model.definition.name]).fetchone() == (model.fingerprint,):
@@ -258,12 +258,20 @@ def _write(
     for batch, made in by_batch.items():
         made.backfilled.vectors_written = written[batch]
         made.backfilled.complete = batch not in incomplete
-    done = {
+    noted = {
         "complete": [batch not in incomplete for batch in batches],
         "wrote": [written[batch] > 0 or by_batch[batch].resumed for batch in batches],
         "file": [by_batch[batch].file for batch in batches],
     }
-    connection.execute(load_sql("backfill/done"), {**key, **done})
+    connection.execute(done, {**key, **noted})
+
+
+def note_changes(destination: Destination) -> list[Change]:
+    """What follows in the transaction in which vectors of a shadow model are written."""
+    return [
+        Change(destination.statement("backfill/mended"), "ROW EXCLUSIVE of embeddings.quarantine"),
+        Change(destination.statement("backfill/done"), "ROW EXCLUSIVE of embeddings.backfill"),
+    ]
 
 
 def embed_shadows(shadows: Sequence[Collection], batches: Sequence[int], run: str) -> None:

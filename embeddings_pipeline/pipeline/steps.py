@@ -26,7 +26,6 @@ from embeddings_pipeline.health.drift import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
-from embeddings_pipeline.store.destination.column import ColumnDestination
 
 log = logging.getLogger(__name__)
 
@@ -244,8 +243,8 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
             rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
             theirs: set[str] = set()
-            if isinstance(collection.current.table, ColumnDestination) and collection.adopts and not force:
-                theirs = collection.current.table.there(connection, [row.item_key for row in rows])
+            if collection.adopts and not force:
+                theirs = collection.current.table.adoptable_items(connection, [row.item_key for row in rows])
             reused += len(theirs)
             others = [row for row in rows if row.item_key not in theirs]
             wanted = [text for row in others for text in _render(collection, row.row_json) if text[2]]
@@ -325,18 +324,13 @@ def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDAr
     Those are the declared profile's; nothing is taken where another is the current one.
     """
     table = collection.current.table
-    if not isinstance(table, ColumnDestination) or not texts.num_rows or not collection.adopts:
+    if not texts.num_rows or not collection.adopts:
         return {}
     keys, row_hashes = texts["item_key"].to_pylist(), texts["row_hash"].to_pylist()
     with collection.database.connect(autocommit=True) as connection:
-        found = copy_out(
-            connection,
-            table.theirs(connection, keys, row_hashes),
-            {"number": "bigint", "embedding": table.storage},
-            dimension=table.dimension,
-        )
+        vectors = table.adopted_vectors(connection, keys, row_hashes)
     hashes = texts["content_hash"].to_pylist()
-    return {hashes[n - 1]: vector for n, vector in zip(found["number"], found["embedding"], strict=True)}
+    return {hashes[place]: vector for place, vector in vectors.items()}
 
 
 def embeddings_table(

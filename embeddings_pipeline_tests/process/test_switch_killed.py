@@ -15,7 +15,7 @@ import yaml
 from embeddings_pipeline.config.definition import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.model_change.phases import open_change
+from embeddings_pipeline.model_change.state import open_change
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
