@@ -64,20 +64,6 @@ WHERE {norm}(destination.{column}) > 0 AND NOT EXISTS (SELECT FROM {hash} AS has
 ORDER BY number
 
 
--- name: by_key
--- A batch's rows are few beside the table: each is found by its key. The planner knows neither how many there are.
-
-SET LOCAL enable_seqscan = off;
-SET LOCAL enable_hashjoin = off;
-SET LOCAL enable_mergejoin = off
-
-
--- name: by_plan
-SET LOCAL enable_seqscan TO DEFAULT;
-SET LOCAL enable_hashjoin TO DEFAULT;
-SET LOCAL enable_mergejoin TO DEFAULT
-
-
 -- name: column
 -- The name that a model's column has now: its view follows it through every rename. Parameters: view, table.
 

@@ -13,15 +13,10 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import VectorIndex
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.index import pgvector as pgvector_index
-from embeddings_pipeline.index.pgvector import (
-    AnnIndex,
-    build_memory,
-    describe_indexes,
-    ensure_index,
-    index_name,
-)
+from embeddings_pipeline.index import pgvector_build
+from embeddings_pipeline.index.pgvector import describe_indexes, ensure_index
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.indexes import AnnIndex, build_memory, index_name
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline_tests.support.model_tables import (
     FINGERPRINT,
@@ -341,7 +336,7 @@ def test_a_build_stays_in_the_memory_that_is_asked_for(database, config):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["superuser", "plain role"])
 def test_a_build_that_waits_says_for_whom(database, table, plain, monkeypatch, caplog):
-    monkeypatch.setattr(pgvector_index, "SAY_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(pgvector_build, "SAY_AFTER_SECONDS", 0.2)
     with contextlib.ExitStack() as stack:
         # a role without rights does not see how long another's transaction has been open
         url = stack.enter_context(plain_role(database, "builder")) if plain else database.url

@@ -550,9 +550,9 @@ class TestPhases:
         one = definition(profiles={"test": PROFILE, "wide": WIDE, "narrow": narrow})
         collection = sync(one, settings)
         add_model(collection, candidate_profile(collection, "test"))
-        with pytest.raises(ModelChangeError, match="where another model has it"):
+        with pytest.raises(ModelChangeError, match="if another model has it"):
             add_model(collection, candidate_profile(collection, "narrow"))
-        with pytest.raises(ModelChangeError, match="where another model has it"):
+        with pytest.raises(ModelChangeError, match="if another model has it"):
             expand(collection, candidate_profile(collection, "narrow"))
         assert_current(sync(one, settings, "later"))
 
@@ -588,7 +588,7 @@ class TestPhases:
     def test_vectors_outside_the_collection_are_not_dropped_unasked(self, table, settings) -> None:
         one = definition(
             source={"table": "segments", "key": ["id"], "where": "id > 5"},
-            migration={"grace_hours": 0},
+            model_change={"grace_hours": 0},
         )
         collection = sync(one, settings)
         expand(collection, candidate_profile(collection, "test"))

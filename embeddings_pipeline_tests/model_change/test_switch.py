@@ -128,7 +128,8 @@ class TestCommands:
 
     def test_the_plan_does_nothing(self, database, command) -> None:
         said = command("profile", "plan", "wide").stdout
-        assert said.startswith("-- expand\nCREATE TABLE IF NOT EXISTS") and "-- contract" in said
+        assert said.startswith("-- expand\nINSERT INTO embeddings.model ")
+        assert "\nCREATE TABLE IF NOT EXISTS" in said and "-- roll back" in said and "-- contract" in said
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
 
 

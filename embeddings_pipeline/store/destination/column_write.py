@@ -49,9 +49,7 @@ def change_vectors(
         # Until the transaction ends nobody renames the column, so its name is the one that is written to.
         connection.execute(lock_change(destination).statement)
         column = sql.Identifier(destination.column(connection))
-        connection.execute(load_sql("column/by_key"))
         row = connection.execute(destination.column_statement(name, column=column, **others)).fetchone()
-        connection.execute(load_sql("column/by_plan"))
     except (errors.IntegrityError, errors.RaiseException, errors.InsufficientPrivilege) as error:
         remedy = "; GRANT SELECT, UPDATE ON it" if isinstance(error, errors.InsufficientPrivilege) else ""
         # Without the row, which the error's other lines have in them.
