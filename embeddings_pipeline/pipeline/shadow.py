@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
-from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
+from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)

@@ -170,6 +170,7 @@ def test_the_plan_of_tables_of_our_own(own: Collection) -> None:
         ("expand", "INSERT INTO embeddings.model_change"),
         ("expand", "CREATE TABLE IF"),
         ("expand", f'ALTER TABLE "embeddings"."films_vector_{second}"'),
+        ("expand", "CREATE OR REPLACE"),
         ("backfill", f'COPY "embeddings"."films_vector_{second}" ("text_id",'),
         ("backfill", "DELETE FROM embeddings.quarantine"),
         ("backfill", "INSERT INTO embeddings.backfill"),
@@ -193,6 +194,7 @@ def test_the_plan_of_tables_of_our_own(own: Collection) -> None:
         ("contract", f'LOCK TABLE "embeddings"."films_vector_{first}"'),
         ("contract", "UPDATE embeddings.model_change SET"),
         ("contract", "WITH quarantined AS"),
+        ("contract", "DROP VIEW IF"),
         ("contract", f'DROP TABLE "embeddings"."films_vector_{first}"'),
     ]
     assert all(step.seconds <= 0.01 for step in planned if step.lock.startswith("ACCESS EXCLUSIVE"))
@@ -216,6 +218,7 @@ def test_the_plan_of_a_users_own_column(adopted: Collection) -> None:
         ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{second}_key" '),
         ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_vector_{second}" '),
         ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_written_{second}" '),
+        ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_lacking_{second}" '),
         ("backfill", "UPDATE embeddings.model SET toast_tuple_target = 'default' "),
         ("backfill", 'ALTER TABLE "segments" SET (toast_tuple_target = '),
         ("backfill", "CREATE TEMPORARY TABLE backfill_vector "),
@@ -262,6 +265,7 @@ def test_the_plan_of_a_users_own_column(adopted: Collection) -> None:
         ("contract", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
         ("contract", "UPDATE embeddings.model_change SET "),
         ("contract", "WITH quarantined AS "),
+        ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_lacking_{first}"'),
         ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_written_{first}"'),
         ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_vector_{first}"'),
         ("contract", f'DROP TABLE IF EXISTS "embeddings"."segments_hash_{first}"'),
