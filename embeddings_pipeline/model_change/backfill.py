@@ -67,17 +67,17 @@ def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> It
 def _make_group(
     model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> tuple[list[ShadowBatch], list[Future[None]], Exception | None]:
-    """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
+    """The next batches to be written together, their files on the way to the lake, and what went wrong after them."""
     limits = model.current.table.limits
     group: list[ShadowBatch] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()
     try:
         for batch in batches:
-            made = prepare_batch(model, connection, batch, run, encode=True)
-            group.append(made)
-            lake.append(threads.submit(write_to_lake, model, made, run))
-            texts += len(made.rows)
+            prepared = prepare_batch(model, connection, batch, run, encode=True)
+            group.append(prepared)
+            lake.append(threads.submit(write_to_lake, model, prepared, run))
+            texts += len(prepared.rows)
             if texts >= limits.texts or len(group) == BATCHES_TOGETHER or time.monotonic() - began > limits.seconds:
                 break
     except Exception as error:

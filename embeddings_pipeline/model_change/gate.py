@@ -192,15 +192,15 @@ def _recall(
     connection: psycopg.Connection, model: Collection, name: str, samples: Sequence[int], exact: _Nearest
 ) -> float:
     """Recall@10 of searches as `search` makes them, ties aside."""
-    found = wanted = 0
+    hit = wanted = 0
     for n, own in enumerate(samples):
         tenth = [score for score in exact.scores[n] if np.isfinite(score)]
         if not tenth:
             continue
         hits = nearest_texts(connection, model.current.table, name, exact.vectors[n], NEAREST + 1)
         good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
-        found, wanted = found + min(int(good), len(tenth)), wanted + len(tenth)
-    return found / wanted if wanted else 1.0
+        hit, wanted = hit + min(int(good), len(tenth)), wanted + len(tenth)
+    return hit / wanted if wanted else 1.0
 
 
 def _ndcg(model: Collection, golden: Sequence[GoldenQuery], name: str) -> float:
