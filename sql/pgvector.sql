@@ -3,7 +3,8 @@
 
 -- name: session
 -- What a build needs of its session. Without lock_timeout, which would leave an invalid index; with a deadline of its
--- own, whatever the role has. %(memory)s: kilobytes, and not less than the server gives anyway.
+-- own, whatever the role has. Parameters: milliseconds; memory (kilobytes, and
+-- not less than the server gives anyway).
 
 SELECT
     set_config('lock_timeout', '0', false),

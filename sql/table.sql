@@ -1,5 +1,6 @@
 -- The tables of a collection, and a destination that is a table of our own: one a model.
 -- {type}: halfvec(n) or vector(n); {bare_type}: without the dimension; {vector_storage}: PLAIN or EXTERNAL.
+-- {index}, {method}, {operator_class}, {parameters}, {vector_name}: of an ANN index.
 
 
 -- name: collection

@@ -10,7 +10,6 @@ import psycopg
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.shadow import (
-    ATTEMPTS,
     Backfilled,
     ShadowBatch,
     prepare_batch,
@@ -19,7 +18,7 @@ from embeddings_pipeline.pipeline.shadow import (
     write_batches,
     write_to_lake,
 )
-from embeddings_pipeline.store.retry import is_outage
+from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage
 
 BATCHES_TOGETHER = 50  # their locks are held at once
 
@@ -28,7 +27,7 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
     """As `backfill_batch`, for many; yields each when it is done.
 
     Several batches are written together, while the vectors of the next ones are made. A database that goes away is
-    waited for, and what it has not got is tried again, up to ATTEMPTS times.
+    waited for, and what it has not got is tried again, up to OUTAGE_ATTEMPTS times.
     """
     left, attempt = dict.fromkeys(batches), 1
     while left:
@@ -38,7 +37,7 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
                 attempt = 1
                 yield batch, backfilled
         except (psycopg.OperationalError, DatabaseError) as error:
-            if attempt == ATTEMPTS or not is_outage(error):
+            if attempt == OUTAGE_ATTEMPTS or not is_outage(error):
                 raise
             wait_for_outage(model, attempt, error)
             attempt += 1

@@ -27,12 +27,15 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
 from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
-from embeddings_pipeline.store.retry import what_it_says
+from embeddings_pipeline.store.retry import (
+    OUTAGE_ATTEMPTS,
+    OUTAGE_FIRST_WAIT_SECONDS,
+    OUTAGE_WAIT_FACTOR,
+    what_it_says,
+)
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
-
-ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an outage, the encoder's or the database's: 2 s, then 8 s
 
 
 @dataclass
@@ -86,8 +89,8 @@ class ShadowBatch:
 
 
 def wait_for_outage(model: Collection, attempt: int, error: Exception) -> None:
-    """Say what failed, and wait before the next of ATTEMPTS attempts: 2 s, then 8 s."""
-    seconds = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
+    """Say what failed, and wait before the next of OUTAGE_ATTEMPTS attempts."""
+    seconds = OUTAGE_FIRST_WAIT_SECONDS * OUTAGE_WAIT_FACTOR ** (attempt - 1)
     said = what_it_says(error) if isinstance(error, psycopg.Error) else error
     log.warning("collection %r: %s; trying again in %s s", model.definition.name, said, seconds)
     time.sleep(seconds)
@@ -145,8 +148,8 @@ def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:
 def _embed_patiently(
     model: Collection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
-    """As `embed_texts`; an outage is waited for and tried again, up to ATTEMPTS times."""
-    for attempt in range(1, ATTEMPTS):
+    """As `embed_texts`; an outage is waited for and tried again, up to OUTAGE_ATTEMPTS times."""
+    for attempt in range(1, OUTAGE_ATTEMPTS):
         try:
             return embed_texts(model, texts)
         except OutageError as error:

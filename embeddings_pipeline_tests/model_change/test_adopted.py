@@ -457,7 +457,7 @@ class TestPhases:
             write(*arguments)
 
         monkeypatch.setattr(shadow, "_write", ended)
-        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"
         shadows = collection.ledger.shadow_models()[0].table.fingerprint

@@ -192,7 +192,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.OUTAGE_FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -289,7 +289,7 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
         write, tried, endings = backfill.write_batches, [], iter(range(times))
 

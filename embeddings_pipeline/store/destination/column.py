@@ -114,7 +114,7 @@ class ColumnDestination(Destination):
         return super().statement(name, **{"written": self.written, "hash": self.hash, **others})
 
     def column_statement(self, name: str, **others: sql.Composable) -> sql.Composed:
-        """The statement NAME of sql/column.sql."""
+        """A statement of sql/column.sql, `column/NAME`."""
         numbered = [(sql.Identifier(f"key_{n}"), sql.Identifier(key)) for n, key in enumerate(self.key, 1)]
         items: list[sql.Composable] = [sql.SQL("made.item_key")]
         if len(self.key) > 1:
@@ -139,7 +139,7 @@ class ColumnDestination(Destination):
             "collection": sql.Literal(self.collection),
             "fingerprint": sql.Literal(self.fingerprint),
         }
-        return self.statement(f"column/{name}", **{**parts, **others})
+        return self.statement(name, **{**parts, **others})
 
     # --- making and removing it ---
 
@@ -150,7 +150,7 @@ class ColumnDestination(Destination):
             connection.execute(change.statement)
 
     def add_changes(self) -> list[Change]:
-        column = self.column_statement("add_column", column=sql.Identifier(self.candidate_column))
+        column = self.column_statement("column/add_column", column=sql.Identifier(self.candidate_column))
         return [Change(column, f"ACCESS EXCLUSIVE of {self.place}"), *self._companions(self.candidate_column)]
 
     def _companions(self, column: str) -> list[Change]:
@@ -161,7 +161,13 @@ class ColumnDestination(Destination):
             "text_index": sql.Identifier(f"{name}_text"),
             "key_index": sql.Identifier(f"{name}_key"),
         }
-        statements = ("create_hash", "create_text_index", "create_key_index", "create_vector", "create_written")
+        statements = (
+            "column/create_hash",
+            "column/create_text_index",
+            "column/create_key_index",
+            "column/create_vector",
+            "column/create_written",
+        )
         lock = f"ACCESS SHARE of {self.place}; the rest is new"
         made = [Change(self.column_statement(statement, **names), lock) for statement in statements]
         return [*made, self.lacking_change()]
@@ -183,7 +189,7 @@ class ColumnDestination(Destination):
             connection.execute(change.statement)
 
     def _releases(self) -> list[Change]:
-        names = ("drop_written", "drop_vector", "drop_hash")
+        names = ("column/drop_written", "column/drop_vector", "column/drop_hash")
         ours = [Change(self.column_statement(name), "ACCESS EXCLUSIVE of it, which is ours") for name in names]
         return [self.drop_lacking_change(), *ours]
 
@@ -198,7 +204,7 @@ class ColumnDestination(Destination):
             return self._releases()
         if layout.column == self.declared.column:
             raise ConfigurationError(f"collection {self.collection!r}: {layout.column!r} is its current model's column")
-        column = self.column_statement("drop_column", column=sql.Identifier(layout.column))
+        column = self.column_statement("column/drop_column", column=sql.Identifier(layout.column))
         return [*self._releases(), Change(column, f"ACCESS EXCLUSIVE of {self.place}")]
 
     @property
@@ -209,15 +215,15 @@ class ColumnDestination(Destination):
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
         connection.execute(f"SET LOCAL lock_timeout = {column_write.LOCK_TIMEOUT_MS}")
-        return column_write.change_vectors(connection, self, "delete", replaced=sql.Literal(replaced))
+        return column_write.change_vectors(connection, self, "column/delete", replaced=sql.Literal(replaced))
 
     def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
-        made = self.column_statement("committed", adopt=sql.Literal(adopt))
-        return column_write.change_vectors(connection, self, "write", made=made)
+        made = self.column_statement("column/committed", adopt=sql.Literal(adopt))
+        return column_write.change_vectors(connection, self, "column/write", made=made)
 
     def adoptable_items(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> set[str]:
         column, keys = sql.Identifier(self.column(connection)), sql.Literal(list(item_keys))
-        query = self.column_statement("adoptable", column=column, item_keys=keys)
+        query = self.column_statement("column/adoptable", column=column, item_keys=keys)
         return {row[0] for row in connection.execute(query)}
 
     def adopted_vectors(
@@ -225,7 +231,7 @@ class ColumnDestination(Destination):
     ) -> dict[int, NDArray]:
         column = sql.Identifier(self.column(connection))
         keys, hashes = sql.Literal(list(item_keys)), sql.Literal(list(row_hashes))
-        query = self.column_statement("adopted", column=column, item_keys=keys, row_hashes=hashes)
+        query = self.column_statement("column/adopted", column=column, item_keys=keys, row_hashes=hashes)
         rows = copy_out(connection, query, {"number": "bigint", "embedding": self.storage}, dimension=self.dimension)
         return {int(number) - 1: vector for number, vector in zip(rows["number"], rows["embedding"], strict=True)}
 
@@ -327,7 +333,7 @@ class ColumnDestination(Destination):
     def lost_vectors(self, connection: psycopg.Connection) -> tuple[int, str]:
         column = self.column(connection)
         names = {"previous": sql.Identifier(column), "column": sql.Identifier(self.declared.column)}
-        row = connection.execute(self.column_statement("lost", **names)).fetchone()
+        row = connection.execute(self.column_statement("column/lost", **names)).fetchone()
         return row[
             0
         ] if row else 0, f"rows of {self.place} have a vector in {column!r} and none in {self.declared.column!r}"

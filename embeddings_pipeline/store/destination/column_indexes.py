@@ -64,7 +64,7 @@ def _create_index(destination: "ColumnDestination", column: str, index: AnnIndex
     options = [sql.SQL("{}={}").format(sql.SQL(key), sql.Literal(number)) for key, number in index.parameters.items()]
     given = sql.SQL("WITH ({})").format(sql.SQL(", ").join(options)) if options else sql.SQL("")
     return destination.column_statement(
-        "create_index",
+        "column/create_index",
         index=sql.Identifier(index.name),
         method=sql.SQL(index.method),
         column=sql.Identifier(column),

@@ -42,7 +42,7 @@ OF_THE_SESSION = "none: a table of this session alone"
 def change_vectors(
     connection: psycopg.Connection, destination: "ColumnDestination", name: str, **others: sql.Composable
 ) -> int:
-    """Run `write` or `delete` of sql/column.sql in the open transaction; how many vectors. ConfigurationError if the
+    """Run `column/write` or `column/delete` in the open transaction; how many vectors. ConfigurationError if the
     table refuses.
     """
     try:
@@ -65,7 +65,7 @@ def put(connection: psycopg.Connection, destination: "ColumnDestination", column
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
     connection.execute(stage_change(destination, "DROP").statement)
     copy_in(connection, STAGED, columns, storage=destination.storage)
-    change_vectors(connection, destination, "write", made=destination.column_statement("backfilled"))
+    change_vectors(connection, destination, "column/write", made=destination.column_statement("column/backfilled"))
 
 
 def put_ahead(
@@ -98,13 +98,13 @@ def _put_layer(
         connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         connection.execute("SET LOCAL synchronous_commit = off")  # what marks the batch as complete comes after it
         kept(connection)
-        change_vectors(connection, destination, "write", made=_layer(destination, sql.Literal(layer)))
+        change_vectors(connection, destination, "column/write", made=_layer(destination, sql.Literal(layer)))
 
 
 def put_changes(destination: "ColumnDestination", columns: tuple[str, ...]) -> list[Change]:
     """What `put_ahead` executes, into the column of a candidate."""
     column, made = sql.Identifier(destination.candidate_column), _layer(destination, sql.SQL(":layer"))
-    write = destination.column_statement("write", column=column, made=made)
+    write = destination.column_statement("column/write", column=column, made=made)
     rows = f"ROW EXCLUSIVE of {destination.place}, and its rows, a layer of them at a time"
     return [
         stage_change(destination, "PRESERVE ROWS"),
@@ -117,15 +117,15 @@ def put_changes(destination: "ColumnDestination", columns: tuple[str, ...]) -> l
 
 
 def _layer(destination: "ColumnDestination", layer: sql.Composable) -> sql.Composed:
-    return destination.column_statement("backfilled_layer", layer=layer)
+    return destination.column_statement("column/backfilled_layer", layer=layer)
 
 
 def stage_change(destination: "ColumnDestination", on_commit: str) -> Change:
-    return Change(destination.column_statement("stage_backfill", on_commit=sql.SQL(on_commit)), OF_THE_SESSION)
+    return Change(destination.column_statement("column/stage_backfill", on_commit=sql.SQL(on_commit)), OF_THE_SESSION)
 
 
 def layer_changes(destination: "ColumnDestination") -> list[Change]:
-    names = ("layers", "layer_index")
+    names = ("column/layers", "column/layer_index")
     return [Change(destination.column_statement(name), OF_THE_SESSION) for name in names]
 
 
@@ -134,7 +134,9 @@ def unstage_change() -> Change:
 
 
 def lock_change(destination: "ColumnDestination") -> Change:
-    return Change(destination.column_statement("lock"), f"ROW EXCLUSIVE of {destination.place}, as every writer takes")
+    return Change(
+        destination.column_statement("column/lock"), f"ROW EXCLUSIVE of {destination.place}, as every writer takes"
+    )
 
 
 # --- the setting -------------------------------------------------------------------------------------------------
@@ -186,8 +188,8 @@ def _reset_changes(destination: "ColumnDestination", was: str) -> list[Change]:
 def _setting(destination: "ColumnDestination", *, note: sql.Composable, change: sql.Composable) -> list[Change]:
     lock = f"SHARE UPDATE EXCLUSIVE of {destination.place}, which only VACUUM and the like wait for"
     return [
-        Change(destination.column_statement("note_setting", setting=note), "ROW EXCLUSIVE of embeddings.model"),
-        Change(destination.column_statement("change_setting", change=change), lock),
+        Change(destination.column_statement("column/note_setting", setting=note), "ROW EXCLUSIVE of embeddings.model"),
+        Change(destination.column_statement("column/change_setting", change=change), lock),
     ]
 
 
