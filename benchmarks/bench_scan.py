@@ -43,8 +43,11 @@ INSERT INTO embeddings.items_text (item_key, vector_name, chunk, content_hash, t
 SELECT item_key, 'base', 0, decode(md5(item_key), 'hex'), item_key, false
 FROM embeddings.items_item ORDER BY batch, item_key;
 UPDATE embeddings.batch
-SET definition_hash = collection.definition_hash, version = 1, file = 'bench.parquet', committed_at = now()
+SET definition_hash = collection.definition_hash, version = 1, committed_at = now()
 FROM embeddings.collection WHERE name = collection;
+INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete, file)
+SELECT name, fingerprint, batch, true, 'bench.parquet'
+FROM embeddings.batch JOIN embeddings.collection ON name = batch.collection;
 UPDATE embeddings.collection SET version = 1
 """
 WRITES = """

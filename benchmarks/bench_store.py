@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.index import faiss_index
+from embeddings_pipeline.index.faiss_build import build
+from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.table import TableDestination
@@ -81,18 +83,18 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
     building, opening = [], []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        manifest = faiss_index.build(database, table, folder)
+        manifest = build(database, table, folder)
         building.append(time.perf_counter() - began)
         began = time.perf_counter()
-        collection = faiss_index.open_index(folder, "bench")
+        index = open_index(folder, "bench")
         opening.append(time.perf_counter() - began)
     searching = []
     for query in vectors[:50]:
         began = time.perf_counter()
-        collection.search("base", query[None], 10)
+        index.search("base", query[None], 10)
         searching.append(time.perf_counter() - began)
     began = time.perf_counter()
-    parity = faiss_index.check_parity(database, table, collection)
+    parity = check_parity(database, table, index)
     checked = time.perf_counter() - began
 
     copy_rows, faiss_seconds = rows / statistics.median(copying), statistics.median(building)

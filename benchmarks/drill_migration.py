@@ -39,10 +39,8 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
 from embeddings_pipeline.model_change.phases import backfill, contract, expand, roll_back, swap
 from embeddings_pipeline.model_change.state import candidate_profile, incomplete_batches
-from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.database import open_database
@@ -230,7 +228,7 @@ def _sync(one: CollectionDefinition, settings: Settings, *_: Any) -> None:
     collection = open_collection(one, settings)
     collection.ledger.incremental_scan(collection.source, seconds=1)
     for batch in list(collection.ledger.work())[:3]:
-        commit(open_collection(one, settings), batch, f"sync-{time.time_ns()}")
+        run_batch(open_collection(one, settings), [batch], f"sync-{time.time_ns()}")
 
 
 def _blocker(_: CollectionDefinition, settings: Settings, __: random.Random, ___: int, state: dict[str, Any]) -> None:
@@ -252,17 +250,6 @@ def _vacuum(_: CollectionDefinition, settings: Settings, __: random.Random, ___:
                     connection.execute(f'VACUUM embeddings."{table}"')
         connection.execute("VACUUM films")
     state["pause"] = max(2.0, 4 * (time.perf_counter() - began))
-
-
-def commit(collection: Collection, batch: int, run: str) -> None:
-    """The four steps of a batch, as a run does them."""
-    read_items(collection, batch, run)
-    render_texts(collection, batch, run)
-    for _ in embed_batches(collection, [batch], run):
-        pass
-    embed_shadows(collection.shadow_models(), [batch], run)
-    commit_batch(collection, batch, run)
-    backfill_shadows(collection.shadow_models(), batch, run)
 
 
 class Locks:
@@ -337,7 +324,7 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     collection = open_collection(one, settings)
     collection.ledger.full_scan(collection.source)
     for batch in collection.ledger.dirty_batches():
-        commit(collection, batch, "first")
+        run_batch(collection, [batch], "first")
     from embeddings_pipeline.index.pgvector import ensure_index
 
     ensure_index(collection.database, collection.current.table, one.attributes.index, ["base"])
@@ -458,7 +445,7 @@ def _settled(one: CollectionDefinition, settings: Settings) -> dict[str, Any]:
     collection = open_collection(one, settings)
     collection.ledger.full_scan(collection.source)
     for batch in collection.ledger.work():
-        commit(collection, batch, "last")
+        run_batch(collection, [batch], "last")
     from embeddings_pipeline.health.coverage import coverage
 
     covered = coverage(collection.database, collection.current)

@@ -1,8 +1,10 @@
 -- Every copy compared with the next.
+-- Placeholders: {item} and {text}, the collection's tables; {written}, the relation that says which texts have their
+-- vector under the current model; {lacking}, the view of those that lack it.
 
 
 -- name: count
--- Where ledger, texts and model table disagree, whatever is dirty.
+-- How ledger, texts and model table disagree, whatever is dirty.
 
 SELECT
     (SELECT count(*) FROM {item} AS item

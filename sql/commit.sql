@@ -1,19 +1,32 @@
 -- The commit of one batch: one transaction, under the batch's lock (rules 3 to 5).
+-- The statements are in the order in which they are executed.
+-- Placeholders: {item} and {text}, the collection's tables; {lacking}, the view that says which texts lack their vector
+-- under the model that commits; {type}, halfvec(n) or vector(n).
 
 
--- name: batch_committed
--- The batch counts as rendered with this definition only where each of its committed items was: an item that was left
--- alone may still have texts of an older one. Parameters: collection, batch, definition_hash.
+-- name: stage
+-- What one run has for a batch, for this transaction alone.
 
-UPDATE embeddings.batch
-SET definition_hash = CASE
-        WHEN batch.definition_hash = %(definition_hash)s THEN batch.definition_hash
-        WHEN EXISTS (SELECT FROM commit_decision
-                     WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
-        ELSE %(definition_hash)s
-    END,
-    committed_at = now(), attempts = 0, next_try = NULL
-WHERE collection = %(collection)s AND batch = %(batch)s
+CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank
+    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_text (
+    row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
+    chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
+    row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
+    item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY) ON COMMIT DROP;
+
+
+-- name: keys
+-- The batch's items, to look at again. Parameter: batch.
+
+SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 
 
 -- name: decide
@@ -22,7 +35,7 @@ WHERE collection = %(collection)s AND batch = %(batch)s
 --   delete:   gone, and a scan said so (or nothing of it is committed)
 --   vanished: gone, but no scan has said so yet: a scan decides, which refuses to wipe
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
---   commit:     what this run encoded goes in
+--   commit:   what this run encoded goes in
 
 CREATE TEMPORARY TABLE commit_decision ON COMMIT DROP AS
 SELECT
@@ -39,16 +52,6 @@ FROM {item} AS item
 LEFT JOIN commit_now AS now USING (item_key)
 LEFT JOIN commit_item AS encoded USING (item_key)
 WHERE item.batch = %(batch)s AND item.item_key = ANY (%(item_keys)s::text[])
-
-
--- name: decisions
-SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
-
-
--- name: delete_items
-DELETE FROM {item} AS item
-USING commit_decision AS decided
-WHERE decided.decision = 'delete' AND item.item_key = decided.item_key
 
 
 -- name: gone_texts
@@ -70,12 +73,19 @@ WITH gone AS (
 SELECT DISTINCT item_key FROM gone
 
 
--- name: keys
-SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
+-- name: new_texts
+-- Texts that are not there yet, under new ids.
+
+INSERT INTO {text} AS text (item_key, vector_name, chunk, content_hash, text, blank)
+SELECT expected.item_key, expected.vector_name, expected.chunk, expected.content_hash, expected.text, expected.blank
+FROM commit_text AS expected
+JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
+ORDER BY expected.row_number
+ON CONFLICT (item_key, vector_name, chunk) DO NOTHING
 
 
 -- name: mark_shadows
--- Models beside the one that committed lack the new texts of this batch, until they are backfilled. A batch that an open
+-- Shadow models lack the new texts of this batch, until they are backfilled. A batch that an open
 -- migration has not come to yet stays without a row. Parameters: collection, batch, fingerprint, new_texts.
 
 INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete)
@@ -89,54 +99,28 @@ WHERE model.collection = %(collection)s AND model.fingerprint <> %(fingerprint)s
 ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = backfill.complete AND excluded.complete
 
 
--- name: new_texts
--- Texts that are not there yet, under new ids.
+-- name: mended
+-- Texts of this commit leave the quarantine when none of their kind lacks its vector. Parameters: collection, fingerprint.
 
-INSERT INTO {text} AS text (item_key, vector_name, chunk, content_hash, text, blank)
-SELECT expected.item_key, expected.vector_name, expected.chunk, expected.content_hash, expected.text, expected.blank
-FROM commit_text AS expected
-JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
-ORDER BY expected.row_number
-ON CONFLICT (item_key, vector_name, chunk) DO NOTHING
-
-
--- name: raise_version
--- The commit's last statement: no row, and so a rollback, where another model has become the current one. And the file
--- of the current model's vectors. Parameters: collection, batch, fingerprint, changed, file.
-
-WITH raised AS (
-    UPDATE embeddings.collection
-    SET version = version + %(changed)s::boolean::integer
-    WHERE name = %(collection)s AND fingerprint = %(fingerprint)s
-    RETURNING version
-), filed AS (
-    INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete, file)
-    SELECT %(collection)s, %(fingerprint)s, %(batch)s, true, %(file)s FROM raised
-    ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = true, file = excluded.file
-)
-UPDATE embeddings.batch SET version = raised.version
-FROM raised
-WHERE collection = %(collection)s AND batch = %(batch)s
-RETURNING raised.version
+DELETE FROM embeddings.quarantine
+USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
+WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
+  AND quarantine.content_hash = made.content_hash
+  AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)
 
 
--- name: stage
--- What one run made of a batch, for this transaction alone. {type}: halfvec(n) or vector(n).
+-- name: decisions
+-- What `decide` found for each item, for the numbers that a commit reports.
 
-CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank
-    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_text (
-    row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
-    chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
-    row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
-    item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY) ON COMMIT DROP;
+SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
+
+
+-- name: delete_items
+-- The only statement that deletes items.
+
+DELETE FROM {item} AS item
+USING commit_decision AS decided
+WHERE decided.decision = 'delete' AND item.item_key = decided.item_key
 
 
 -- name: update_items
@@ -155,11 +139,36 @@ WHERE item.item_key = decided.item_key AND decided.decision IN ('commit', 'leave
                                          OR item.payload IS DISTINCT FROM decided.payload))
 
 
--- name: mended
--- Texts of this commit leave the quarantine when none of their kind lacks its vector. Parameters: collection, fingerprint.
+-- name: batch_committed
+-- The batch counts as rendered with this definition only if each of its committed items was: an item that was left
+-- alone may still have texts of an older one. Parameters: collection, batch, definition_hash.
 
-DELETE FROM embeddings.quarantine
-USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
-WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-  AND quarantine.content_hash = made.content_hash
-  AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)
+UPDATE embeddings.batch
+SET definition_hash = CASE
+        WHEN batch.definition_hash = %(definition_hash)s THEN batch.definition_hash
+        WHEN EXISTS (SELECT FROM commit_decision
+                     WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
+        ELSE %(definition_hash)s
+    END,
+    committed_at = now(), attempts = 0, next_try = NULL
+WHERE collection = %(collection)s AND batch = %(batch)s
+
+
+-- name: raise_version
+-- The commit's last statement: no row, and so a rollback, if another model has become the current one. And the file
+-- of the current model's vectors. Parameters: collection, batch, fingerprint, changed, file.
+
+WITH raised AS (
+    UPDATE embeddings.collection
+    SET version = version + %(changed)s::boolean::integer
+    WHERE name = %(collection)s AND fingerprint = %(fingerprint)s
+    RETURNING version
+), filed AS (
+    INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete, file)
+    SELECT %(collection)s, %(fingerprint)s, %(batch)s, true, %(file)s FROM raised
+    ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = true, file = excluded.file
+)
+UPDATE embeddings.batch SET version = raised.version
+FROM raised
+WHERE collection = %(collection)s AND batch = %(batch)s
+RETURNING raised.version

@@ -1,5 +1,6 @@
 -- How well the vectors cover the source, counted in the data itself (rule 12).
--- {norm}: pgvector's function for a length.
+-- Placeholders: {item} and {text}, the collection's tables; {vector}, the model's vectors; {written}, the relation that
+-- says which texts have theirs; {lacking}, the view of those that lack it; {norm}, pgvector's function for a length.
 
 
 -- name: items

@@ -1,4 +1,6 @@
--- Vectors that are there already, for the texts of a batch. {batch}: its number.
+-- Vectors that are there already, for the texts of a batch.
+-- Placeholders: {item} and {text}, the collection's tables; {vector}, the model's vectors; {written}, the relation that
+-- says which texts have theirs; {batch}, a number.
 
 
 -- name: content_hashes
@@ -11,6 +13,8 @@ WHERE text.item_key = ANY (%(keys)s)
 
 
 -- name: vectors_of_batch
+-- The committed vectors of a batch, for COPY, which takes no parameters.
+
 SELECT vector.content_hash, vector.embedding
 FROM {item} AS item
 JOIN {text} AS text USING (item_key)

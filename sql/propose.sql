@@ -1,4 +1,4 @@
--- What a table looks like, for a proposal of its collection.
+-- What a table looks like, for a proposal of its collection. No placeholders.
 
 
 -- name: describe_table

@@ -325,11 +325,6 @@ class CollectionDefinition:
         ]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
 
-    @property
-    def partitions_name(self) -> str:
-        """Name of the Dagster partitions: one set of batches a collection."""
-        return f"{self.name}_batches"
-
 
 def batch_key(batch: int) -> str:
     """The partition key of a batch: `000042`."""

@@ -1,4 +1,4 @@
-"""Telling people: one structured line in the log, and a POST to ALERT_WEBHOOK_URL where that is set."""
+"""Telling people: one structured line in the log, and a POST to ALERT_WEBHOOK_URL if that is set."""
 
 import http.client
 import json

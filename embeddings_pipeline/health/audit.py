@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from psycopg.rows import dict_row
 
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import lock_batch
 from embeddings_pipeline.store.sql import load_sql
@@ -79,9 +80,9 @@ def _compare_lake(collection: Collection) -> tuple[int, int, list[int]]:
             if lacks != 0:  # once more: a commit may have come between
                 with connection.transaction():
                     lock_batch(connection, collection.definition.name, batch)
-                    one = connection.execute(load_sql("audit/committed_file"), {**name, "batch": batch}).fetchone()
+                    newest = connection.execute(load_sql("audit/committed_file"), {**name, "batch": batch}).fetchone()
                     hashes = [row[0] for row in connection.execute(hashes_of, {"batch": batch})]
-                lacks = _lacks(collection, batch, one[0] if one else file, hashes)
+                lacks = _lacks(collection, batch, newest[0] if newest else file, hashes)
             missing += lacks is None
             lacking += lacks or 0
             if lacks != 0:
@@ -90,7 +91,7 @@ def _compare_lake(collection: Collection) -> tuple[int, int, list[int]]:
 
 
 def _lacks(collection: Collection, batch: int, file: str, in_table: list[bytes]) -> int | None:
-    """How many of these content hashes the batch's file lacks; None where there is no such file."""
+    """How many of these content hashes the batch's file lacks; None if there is no such file."""
     if not in_table:
         return 0
     in_file = collection.lake.content_hashes(collection.folder("embeddings"), batch, file)
@@ -103,10 +104,10 @@ def _compare_faiss(collection: Collection) -> tuple[int, int]:
         index = open_index(collection.settings.state_dir / "faiss", collection.definition.name)
     except VectorIndexError:  # none yet, or damaged: built by the next sync
         return 0, 0
-    found = check_parity(collection.database, collection.current.table, index, samples=1)
-    if not found.comparable:
+    parity = check_parity(collection.database, collection.current.table, index, samples=1)
+    if not parity.comparable:
         return 0, 0
-    if found.missing_in_index or found.not_in_table:
+    if parity.missing_in_index or parity.not_in_table:
         with collection.database.connect(autocommit=True) as connection:
             connection.execute(load_sql("audit/index_again"), {"collection": collection.definition.name})
-    return found.missing_in_index, found.not_in_table
+    return parity.missing_in_index, parity.not_in_table

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.index.faiss_index import is_current, open_index, read_manifest
+from embeddings_pipeline.index.faiss_read import is_current, open_index, read_manifest
 from embeddings_pipeline.index.pgvector import indexes_fit
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.models import CollectionState, collection_state

@@ -7,7 +7,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.index.faiss_index import is_current, read_manifest
+from embeddings_pipeline.index.faiss_read import is_current, read_manifest
 from embeddings_pipeline.index.pgvector import describe_indexes
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database
@@ -36,7 +36,7 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
             "faiss": empty,
             "last_scan": None,
         }
-    found = coverage(database, model)
+    covered = coverage(database, model)
     with database.connect(autocommit=True) as connection:
         state = collection_state(connection, definition.name)
         indexes = describe_indexes(connection, model.table)
@@ -53,13 +53,13 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
         "collection": definition.name,
         "profile": model.profile.name,
         "fingerprint": model.table.fingerprint,
-        "items": found.items,
-        "vectors": found.vectors,
-        "coverage": round(found.share, 6),
-        "missing": found.missing,
-        "stale": found.stale,
-        "orphans": found.orphans,
-        "quarantined": found.quarantined,
+        "items": covered.items,
+        "vectors": covered.vectors,
+        "coverage": round(covered.share, 6),
+        "missing": covered.missing,
+        "stale": covered.stale,
+        "orphans": covered.orphans,
+        "quarantined": covered.quarantined,
         "dirty_batches": len(ledger.dirty_batches()),
         "pgvector_index": [asdict(index) for index in indexes],
         "faiss": faiss,

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.errors import ConfigurationError
-from embeddings_pipeline.index.faiss_index import TIE
+from embeddings_pipeline.index.exact import TIE, nearest, unit
+from embeddings_pipeline.index.snapshot import vector_blocks
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.search.query import nearest_items, nearest_texts
-from embeddings_pipeline.store.copy_binary import copy_blocks, copy_out
+from embeddings_pipeline.store.copy_binary import copy_out
 
 GOLDEN = "golden_queries.jsonl"
 SAMPLES = 100  # texts whose neighbours are compared
@@ -168,24 +169,10 @@ def _neighbours(connection: psycopg.Connection, model: Collection, name: str, sa
         columns,  # type: ignore[arg-type]
         dimension=table.dimension,
     )
-    queries = _unit(chosen["embedding"].astype(np.float32))
-    scores = np.full((len(samples), NEAREST), -np.inf, np.float32)
-    ids = np.full((len(samples), NEAREST), -1, np.int64)
-    every = sql.SQL("SELECT text_id, embedding FROM {} WHERE vector_name = {}")
-    query = every.format(table.identifier, sql.Literal(name))
-    for block in copy_blocks(connection, query, columns, dimension=table.dimension):  # type: ignore[arg-type]
-        here = queries @ _unit(block["embedding"].astype(np.float32)).T
-        here[block["text_id"][None, :] == chosen["text_id"][:, None]] = -np.inf
-        all_scores = np.concatenate([scores, here], axis=1)
-        all_ids = np.concatenate([ids, np.broadcast_to(block["text_id"], here.shape)], axis=1)
-        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :NEAREST]
-        scores, ids = np.take_along_axis(all_scores, best, 1), np.take_along_axis(all_ids, best, 1)
+    queries = unit(chosen["embedding"].astype(np.float32))
+    blocks = vector_blocks(connection, table, name)
+    scores, ids = nearest(queries, blocks, NEAREST, own=chosen["text_id"])
     return _Nearest(queries, scores, [[int(i) for i in row if i >= 0] for row in ids])
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
 
 
 def _recall(

@@ -1,4 +1,8 @@
-"""The only package that imports Dagster."""
+"""The only room that imports Dagster: component, assets, checks, jobs, sensors and schedules, and runs of our own.
+
+The command line calls `sync` and `switch`; Dagster loads the rest. What Dagster does not document is imported in
+`dagster_internals` alone.
+"""
 
 import warnings
 

@@ -3,28 +3,24 @@
 from collections.abc import Mapping
 
 import dagster as dg
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.health.alerts import alert
-from embeddings_pipeline.orchestration.assets import asset_key, named
-
-PHASES = ("expand", "backfill", "swap", "roll_back", "contract")
-JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
-ASSETS = ("item_ledger", "raw_items", "item_texts", "pgvector_table", "pgvector_index", "faiss_index", "audit")
+from embeddings_pipeline.orchestration.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+    AssetCheckExecutionRecordStatus,
+)
+from embeddings_pipeline.orchestration.names import JOBS, automation_name, is_of, job_name
 
 
 def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
     """`failure_alerts`: tells of each failed run of the collection. It is on from the start."""
 
     @dg.run_failure_sensor(
-        name=named(definition, "failure_alerts"),
+        name=automation_name(definition, "failure_alerts"),
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Logs a structured line for each run that fails, and posts it to ALERT_WEBHOOK_URL if that is set.",
     )
@@ -53,13 +49,8 @@ def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
 
 
 def _concerns(run: dg.DagsterRun, definition: CollectionDefinition) -> bool:
-    own = {f"{definition.name}_{job}" for job in JOBS}
-    prefix = asset_key(definition, "item_ledger").path[:-1]
-    return run.job_name in own or any(
-        key.path[:-1] == [*prefix, "migration"]
-        or (key.path[:-1] == prefix and (key.path[-1] in ASSETS or key.path[-1].startswith("embeddings_")))
-        for key in run.asset_selection or ()
-    )
+    own = {job_name(definition, job) for job in JOBS}
+    return run.job_name in own or any(is_of(definition, key) for key in run.asset_selection or ())
 
 
 def _range_of(tags: Mapping[str, str]) -> str | None:

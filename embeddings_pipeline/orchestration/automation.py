@@ -13,12 +13,6 @@ from typing import Any
 
 import dagster as dg
 import psycopg
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 from pydantic import Field
 
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
@@ -26,16 +20,25 @@ from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.lag import indexes_lag, lagging_since
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
-from embeddings_pipeline.orchestration.assets import asset_key, build_partitions, failures, named
-from embeddings_pipeline.orchestration.sync import (
-    Recent,
-    SyncResult,
-    batches_of,
-    cancel_dead_runs,
-    range_tags,
-    run_ranges,
-    sync,
+from embeddings_pipeline.orchestration.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+    BulkActionsFilter,
+    BulkActionStatus,
 )
+from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.names import (
+    asset_key,
+    automation_name,
+    batch_assets,
+    job_name,
+    op_name,
+    partitions_name,
+)
+from embeddings_pipeline.orchestration.partitions import batches_of, build_partitions, range_tags, run_ranges
+from embeddings_pipeline.orchestration.steps import failures
+from embeddings_pipeline.orchestration.sync import Recent, SyncResult, sync
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.locks import run_lock
@@ -57,7 +60,7 @@ UNDER_WAY = [
 class RefreshConfig(dg.Config):
     """Launchpad settings of the daily refresh."""
 
-    allow_deletes: bool = Field(default=False, description="Go on where more than 20 % of the items are gone.")
+    allow_deletes: bool = Field(default=False, description="Go on if more than 20 % of the items are gone.")
     force: bool = Field(default=False, description="Encode every text anew, also those whose vector is current.")
 
 
@@ -78,7 +81,7 @@ def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensio
     """`new_rows_sensor`; `jobs` are the collection's."""
 
     @dg.sensor(
-        name=named(definition, "new_rows_sensor"),
+        name=automation_name(definition, "new_rows_sensor"),
         jobs=jobs,
         minimum_interval_seconds=TICK_SECONDS,
         description=(
@@ -97,26 +100,26 @@ def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dim
     """One tick: read what is new, then derive from state which runs are to be started."""
     collection = open_collection(definition, load_settings())
     cancel_dead_runs(instance, collection.database)
-    config, name = definition.attributes.automation, definition.name
+    config = definition.attributes.automation
     recent: IncrementalScan | str | None = None
     if definition.attributes.source.updated_at and _scanned_at(collection):
         try:
             recent = collection.ledger.incremental_scan(collection.source, seconds=READ_SECONDS)
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
-    known = instance.get_dynamic_partitions(definition.partitions_name)
+    known = instance.get_dynamic_partitions(partitions_name(definition))
     added = [key for key in map(batch_key, collection.ledger.batches()) if key not in set(known)]
     existing = batches_of([*known, *added])
     busy = under_way(instance, definition, dimensions)
     dirty, work = collection.ledger.dirty_items(), collection.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
     ranges = run_ranges(free, existing, definition.attributes.items_per_batch)[:RUNS_PER_TICK]
-    requests = [_request(f"{name}_batches", range_tags(first, last)) for first, last in ranges]
+    requests = [_request(job_name(definition, "batches"), range_tags(first, last)) for first, last in ranges]
     if _full_scan_due(instance, collection, busy):
-        requests.append(_request(f"{name}_scan"))
+        requests.append(_request(job_name(definition, "scan")))
     lags = not (busy.index or busy.refresh) and indexes_lag(collection)
     if lags and _may_index(instance, collection, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
-        requests.append(_request(f"{name}_index"))
+        requests.append(_request(job_name(definition, "index")))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick
         place = {batch: n for n, batch in enumerate(existing)}
         tried = [n for n in free if n in place and any(place[a] <= place[n] <= place[b] for a, b in ranges)]
@@ -131,43 +134,41 @@ def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dim
 
 
 def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequest:
-    # Our console logger, which is quiet, counts only where the run's configuration names it.
+    # Our console logger, which is quiet, counts only if the run's configuration names it.
     return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 
 def under_way(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> UnderWay:
     """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now."""
-    name = definition.name
-    assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
-    batch_assets = {asset_key(definition, asset) for asset in assets}
+    step_assets = {asset_key(definition, asset) for asset in batch_assets(dimensions)}
     index_assets = {asset_key(definition, asset) for asset in ("pgvector_index", "faiss_index")}
-    existing = instance.get_dynamic_partitions(definition.partitions_name)
+    existing = instance.get_dynamic_partitions(partitions_name(definition))
     place = {key: n for n, key in enumerate(existing)}
     partitions: set[str] = set()
     scan = index = refresh = False
     for run in instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY)):
         selected = run.asset_selection or set()
-        scan |= run.job_name == f"{name}_scan" or asset_key(definition, "item_ledger") in selected
-        index |= run.job_name == f"{name}_index" or bool(selected & index_assets)
-        refresh |= run.job_name == f"{name}_refresh"
-        if run.job_name != f"{name}_batches" and not selected & batch_assets:
+        scan |= run.job_name == job_name(definition, "scan") or asset_key(definition, "item_ledger") in selected
+        index |= run.job_name == job_name(definition, "index") or bool(selected & index_assets)
+        refresh |= run.job_name == job_name(definition, "refresh")
+        if run.job_name != job_name(definition, "batches") and not selected & step_assets:
             continue
         first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG, run.tags.get(PARTITION_NAME_TAG, ""))
         last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
         if first in place and last in place:
             partitions.update(existing[place[first] : place[last] + 1])
-    open_ones = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
-    for backfill in instance.get_backfills(filters=open_ones):  # their runs may not have been made yet
-        partitions.update(_partitions_of(backfill, batch_assets, f"{name}_batches"))
+    unfinished = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
+    for backfill in instance.get_backfills(filters=unfinished):  # their runs may not have been made yet
+        partitions.update(_partitions_of(backfill, step_assets, job_name(definition, "batches")))
     return UnderWay(frozenset(partitions), scan, index, refresh)
 
 
-def _partitions_of(backfill: Any, batch_assets: set[dg.AssetKey], job_name: str) -> set[str]:
+def _partitions_of(backfill: Any, step_assets: set[dg.AssetKey], job_name: str) -> set[str]:
     if backfill.asset_backfill_data is not None:
         target = backfill.asset_backfill_data.target_subset
         return {
             key
-            for asset in batch_assets & set(target.asset_keys)
+            for asset in step_assets & set(target.asset_keys)
             for key in target.get_partitions_subset(asset).get_partition_keys()
         }
     origin = backfill.partition_set_origin
@@ -186,7 +187,7 @@ def _full_scan_due(instance: dg.DagsterInstance, collection: Collection, busy: U
     if busy.scan or busy.refresh or (scanned_at and datetime.now(UTC) - scanned_at < every):
         return False
     # One that was refused or failed is not asked for again at each tick.
-    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{collection.definition.name}_scan"), limit=1)
+    tried = instance.get_run_records(dg.RunsFilter(job_name=job_name(collection.definition, "scan")), limit=1)
     if not tried:
         return True
     ended = tried[0].end_time or tried[0].start_time or 0
@@ -205,7 +206,7 @@ def _may_index(
     waited = since is not None and datetime.now(UTC) - since >= longest
     if (dirty or busy.partitions) and not waited:
         return False
-    tried = instance.get_run_records(dg.RunsFilter(job_name=f"{collection.definition.name}_index"), limit=1)
+    tried = instance.get_run_records(dg.RunsFilter(job_name=job_name(collection.definition, "index")), limit=1)
     failed = tried and tried[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
     return not failed or time.time() - (tried[0].end_time or 0) >= FAILED_WAIT.total_seconds()
 
@@ -251,7 +252,7 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
     """`…_refresh` and `…_recent`: what the schedules start. Each runs the runs of a `sync` in its own process."""
     automation = definition.attributes.automation
 
-    @dg.op(name=f"{definition.name}_refresh_everything", out=dg.Out(dg.Nothing))
+    @dg.op(name=op_name(definition, "refresh_everything"), out=dg.Out(dg.Nothing))
     def refresh_everything(context: dg.OpExecutionContext, config: RefreshConfig) -> None:
         with _alive(context), failures():
             result = sync(
@@ -264,7 +265,7 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
             )
         context.log.info(_in_words(result))
 
-    @dg.op(name=f"{definition.name}_refresh_recent", out=dg.Out(dg.Nothing))
+    @dg.op(name=op_name(definition, "refresh_recent"), out=dg.Out(dg.Nothing))
     def refresh_recent(context: dg.OpExecutionContext) -> None:
         recent = Recent(automation.recent_days, automation.recent_items)
         with _alive(context), failures():
@@ -272,14 +273,14 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
         context.log.info(_in_words(result))
 
     @dg.job(
-        name=f"{definition.name}_refresh",
+        name=job_name(definition, "refresh"),
         description="Scan and audit everything, embed what is to be, bring the indexes up to date, run every check.",
     )
     def refresh() -> None:
         refresh_everything()
 
     @dg.job(
-        name=f"{definition.name}_recent",
+        name=job_name(definition, "recent"),
         description=(
             f"Embed items first seen in the last {automation.recent_days} days that have no vectors, at most "
             f"{automation.recent_items}."
@@ -297,7 +298,7 @@ def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefin
     config = definition.attributes.automation
     schedules = [
         dg.ScheduleDefinition(
-            name=named(definition, "recent_refresh"),
+            name=automation_name(definition, "recent_refresh"),
             job=recent,
             cron_schedule=f"0 */{config.recent_every_hours} * * *" if config.recent_every_hours < 24 else "0 0 * * *",
             execution_timezone=config.timezone,
@@ -307,7 +308,7 @@ def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefin
     if config.daily_refresh:
         hour, minute = config.daily_refresh.split(":")
         daily = dg.ScheduleDefinition(
-            name=named(definition, "daily_refresh"),
+            name=automation_name(definition, "daily_refresh"),
             job=refresh,
             cron_schedule=f"{int(minute)} {int(hour)} * * *",
             execution_timezone=config.timezone,

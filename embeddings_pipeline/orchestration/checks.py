@@ -10,12 +10,17 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import REMEDY, audit
-from embeddings_pipeline.health.coverage import coverage, freshness, integrity, uncovered_batches
+from embeddings_pipeline.health.coverage import coverage, uncovered_batches
 from embeddings_pipeline.health.drift import LEAST_COSINE, measure
-from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.health.freshness import freshness
+from embeddings_pipeline.health.integrity import integrity
+from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.orchestration.alerts import alert_of_check
-from embeddings_pipeline.orchestration.assets import ENCODER_POOL, asset_key, asset_options, failures
+from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, asset_options
+from embeddings_pipeline.orchestration.names import asset_key
 from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.orchestration.steps import failures
 
 QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
@@ -51,15 +56,15 @@ def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:
         counted here and made dirty, so that the next sync mends it. Every check runs with it.
         """
         with failures():
-            found = audit(pipeline.open(definition))
-        wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(found).items() if count]
+            differences = audit(pipeline.open(definition))
+        wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(differences).items() if count]
         words = f"{', '.join(wrong)}; {REMEDY}" if wrong else "all copies agree"
-        if not found.agree:
+        if not differences.agree:
             alert_of_check(context, definition, key, words)
         agreement = dg.AssetCheckResult(
-            check_name=key.name, passed=found.agree, description=words, metadata=vars(found)
+            check_name=key.name, passed=differences.agree, description=words, metadata=vars(differences)
         )
-        return dg.MaterializeResult(metadata=vars(found), check_results=[agreement])
+        return dg.MaterializeResult(metadata=vars(differences), check_results=[agreement])
 
     return audit_asset
 
@@ -88,16 +93,17 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         """
         with failures():
             collection = pipeline.open(definition)
-            found = coverage(collection.database, collection.current)
+            covered = coverage(collection.database, collection.current)
             batches = uncovered_batches(collection.database, collection.current)
-        whole = found.missing == found.stale == found.orphans == 0
-        counts = f"{found.items:,} items, {found.missing:,} missing, {found.stale:,} stale, {found.orphans:,} orphans"
-        # Rounded down: 100 % is said only of what is whole.
-        metadata = {**vars(found), "coverage_percent": math.floor(found.share * 10_000) / 100}
+        complete = covered.missing == covered.stale == covered.orphans == 0
+        counts = f"{covered.items:,} items, {covered.missing:,} missing, {covered.stale:,} stale"
+        counts += f", {covered.orphans:,} orphans"
+        # Rounded down: 100 % is said only if nothing is missing.
+        metadata = {**vars(covered), "coverage_percent": math.floor(covered.share * 10_000) / 100}
         if batches:
             rows = [dg.TableRecord(vars(batch)) for batch in batches]
             metadata["batches_not_covered"] = dg.MetadataValue.table(rows)
-        return result(context, "coverage", whole, counts, metadata)
+        return result(context, "coverage", complete, counts, metadata)
 
     @dg.asset_check(asset=table, name="integrity")
     def integrity_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -106,11 +112,11 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         """
         with failures():
             collection = pipeline.open(definition)
-            found = integrity(collection.database, collection.current)
-        wrong = f"{found.wrong_dimension:,} of another dimension, {found.not_finite:,} not finite"
-        counts = f"{found.vectors:,} vectors: {wrong}, {found.not_unit:,} not of unit length"
-        counts += ", all the same" if found.all_equal else ""
-        return result(context, "integrity", found.sound, counts, vars(found))
+            vectors = integrity(collection.database, collection.current)
+        wrong = f"{vectors.wrong_dimension:,} of another dimension, {vectors.not_finite:,} not finite"
+        counts = f"{vectors.vectors:,} vectors: {wrong}, {vectors.not_unit:,} not of unit length"
+        counts += ", all the same" if vectors.all_equal else ""
+        return result(context, "integrity", vectors.sound, counts, vars(vectors))
 
     @dg.asset_check(asset=table, name="quarantine")
     def quarantine_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -138,17 +144,17 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         """
         with failures():
             collection = pipeline.open(definition)
-            found = freshness(collection.database, definition.name, collection.current.table)
+            waits = freshness(collection.database, definition.name, collection.current.table)
         now = datetime.now(UTC)
-        waiting = (now - found.oldest_change).total_seconds() / 60 if found.oldest_change else 0.0
-        scanned = (now - found.full_scan_at).total_seconds() / 3600 if found.full_scan_at else math.inf
+        waiting = (now - waits.oldest_change).total_seconds() / 60 if waits.oldest_change else 0.0
+        scanned = (now - waits.full_scan_at).total_seconds() / 3600 if waits.full_scan_at else math.inf
         fresh = waiting <= LATE_MINUTES and scanned <= SCAN_HOURS
-        oldest = f"{waiting:.0f} minutes" if found.oldest_change else "none"
-        last = f"{scanned:.1f} hours ago" if found.full_scan_at else "never"
+        oldest = f"{waiting:.0f} minutes" if waits.oldest_change else "none"
+        last = f"{scanned:.1f} hours ago" if waits.full_scan_at else "never"
         words = f"oldest change that is not committed: {oldest}; last full scan: {last}"
         metadata = {
             "oldest_change_minutes": round(waiting, 2),
-            "hours_since_full_scan": round(scanned, 3) if found.full_scan_at else None,
+            "hours_since_full_scan": round(scanned, 3) if waits.full_scan_at else None,
         }
         return result(context, "freshness", fresh, words, metadata)
 
@@ -161,11 +167,11 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             try:
-                found = measure(collection.database, collection.fingerprint, collection.encoder())
+                drift = measure(collection.database, collection.fingerprint, collection.encoder())
             except ProfileError as error:  # its weights are no longer those of the fingerprint, or are gone
                 return result(context, "model_drift", False, str(error), {})
-        words = f"{found.texts} texts, lowest cosine {found.lowest_cosine:.6f} (at least {LEAST_COSINE})"
-        return result(context, "model_drift", found.same, words, vars(found))
+        words = f"{drift.texts} texts, lowest cosine {drift.lowest_cosine:.6f} (at least {LEAST_COSINE})"
+        return result(context, "model_drift", drift.same, words, vars(drift))
 
     @dg.asset_check(asset=index, name="index_parity")
     def parity_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -175,14 +181,15 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             faiss_index = open_index(collection.settings.state_dir / "faiss", definition.name)
-            found = check_parity(collection.database, collection.current.table, faiss_index)
-        if not found.comparable:
+            parity = check_parity(collection.database, collection.current.table, faiss_index)
+        if not parity.comparable:
             behind = "the index is behind the table; the next sync builds it again"
             return result(context, "index_parity", True, behind, {"current": False})
-        ids = f"{found.in_index:,} vectors, {found.missing_in_index:,} missing, {found.not_in_table:,} not in the table"
-        searches = f"{found.sampled - found.differing:,} of {found.sampled:,} searches as exact ones"
-        metadata = {name: value for name, value in vars(found).items() if name != "comparable"}
-        return result(context, "index_parity", found.ok, f"{ids}; {searches}", {**metadata, "current": True})
+        ids = f"{parity.in_index:,} vectors, {parity.missing_in_index:,} missing"
+        ids += f", {parity.not_in_table:,} not in the table"
+        searches = f"{parity.sampled - parity.differing:,} of {parity.sampled:,} searches as exact ones"
+        metadata = {name: value for name, value in vars(parity).items() if name != "comparable"}
+        return result(context, "index_parity", parity.ok, f"{ids}; {searches}", {**metadata, "current": True})
 
     return [
         coverage_check,

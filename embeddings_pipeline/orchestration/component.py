@@ -10,6 +10,7 @@ from embeddings_pipeline.config.definition import CollectionAttributes, Collecti
 from embeddings_pipeline.orchestration.alerts import build_alerts
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, build_schedules, build_sensor
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
+from embeddings_pipeline.orchestration.names import job_name
 from embeddings_pipeline.orchestration.scaffold import CollectionScaffolder
 
 
@@ -37,7 +38,7 @@ def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
     pipeline, refresh_jobs = build_pipeline(definition), build_refresh_jobs(definition)
     dimensions = declared_profile(definition).dimensions
-    asked_for = {f"{definition.name}_{job}" for job in ("scan", "batches", "index")}
+    asked_for = {job_name(definition, job) for job in ("scan", "batches", "index")}
     jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
     automation = dg.Definitions(
         jobs=refresh_jobs,

@@ -8,9 +8,10 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ProfileError
-from embeddings_pipeline.orchestration.assets import asset_key, build_assets
+from embeddings_pipeline.orchestration.assets import build_assets
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
+from embeddings_pipeline.orchestration.names import asset_key, batch_assets, job_name
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 
 
@@ -41,25 +42,24 @@ def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
     def select(*names: str) -> dg.AssetSelection:
         return dg.AssetSelection.assets(*(asset_key(definition, name) for name in names))
 
-    batch_assets = ("raw_items", "item_texts", f"embeddings_{dimensions}", "pgvector_table")
     return [
         dg.define_asset_job(
-            f"{definition.name}_scan",
+            job_name(definition, "scan"),
             select("item_ledger").without_checks(),
             description="Look for new, changed and vanished items.",
         ),
         dg.define_asset_job(
-            f"{definition.name}_batches",
-            select(*batch_assets).without_checks(),
+            job_name(definition, "batches"),
+            select(*batch_assets(dimensions)).without_checks(),
             description="Read, render, embed and commit batches.",
         ),
         dg.define_asset_job(
-            f"{definition.name}_index",
+            job_name(definition, "index"),
             select("pgvector_index", "faiss_index"),
             description="Bring the indexes up to date, and run the quick checks.",
         ),
         dg.define_asset_job(
-            f"{definition.name}_audit",
+            job_name(definition, "audit"),
             select("audit")
             | dg.AssetSelection.checks_for_assets(
                 *(asset_key(definition, name) for name in ("pgvector_index", "faiss_index"))

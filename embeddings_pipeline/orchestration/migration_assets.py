@@ -21,15 +21,11 @@ from embeddings_pipeline.model_change.phases import (
     swap,
 )
 from embeddings_pipeline.model_change.state import ModelChange, candidate_profile, open_change, progress
-from embeddings_pipeline.orchestration.assets import (
-    ENCODER_POOL,
-    asset_key,
-    asset_options,
-    each,
-    failures,
-    open_logged,
-)
+from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, asset_options
+from embeddings_pipeline.orchestration.figures import metadata_of
+from embeddings_pipeline.orchestration.names import asset_key, job_name, op_name
 from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.orchestration.steps import each, failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import Exclusive
 
@@ -98,7 +94,7 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
                 newly = max(1, state["backfilled_batches"] - before)
                 left = (state["batches"] - state["backfilled_batches"]) * (time.monotonic() - started) / newly / 60
                 texts += backfilled.texts
-                yield batch, {**backfilled.metadata(), **state, "texts_done": texts, "minutes_left": round(left, 1)}
+                yield batch, {**metadata_of(backfilled), **state, "texts_done": texts, "minutes_left": round(left, 1)}
 
         each(context, pipeline, definition, steps)
 
@@ -150,7 +146,7 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
 def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
     """A job for each phase, and one that rolls back."""
 
-    @dg.op(name=f"{definition.name}_roll_back_model", out=dg.Out(dg.Nothing))
+    @dg.op(name=op_name(definition, "roll_back_model"), out=dg.Out(dg.Nothing))
     def roll_back_model(context: dg.OpExecutionContext, config: RollBackConfig, pipeline: PipelineResource) -> None:
         with failures():
             done = roll_back(pipeline.open(definition), context.run_id, drop_candidate=config.drop_candidate)
@@ -161,7 +157,7 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
         )
 
     @dg.job(
-        name=f"{definition.name}_migration_roll_back",
+        name=job_name(definition, "migration_roll_back"),
         description="Bring the previous model back; before a swap, drop the candidate (launchpad: drop_candidate).",
     )
     def migration_roll_back() -> None:
@@ -175,7 +171,7 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
     }
     jobs: list[Any] = [
         dg.define_asset_job(
-            f"{definition.name}_migration_{phase}",
+            job_name(definition, f"migration_{phase}"),
             dg.AssetSelection.assets(asset_key(definition, f"migration/{phase}")),
             description=description,
         )

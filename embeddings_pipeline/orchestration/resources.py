@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import dagster as dg
-from dagster._utils.log import create_console_logger
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.orchestration.dagster_internals import create_console_logger
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.locks import run_lock

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.pipeline.scaffolding import propose_collection
+from embeddings_pipeline.pipeline.propose import propose_collection
 
 
 class CollectionParams(BaseModel):

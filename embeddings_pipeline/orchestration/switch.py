@@ -11,10 +11,13 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.lag import indexes_lag
 from embeddings_pipeline.model_change.state import incomplete_batches, open_change, progress
-from embeddings_pipeline.orchestration.assets import add_partitions
+from embeddings_pipeline.orchestration.figures import read_figures
+from embeddings_pipeline.orchestration.names import partitions_name
+from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
 from embeddings_pipeline.orchestration.resources import batch_done
-from embeddings_pipeline.orchestration.sync import JobRunner, batches_of, open_instance, range_tags, run_ranges
+from embeddings_pipeline.orchestration.runner import JobRunner, open_instance
 from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.pipeline.shadow import Backfilled
 
 
 @dataclass
@@ -55,11 +58,11 @@ def switch(
         with runner.others_watched():
             progress_of("expanding", 0, 0)
             config = {"ops": {runner.op("migration/expand"): {"config": {"candidate_profile": name}}}}
-            runner.execute(f"{definition.name}_migration_expand", config, {})
+            runner.execute("migration_expand", config, {})
             change = open_change(collection)
             assert change is not None
             add_partitions(instance, definition, collection.ledger.batches())
-            existing = batches_of(instance.get_dynamic_partitions(definition.partitions_name))
+            existing = batches_of(instance.get_dynamic_partitions(partitions_name(definition)))
             size = definition.attributes.items_per_batch
             work = dict.fromkeys(incomplete_batches(collection, change.candidate), size)
             done = progress(collection, change.candidate)
@@ -68,19 +71,22 @@ def switch(
             listening = batch_done.set(lambda asset, batch: progress_of("embedding", next(backfilled), done.batches))
             try:
                 for first, last in run_ranges(work, existing, size):
-                    sums = runner.execute(f"{definition.name}_migration_backfill", {}, range_tags(first, last))
-                    result.embedded += sums["embedded"]
-                    result.quarantined += sums["quarantined"]
+                    for each in runner.execute("migration_backfill", {}, range_tags(first, last)):
+                        if not each.metadata:  # a partition that somebody added by hand
+                            continue
+                        backfilled_batch = read_figures(Backfilled, each.metadata)
+                        result.embedded += backfilled_batch.embedded
+                        result.quarantined += backfilled_batch.quarantined
             finally:
                 batch_done.reset(listening)
             done = progress(collection, change.candidate)
             progress_of("indexing and checking", done.backfilled, done.batches)
-            figures = runner.execute(f"{definition.name}_migration_swap", {}, {})
+            [swapped] = runner.execute("migration_swap", {}, {})
             for figure in ("recall_at_10", "neighbour_overlap", "ndcg_current", "ndcg_candidate", "locked_ms"):
-                if figure in figures:
-                    setattr(result, figure, figures[figure])
+                if figure in swapped.metadata:
+                    setattr(result, figure, swapped.metadata[figure])
             if indexes_lag(open_collection(definition, settings)):
                 progress_of("building FAISS", done.backfilled, done.batches)
-                runner.execute(f"{definition.name}_index", {}, {})
+                runner.execute("index", {}, {})
     result.seconds = round(time.perf_counter() - started, 2)
     return result

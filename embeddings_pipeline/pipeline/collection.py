@@ -29,7 +29,7 @@ class Collection:
     source: Source
     lake: Lake
     current: Model
-    warning: str | None = None  # where the declared profile is not the current one
+    warning: str | None = None  # if the declared profile is not the current one
 
     @property
     def profile(self) -> Profile:
@@ -40,13 +40,13 @@ class Collection:
         return self.current.table.fingerprint
 
     def encoder(self) -> Encoder:
-        """The current model, loaded once a process. ProfileError where its weights are not those of the vectors."""
-        there = fingerprint(self.profile, self.settings.state_dir)
-        if there != self.fingerprint:
+        """The current model, loaded once a process. ProfileError if its weights are not those of the vectors."""
+        actual = fingerprint(self.profile, self.settings.state_dir)
+        if actual != self.fingerprint:
             raise ProfileError(
                 f"collection {self.definition.name!r}: the weights of profile {self.profile.name!r} are not the ones "
-                f"its vectors were made with (fingerprint {there}, not {self.fingerprint}); bring back the former "
-                f"weights of {self.profile.model}"
+                f"its vectors were made with (fingerprint {actual}, not {self.fingerprint}); bring back the "
+                f"earlier weights of {self.profile.model}"
             )
         return load_encoder(self.profile)
 
@@ -69,7 +69,7 @@ class Collection:
         return replace(self, current=Model(profile, model.table), warning=None)
 
     def with_batch_settings(self, *, batch_size: int | None, tokens_per_batch: int | None) -> "Collection":
-        """The same with other sizes of the encoder's batches, where they are given."""
+        """The same with other sizes of the encoder's batches, if they are given."""
         profile = replace(
             self.profile,
             batch_size=batch_size or self.profile.batch_size,
@@ -85,19 +85,20 @@ class Collection:
 
     def newest(self, asset: str, batch: int, run: str) -> tuple[str, pa.Table]:
         """Path and content of the asset's file of this batch: this run's, else the newest. LakeError without any."""
-        found = self.lake.newest(self.folder(asset), batch, run)
-        if found is None:
+        newest = self.lake.newest(self.folder(asset), batch, run)
+        if newest is None:
             raise LakeError(
                 f"collection {self.definition.name!r}, batch {batch}: the lake has no {asset} of it; materialize "
                 f"{asset} first, or run `embeddings-pipeline sync`"
             )
-        return found
+        return newest
 
 
 def open_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
     """Open the database, register the definition, and find its current model; the first run activates the declared one.
 
-    Where the declared profile is another than the current one, the current one stays and `warning` says so (rule 5).
+    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5). Raises
+    DatabaseError, SourceError or ProfileError.
     """
     database = open_database(settings)
     ensure_schema(database)
@@ -118,20 +119,25 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
         # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
         current = Model(declared, current.table)
     else:
-        adopted = definition.attributes.destination is not None
-        key = "`destination.profile:`" if adopted else "`profile:`"
-        where = "" if adopted else " or EMBEDDING_PROFILE"
-        warning = (
-            f"collection {definition.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
-            f"vectors were made with {current.profile.name!r} ({current.profile.model}), which stays current; "
-            f"move to the declared one with `embeddings-pipeline profile switch {declared.name}`, or declare the "
-            f"current one ({key} in {definition.path or 'defs.yaml'}{where})"
-        )
+        warning = _other_profile(definition, declared, current)
     if definition.attributes.destination is None and current.table.storage != definition.attributes.storage:
         warning = (
-            f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its "
-            "vectors are "
-            f"stored as {current.table.storage}, which stays; give it a collection of its own to change that"
+            f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
+            f"are stored as {current.table.storage}, which stays; give it a collection of its own to change that"
         )
     source = Source(definition, database)
     return Collection(definition, settings, database, ledger, source, open_lake(settings), current, warning)
+
+
+def _other_profile(definition: CollectionDefinition, declared: Profile, current: Model) -> str:
+    """The warning that another profile is declared than the vectors were made with."""
+    if definition.attributes.destination is None:
+        key, environment = "`profile:`", " or EMBEDDING_PROFILE"
+    else:
+        key, environment = "`destination.profile:`", ""
+    return (
+        f"collection {definition.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
+        f"vectors were made with {current.profile.name!r} ({current.profile.model}), which stays current; "
+        f"move to the declared one with `embeddings-pipeline profile switch {declared.name}`, or declare the "
+        f"current one ({key} in {definition.path or 'defs.yaml'}{environment})"
+    )

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.errors import StaleRunError
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.figures import Committed
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
@@ -20,40 +21,20 @@ from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.sql import load_sql
 
 
-@dataclass
-class Committed:
-    """What one commit did, in items, and how many vectors it wrote and deleted."""
-
-    inserted: int = 0
-    updated: int = 0
-    deleted: int = 0
-    unchanged: int = 0
-    left: int = 0  # not committed: not whole, or changed since the run read it
-    vectors_written: int = 0
-    vectors_deleted: int = 0
-    version: int = 0
-
-    def metadata(self) -> dict[str, Any]:
-        """The numbers, and which share of the batch's items is committed as it is in the source now."""
-        covered = self.inserted + self.updated + self.unchanged
-        items = covered + self.left
-        return {**vars(self), "coverage_percent": round(100 * covered / items, 2) if items else 100.0}
-
-
 def commit_batch(
     collection: Collection, batch: int, run: str, *, at_second_look: Callable[[], Any] = lambda: None
 ) -> Committed:
-    """Bring what the run made of a batch into PostgreSQL, whole or not at all.
+    """Bring what a run has for a batch into PostgreSQL, whole or not at all (rule 4).
 
     `at_second_look` is called under the batch's lock, when the source has just been read again. Raises StaleRunError,
-    with nothing changed, where another model has become the current one.
+    with nothing changed, if another model has become the current one.
     """
     _, texts = collection.newest("item_texts", batch, run)
     path, embeddings = collection.newest("embeddings", batch, run)
-    made = _match(texts, embeddings, collection)
+    result = _match(texts, embeddings, collection)
     definition_hash = (texts.schema.metadata or {}).get(DEFINITION_HASH)
     file = path.rsplit("/", 1)[-1]
-    committed = giving_way(lambda: _commit(collection, batch, made, definition_hash, file, at_second_look))
+    committed = giving_way(lambda: _commit(collection, batch, result, definition_hash, file, at_second_look))
     for asset in ("raw_items", "item_texts", "embeddings"):
         collection.lake.sweep(collection.folder(asset), batch, keep=file)
     return committed
@@ -62,17 +43,17 @@ def commit_batch(
 def _commit(
     collection: Collection,
     batch: int,
-    made: "_Made",
+    result: "_BatchResult",
     definition_hash: bytes | None,
     file: str,
     at_second_look: Callable[[], Any],
 ) -> Committed:
-    """The transaction."""
+    """The transaction. Under the lock of the batch, `result` is compared with the source as it is now."""
     table, tables = collection.current.table, collection.current.table.tables
     key = {"collection": collection.definition.name, "batch": batch}
     committed = Committed()
     with collection.source.connect() as reading, collection.database.connect() as connection:
-        _stage(connection, made, table)
+        _stage(connection, result, table)
         lock_batch(connection, collection.definition.name, batch)
         item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
         now = collection.source.read(reading, item_keys)
@@ -97,7 +78,7 @@ def _commit(
         _count(connection, rerendered, committed)
         connection.execute(tables.statement("commit/delete_items"))
         connection.execute(tables.statement("commit/update_items"))
-        # The texts may be older than the definition, where this step is run alone: then the batch stays dirty.
+        # The texts may be older than the definition, if this step is done alone: then the batch stays dirty.
         connection.execute(load_sql("commit/batch_committed"), {**key, "definition_hash": definition_hash})
 
         changed = committed.vectors_written + committed.vectors_deleted > 0
@@ -129,8 +110,8 @@ def _count(connection: psycopg.Connection, rerendered: set[str], committed: Comm
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What a run made of a batch: of whole items only, that is with each text embedded, quarantined or blank."""
+class _BatchResult:
+    """What a run has for a batch, of whole items only: those with each text embedded, quarantined or blank."""
 
     items: dict[str, tuple[bytes, str]]  # item key → row hash, payload
     texts: list[tuple[int, str, str, int, bytes, str, bool]]
@@ -140,7 +121,7 @@ class _Made:
     vectors: NDArray
 
 
-def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Made:
+def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _BatchResult:
     place = ["item_key", "vector_name", "chunk", "content_hash"]
     vector_at = {key: n for n, key in enumerate(zip(*(embeddings[c].to_pylist() for c in place), strict=True))}
     rows = texts.to_pylist()
@@ -149,14 +130,14 @@ def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Ma
     excused = collection.ledger.quarantined(collection.fingerprint, [row["content_hash"] for row in missing])
     incomplete = {row["item_key"] for row in missing if row["content_hash"] not in excused}
 
-    whole = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
+    complete = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
     columns = ["item_key", "vector_name", "chunk", "content_hash", "text", "blank"]
-    picked = [(n, vector_of[n]) for n in whole if vector_of[n] is not None]
+    picked = [(n, vector_of[n]) for n in complete if vector_of[n] is not None]
     numbers, at = np.array(picked, np.int64).reshape(-1, 2).T
     hashes = np.frombuffer(b"".join(embeddings["content_hash"].to_pylist()), np.uint8).reshape(-1, 16)
-    return _Made(
-        {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in whole},
-        [(n, *(rows[n][column] for column in columns)) for n in whole],
+    return _BatchResult(
+        {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in complete},
+        [(n, *(rows[n][column] for column in columns)) for n in complete],
         numbers,
         hashes[at],
         np.asarray(embeddings["encoded"].to_pylist(), bool)[at],
@@ -164,16 +145,22 @@ def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Ma
     )
 
 
-def _stage(connection: psycopg.Connection, made: _Made, table: Destination) -> None:
+def _stage(connection: psycopg.Connection, result: _BatchResult, table: Destination) -> None:
     connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
     with connection.cursor() as cursor:
         with cursor.copy("COPY commit_item FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["text", "bytea", "jsonb"])
-            for item_key, (row_hash, payload) in made.items.items():
+            for item_key, (row_hash, payload) in result.items.items():
                 copy.write_row((item_key, row_hash, Jsonb(payload, dumps=str)))
         with cursor.copy("COPY commit_text FROM STDIN (FORMAT binary)") as copy:
             copy.set_types(["int8", "text", "text", "int8", "bytea", "text", "bool"])
-            for row in made.texts:
+            for row in result.texts:
                 copy.write_row(row)
-    columns: dict[str, NDArray] = {"row_number": made.row_numbers, "content_hash": made.hashes, "encoded": made.encoded}
-    copy_in(connection, sql.Identifier("commit_vector"), {**columns, "embedding": made.vectors}, storage=table.storage)
+    columns: dict[str, NDArray] = {
+        "row_number": result.row_numbers,
+        "content_hash": result.hashes,
+        "encoded": result.encoded,
+    }
+    copy_in(
+        connection, sql.Identifier("commit_vector"), {**columns, "embedding": result.vectors}, storage=table.storage
+    )

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.steps import embed_batches, embed_texts, embeddings_table, vectors_there
+from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
+from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
 from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.retry import (
@@ -50,9 +51,9 @@ class Backfilled:
     complete: bool = False
     seconds: float = 0.0
 
-    def metadata(self) -> dict[str, Any]:
-        rate = self.texts / self.seconds if self.seconds else 0.0
-        return {**vars(self), "seconds": round(self.seconds, 3), "texts_per_second": round(rate, 1)}
+    @property
+    def texts_per_second(self) -> float:
+        return round(self.texts / self.seconds, 1) if self.seconds else 0.0
 
 
 def wanted_batches(model: Collection, batches: Sequence[int]) -> list[int]:

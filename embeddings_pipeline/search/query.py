@@ -181,7 +181,7 @@ def _faiss(
     k: int,
 ) -> list[Hit] | None:
     """None where the index is of another model: it has just been switched."""
-    from embeddings_pipeline.index.faiss_index import open_index
+    from embeddings_pipeline.index.faiss_read import open_index
 
     collection = open_index(settings.state_dir / "faiss", model.table.collection)
     if (collection.manifest.fingerprint, collection.manifest.epoch) != (model.table.fingerprint, state.epoch):

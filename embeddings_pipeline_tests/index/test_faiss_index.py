@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.index import faiss_index
-from embeddings_pipeline.index.faiss_index import build, check_parity, is_current, open_index, read_manifest
+from embeddings_pipeline.index import faiss_build
+from embeddings_pipeline.index.faiss_build import build
+from embeddings_pipeline.index.faiss_read import is_current, open_index, read_manifest
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline_tests.support.model_tables import (
     FINGERPRINT,
     add_vectors,
     make_collection,
     raise_version,
-    remove_vectors,
     unit_vectors,
 )
 
@@ -54,7 +55,7 @@ def in_process(code, database, folder, **popen):
     prelude = f"""
     import sys
     from pathlib import Path
-    from embeddings_pipeline.index import faiss_index
+    from embeddings_pipeline.index import faiss_build, faiss_publish, faiss_read, parity
     from embeddings_pipeline.store.database import Database
     from embeddings_pipeline.store.destination.table import TableDestination
     database, folder = Database({database.url!r}), Path({str(folder)!r})
@@ -107,7 +108,7 @@ def test_manifest_says_what_the_generation_was_made_from(database, folder, table
 
 def test_reading_the_manifest_does_not_import_faiss(database, folder, table):
     build(database, table, folder)
-    code = "print(faiss_index.read_manifest(folder, 'things').count, 'faiss' in sys.modules)"
+    code = "print(faiss_read.read_manifest(folder, 'things').count, 'faiss' in sys.modules)"
     assert in_process(code, database, folder).communicate()[0].strip() == "500 False"
 
 
@@ -139,7 +140,7 @@ def test_queries_of_another_dimension_are_an_error(database, folder, table):
 
 
 def test_above_the_limit_recall_is_measured_and_reached(database, folder, monkeypatch):
-    monkeypatch.setattr(faiss_index, "EXACT_BELOW", 5000)
+    monkeypatch.setattr(faiss_build, "EXACT_BELOW", 5000)
     table = make_collection(database)
     centres = unit_vectors(50, seed=5)
     vectors = centres[np.random.default_rng(0).integers(0, 50, 6000)] + 0.1 * unit_vectors(6000)
@@ -147,43 +148,9 @@ def test_above_the_limit_recall_is_measured_and_reached(database, folder, monkey
     manifest = build(database, table, folder)
     assert manifest.vectors["base"].index_type.startswith("IVF77,SQfp16,nprobe=")
     assert not manifest.vectors["base"].exact
-    assert manifest.recall_at_10 >= faiss_index.WANTED_RECALL
+    assert manifest.recall_at_10 >= faiss_build.WANTED_RECALL
     parity = check_parity(database, table, open_index(folder, "things"))
-    assert parity.ok and parity.recall_at_10 >= faiss_index.LEAST_RECALL and parity.sampled == 50
-
-
-def test_parity_counts_both_directions(database, folder, table):
-    build(database, table, folder)
-    opened = open_index(folder, "things")
-    parity = check_parity(database, table, opened)
-    assert parity.ok and (parity.in_index, parity.in_table, parity.sampled, parity.recall_at_10) == (500, 500, 50, 1)
-
-    add_vectors(database, table, unit_vectors(3, seed=9), first_id=600)
-    remove_vectors(database, table, [1, 2])
-    assert not check_parity(database, table, opened).comparable  # of another version
-    with database.connect() as connection:  # as if a vector had been changed behind the version's back
-        connection.execute("UPDATE embeddings.collection SET version = 1")
-    parity = check_parity(database, table, opened)
-    assert not parity.ok and (parity.missing_in_index, parity.not_in_table) == (3, 2)
-
-
-def test_parity_sees_vectors_that_differ(database, folder, table):
-    build(database, table, folder)
-    with database.connect() as connection:
-        connection.execute(
-            f"UPDATE embeddings.{table.name} a SET embedding = b.embedding FROM embeddings.{table.name} b "
-            "WHERE b.text_id = 501 - a.text_id"
-        )
-    parity = check_parity(database, table, open_index(folder, "things"))
-    assert not parity.ok and parity.missing_in_index == parity.not_in_table == 0
-    assert parity.differing and parity.score_error > 0.01
-
-
-def test_parity_accepts_ties(database, folder):
-    table = make_collection(database)
-    add_vectors(database, table, np.repeat(unit_vectors(3), 40, axis=0))
-    build(database, table, folder)
-    assert check_parity(database, table, open_index(folder, "things")).ok
+    assert parity.ok and parity.recall_at_10 >= faiss_build.LEAST_RECALL and parity.sampled == 50
 
 
 def test_three_generations_stay_and_an_open_one_still_answers(database, folder, table):
@@ -213,7 +180,7 @@ def test_another_model_is_refused(database, folder, table):
 
 
 def test_an_older_version_never_replaces_a_newer_one(database, folder, table, monkeypatch):
-    slow, publish = [], faiss_index._publish
+    slow, publish = [], faiss_build.publish
 
     def overtaken(*arguments):
         if not slow:
@@ -222,7 +189,7 @@ def test_an_older_version_never_replaces_a_newer_one(database, folder, table, mo
             build(database, table, folder)
         return publish(*arguments)
 
-    monkeypatch.setattr(faiss_index, "_publish", overtaken)
+    monkeypatch.setattr(faiss_build, "publish", overtaken)
     manifest = build(database, table, folder)  # read version 1, and version 2 is published meanwhile
     assert manifest.version == 2 and manifest.count == 501
     assert read_manifest(folder, "things") == manifest and len(generations(folder)) == 1
@@ -244,9 +211,9 @@ def test_what_an_earlier_epoch_or_a_lost_future_left_is_replaced(database, folde
 def test_two_builders_at_once_both_end_well(database, folder, table):
     code = """
     for _ in range(5):
-        faiss_index.build(database, table, folder)
-    opened = faiss_index.open_index(folder, "things")
-    print(faiss_index.check_parity(database, table, opened).ok)
+        faiss_build.build(database, table, folder)
+    opened = faiss_read.open_index(folder, "things")
+    print(parity.check_parity(database, table, opened).ok)
     """
     builders = [in_process(code, database, folder) for _ in range(2)]
     assert [builder.communicate()[0].strip() for builder in builders] == ["True", "True"]
@@ -254,14 +221,14 @@ def test_two_builders_at_once_both_end_well(database, folder, table):
     assert read_manifest(folder, "things").generation == generations(folder)[-1]
 
 
-@pytest.mark.parametrize("stage", ["_index", "_checksum", "_sync_folder"])
+@pytest.mark.parametrize("stage", ["faiss_build._index", "faiss_publish.checksum_of", "faiss_publish._sync_folder"])
 def test_a_killed_build_leaves_the_former_generation(database, folder, table, stage):
     before = build(database, table, folder)
     add_vectors(database, table, unit_vectors(1, seed=4), first_id=9000)
     code = f"""
     import os, signal
-    faiss_index.{stage} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-    faiss_index.build(database, table, folder)
+    {stage} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    faiss_build.build(database, table, folder)
     """
     assert in_process(code, database, folder).wait() == -signal.SIGKILL
     assert len(list((folder / "things").glob(".building-*"))) == 1
@@ -274,9 +241,9 @@ def test_a_killed_build_leaves_the_former_generation(database, folder, table, st
 
 def test_a_build_in_another_process_is_not_swept(database, folder, table):
     code = """
-    index = faiss_index._index
-    faiss_index._index = lambda vectors: (print("here", flush=True), sys.stdin.read(), index(vectors))[-1]
-    print(faiss_index.build(database, table, folder).generation)
+    index = faiss_build._index
+    faiss_build._index = lambda vectors: (print("here", flush=True), sys.stdin.read(), index(vectors))[-1]
+    print(faiss_build.build(database, table, folder).generation)
     """
     with in_process(code, database, folder, stdin=subprocess.PIPE) as other:
         assert other.stdout.readline() == "here\n"
@@ -372,7 +339,7 @@ def test_readers_never_fail_while_generations_come_and_go(database, folder, tabl
     build(database, table, folder)
     code = """
     for _ in range(12):
-        faiss_index.build(database, table, folder)
+        faiss_build.build(database, table, folder)
     """
     with in_process(code, database, folder) as builder:
         searches = 0
@@ -383,7 +350,7 @@ def test_readers_never_fail_while_generations_come_and_go(database, folder, tabl
 
 
 def test_vectors_and_version_are_of_one_snapshot(database, folder, table, monkeypatch):
-    counts = faiss_index._counts
+    counts = faiss_build.vector_counts
 
     def with_a_commit_in_between(*arguments):
         with database.connect() as connection:
@@ -391,7 +358,7 @@ def test_vectors_and_version_are_of_one_snapshot(database, folder, table, monkey
             raise_version(connection)
         return counts(*arguments)
 
-    monkeypatch.setattr(faiss_index, "_counts", with_a_commit_in_between)
+    monkeypatch.setattr(faiss_build, "vector_counts", with_a_commit_in_between)
     manifest = build(database, table, folder)
     assert (manifest.version, manifest.count) == (1, 500)
 

@@ -16,7 +16,9 @@ from embeddings_pipeline.ledger import incremental_scan
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan, Watermark
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.embed import embed_batches
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import Position
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder

@@ -23,20 +23,20 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, PipelineError, StaleRunError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.index.faiss_index import build as build_faiss
+from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.model_change import backfill, phases
 from embeddings_pipeline.model_change.phases import add_model, contract, expand, roll_back, swap
 from embeddings_pipeline.model_change.state import candidate_profile, open_change
 from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.steps import pending_texts
+from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import column
 from embeddings_pipeline.store.destination import table as own_table
 from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, commit, commit_all, written_together
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_batch, wait_until
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_without_shadows, wait_until
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -448,7 +448,7 @@ class TestPhases:
         execute(table, "UPDATE segments SET words = 'edited since' WHERE id = 2")
         collection.ledger.full_scan(collection.source)
         [batch] = collection.ledger.work()
-        run_batch(collection, batch, "edit")  # without what backfills the model beside it
+        run_without_shadows(collection, batch, "edit")  # without what backfills the model beside it
         write, endings = shadow._write, iter([True])
 
         def ended(*arguments: Any) -> None:

@@ -31,8 +31,11 @@ from embeddings_pipeline.model_change.state import (
 from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows, embed_shadows
-from embeddings_pipeline.pipeline.steps import embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.embed import embed_batches
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
+from embeddings_pipeline.pipeline.run_batch import run_batch
+from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import table as own_table
@@ -43,7 +46,7 @@ from embeddings_pipeline_tests.support.workbench import (
     films,
     make_films,
     plain_role,
-    run_batch,
+    run_without_shadows,
     sync_once,
 )
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
@@ -96,14 +99,8 @@ def again(collection: Collection) -> Collection:
 
 
 def commit(collection: Collection, batch: int, run: str) -> None:
-    """The four steps as a run does them, with the shadow models."""
-    read_items(collection, batch, run)
-    render_texts(collection, batch, run)
-    for _ in embed_batches(collection, [batch], run):
-        pass
-    embed_shadows(collection.shadow_models(), [batch], run)
-    commit_batch(collection, batch, run)
-    backfill_shadows(collection.shadow_models(), batch, run)
+    """A batch as a run does it, with the shadow models."""
+    run_batch(collection, [batch], run)
 
 
 def commit_all(collection: Collection, run: str = "later") -> None:
@@ -219,7 +216,7 @@ class TestPhases:
             for (
                 batch
             ) in collection.ledger.work():  # what backfills the model beside it comes last, and has not come yet
-                run_batch(again(collection), batch, "meanwhile")
+                run_without_shadows(again(collection), batch, "meanwhile")
             gate = measure(current, candidate)
             assert (gate.texts, gate.missing, gate.refused) == (25, 0, [])
             return gate
@@ -530,7 +527,7 @@ class TestShadowModelsInCommits:
         [model] = collection.shadow_models()
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
-        run_batch(collection, 0, "without the second model")
+        run_without_shadows(collection, 0, "without the second model")
         assert incomplete_batches(collection, model.current) == [0]
         assert collection.ledger.work() == {0: 10}
         backfill_shadows([model], 0, "still without")
@@ -550,7 +547,7 @@ class TestShadowModelsInCommits:
             gate = measured(*arguments)
             execute(database, "UPDATE films SET overview = 'just now' WHERE id = 1")
             collection.ledger.full_scan(collection.source)
-            run_batch(collection, 0, "just now")
+            run_without_shadows(collection, 0, "just now")
             return gate
 
         monkeypatch.setattr(phases, "measure_gate", then_an_edit)
@@ -578,7 +575,7 @@ class TestShadowModelsInCommits:
         def edited(number: int) -> None:
             execute(database, "UPDATE films SET overview = 'edited' WHERE id = %s", [number])
             collection.ledger.full_scan(collection.source)
-            run_batch(collection, 0, f"edit {number}")
+            run_without_shadows(collection, 0, f"edit {number}")
 
         edited(1)
         with database.connect(autocommit=True) as connection:
@@ -597,7 +594,7 @@ class TestShadowModelsInCommits:
         backfill_all(collection)
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
-        run_batch(collection, 0, "early")
+        run_without_shadows(collection, 0, "early")
         swap(collection, "swap")
         assert_whole(collection)
 

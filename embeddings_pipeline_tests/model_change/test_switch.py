@@ -20,7 +20,8 @@ from embeddings_pipeline.model_change.plan import price
 from embeddings_pipeline.model_change.state import candidate_profile, open_change
 from embeddings_pipeline.orchestration import migration_assets
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.sync import range_tags, sync
+from embeddings_pipeline.orchestration.partitions import range_tags
+from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, definition

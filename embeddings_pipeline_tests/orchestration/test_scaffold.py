@@ -5,7 +5,7 @@ import yaml
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, load_collections
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.pipeline.scaffolding import propose_collection
+from embeddings_pipeline.pipeline.propose import propose_collection
 from embeddings_pipeline_tests.orchestration.test_component import dg_command, project  # noqa: F401
 from embeddings_pipeline_tests.support.workbench import PROFILE, committed, execute, sync_once
 

@@ -13,17 +13,17 @@ import dagster as dg
 import psutil
 import pytest
 from dagster import DagsterInstance
-from dagster._core.events import EngineEventData
-from dagster._core.instance import InstanceRef
-from dagster._core.launcher.base import WorkerStatus
 from psycopg import sql
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.orchestration.instance.launcher import HOST_TAG, WatchedRunLauncher, host_tags, worker_alive
+from embeddings_pipeline.orchestration.dagster_internals import WorkerStatus
+from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
+from embeddings_pipeline.orchestration.instance.liveness import HOST_TAG, host_tags, worker_alive
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
-from embeddings_pipeline.orchestration.sync import open_instance
+from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline_tests.support.dagster_internals import EngineEventData, InstanceRef
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -185,7 +185,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 import dagster as dg
-from dagster._core.instance import InstanceRef
+from embeddings_pipeline_tests.support.dagster_internals import InstanceRef
 
 @dg.op
 def waits():

@@ -13,9 +13,11 @@ import pytest
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.status import collection_status
-from embeddings_pipeline.index.faiss_index import open_index
+from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.sync import RunFailed, SyncResult, cancel_dead_runs, sync
+from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.runner import RunFailed
+from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder

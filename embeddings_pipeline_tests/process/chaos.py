@@ -39,7 +39,8 @@ from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.health.lag import indexes_lag
-from embeddings_pipeline.index.faiss_index import check_parity, open_index
+from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.models import collection_state

@@ -8,8 +8,6 @@ import threading
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.api import execute_run
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
@@ -17,9 +15,13 @@ from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.sync import range_tags, sync
+from embeddings_pipeline.orchestration.dagster_internals import InMemoryJob
+from embeddings_pipeline.orchestration.names import partitions_name
+from embeddings_pipeline.orchestration.partitions import range_tags
+from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support.dagster_internals import execute_run
 from embeddings_pipeline_tests.support.workbench import committed, definition, execute, films, make_films, sync_once
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
     one = definition()
     sync_once(one, project)
     definitions = build_definitions(one)
-    instance.add_dynamic_partitions(one.partitions_name, [f"{n:06d}" for n in range(6)])
+    instance.add_dynamic_partitions(partitions_name(one), [f"{n:06d}" for n in range(6)])
     stop = threading.Event()
     failures: list[BaseException] = []
 

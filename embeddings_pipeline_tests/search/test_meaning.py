@@ -10,7 +10,7 @@ import pytest
 
 from embeddings_pipeline.config.definition import load_collections
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.index import faiss_index
+from embeddings_pipeline.index import faiss_build
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.search.query import search
@@ -54,7 +54,7 @@ def catalogue(server: Database, template: str, tmp_path_factory: pytest.TempPath
     collection.ledger.full_scan(collection.source)
     run_batch(collection, 0, "run")
     ensure_index(database, collection.current.table, collection.definition.attributes.index, ["base"])
-    faiss_index.build(database, collection.current.table, settings.state_dir / "faiss")
+    faiss_build.build(database, collection.current.table, settings.state_dir / "faiss")
     yield settings
 
 

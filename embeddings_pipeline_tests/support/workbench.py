@@ -9,10 +9,15 @@ import pytest
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.pipeline import run_batch as pipeline
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import Committed, commit_batch
-from embeddings_pipeline.pipeline.steps import Embedded, embed_batches, read_items, render_texts
+from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.embed import EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.figures import RunFigures
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.source import Source, SourceRow
 from embeddings_pipeline_tests.support import databases
 
 PROFILE = {
@@ -85,12 +90,22 @@ def plain_role(database: Database, name: str) -> Iterator[str]:
         execute(database, f"DROP ROLE {name}")
 
 
-def run_batch(collection: Collection, batch: int, run: str, **options: Any) -> tuple[Embedded, Committed]:
-    """The four steps of one batch, as a run does them."""
+def run_batch(collection: Collection, batch: int, run: str, **options: Any) -> RunFigures:
+    """One batch, as a run does it; options as `EmbedOptions` has them."""
+    return pipeline.run_batch(collection, [batch], run, options=EmbedOptions(**options))
+
+
+def prepare_batch(collection: Collection, batch: int, run: str, **options: Any) -> None:
+    """The steps of one batch before its commit."""
     read_items(collection, batch, run)
     render_texts(collection, batch, run)
-    ((_, embedded),) = embed_batches(collection, [batch], run, **options)
-    return embedded, commit_batch(collection, batch, run)
+    list(embed_batches(collection, [batch], run, EmbedOptions(**options)))
+
+
+def run_without_shadows(collection: Collection, batch: int, run: str) -> None:
+    """One batch as a run does it that dies before its shadow models get their vectors."""
+    prepare_batch(collection, batch, run)
+    commit_batch(collection, batch, run)
 
 
 def sync_once(
@@ -101,7 +116,7 @@ def sync_once(
     collection.ledger.full_scan(collection.source)
     encoded = 0
     for batch in collection.ledger.dirty_batches():
-        encoded += run_batch(collection, batch, run, **options)[0].embedded
+        encoded += run_batch(collection, batch, run, **options).embedded
     return collection, encoded
 
 
@@ -113,3 +128,40 @@ def committed(database: Database, name: str = "films") -> dict[str, tuple[str, s
             FROM embeddings.{name} v JOIN embeddings.{name}_text t USING (item_key, vector_name, chunk)""",
     )
     return {key: (text, bytes(digest).hex(), payload) for key, text, digest, payload in rows}
+
+
+def later(database: Database, seconds: int) -> None:
+    """Move what waits for its next try forward, as if time had passed."""
+    for table in ("batch", "quarantine"):
+        execute(database, f"UPDATE embeddings.{table} SET next_try = next_try - interval '{seconds} s'")
+
+
+def overview(database: Database, film: int) -> str | None:
+    """The overview in the vectors' text of a film; None if it has no vector."""
+    found = committed(database).get(str(film))
+    return found[0].split(" | ", 1)[1] if found else None
+
+
+def edit(database: Database, film: int, text: str | None) -> None:
+    """Give a film this overview, new or not; None deletes it."""
+    if text is None:
+        execute(database, "DELETE FROM films WHERE id = %s", [film])
+    else:
+        execute(
+            database,
+            "INSERT INTO films VALUES (%s, %s, %s, 0) ON CONFLICT (id) DO UPDATE SET overview = excluded.overview",
+            [film, f"Film {film}", text],
+        )
+
+
+class OldSnapshot(Source):
+    """A source whose scan returns what it saw at an earlier moment."""
+
+    def remember(self) -> "OldSnapshot":
+        with self.connect() as connection:
+            object.__setattr__(self, "_seen", [row for rows in super().scan(connection) for row in rows])
+        return self
+
+    def scan(self, connection: Any) -> Any:
+        seen: list[SourceRow] = self._seen  # type: ignore[attr-defined]
+        return iter([seen])

@@ -12,26 +12,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy
-from dagster._core.storage.base_storage import DagsterStorage
-from dagster._core.storage.compute_log_manager import CapturedLogContext
-from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
-from dagster._core.storage.root import LocalArtifactStorage
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
-from dagster._utils import touch_file
-from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event, exc
 
 from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.orchestration.dagster_internals import (
+    CapturedLogContext,
+    ConcurrencyLimitsTable,
+    ConfigurableClass,
+    ConfigurableClassData,
+    DagsterStorage,
+    LocalArtifactStorage,
+    LocalComputeLogManager,
+    PostgresEventLogStorage,
+    PostgresRunStorage,
+    PostgresScheduleStorage,
+    touch_file,
+)
 from embeddings_pipeline.store.database import Database, database_name, open_database
 
 
 def dagster_database(settings: Settings) -> tuple[str, Database]:
-    """The URL of Dagster's database, which is created where it is missing, and the pipeline's database beside it.
+    """The URL of Dagster's database, which is created if it is missing, and the pipeline's database beside it.
 
-    On the embedded server its name is `dagster`; where DATABASE_URL names a server, `<the pipeline's>_dagster`.
-    Raises DatabaseError with the statement for an administrator where this user may not create it.
+    On the embedded server its name is `dagster`; if DATABASE_URL names a server, `<the pipeline's>_dagster`.
+    Raises DatabaseError with the statement for an administrator if this user may not create it.
     """
     database = open_database(settings)
     own = database_name(conninfo_to_dict(database.url))
@@ -86,7 +91,7 @@ class _RunStorage(_Pooled, PostgresRunStorage):
 
 class _EventLogStorage(_Pooled, PostgresEventLogStorage):
     def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
-        # Where the pool has a row (another process made it, or its default limit was changed), Dagster catches the
+        # If the pool has a row (another process made it, or its default limit was changed), Dagster catches the
         # conflict of its INSERT and goes on in the failed transaction.
         limit = self._instance.global_op_concurrency_default_limit
         with self.database.connect() as connection:

@@ -43,14 +43,57 @@ class _Column:
     wordless: float  # share of the sample that no reader would call text
 
 
+@dataclass(frozen=True)
+class _Proposal:
+    """Which columns of a table play which part in its collection."""
+
+    columns: list[_Column]
+    key: list[str]
+    texts: list[_Column]
+    updated: str | None
+    removed: str | None
+    payload: list[str]
+
+
 def propose_collection(name: str, table: str, url: str | None, settings: Settings, key: Sequence[str] = ()) -> str:
     """A `defs.yaml` for `table`, a table or a view. `key`: the columns that identify a row; left out, its primary key.
 
-    Raises SourceError where the table cannot be read, has no key or no text; ConfigurationError for a name that a
+    Raises SourceError if the table cannot be read, has no key or no text; ConfigurationError for a name that a
     collection cannot have, or a password in the URL.
     """
     _refuse_password(url)
-    columns = _describe(table, url, settings)
+    proposal = _choose(table, _describe(table, url, settings), key)
+    lines = [
+        f"# Proposed from the table {_yaml(table)} by `dg scaffold defs`. Change what you know better, then",
+        f"# `embeddings-pipeline sync --collection {name}`.",
+        f"type: {COMPONENT_TYPE}",
+        "",
+        "attributes:",
+        f"  name: {name}",
+        "",
+        *_source_lines(table, url, proposal),
+        "",
+        "  # The payload: what searches return. Short columns; changing one of them embeds nothing.",
+        f"  columns: {_yaml(proposal.payload)}",
+        "",
+        f"  # What is embedded: the columns with text in {SAMPLE_ROWS:,} sampled rows, a title first. Left out: links,",
+        "  # codes and numbers. An empty column takes its separator with it.",
+        "  vectors:",
+        f"    base: {_yaml(' | '.join(f'{{{c.name}}}' for c in proposal.texts))}",
+        "",
+        "  # The model: minilm, speed, quality … Left out, EMBEDDING_PROFILE chooses it, else minilm.",
+        "  # profile: minilm",
+        "",
+        *_destination_hint(table, proposal.columns),
+        "  # Items of one partition: some seconds of encoding, so that a crash costs little.",
+        "  items_per_batch: 1000",
+        "",
+    ]
+    _check(name, table, proposal.key, proposal.texts)
+    return "\n".join(lines)
+
+
+def _choose(table: str, columns: list[_Column], key: Sequence[str]) -> _Proposal:
     names = [c.name for c in columns]
     for column in key:
         if column not in names:
@@ -74,57 +117,34 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
     removed = next((c.name for c in columns if c.name.lower() in REMOVED and c.type == "boolean"), None)
     skipped = {*key, updated, removed}
     payload = [c.name for c in columns if c.name not in skipped and c.type not in HEAVY_TYPES and c.length <= LONG_TEXT]
+    return _Proposal(columns, list(key), texts, updated, removed, payload)
+
+
+def _source_lines(table: str, url: str | None, proposal: _Proposal) -> list[str]:
     lines = [
-        f"# Proposed from the table {_yaml(table)} by `dg scaffold defs`. Change what you know better, then",
-        f"# `embeddings-pipeline sync --collection {name}`.",
-        f"type: {COMPONENT_TYPE}",
-        "",
-        "attributes:",
-        f"  name: {name}",
-        "",
         "  source:",
         f"    table: {_yaml(table)}",
         "    # What identifies a row, which is an item.",
-        f"    key: {_yaml(key)}",
+        f"    key: {_yaml(proposal.key)}",
     ]
-    if updated:
+    if proposal.updated:
         lines += ["    # Set at every change, by its name: newer rows are found without reading the rest.",
-                  f"    updated_at: {_yaml(updated)}"]  # fmt: skip
+                  f"    updated_at: {_yaml(proposal.updated)}"]  # fmt: skip
     else:
         lines.append("    # No column tells when a row changed: every sync compares the whole table, which finds all.")
-    if removed:
-        lines += [f"    # Rows with {removed} set are gone, as far as searches are concerned.",
-                  f"    where: {_yaml(f'{quoted_identifier(removed)} IS NOT TRUE')}"]  # fmt: skip
+    if proposal.removed:
+        lines += [f"    # Rows with {proposal.removed} set are gone, as far as searches are concerned.",
+                  f"    where: {_yaml(f'{quoted_identifier(proposal.removed)} IS NOT TRUE')}"]  # fmt: skip
     else:
         lines.append("    # where: a condition in SQL; rows that do not meet it are treated as gone.")
     if url:
         lines += ["    # Where the table is. Keep a password out of this file: ${NAME} is read from the environment.",
                   f"    url: {_yaml(url)}"]  # fmt: skip
-    template = " | ".join(f"{{{c.name}}}" for c in texts)
-    lines += [
-        "",
-        "  # The payload: what searches return. Short columns; changing one of them embeds nothing.",
-        f"  columns: {_yaml(payload)}",
-        "",
-        f"  # What is embedded: the columns with text in {SAMPLE_ROWS:,} sampled rows, a title first. Left out: links,",
-        "  # codes and numbers. An empty column takes its separator with it.",
-        "  vectors:",
-        f"    base: {_yaml(template)}",
-        "",
-        "  # The model: minilm, speed, quality … Left out, EMBEDDING_PROFILE chooses it, else minilm.",
-        "  # profile: minilm",
-        "",
-        *_destination_hint(table, columns),
-        "  # Items of one partition: some seconds of encoding, so that a crash costs little.",
-        "  items_per_batch: 1000",
-        "",
-    ]
-    _check(name, table, key, texts)
-    return "\n".join(lines)
+    return lines
 
 
 def _destination_hint(table: str, columns: list[_Column]) -> list[str]:
-    """Where the table has vectors already, how they could be adopted."""
+    """How vectors that the table has already could be adopted; nothing if it has none."""
     vector = next((c.name for c in columns if c.type.split("(")[0] in ("vector", "halfvec")), None)
     if vector is None:
         return []

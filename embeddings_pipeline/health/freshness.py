@@ -1,0 +1,23 @@
+"""How long changes wait to be committed, and when the source was last read, from the ledger."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.base import Destination
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How long changes wait, and when the source was last read."""
+
+    oldest_change: datetime | None  # seen, and not committed; None: all is committed
+    full_scan_at: datetime | None
+    read_at: datetime | None  # incrementally
+
+
+def freshness(database: Database, collection: str, table: Destination) -> Freshness:
+    """What has been waiting for longest, from the ledger."""
+    with database.connect(autocommit=True) as connection:
+        row = connection.execute(table.statement("coverage/freshness"), {"collection": collection}).fetchone()
+    return Freshness(*row) if row else Freshness(None, None, None)

@@ -1,0 +1,150 @@
+"""Publishing a generation: written into a folder of its own, durable, and current from one rename on.
+
+Whatever fails, and wherever the process is killed, the generation that was current stays current.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from embeddings_pipeline.index.faiss_read import FORMAT, Manifest, checksum_of, current_or_none
+from embeddings_pipeline.index.snapshot import TableVersion
+
+KEPT_GENERATIONS = 3
+
+_BUILDING = ".building-"
+
+
+def publish(parent: Path, folder: Path, manifest: Manifest, version_now: Callable[[], TableVersion]) -> Manifest:
+    """Make what `folder` holds the current generation, as the manifest describes it. Returns the current manifest.
+
+    That is another one if a process that read a newer version of the table was faster. OSError if the disk refuses.
+    """
+    with _publishing(parent):
+        published = current_or_none(parent)
+        if published is not None:
+            now = version_now()
+            if (_is_of(published, now), published.version) > (_is_of(manifest, now), manifest.version):
+                return published
+        number = max((int(name[:6]) for name in _generations(parent)), default=0) + 1
+        manifest = replace(manifest, generation=f"{number:06d}-{folder.name.removeprefix(_BUILDING)}")
+        manifest = replace(manifest, checksum=checksum_of(asdict(manifest)))
+        _write_durably(folder / "manifest.json", json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2))
+        _sync_folder(folder)
+        folder.rename(parent / manifest.generation)
+        _sync_folder(parent)
+        pointer = parent / ".CURRENT.new"
+        _write_durably(pointer, manifest.generation + "\n")
+        pointer.replace(parent / "CURRENT")
+        _sync_folder(parent)
+        for older in _generations(parent)[:-KEPT_GENERATIONS]:
+            shutil.rmtree(parent / older, ignore_errors=True)
+    return manifest
+
+
+def _is_of(manifest: Manifest, now: TableVersion) -> bool:
+    """Whether the manifest is of this or an earlier version of what the table holds now."""
+    same = (manifest.fingerprint, manifest.epoch) == (now.fingerprint, now.epoch)
+    return same and manifest.version <= now.version
+
+
+def write_file(path: Path, write: Callable[["HashingWriter"], Any]) -> tuple[str, int]:
+    """Write a new file durably; its SHA-256 in hexadecimal, and its bytes."""
+    with path.open("xb") as opened:
+        writer = HashingWriter(opened)
+        write(writer)
+        opened.flush()
+        os.fsync(opened.fileno())
+    return writer.hash.hexdigest(), writer.bytes
+
+
+@contextmanager
+def build_folder(parent: Path) -> Iterator[Path]:
+    """A folder to write a generation into, locked while this process lives; removed unless it was published."""
+    _make_folder(parent)
+    folder = parent / f"{_BUILDING}{secrets.token_hex(4)}"
+    with _publishing(parent):
+        _sweep_builds(parent)
+        folder.mkdir()
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def _publishing(parent: Path) -> Iterator[None]:
+    """Held for moments, by one process at a time; the kernel lets go of it when the process dies."""
+    with (parent / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _generations(parent: Path) -> list[str]:
+    """The generations that are there, oldest first."""
+    return sorted(path.name for path in parent.iterdir() if re.fullmatch(r"\d{6}-[0-9a-f]{8}", path.name))
+
+
+def _sweep_builds(parent: Path) -> None:
+    """Remove what killed builds left: the folders that no living process has locked."""
+    for leftover in parent.glob(f"{_BUILDING}*"):
+        handle = os.open(leftover, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(leftover, ignore_errors=True)
+        except BlockingIOError:
+            pass  # being built at this moment
+        finally:
+            os.close(handle)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class HashingWriter:
+    """A file that knows the SHA-256 of what was written."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.hash.update(data)
+        self.bytes += len(data)
+        return len(data)

@@ -1,0 +1,223 @@
+"""The published FAISS index of a collection: its manifest, and searches in it.
+
+index = open_index(state_dir / "faiss", "items")
+scores, ids = index.search("base", queries, k=10)
+
+On disk, below `<folder>/<collection>/`: `<generation>/` with `manifest.json` and, a vector name, `<name>.faiss` and
+`<name>.ids.npy` (text ids in the order of the index); `CURRENT`, which names the generation that counts; `.lock`, held
+while one is published. A generation never changes: readers need no lock.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.exact import unit
+from embeddings_pipeline.index.snapshot import REMEDY
+
+FORMAT = 1  # of manifest.json and the files that it names
+
+
+@dataclass(frozen=True)
+class VectorFiles:
+    """What a generation holds of one vector name."""
+
+    vectors: int
+    index_type: str  # in FAISS's words: `SQfp16`, `Flat`, `IVF447,SQfp16` and the lists that a search visits
+    exact: bool
+    recall_at_10: float  # against an exact search, on a sample of the vectors
+    bytes: int
+    files: dict[str, str]  # file name → SHA-256
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a generation was made from. `checksum` covers all the rest, and through `vectors` every file."""
+
+    collection: str
+    generation: str
+    fingerprint: str
+    epoch: str
+    version: int
+    dimension: int
+    storage: str
+    vectors: dict[str, VectorFiles]
+    built_at: str  # ISO 8601, UTC
+    seconds: float
+    checksum: str = ""
+
+    @property
+    def count(self) -> int:
+        """Vectors of all names."""
+        return sum(each.vectors for each in self.vectors.values())
+
+    @property
+    def recall_at_10(self) -> float:
+        """The lowest of all vector names."""
+        return min((each.recall_at_10 for each in self.vectors.values()), default=1.0)
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.bytes for each in self.vectors.values())
+
+
+def read_manifest(folder: Path, collection: str) -> Manifest | None:
+    """The current generation's manifest, or None if nothing was published yet. Does not import FAISS.
+
+    Raises VectorIndexError if the manifest is missing or damaged.
+    """
+    parent = folder / collection
+    before = None
+    while True:
+        generation = _read_current(parent)
+        if generation is None:
+            return None
+        try:
+            return _read_manifest(parent / generation)
+        except VectorIndexError:
+            if generation == before:  # else it was swept between the two reads
+                raise
+            before = generation
+
+
+def is_current(manifest: Manifest | None, fingerprint: str | None, epoch: UUID | str, version: int) -> bool:
+    """Whether the generation holds exactly what the collection's current model table holds."""
+    return manifest is not None and (manifest.fingerprint, manifest.epoch, manifest.version) == (
+        fingerprint,
+        str(epoch),
+        version,
+    )
+
+
+def open_index(folder: Path, collection: str) -> "FaissIndex":
+    """The current generation, its checksums verified: the first time in a process; later calls return the same one.
+
+    Raises VectorIndexError, naming the file, if one is missing or damaged.
+    """
+    before = None
+    while True:
+        manifest = read_manifest(folder, collection)
+        if manifest is None:
+            raise VectorIndexError(f"collection {collection!r} has no FAISS index in {folder / collection}; {REMEDY}")
+        try:
+            return _open(folder / collection / manifest.generation, manifest.checksum)
+        except VectorIndexError:
+            if manifest.generation == before:
+                raise
+            before = manifest.generation
+
+
+def _read_current(parent: Path) -> str | None:
+    path = parent / "CURRENT"
+    try:
+        generation = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise VectorIndexError(f"{path} cannot be read: {error}; {REMEDY}") from error
+    if not re.fullmatch(r"\d{6}-[0-9a-f]{8}", generation):
+        raise VectorIndexError(f"{path} is damaged: it names no generation; {REMEDY}")
+    return generation
+
+
+def _read_manifest(generation: Path) -> Manifest:
+    path = generation / "manifest.json"
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("format") != FORMAT:
+            raise VectorIndexError(f"{path} is of another version of embeddings-pipeline; {REMEDY}")
+        if content["checksum"] != checksum_of(content):
+            raise VectorIndexError(f"{path} is damaged: its checksum differs; {REMEDY}")
+        vectors = {name: VectorFiles(**each) for name, each in content.pop("vectors").items()}
+        return Manifest(vectors=vectors, **content)
+    except OSError as error:
+        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise VectorIndexError(f"{path} is damaged: it is no manifest; {REMEDY}") from error
+
+
+def current_or_none(parent: Path) -> Manifest | None:
+    """The current manifest; None too if it is damaged, since anything is better."""
+    try:
+        generation = _read_current(parent)
+        return _read_manifest(parent / generation) if generation else None
+    except VectorIndexError:
+        return None
+
+
+def checksum_of(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key not in ("checksum", "format")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class FaissIndex:
+    """A generation, read-only, its vectors mapped into memory; several threads may search it at once."""
+
+    def __init__(self, manifest: Manifest, parts: dict[str, tuple[Any, NDArray[np.int64]]]) -> None:
+        self.manifest = manifest
+        self._parts = parts
+
+    def search(self, vector_name: str, queries: NDArray, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The `k` nearest texts of each query (n, dimension): cosines (n, k) float32, best first, and text ids (n, k).
+
+        If there are fewer than `k`, the rest has the id -1 and the score -inf. ValueError if the queries have
+        another dimension.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.manifest.dimension or k < 1:
+            raise ValueError(
+                f"queries {queries.shape} and k={k}: need (n, {self.manifest.dimension}) and k of at least 1"
+            )
+        found_scores = np.full((len(queries), k), -np.inf, np.float32)
+        found_ids = np.full((len(queries), k), -1, np.int64)
+        index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
+        if len(queries) and len(ids):
+            scores, rows = index.search(unit(queries), min(k, len(ids)))
+            hit = rows >= 0
+            found_scores[:, : rows.shape[1]][hit] = scores[hit]
+            found_ids[:, : rows.shape[1]][hit] = ids[rows[hit]]
+        return found_scores, found_ids
+
+    def ids(self, vector_name: str) -> NDArray[np.int64]:
+        """The text ids (n,) of a vector name, in no order; none if there is no such name."""
+        return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
+
+
+@functools.lru_cache(maxsize=8)
+def _open(generation: Path, checksum: str) -> FaissIndex:
+    import faiss
+
+    manifest = _read_manifest(generation)
+    if manifest.checksum != checksum:
+        raise VectorIndexError(f"{generation / 'manifest.json'} changed while it was read; {REMEDY}")
+    parts: dict[str, tuple[Any, NDArray[np.int64]]] = {}
+    for name, described in manifest.vectors.items():
+        for file, expected in described.files.items():
+            _verify(generation / file, expected)
+        mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # vectors stay in the page cache, shared by all processes
+        path = generation / f"{name}.faiss"
+        try:
+            index = faiss.read_index(str(path), mapped)
+        except RuntimeError as error:
+            raise VectorIndexError(f"{path} cannot be read by this FAISS ({faiss.__version__}); {REMEDY}") from error
+        parts[name] = (index, np.load(generation / f"{name}.ids.npy", mmap_mode="r"))
+    return FaissIndex(manifest, parts)
+
+
+def _verify(path: Path, expected: str) -> None:
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from error
+    if actual != expected:
+        raise VectorIndexError(f"{path} is damaged: its checksum differs from the manifest's; {REMEDY}")

@@ -1,0 +1,81 @@
+"""Every import of Dagster that its documentation does not promise; other modules take these names from here.
+
+Each has a comment with the public call that would replace it, or says that there is none. The pin on Dagster's minor
+version is because of this module: look through it before the pin is raised.
+"""
+
+# Runs in this process, with events as they come. `dg.execute_job` needs a job that another process could load, and
+# `JobDefinition.execute_in_process` neither takes a run that exists nor yields events.
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run_iterator
+
+# Which backfills are open. No public call: `DagsterInstance.get_backfills` takes this filter.
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+
+# Whether a run's process lives. `RunLauncher` is documented for launchers of one's own, what its methods take is not.
+from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, WorkerStatus
+
+# How a check ended before. No public call: `dg.AssetCheckEvaluation` has no history.
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+
+# A storage and a log manager of our own, named in dagster.yaml. No public call.
+from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.compute_log_manager import CapturedLogContext
+
+# The pools' table, for a default limit that two processes set at once. No public call.
+from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+
+# The tags that say which partitions a run has. `context.partition_key_range` says it, but only within a run.
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+    REPOSITORY_LABEL_TAG,
+)
+
+# A run's id before the run, for its lock. `uuid.uuid4()` gives the same today.
+from dagster._core.utils import make_new_run_id
+
+# `dg.ConfigurableClass` does not exist; dagster.yaml takes nothing else.
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._utils import touch_file  # pathlib.Path.touch, after making the folder
+from dagster._utils.error import SerializableErrorInfo  # only a type: what events carry as their error
+
+# A terminal's log as Dagster writes it. `dg.colored_console_logger` has no level of ours.
+from dagster._utils.log import create_console_logger
+
+# The three storages on PostgreSQL are documented for dagster.yaml, not as classes to inherit from.
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_postgres.utils import DagsterPostgresException
+
+__all__ = [
+    "ASSET_PARTITION_RANGE_END_TAG",
+    "ASSET_PARTITION_RANGE_START_TAG",
+    "PARTITION_NAME_TAG",
+    "REPOSITORY_LABEL_TAG",
+    "AssetCheckExecutionRecordStatus",
+    "BulkActionStatus",
+    "BulkActionsFilter",
+    "CapturedLogContext",
+    "CheckRunHealthResult",
+    "ConcurrencyLimitsTable",
+    "ConfigurableClass",
+    "ConfigurableClassData",
+    "DagsterPostgresException",
+    "DagsterStorage",
+    "InMemoryJob",
+    "LaunchRunContext",
+    "LocalArtifactStorage",
+    "LocalComputeLogManager",
+    "PostgresEventLogStorage",
+    "PostgresRunStorage",
+    "PostgresScheduleStorage",
+    "SerializableErrorInfo",
+    "WorkerStatus",
+    "create_console_logger",
+    "execute_run_iterator",
+    "make_new_run_id",
+    "touch_file",
+]

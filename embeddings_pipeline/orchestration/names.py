@@ -1,0 +1,62 @@
+"""The names that Dagster shows: assets, ops, jobs, partitions, sensors and schedules. They are made nowhere else."""
+
+import dagster as dg
+
+from embeddings_pipeline.config.definition import CollectionDefinition
+
+PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
+JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
+BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
+ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit")
+
+
+def asset_key(definition: CollectionDefinition, name: str) -> dg.AssetKey:
+    """Every collection but `items` has its name as prefix; `name` may have several parts, `migration/swap`."""
+    return dg.AssetKey([*([] if definition.name == "items" else [definition.name]), *name.split("/")])
+
+
+def embeddings_asset(dimensions: int) -> str:
+    """The asset of the vectors: `embeddings_384`."""
+    return f"embeddings_{dimensions}"
+
+
+def step_of(asset: str) -> str:
+    """The asset's name less the number of dimensions: `embeddings` of `embeddings_384`."""
+    return "embeddings" if asset.startswith("embeddings_") else asset
+
+
+def batch_assets(dimensions: int) -> tuple[str, ...]:
+    """The assets of a batch, in the order of its steps."""
+    return tuple(embeddings_asset(dimensions) if step == "embeddings" else step for step in BATCH_STEPS)
+
+
+def is_of(definition: CollectionDefinition, key: dg.AssetKey) -> bool:
+    """Whether an asset is one of the collection's."""
+    *prefix, name = key.path
+    own = asset_key(definition, "item_ledger").path[:-1]
+    return prefix == [*own, "migration"] or (prefix == own and step_of(name) in ASSETS)
+
+
+def automation_name(definition: CollectionDefinition, name: str) -> str:
+    """A sensor's or schedule's: as asset keys, every collection but `items` has its name as prefix."""
+    return name if definition.name == "items" else f"{definition.name}_{name}"
+
+
+def job_name(definition: CollectionDefinition, job: str) -> str:
+    """`films_scan`; `job` is one of JOBS."""
+    return f"{definition.name}_{job}"
+
+
+def op_name(definition: CollectionDefinition, op: str) -> str:
+    """Of an op that is no asset: `films_refresh_everything`."""
+    return f"{definition.name}_{op}"
+
+
+def asset_op_name(definition: CollectionDefinition, asset: str) -> str:
+    """The op of an asset, as runs' configuration names it: `films__item_ledger`."""
+    return "__".join(asset_key(definition, asset).path)
+
+
+def partitions_name(definition: CollectionDefinition) -> str:
+    """Of the Dagster partitions: one set of batches a collection."""
+    return f"{definition.name}_batches"

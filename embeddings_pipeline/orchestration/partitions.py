@@ -1,0 +1,46 @@
+"""Batches as Dagster's partitions, and which of them a run takes together."""
+
+from collections.abc import Mapping, Sequence
+
+import dagster as dg
+
+from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
+from embeddings_pipeline.ledger.work import contiguous_ranges
+from embeddings_pipeline.orchestration.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+)
+from embeddings_pipeline.orchestration.names import partitions_name
+
+BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
+MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones
+
+
+def build_partitions(definition: CollectionDefinition) -> dg.DynamicPartitionsDefinition:
+    """One partition for each batch."""
+    return dg.DynamicPartitionsDefinition(name=partitions_name(definition))
+
+
+def add_partitions(instance: dg.DagsterInstance, definition: CollectionDefinition, batches: list[int]) -> list[str]:
+    """Make the partition keys of these batches known to Dagster, in ascending order; those that were new."""
+    known = set(instance.get_dynamic_partitions(partitions_name(definition)))
+    new = [key for key in map(batch_key, sorted(batches)) if key not in known]
+    if new:
+        instance.add_dynamic_partitions(partitions_name(definition), new)
+    return new
+
+
+def run_ranges(work: Mapping[int, int], existing: Sequence[int | None], items_per_batch: int) -> list[tuple[int, int]]:
+    """The runs, as (first, last) batch, that do this work (batch → items)."""
+    most = {"most_batches": MOST_BATCHES_PER_RUN, "most_items": BATCHES_PER_RUN * items_per_batch}
+    return contiguous_ranges(work, existing, **most)
+
+
+def range_tags(first: int, last: int) -> dict[str, str]:
+    """The tags of a run over these batches."""
+    return {ASSET_PARTITION_RANGE_START_TAG: batch_key(first), ASSET_PARTITION_RANGE_END_TAG: batch_key(last)}
+
+
+def batches_of(partitions: Sequence[str]) -> list[int | None]:
+    """The batches in the order in which Dagster knows their partitions; None for what was added by hand."""
+    return [int(key) if key.isdecimal() and batch_key(int(key)) == key else None for key in partitions]

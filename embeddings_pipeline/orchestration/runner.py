@@ -1,0 +1,126 @@
+"""Jobs as runs in this process, which the UI shows like any other."""
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import dagster as dg
+import psycopg
+import sqlalchemy.exc
+
+from embeddings_pipeline.config.settings import project_root
+from embeddings_pipeline.errors import DatabaseError, PipelineError
+from embeddings_pipeline.orchestration.dagster_internals import (
+    REPOSITORY_LABEL_TAG,
+    DagsterPostgresException,
+    InMemoryJob,
+    SerializableErrorInfo,
+    execute_run_iterator,
+    make_new_run_id,
+)
+from embeddings_pipeline.orchestration.figures import Materialization
+from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, cancel_dead_runs, host_tags
+from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
+from embeddings_pipeline.orchestration.jobs import build_pipeline
+from embeddings_pipeline.orchestration.names import asset_op_name, job_name, step_of
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.locks import run_lock
+
+LOCATION = "embeddings_pipeline"  # as workspace.yaml and pyproject.toml name it
+WATCH_SECONDS = 5.0
+
+
+class RunFailed(PipelineError):
+    """A run ended in failure; its message is the failed step's."""
+
+
+@contextmanager
+def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.DagsterInstance]:
+    """Dagster's instance, the one of dagster.yaml if none is given, for runs in this process: it prints for itself."""
+    os.environ.setdefault("DAGSTER_HOME", str(project_root()))
+    with nullcontext(given) if given else dg.DagsterInstance.get() as instance:
+        if isinstance(instance.compute_log_manager, StateComputeLogs):
+            instance.compute_log_manager.capturing = False
+        try:
+            yield instance
+        except (DagsterPostgresException, sqlalchemy.exc.OperationalError) as error:
+            cause: BaseException = error
+            while cause.__cause__:
+                cause = cause.__cause__
+            said = str(cause).strip().partition("\n")[0]
+            raise DatabaseError(f"Dagster's database does not answer ({said}): start it, and try again") from error
+
+
+class JobRunner:
+    """Runs a collection's jobs in this process, as runs that the UI shows."""
+
+    def __init__(self, collection: Collection, instance: dg.DagsterInstance) -> None:
+        self.collection, self.instance = collection, instance
+        self.definitions = build_pipeline(collection.definition)
+
+    def op(self, asset: str) -> str:
+        """The op of an asset, as runs' configuration names it."""
+        return asset_op_name(self.collection.definition, asset)
+
+    @contextmanager
+    def others_watched(self) -> Iterator[None]:
+        """A run that is killed while ours waits for its place in a pool must not keep us waiting."""
+        done = threading.Event()
+        cancel_dead_runs(self.instance, self.collection.database)
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                with suppress(PipelineError, psycopg.Error, sqlalchemy.exc.SQLAlchemyError):  # until the next round
+                    cancel_dead_runs(self.instance, self.collection.database)
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watching.join()
+
+    def execute(self, job: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> list[Materialization]:
+        """Run one of the collection's jobs to its end; what it materialized. RunFailed with its step's message."""
+        definition = self.definitions.resolve_job_def(job_name(self.collection.definition, job))
+        run_id = make_new_run_id()
+        with run_lock(self.collection.database, run_id):
+            run = self.instance.create_run_for_job(
+                definition,
+                run_id=run_id,
+                run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={**tags, **host_tags(), SYNC_TAG: "true", REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}"},
+            )
+            materializations: list[Materialization] = []
+            failure: str | None = None
+            for event in execute_run_iterator(InMemoryJob(definition), run, self.instance):
+                if event.is_step_materialization:
+                    reported = event.step_materialization_data.materialization
+                    values = {name: value.value for name, value in reported.metadata.items()}
+                    materializations.append(Materialization(step_of(reported.asset_key.path[-1]), values))
+                elif event.is_step_failure:
+                    failure = _failure(event)
+                elif event.is_failure and failure is None:
+                    failure = _innermost(event.job_failure_data.error) or event.message or "the run failed"
+        if failure:
+            raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
+        return materializations
+
+
+def _failure(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description
+    error = data.error
+    if error and error.cls_name == "DagsterExecutionInterruptedError":
+        return "interrupted; what is committed stays"
+    return _innermost(error) or event.message or "a step failed"
+
+
+def _innermost(error: SerializableErrorInfo | None) -> str:
+    while error and error.cause:
+        error = error.cause
+    return " ".join(error.message.split()) if error else ""

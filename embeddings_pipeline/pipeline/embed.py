@@ -1,0 +1,207 @@
+"""The third step of a batch: each text gets its vector, kept for its content hash or made by the encoder."""
+
+import logging
+import time
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from embeddings_pipeline.config.templates import content_hash
+from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, ProfileError
+from embeddings_pipeline.pipeline.attempts import failure_noted
+from embeddings_pipeline.pipeline.canaries import remember
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.figures import Embedded
+from embeddings_pipeline.pipeline.render import render_row
+from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
+
+log = logging.getLogger(__name__)
+
+LOOK_AT_ONCE = 1000  # items of a dry run
+TEXTS_TOGETHER = 1000  # of several batches in one call of the encoder; a kill loses no more
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What a run embeds, if not every text that lacks its vector."""
+
+    force: bool = False  # every text anew
+    dry_run: bool = False  # count, and encode and write nothing
+    limit: int | None = None  # texts, in all batches together
+    items: Container[str] | None = None  # only texts of the items with these keys
+
+    @property
+    def everything(self) -> bool:
+        """Whether each text of the run's batches has its vector afterwards."""
+        return not self.dry_run and self.limit is None and self.items is None
+
+    def chooses(self, item_key: str) -> bool:
+        return self.items is None or item_key in self.items
+
+
+DEFAULTS = EmbedOptions()
+
+
+def embed_batches(
+    collection: Collection, batches: Iterable[int], run: str, options: EmbedOptions = DEFAULTS
+) -> Iterator[tuple[int, Embedded]]:
+    """Give every text of these batches its vector: the one that is there for its content hash, else a new one.
+
+    Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. Raises
+    OutageError if the encoder fails for a harmless text too.
+    """
+    group: list[_Plan] = []
+    limit = options.limit
+    for batch in batches:
+        with failure_noted(collection, [batch]):
+            plan = _plan(collection, batch, run, options)
+        chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
+        plan.result.left_to_embed = len(plan.wanted) - len(chosen)
+        plan.wanted = chosen
+        if limit is not None:
+            limit -= len(chosen)
+        if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
+            yield from _embed_group(collection, group, run, options.dry_run)
+            group = []
+        group.append(plan)
+    yield from _embed_group(collection, group, run, options.dry_run)
+
+
+@dataclass
+class _Plan:
+    """What is to be done for one batch."""
+
+    batch: int
+    texts: pa.Table
+    have: dict[bytes, NDArray]  # content hash → vector
+    wanted: dict[bytes, str]  # content hash → text to encode
+    result: Embedded
+
+
+def _plan(collection: Collection, batch: int, run: str, options: EmbedOptions) -> _Plan:
+    started = time.perf_counter()
+    _, texts = collection.newest("item_texts", batch, run)
+    texts = texts.filter(pc.invert(texts["blank"]))
+    hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
+    have: dict[bytes, NDArray] = {}
+    excused: set[bytes] = set()
+    if not options.force:
+        have = {**vectors_adopted(collection, texts), **vectors_there(collection, batch)}
+        excused = collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
+    wanted = {
+        digest: text
+        for digest, text, item_key in zip(hashes, values, texts["item_key"].to_pylist(), strict=True)
+        if digest not in have and digest not in excused and options.chooses(item_key)
+    }
+    result = Embedded(reused=sum(digest in have for digest in hashes), quarantined=len(excused))
+    result.seconds = time.perf_counter() - started
+    return _Plan(batch, texts, have, wanted, result)
+
+
+def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
+    texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
+    started = time.perf_counter()
+    if texts:
+        collection.ledger.note_attempts([plan.batch for plan in group])
+    encoded, bad, tokens = embed_texts(collection, texts) if texts else ({}, {}, {})
+    seconds = time.perf_counter() - started
+    longest = collection.profile.max_length
+    for plan in group:
+        result = plan.result
+        result.embedded = sum(digest in encoded for digest in plan.wanted)
+        result.quarantined += sum(digest in bad for digest in plan.wanted)
+        result.tokens = sum(tokens[digest] for digest in plan.wanted)
+        result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
+        result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
+        if not dry_run:
+            with failure_noted(collection, [plan.batch]):
+                table = embeddings_table(collection, plan.texts, {**plan.have, **encoded}, encoded)
+                collection.lake.write(table, collection.folder("embeddings"), plan.batch, run)
+        yield plan.batch, result
+
+
+def embed_texts(
+    collection: Collection, texts: dict[bytes, str]
+) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
+    """Vectors, reasons of the poison texts, and numbers of tokens, by content hash (rule 7). OutageError."""
+    encoder = collection.encoder()
+    digests, values = list(texts), list(texts.values())
+    tokens = dict(zip(digests, encoder.count_tokens(values).tolist(), strict=True))
+    bad: dict[bytes, str] = {}
+    vectors = _encode(encoder, digests, values, bad)
+    good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
+    reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
+    collection.ledger.quarantine(collection.fingerprint, reasons)
+    if good:
+        try:
+            remember(collection.database, collection.fingerprint, encoder)
+        except Exception as error:  # the check of model drift says so again; the texts are not to blame
+            log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
+    return good, bad, tokens
+
+
+def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
+    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
+    try:
+        vectors = encoder.encode_documents(texts)
+    except Exception as error:
+        if isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError):
+            raise
+        if len(texts) == 1:
+            if not _works(encoder):
+                raise
+            bad[digests[0]] = _reason(error, texts[0])
+            return np.zeros((1, encoder.dimensions), np.float32)
+        half = len(texts) // 2
+        first = _encode(encoder, digests[:half], texts[:half], bad)
+        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad)])
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    for n in np.flatnonzero(~(np.isfinite(length) & (length > 0))):
+        bad[digests[n]] = "the model gave a vector that is not finite, or zero"
+    return vectors
+
+
+def _reason(error: Exception, text: str) -> str:
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return f"memory ran out for this text of {len(text):,} characters alone: `chunk:` splits long texts"
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+
+
+def _works(encoder: Encoder) -> bool:
+    """Whether the encoder takes a harmless text: if not, the texts are not to blame."""
+    try:
+        encoder.encode_documents(["a plain sentence"])
+    except Exception:
+        return False
+    return True
+
+
+def pending_texts(collection: Collection, item_keys: list[str], *, force: bool = False) -> tuple[int, int]:
+    """How many texts of these items a sync would encode, and how many already have their vector. Writes nothing."""
+    pending = reused = 0
+    with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
+        for start in range(0, len(item_keys), LOOK_AT_ONCE):
+            rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
+            adopted: set[str] = set()
+            if collection.adopts and not force:
+                adopted = collection.current.table.adoptable_items(connection, [row.item_key for row in rows])
+            reused += len(adopted)
+            others = [row for row in rows if row.item_key not in adopted]
+            wanted = [text for row in others for text in render_row(collection.definition, row.row_json) if text[2]]
+            digests = {content_hash(text) for _, _, text in wanted}
+            statement = collection.current.table.statement("embed/content_hashes")
+            stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
+            have = set() if force else digests & {row[0] for row in stored}
+            lacking = digests - have
+            excused = (
+                set() if force else collection.ledger.quarantined(collection.fingerprint, list(lacking), waiting=True)
+            )
+            pending += len(lacking - excused)
+            reused += len(have)
+    return pending, reused

@@ -1,0 +1,19 @@
+"""The first step of a batch: its rows as they are in the source now."""
+
+import pyarrow as pa
+
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.figures import ItemsRead
+from embeddings_pipeline.store import lake as files
+
+
+def read_items(collection: Collection, batch: int, run: str) -> ItemsRead:
+    """Read the batch's rows by key and write them to the lake."""
+    keys = collection.ledger.item_keys(batch)
+    with collection.source.connect() as connection:
+        rows = collection.source.read(connection, keys)
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+    table = pa.table(columns, schema=files.RAW_ITEMS)
+    table = table.replace_schema_metadata({files.DEFINITION_HASH: collection.definition.definition_hash})
+    collection.lake.write(table, collection.folder("raw_items"), batch, run)
+    return ItemsRead(rows=len(rows), gone=len(keys) - len(rows))

@@ -1,0 +1,49 @@
+"""The order of a batch: read, render, embed, then commit, and what shadow models need beside it.
+
+    figures = run_batch(collection, [0, 1], run)
+
+The assets of Dagster do the same steps one by one. Each step reads what the step before wrote into the lake, so it can
+be done again, alone, or after a crash.
+"""
+
+from collections.abc import Sequence
+
+from embeddings_pipeline.pipeline.attempts import each_batch
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.embed import DEFAULTS, EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.figures import Committed, RunFigures
+from embeddings_pipeline.pipeline.read import read_items
+from embeddings_pipeline.pipeline.render import render_texts
+from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
+
+
+def run_batch(
+    collection: Collection, batches: Sequence[int], run: str, *, options: EmbedOptions = DEFAULTS
+) -> RunFigures:
+    """Bring these batches from the source into PostgreSQL, under the current model and the shadow models.
+
+    `run` names the files in the lake. Returns the sums over the batches. A batch whose step fails waits before it is
+    tried again, and the error is raised: OutageError, StaleRunError or another PipelineError.
+    """
+    figures = RunFigures()
+    for _, items in each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)):
+        figures.add(items)
+    for _, texts in each_batch(collection, batches, lambda _, batch: render_texts(collection, batch, run)):
+        figures.add(texts)
+    for _, embedded in embed_batches(collection, batches, run, options):
+        figures.add(embedded)
+    if options.dry_run:
+        return figures
+    if options.everything:
+        embed_shadows(collection.shadow_models(), batches, run)
+    for _, committed in each_batch(collection, batches, lambda _, batch: commit_and_backfill(collection, batch, run)):
+        figures.add(committed)
+    return figures
+
+
+def commit_and_backfill(collection: Collection, batch: int, run: str) -> Committed:
+    """The last step of a batch: its commit, and after it the vectors of its shadow models."""
+    committed = commit_batch(collection, batch, run)
+    backfill_shadows(collection.shadow_models(), batch, run)
+    return committed
