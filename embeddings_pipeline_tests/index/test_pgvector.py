@@ -190,14 +190,14 @@ def builder(database, m=16):
     """Another process that says `waiting` when its CREATE INDEX is about to begin."""
     code = f"""
 from embeddings_pipeline.config.definition import VectorIndex
-from embeddings_pipeline.index import pgvector as pgvector_index
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.index.pgvector import ensure_index
+from embeddings_pipeline.index.pgvector_build import IndexBuilder
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.table import TableDestination
-create = pgvector_index._Builder._create
-pgvector_index._Builder._create = lambda *each: (print("begins", flush=True), create(*each))[-1]
+create = IndexBuilder._build
+IndexBuilder._build = lambda *each: (print("begins", flush=True), create(*each))[-1]
 table = TableDestination("things", {FINGERPRINT!r}, 32)
-report = pgvector_index.ensure_index(Database({database.url!r}), table, VectorIndex(m={m}), ["base"])
+report = ensure_index(Database({database.url!r}), table, VectorIndex(m={m}), ["base"])
 print(repr(report.indexes[0].reason))
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

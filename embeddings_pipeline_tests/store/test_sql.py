@@ -3,7 +3,6 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from string import Formatter
@@ -38,24 +37,24 @@ def code(text: str) -> str:
     return re.sub(r"--.*", "", text)
 
 
-def modules() -> Iterator[tuple[str, set[str], set[str]]]:
-    """Of each module: its room, its strings, and the beginnings of its f-strings."""
+def rooms() -> dict[str, tuple[set[str], set[str]]]:
+    """The strings of each room's code, and the beginnings of its f-strings."""
+    found: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
     for path in sorted(PACKAGE.rglob("*.py")):
-        room = path.relative_to(PACKAGE).parts[0]
-        strings, beginnings = set(), set()
+        strings, beginnings = found[path.relative_to(PACKAGE).parts[0]]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 strings.add(node.value)
             if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
                 beginnings.add(str(node.values[0].value))
-        yield room, strings, beginnings
+    return found
 
 
 @cache
 def readers() -> dict[str, dict[str, set[str]]]:
     """File of sql/ → statement → the rooms whose code names it, as `file/statement` or by `f"file/{statement}"`."""
     found: dict[str, dict[str, set[str]]] = {file: defaultdict(set) for file in FILES}
-    for room, strings, beginnings in modules():
+    for room, (strings, beginnings) in rooms().items():
         for file in FILES:
             for name in statements(file):
                 if f"{file}/{name}" in strings or (f"{file}/" in beginnings and name in strings):
@@ -65,8 +64,8 @@ def readers() -> dict[str, dict[str, set[str]]]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_is_read_by_one_room(file: str) -> None:
-    rooms = set().union(*readers()[file].values())
-    assert len(rooms) == 1, rooms
+    reading = set().union(*readers()[file].values())
+    assert len(reading) == 1, reading
 
 
 @pytest.mark.parametrize("file", FILES)
