@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
-from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
@@ -192,8 +192,7 @@ def _foreign(
     for _ in range(10):
         if state["model"] is None:
             row = connection.execute("SELECT * FROM embeddings.current_model('items')").fetchone()
-            declared = {"first": one.declared_profile, **one.attributes.profiles}[row[0]]
-            state["model"] = (row[1], row[2], load_encoder(Profile(**{**declared, "name": row[0]})))
+            state["model"] = (row[1], row[2], load_encoder(resolve_profile(one.profile_named(row[0]), settings)))
         fingerprint, dimension, encoder = state["model"]
         statement = (FOREIGN_ADOPTED if one.attributes.destination else FOREIGN).format(dimension=dimension)
         query = str(encoder.encode_queries([text])[0].tolist())
@@ -308,10 +307,8 @@ class Locks:
 def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ["EMBEDDINGS_STATE_DIR"] = str(folder)
     os.environ.pop("DATABASE_URL", None)
-    one, settings = (
-        definition(arguments.current, arguments.candidate, arguments.index, arguments.adopted),
-        load_settings(),
-    )
+    one = definition(arguments.current, arguments.candidate, arguments.index, arguments.adopted)
+    settings = load_settings()
     with open_database(settings).connect() as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute(SOURCE % {"rows": arguments.rows})
@@ -415,7 +412,7 @@ def _vectors_of_their_own(
     connection: psycopg.Connection, one: CollectionDefinition, arguments: argparse.Namespace
 ) -> None:
     """The column as a user has it: vectors in it, and an index."""
-    encoder = NumberEncoder(Profile(**one.declared_profile))  # type: ignore[arg-type]
+    encoder = NumberEncoder(resolve_profile(one.declared_profile, Settings()))
     connection.execute(
         f"CREATE TEMPORARY TABLE made (id bigint, embedding vector({arguments.current})) ON COMMIT DROP;"
         "ALTER TABLE films RENAME TO bare"

@@ -9,12 +9,12 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
 import typer
+from pydantic import TypeAdapter
 
 from embeddings_pipeline.cli.main import app
 from embeddings_pipeline.config.profiles import BUILT_IN, Profile
@@ -22,6 +22,7 @@ from embeddings_pipeline.orchestration.component import EmbeddingCollection
 
 REFERENCE = Path(__file__).parent / "reference"
 PROGRAM = "embeddings-pipeline"
+KEYS = ("key", "type", "default", "meaning")
 GENERATED = "<!-- Written by docs/generate_reference.py from the code: change it there. -->"
 
 
@@ -143,13 +144,22 @@ def definition() -> str:
 
 
 def _model_section(title: str, schema: Mapping[str, Any]) -> str:
-    required = set(schema.get("required", ()))
-    rows = []
-    for key, value in schema["properties"].items():
-        default = "required" if key in required else _default_of(value)
-        rows.append((f"`{key}`", _type(value, key), default, value.get("description", "")))
     described = inspect.cleandoc(schema.get("description", ""))
-    return "\n\n".join([f"## {title}", _wrapped(described), _table(("key", "type", "default", "meaning"), rows)])
+    return "\n\n".join([f"## {title}", _wrapped(described), _table(KEYS, _rows(schema))])
+
+
+def _rows(schema: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The properties of a model: key, type, default, meaning."""
+    required = set(schema.get("required", ()))
+    return [
+        (
+            f"`{key}`",
+            _type(value, key),
+            "required" if key in required else _default_of(value),
+            value.get("description", ""),
+        )
+        for key, value in schema["properties"].items()
+    ]
 
 
 def _default_of(value: Mapping[str, Any]) -> str:
@@ -160,13 +170,13 @@ def _default_of(value: Mapping[str, Any]) -> str:
 
 def _type(value: Mapping[str, Any], key: str) -> str:
     if (name := _referenced(value)) is not None:
-        return f"[mapping](#attributes{key})" if name else "mapping"
+        return "[mapping](#a-profile)" if name == "Profile" else f"[mapping](#attributes{key})"
     if "enum" in value:
         return " or ".join(f"`{one}`" for one in value["enum"])
     if "const" in value:
         return f"`{value['const']}`"
-    if "anyOf" in value:
-        return " or ".join(dict.fromkeys(_type(one, key) for one in value["anyOf"] if one.get("type") != "null"))
+    if choices := value.get("anyOf") or value.get("oneOf"):
+        return " or ".join(dict.fromkeys(_type(one, key) for one in choices if one.get("type") != "null"))
     names = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
     kind = value.get("type", "")
     if kind == "array":
@@ -183,12 +193,6 @@ def _referenced(value: Mapping[str, Any]) -> str | None:
 
 
 def _profile_section() -> str:
-    defaults = {field.name: field.default for field in fields(Profile)}
-    meanings = re.findall(r"^\| ([a-z][\w, ]+) \| (.*) \|$", inspect.getdoc(Profile) or "", re.MULTILINE)
-    rows = [("`name`", "required", "what the profile is called")]
-    for names, meaning in meanings[1:]:
-        said = dict.fromkeys(_python_default(defaults[name]) for name in names.split(", "))
-        rows.append((", ".join(f"`{name}`" for name in names.split(", ")), ", ".join(said), meaning))
     built_in = [
         (f"`{one.name}`", f"`{one.provider}`", one.model, str(one.dimensions), str(one.max_length or ""))
         for one in BUILT_IN.values()
@@ -202,17 +206,11 @@ def _profile_section() -> str:
                 "`max_length` and `bidirectional`: a change of one of these makes another model. "
                 "`embeddings-pipeline profile show NAME` prints it."
             ),
-            _table(("key", "default", "meaning"), rows),
+            _table(KEYS, _rows(TypeAdapter(Profile).json_schema())),
             "Built in:",
             _table(("profile", "provider", "model", "dimensions", "tokens read"), built_in),
         ]
     )
-
-
-def _python_default(value: Any) -> str:
-    if value is MISSING:
-        return "required"
-    return "" if value is None else f"`{json.dumps(value)}`"
 
 
 def _wrapped(text: str) -> str:

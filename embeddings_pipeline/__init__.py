@@ -1,8 +1,66 @@
-"""Keeps the embeddings of a table up to date, in PostgreSQL (pgvector) and in FAISS."""
+"""Keeps the embeddings of a table up to date, in PostgreSQL (pgvector) and in FAISS.
+
+For programs:
+
+    from embeddings_pipeline import open_collection
+
+    with open_collection("items") as items:
+        for hit in items.search("a man ages backwards", k=5):
+            print(hit.score, hit.item["title"])
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.errors import (
+        ConfigurationError,
+        DatabaseError,
+        LakeError,
+        ModelChangeError,
+        OutageError,
+        OutOfMemoryError,
+        PipelineError,
+        ProfileError,
+        RefusedError,
+        SourceError,
+        StaleRunError,
+        VectorIndexError,
+    )
+    from embeddings_pipeline.front_door import CollectionClient, open_collection
+    from embeddings_pipeline.orchestration.component import EmbeddingCollection
+    from embeddings_pipeline.orchestration.sync import SyncResult
+    from embeddings_pipeline.search.query import Hit
 
 __version__ = "0.1.0"
 
-__all__ = ["EmbeddingCollection"]
+__all__ = [
+    "CollectionClient",
+    "ConfigurationError",
+    "DatabaseError",
+    "EmbeddingCollection",
+    "Hit",
+    "LakeError",
+    "ModelChangeError",
+    "OutOfMemoryError",
+    "OutageError",
+    "PipelineError",
+    "ProfileError",
+    "RefusedError",
+    "SourceError",
+    "StaleRunError",
+    "SyncResult",
+    "VectorIndexError",
+    "open_collection",
+]
+
+_MODULES = {
+    "CollectionClient": "front_door",
+    "EmbeddingCollection": "orchestration.component",
+    "Hit": "search.query",
+    "SyncResult": "orchestration.sync",
+    "open_collection": "front_door",
+}
 
 
 def __dir__() -> list[str]:
@@ -11,8 +69,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     # Loaded on demand: `import dagster` costs a second, and status and search do without it.
-    if name == "EmbeddingCollection":
-        from embeddings_pipeline.orchestration.component import EmbeddingCollection
-
-        return EmbeddingCollection
+    if name in __all__:
+        return getattr(import_module(f"embeddings_pipeline.{_MODULES.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

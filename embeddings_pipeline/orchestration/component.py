@@ -6,7 +6,8 @@ from pathlib import Path
 import dagster as dg
 from pydantic import BaseModel
 
-from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, load_collections
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
+from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.orchestration.alerts import build_alerts
 from embeddings_pipeline.orchestration.automation import build_refresh_jobs, build_schedules, build_sensor
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile

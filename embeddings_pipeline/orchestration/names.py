@@ -59,4 +59,9 @@ def asset_op_name(definition: CollectionDefinition, asset: str) -> str:
 
 def partitions_name(definition: CollectionDefinition) -> str:
     """Of the Dagster partitions: one set of batches a collection."""
-    return f"{definition.name}_batches"
+    return partitions_of(definition.name)
+
+
+def partitions_of(collection: str) -> str:
+    """As `partitions_name`, of a collection that need not be defined any more."""
+    return f"{collection}_batches"

@@ -11,6 +11,7 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import LakeError, ProfileError
 from embeddings_pipeline.ledger.ledger import Ledger
+from embeddings_pipeline.pipeline.renaming import check_not_being_renamed
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.lake import Lake, open_lake
 from embeddings_pipeline.store.models import Model
@@ -102,6 +103,8 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
     """
     database = open_database(settings)
     ensure_schema(database)
+    with database.session() as connection:
+        check_not_being_renamed(connection, definition.name)
     ledger = Ledger(definition, database)
     ledger.register()
     declared = resolve_profile(definition.declared_profile, settings)

@@ -11,14 +11,10 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 
-from embeddings_pipeline.config.definition import (
-    COMPONENT_TYPE,
-    CollectionAttributes,
-    describe_validation_error,
-    did_you_mean,
-)
+from embeddings_pipeline.config.definition import COMPONENT_TYPE, CollectionAttributes
+from embeddings_pipeline.config.mistakes import describe_validation_error
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError, SourceError
+from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.source import table_identifier, tables
 from embeddings_pipeline.store.source_url import connect_url
@@ -185,7 +181,9 @@ def _check(name: str, table: str, key: list[str], texts: list[_Column]) -> None:
     try:
         CollectionAttributes.model_validate({"name": name, "source": {"table": table, "key": key}, "vectors": vectors})
     except ValidationError as error:
-        raise ConfigurationError(f"cannot scaffold {name!r}:{describe_validation_error(error)}") from error
+        raise ConfigurationError(
+            f"cannot scaffold {name!r}:{describe_validation_error(error, CollectionAttributes)}"
+        ) from error
 
 
 def _describe(table: str, url: str | None, settings: Settings) -> list[_Column]:

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
+from pgvector import Vector
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import CollectionDefinition, did_you_mean
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.base import Destination
@@ -22,14 +23,14 @@ from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # a model may be switched between reading its name and asking its table
+ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
-EXACT_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
+ALL_COMPARED_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One item found: `score` is the cosine of its nearest text, `item` its payload."""
+    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload."""
 
     item_key: str
     score: float
@@ -49,8 +50,8 @@ def search(
     """The `k` items nearest to `query`, best first, by the collection's current model.
 
     `vector_name`: which of the item's vectors; the first one if left out. `index`: where to look; hits from FAISS are
-    joined to live rows, so what has changed since the index was built is not returned with a wrong payload; where it
-    is still of a former model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
+    joined to live rows, so what has changed since the index was built is not returned with a wrong payload; if it
+    is still of a previous model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
     """
     if not query.strip():
         raise ConfigurationError("the query is blank: say what to search for")
@@ -64,7 +65,7 @@ def search(
             f"{did_you_mean(name, names)}"
         )
     database = open_database(settings)
-    for attempt in range(TRIES):
+    for attempt in range(ATTEMPTS):
         with database.session() as connection:
             state, model = collection_state(connection, definition.name), current_model(connection, definition)
             if state is None or model is None:
@@ -80,7 +81,7 @@ def search(
                     hits = _faiss(connection, settings, state, model, name, vector, k)
                 return nearest_items(connection, definition, model, name, vector, k) if hits is None else hits
             except psycopg.errors.UndefinedTable:
-                if attempt + 1 == TRIES:
+                if attempt + 1 == ATTEMPTS:
                     raise
     raise AssertionError("unreachable")
 
@@ -95,15 +96,15 @@ def _shadow_model(
     for model in shadows:
         if name in (model.profile.name, model.table.fingerprint):
             return model
-    there = ", ".join(one.profile.name for one in [current, *shadows])
+    known = ", ".join(model.profile.name for model in [current, *shadows])
     raise ConfigurationError(
-        f"collection {definition.name!r} has no vectors of profile {name!r}, but of {there}; "
+        f"collection {definition.name!r} has no vectors of profile {name!r}, but of {known}; "
         f"`embeddings-pipeline profile add {name}` keeps one more"
     )
 
 
-def _several(definition: CollectionDefinition) -> int:
-    """How many texts of one item may stand in each other's way."""
+def _texts_per_item(definition: CollectionDefinition) -> int:
+    """How many of an item's texts are expected among the nearest, of which one counts."""
     return 5 if definition.attributes.chunk else 1
 
 
@@ -113,7 +114,7 @@ def _encode(definition: CollectionDefinition, settings: Settings, model: Model, 
 
 
 def _runnable(definition: CollectionDefinition, settings: Settings, model: Model) -> Profile:
-    """The declared profile where it makes the current model's vectors, else the profile that they were made with."""
+    """The declared profile if it makes the model's vectors, else the profile that they were made with."""
     declared = resolve_profile(definition.declared_profile, settings)
     for profile in (declared, model.profile):
         try:
@@ -138,28 +139,28 @@ def nearest_items(
     k: int,
 ) -> list[Hit]:
     """The `k` items nearest to a vector of that model, by PostgreSQL."""
-    nearest = k * _several(definition)
+    nearest = k * _texts_per_item(definition)
     with connection.transaction():
         _search_settings(connection, model.table, nearest)
         statement = model.table.statement("search/items", vector_name=sql.Literal(name), type=model.table.type)
-        rows = connection.execute(statement, {"query": _text(vector), "nearest": nearest, "k": k})
+        rows = connection.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
         return [Hit(item_key, score, payload) for item_key, score, payload in rows]
 
 
 def nearest_texts(
     connection: psycopg.Connection, table: Destination, name: str, vector: NDArray[np.float32], n: int
 ) -> list[tuple[int, float]]:
-    """Ids and cosines of the `n` texts nearest to a vector, found as searches find them where there are many."""
+    """Ids and cosines of the `n` texts nearest to a vector, found as searches find them if there are many."""
     with connection.transaction():
         _search_settings(connection, table, n, exact_below=0)
         statement = table.statement("search/texts", vector_name=sql.Literal(name), type=table.type)
-        return connection.execute(statement, {"query": _text(vector), "n": n}).fetchall()
+        return connection.execute(statement, {"query": Vector(vector).to_text(), "n": n}).fetchall()
 
 
 def _search_settings(
-    connection: psycopg.Connection, table: Destination, nearest: int, *, exact_below: int = EXACT_BELOW
+    connection: psycopg.Connection, table: Destination, nearest: int, *, exact_below: int = ALL_COMPARED_BELOW
 ) -> None:
-    # An ANN index does not find every vector that lies apart from the others; where there are few, look at all.
+    # An ANN index does not find every vector that lies apart from the others; if there are few, look at all.
     counted, bytes_each = table.counted
     connection.execute(
         load_sql("search/settings"),
@@ -180,27 +181,23 @@ def _faiss(
     vector: NDArray[np.float32],
     k: int,
 ) -> list[Hit] | None:
-    """None where the index is of another model: it has just been switched."""
+    """The nearest items by FAISS; None if its index is of another model, since it has just been switched."""
     from embeddings_pipeline.index.faiss_read import open_index
 
-    collection = open_index(settings.state_dir / "faiss", model.table.collection)
-    if (collection.manifest.fingerprint, collection.manifest.epoch) != (model.table.fingerprint, state.epoch):
+    generation = open_index(settings.state_dir / "faiss", model.table.collection)
+    if (generation.manifest.fingerprint, generation.manifest.epoch) != (model.table.fingerprint, state.epoch):
         log.warning(
             "warning: collection %r: the FAISS index was built for another model; PostgreSQL answers until the next "
             "`embeddings-pipeline sync`",
             model.table.collection,
         )
         return None
-    scores, ids = collection.search(name, vector[None, :], 2 * k + 10)
-    found = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
+    scores, ids = generation.search(name, vector[None, :], 2 * k + 10)
+    cosines = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
     rows = connection.execute(
-        model.table.tables.statement("search/ids"), {"ids": list(found), "vector_name": name}
+        model.table.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name}
     ).fetchall()
     best: dict[str, Hit] = {}
-    for text_id, item_key, payload in sorted(rows, key=lambda row: -found[row[0]]):
-        best.setdefault(item_key, Hit(item_key, found[text_id], payload))
+    for text_id, item_key, payload in sorted(rows, key=lambda row: -cosines[row[0]]):
+        best.setdefault(item_key, Hit(item_key, cosines[text_id], payload))
     return list(best.values())[:k]
-
-
-def _text(vector: NDArray[np.float32]) -> str:
-    return "[" + ",".join(map(repr, vector.tolist())) + "]"

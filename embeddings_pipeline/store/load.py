@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from embeddings_pipeline.config.definition import did_you_mean
 from embeddings_pipeline.config.templates import clean_json
-from embeddings_pipeline.errors import SourceError
+from embeddings_pipeline.errors import SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import table_identifier
 from embeddings_pipeline.store.sql import load_sql

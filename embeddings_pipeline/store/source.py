@@ -11,9 +11,9 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import CollectionDefinition, did_you_mean
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.templates import row_hash
-from embeddings_pipeline.errors import ConfigurationError, SourceError
+from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql

@@ -1,4 +1,4 @@
-"""The command line as a user has it: real processes, their output, their exit codes."""
+"""The command line as a user has it: its output and its exit codes, here and in real processes."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import yaml
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support.command_line import run_here, run_process
 from embeddings_pipeline_tests.support.workbench import definition, execute
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,20 +46,14 @@ def environment(database: Database, settings: Settings, tmp_path: Path) -> dict[
 
 @pytest.fixture
 def command(environment: dict[str, str], dagster_tables: None) -> Command:
-    """`embeddings-pipeline …` in that environment."""
+    """`embeddings-pipeline …` in that environment, in this process."""
+    return lambda *arguments: run_here(arguments, environment)
 
-    def run(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "embeddings_pipeline", *arguments],
-            cwd=ROOT,
-            env={**environment, **changed},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
 
-    return run
+@pytest.fixture
+def process(environment: dict[str, str], dagster_tables: None) -> Command:
+    """As `command`, in a process of its own."""
+    return lambda *arguments, **changed: run_process(arguments, {**environment, **changed})
 
 
 @pytest.fixture
@@ -97,7 +92,7 @@ def test_from_a_file_to_a_search_with_json_at_every_step(loaded: Command, databa
     assert hit["item"]["revenue"] == 999
 
 
-def test_people_get_text_and_nothing_on_stderr(loaded: Command) -> None:
+def test_people_get_text_and_nothing_on_stderr(loaded: Command, process: Command) -> None:
     for arguments, expected in (
         (["sync", "--dry-run"], "dry run, nothing was written"),
         (["sync"], "3 texts embedded"),
@@ -105,14 +100,14 @@ def test_people_get_text_and_nothing_on_stderr(loaded: Command) -> None:
         (["search", "thief"], "Heat · revenue 187"),
         (["psql", "-Atc", "select count(*) from embeddings.films"], "3"),
     ):
-        done = loaded(*arguments)
+        done = process(*arguments)
         assert (done.returncode, done.stderr) == (0, ""), done
         assert expected in done.stdout
 
 
-def test_psql_passes_arguments_and_exit_code_on(loaded: Command) -> None:
-    assert loaded("psql", "-At", "-F", "|", "-c", "select 1, 'a b'").stdout == "1|a b\n"
-    assert loaded("psql", "-v", "ON_ERROR_STOP=1", "-c", "select nothing").returncode == 1
+def test_psql_passes_arguments_and_exit_code_on(process: Command) -> None:
+    assert process("psql", "-At", "-F", "|", "-c", "select 1, 'a b'").stdout == "1|a b\n"
+    assert process("psql", "-v", "ON_ERROR_STOP=1", "-c", "select nothing").returncode == 1
 
 
 @pytest.mark.parametrize(
@@ -130,6 +125,12 @@ def test_a_mistake_is_one_line_that_says_what_to_do(command: Command, arguments:
     assert says in fails_in_one_line(command(*arguments))
 
 
+def test_a_process_that_fails_says_the_same_line(command: Command, process: Command) -> None:
+    line = fails_in_one_line(process("search", "thief"))
+    assert line == fails_in_one_line(command("search", "thief"))
+    assert process("search").returncode == 2
+
+
 @pytest.mark.parametrize("arguments", [["nonsense"], ["sync", "--limit", "0"], ["search"], ["search", "x", "-k", "0"]])
 def test_wrong_usage_exits_2(command: Command, arguments: list[str]) -> None:
     assert command(*arguments).returncode == 2
@@ -143,21 +144,23 @@ def test_an_unknown_profile_is_named_before_anything_is_made(loaded: Command, tm
     assert "minilm" in fails_in_one_line(loaded("sync"))
 
 
-def test_a_model_that_cannot_be_had_names_profile_model_and_ways_out(loaded: Command, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_had_names_profile_model_and_ways_out(
+    loaded: Command, process: Command, tmp_path: Path
+) -> None:
     path = tmp_path / "defs" / "films" / "defs.yaml"
     document = yaml.safe_load(path.read_text())
     document["attributes"]["profile"] = "speed"
     path.write_text(yaml.safe_dump(document))
-    line = fails_in_one_line(loaded("sync", HF_HUB_OFFLINE="1"))
+    line = fails_in_one_line(process("sync", HF_HUB_OFFLINE="1"))
     assert all(word in line for word in ("speed", "BAAI/bge-small-en-v1.5", "EMBEDDING_MODEL"))
 
 
-def test_a_taken_port_is_one_line(command: Command) -> None:
+def test_a_taken_port_is_one_line(process: Command) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = fails_in_one_line(command("ui", "--port", str(port)))
+        line = fails_in_one_line(process("ui", "--port", str(port)))
     assert f"port {port}" in line and "--port" in line
 
 

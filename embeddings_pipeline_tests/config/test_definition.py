@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from embeddings_pipeline.config.definition import find_collection, load_collections
+from embeddings_pipeline.config.definition import CollectionAttributes
+from embeddings_pipeline.config.loading import find_collection, load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline_tests.support.workbench import definition
@@ -154,7 +155,7 @@ def test_other_components_are_none_of_our_business(tmp_path):
 
 def test_a_key_may_be_one_text_and_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     written(tmp_path, "\ufeff" + GOOD.replace("[id]", "id"))
-    assert load_collections(tmp_path)["films"].config.source.key == ("id",)
+    assert load_collections(tmp_path)["films"].attributes.source.key == ("id",)
 
 
 def test_the_collections_are_those_of_this_package_unless_a_folder_is_named(tmp_path, monkeypatch):
@@ -228,3 +229,44 @@ def test_a_time_of_day_needs_no_quotes(tmp_path: Path, written: str, meant: str 
     (tmp_path / "defs.yaml").write_text(text)
     [one] = load_collections(tmp_path).values()
     assert one.attributes.automation.daily_refresh == meant
+
+
+OWN = "profile: {name: mine, provider: local, model: a/b, dimensions: 8}"
+PROFILE_MISTAKES = {
+    "unknown key": (OWN.replace("model:", "modell:"), 10, ["profile.modell", "did you mean 'model'"]),
+    "wrong type": (OWN.replace("8", "'8'"), 10, ["profile.dimensions: '8' is not a whole number"]),
+    "missing key": (OWN.replace("provider: local, ", ""), 10, ["profile.provider: this key is missing"]),
+    "without a name": (OWN.replace("name: mine, ", ""), 10, ["profile.name: this key is missing"]),
+    "in profiles": (
+        "profiles:\n    mine:\n      provider: hugging\n      model: a/b\n      dimensions: 8",
+        12,
+        ["profiles.mine.provider: 'hugging' is not 'local', 'openai' or 'python'"],
+    ),
+    "a key of profiles": (
+        "profiles:\n    mine: {provider: local, model: a/b, dimensions: 8, promt: x}",
+        11,
+        ["profiles.mine.promt", "query_prompt"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", PROFILE_MISTAKES)
+def test_a_mistake_in_a_profile_names_its_line_and_key_too(tmp_path: Path, mistake: str) -> None:
+    new, line, says = PROFILE_MISTAKES[mistake]
+    path = written(tmp_path, GOOD.replace("items_per_batch: 1000", new))
+    with pytest.raises(ConfigurationError) as error:
+        load_collections(tmp_path)
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    for part in says:
+        assert part in str(error.value)
+
+
+def test_an_editor_gets_the_keys_of_profiles_from_the_schema() -> None:
+    schema = CollectionAttributes.model_json_schema()
+    keys = schema["$defs"]["Profile"]["properties"]
+    assert {"name", "provider", "model", "dimensions", "query_prompt"} <= set(keys)
+    assert keys["provider"]["enum"] == ["local", "openai", "python"]
+    assert keys["query_prompt"]["description"] == "Put before each query."
+    assert "ProfileSettings" in str(schema["properties"]["profiles"])
+    choices = {"$ref": "#/$defs/Profile"}
+    assert choices in schema["properties"]["profile"]["anyOf"][0]["oneOf"]

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index import pgvector_build
 from embeddings_pipeline.index.pgvector import describe_indexes, ensure_index
@@ -26,9 +26,9 @@ from embeddings_pipeline_tests.support.model_tables import (
 )
 from embeddings_pipeline_tests.support.workbench import plain_role, wait_until
 
-HNSW = VectorIndex()
-IVFFLAT = VectorIndex(method="ivfflat")
-NONE = VectorIndex(method="none")
+HNSW = IndexDefinition()
+IVFFLAT = IndexDefinition(method="ivfflat")
+NONE = IndexDefinition(method="none")
 
 
 @pytest.fixture(params=["halfvec", "vector"])
@@ -100,9 +100,9 @@ def test_every_vector_name_has_an_index_and_no_other(database, table):
 
 def test_changed_parameters_or_method_rebuild(database, table):
     ensure_index(database, table, HNSW, ["base"])
-    (built,) = ensure_index(database, table, VectorIndex(m=8), ["base"]).indexes
+    (built,) = ensure_index(database, table, IndexDefinition(m=8), ["base"]).indexes
     assert built.reason == "m was 16" and built.parameters["m"] == 8
-    (built,) = ensure_index(database, table, VectorIndex(m=8, ef_construction=32), ["base"]).indexes
+    (built,) = ensure_index(database, table, IndexDefinition(m=8, ef_construction=32), ["base"]).indexes
     assert built.reason == "ef_construction was 64"
     (built,) = ensure_index(database, table, IVFFLAT, ["base"]).indexes
     assert built.reason == "was hnsw" and built.parameters == {"lists": 45}
@@ -151,7 +151,7 @@ def test_the_index_is_never_missing_while_it_is_replaced(database, table):
     watcher = threading.Thread(target=watch)
     watcher.start()
     for m in (8, 12, 16):
-        ensure_index(database, table, VectorIndex(m=m), ["base"])
+        ensure_index(database, table, IndexDefinition(m=m), ["base"])
     done.set()
     watcher.join()
     assert len(seen) > 10 and min(seen) >= 1
@@ -175,7 +175,7 @@ def test_readers_and_writers_go_on_while_it_is_replaced(database, table):
 
     user = threading.Thread(target=use)
     user.start()
-    ensure_index(database, table, VectorIndex(m=8), ["base"])
+    ensure_index(database, table, IndexDefinition(m=8), ["base"])
     done.set()
     user.join()
     assert 0 < slowest[0] < 2
@@ -189,7 +189,7 @@ def hold_up(connection, table) -> None:
 def builder(database, m=16):
     """Another process that says `waiting` when its CREATE INDEX is about to begin."""
     code = f"""
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.index.pgvector_build import IndexBuilder
 from embeddings_pipeline.store.database import Database
@@ -197,7 +197,7 @@ from embeddings_pipeline.store.destination.table import TableDestination
 create = IndexBuilder._build
 IndexBuilder._build = lambda *each: (print("begins", flush=True), create(*each))[-1]
 table = TableDestination("things", {FINGERPRINT!r}, 32)
-report = ensure_index(Database({database.url!r}), table, VectorIndex(m={m}), ["base"])
+report = ensure_index(Database({database.url!r}), table, IndexDefinition(m={m}), ["base"])
 print(repr(report.indexes[0].reason))
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -213,7 +213,7 @@ def until(condition, seconds=20):
 @pytest.mark.parametrize("replaces", [False, True])
 def test_a_killed_build_is_cleared_away(database, table, replaces):
     if replaces:
-        ensure_index(database, table, VectorIndex(m=8), ["base"])
+        ensure_index(database, table, IndexDefinition(m=8), ["base"])
     with database.connect() as older:
         hold_up(older, table)
         with builder(database) as process:
@@ -255,7 +255,7 @@ def test_two_at_once_build_it_once(database, table):
 
 @pytest.mark.parametrize("killed_after", ["build", "drop"])
 def test_a_replacement_that_was_killed_half_way_is_completed(database, table, killed_after):
-    ensure_index(database, table, VectorIndex(m=8), ["base"])
+    ensure_index(database, table, IndexDefinition(m=8), ["base"])
     name = index_name(table, "base")
     with database.connect(autocommit=True) as connection:
         connection.execute(
@@ -276,7 +276,7 @@ def test_the_deadline_is_one_clear_line_and_the_old_index_stays(database, table)
     with database.connect() as older:
         hold_up(older, table)
         with pytest.raises(VectorIndexError, match="not done within 1 s") as caught:
-            ensure_index(database, table, VectorIndex(m=8), ["base"], deadline_seconds=1)
+            ensure_index(database, table, IndexDefinition(m=8), ["base"], deadline_seconds=1)
     assert "\n" not in str(caught.value) and "pg_stat_activity" in str(caught.value)
     assert [index.parameters["m"] for index in indexes(database, table) if index.valid] == [16]
 
@@ -312,7 +312,9 @@ def test_the_longest_names_fit():
     assert len(names) == 10 and all(len(name) <= 63 for name in names)
 
 
-@pytest.mark.parametrize("config", [HNSW, IVFFLAT, VectorIndex(m=48, ef_construction=100)], ids=["hnsw", "ivf", "m48"])
+@pytest.mark.parametrize(
+    "config", [HNSW, IVFFLAT, IndexDefinition(m=48, ef_construction=100)], ids=["hnsw", "ivf", "m48"]
+)
 def test_a_build_stays_in_the_memory_that_is_asked_for(database, config):
     table = make_collection(database, dimension=16)
     add_vectors(database, table, unit_vectors(5000, 16))

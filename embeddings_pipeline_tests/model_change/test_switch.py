@@ -12,9 +12,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from embeddings_pipeline.cli.main import app
-from embeddings_pipeline.cli.profile import _write_profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError, PipelineError
+from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.model_change import backfill
 from embeddings_pipeline.model_change.plan import price
 from embeddings_pipeline.model_change.state import candidate_profile, open_change
@@ -132,31 +131,6 @@ class TestCommands:
         assert said.startswith("-- expand\nINSERT INTO embeddings.model ")
         assert "\nCREATE TABLE IF NOT EXISTS" in said and "-- roll back" in said and "-- contract" in said
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (
-            "  name: a\r\n  profile: x  # why\r\n  columns: [b]\r\n",
-            "  name: a\r\n  profile: wide  # why\r\n  columns: [b]\r\n",
-        ),
-        ("  name: a\n  columns: [b]", "  name: a\n  profile: wide\n  columns: [b]"),
-        ("  name: a\n  profile: {name: x}\n", None),
-        ("  name: a\n  profile: &p x\n  columns: [*p]\n", None),
-        ("  name: a\n  profile: 'x # y'\n", None),
-    ],
-)
-def test_the_definition_is_changed_in_one_place_or_not_at_all(tmp_path: Path, before: str, after: str | None) -> None:
-    path = tmp_path / "defs.yaml"
-    path.write_bytes(f"type: t\nattributes:\n{before}".encode())
-    if after is None:
-        with pytest.raises(ConfigurationError, match="by hand"):
-            _write_profile(path, "wide")
-        after = before
-    else:
-        _write_profile(path, "wide")
-    assert path.read_bytes() == f"type: t\nattributes:\n{after}".encode()
 
 
 class TestPrice:

@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from embeddings_pipeline.config.definition import CollectionDefinition, load_collections
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.orchestration.component import definitions_below
 from embeddings_pipeline.orchestration.sync import sync

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, load_collections
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
+from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.pipeline.propose import propose_collection
 from embeddings_pipeline_tests.orchestration.test_component import dg_command, project  # noqa: F401

@@ -21,7 +21,15 @@ from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import committed, definition, execute, films, make_films, wait_until
+from embeddings_pipeline_tests.support.workbench import (
+    PROFILE,
+    committed,
+    definition,
+    execute,
+    films,
+    make_films,
+    wait_until,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -321,7 +329,7 @@ def test_a_profile_that_made_no_vector_yet_can_be_changed(
     database: Database, project: Settings, run_sync: Callable[..., SyncResult]
 ) -> None:
     make_films(database, films(3))
-    broken = {**definition().attributes.profile, "name": "typo", "model": "no_such_module:Encoder"}  # type: ignore[dict-item]
+    broken = {**PROFILE, "name": "typo", "model": "no_such_module:Encoder"}
     with pytest.raises(RunFailed, match="no_such_module"):
         run_sync(attributes={"profile": broken, "storage": "vector"})
     assert run_sync().embedded == 3
@@ -334,7 +342,7 @@ def test_another_declared_profile_changes_no_vector_and_is_named(
     make_films(database, films(4))
     run_sync()
     before = committed(database)
-    other = {**definition().attributes.profile, "name": "other", "dimensions": 64}  # type: ignore[dict-item]
+    other = {**PROFILE, "name": "other", "dimensions": 64}
     collection = open_collection(definition(profile=other), project)
     assert collection.warning and "'other'" in collection.warning and "'test'" in collection.warning
     assert collection.profile == replace(collection.profile, name="test", dimensions=32)

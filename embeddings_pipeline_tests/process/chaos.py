@@ -33,7 +33,8 @@ import psutil
 import psycopg
 import yaml
 
-from embeddings_pipeline.config.definition import CollectionDefinition, load_collections
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embeddings_pipeline.config.definition import load_collections
+from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.model_change.state import open_change

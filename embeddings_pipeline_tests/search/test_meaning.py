@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from embeddings_pipeline.config.definition import load_collections
+from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.index import faiss_build
 from embeddings_pipeline.index.pgvector import ensure_index

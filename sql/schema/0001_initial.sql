@@ -2,6 +2,7 @@
 
 CREATE TABLE embeddings.collection (
     name            text PRIMARY KEY,
+    renamed_from    text,                                -- while a renaming is under way: the name before it
     fingerprint     text,                                -- the current model; NULL until the first run
     definition_hash bytea NOT NULL,
     version         bigint NOT NULL DEFAULT 0,           -- raised by each commit that changed a vector
@@ -12,7 +13,7 @@ CREATE TABLE embeddings.collection (
 
 -- One row a model table: which vectors there are of a collection, and how they were made.
 CREATE TABLE embeddings.model (
-    collection  text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection  text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     fingerprint text NOT NULL,
     profile     jsonb NOT NULL,
     dimension   bigint NOT NULL,
@@ -26,7 +27,7 @@ CREATE TABLE embeddings.model (
 );
 
 CREATE TABLE embeddings.batch (
-    collection      text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection      text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     batch           bigint NOT NULL,
     definition_hash bytea,                               -- what the texts of every committed item were rendered with
     version         bigint,                              -- of the collection, at the last commit
@@ -37,8 +38,8 @@ CREATE TABLE embeddings.batch (
 );
 
 CREATE TABLE embeddings.scan (
-    collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE,
-    full_scan_at timestamptz,                           -- when the last full scan ended
+    collection    text PRIMARY KEY REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
+    full_scan_at  timestamptz,                           -- when the last full scan ended
     scanned       bigint,
     watermark     jsonb,                                 -- how far incremental scans have come: `Watermark`
     read_at       timestamptz                            -- when the last incremental scan wrote it
@@ -46,7 +47,7 @@ CREATE TABLE embeddings.scan (
 
 -- Poison texts. Excused is exactly this content hash under this fingerprint.
 CREATE TABLE embeddings.quarantine (
-    collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection   text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     fingerprint  text NOT NULL,
     content_hash bytea NOT NULL,
     text         text NOT NULL,
@@ -75,13 +76,13 @@ CREATE TABLE embeddings.backfill (
                                                          -- of the current model it is not asked: see embeddings.batch
     file        text,                                    -- the lake's file with the vectors
     PRIMARY KEY (collection, fingerprint, batch),
-    FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE
+    FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE ON UPDATE CASCADE
 );
 
 -- Changes of a collection's model, one open at a time.
 CREATE TABLE embeddings.model_change (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    collection       text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE,
+    collection       text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
     phase            text NOT NULL CHECK (phase IN ('expanded', 'swapped', 'contracted', 'abandoned')),
     current_fingerprint   text NOT NULL,
     candidate_fingerprint text CHECK ((candidate_fingerprint IS NULL) = (phase IN ('swapped', 'contracted'))),

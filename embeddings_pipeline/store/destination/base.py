@@ -14,7 +14,7 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange
 from embeddings_pipeline.store.sql import load_sql
 
@@ -297,17 +297,17 @@ class Destination(ABC):
         """The current model's layout, if its indexes are the pattern for this one's."""
 
     @abstractmethod
-    def wants_index(self, config: VectorIndex) -> bool:
+    def wants_index(self, config: IndexDefinition) -> bool:
         """Whether the definition asks for an ANN index here."""
 
     @abstractmethod
-    def index_methods(self, connection: psycopg.Connection, config: VectorIndex) -> list[str]:
+    def index_methods(self, connection: psycopg.Connection, config: IndexDefinition) -> list[str]:
         """The methods of the ANN indexes that a candidate gets if this is the current model."""
 
     @abstractmethod
     def index_changes(
         self,
-        config: VectorIndex,
+        config: IndexDefinition,
         rows: Mapping[str, int],
         own: Layout,
         current: Layout,

@@ -14,7 +14,7 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import DestinationDefinition, VectorIndex
+from embeddings_pipeline.config.definition import DestinationDefinition, IndexDefinition
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.store.destination import column_checks, column_indexes, column_write
@@ -291,11 +291,11 @@ class ColumnDestination(Destination):
             )
         ]
 
-    def wants_index(self, config: VectorIndex) -> bool:
+    def wants_index(self, config: IndexDefinition) -> bool:
         """On a user's own column the default does not count."""
         return config.method != "none" and bool(config.model_fields_set)
 
-    def index_methods(self, connection: psycopg.Connection, config: VectorIndex) -> list[str]:
+    def index_methods(self, connection: psycopg.Connection, config: IndexDefinition) -> list[str]:
         if self.wants_index(config):
             return [config.method]
         if config.model_fields_set:
@@ -304,7 +304,7 @@ class ColumnDestination(Destination):
 
     def index_changes(
         self,
-        config: VectorIndex,
+        config: IndexDefinition,
         rows: Mapping[str, int],
         own: Layout,
         current: Layout,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.store.destination.base import Change, Exchange, Layout
 from embeddings_pipeline.store.destination.column_checks import LONGEST_NAME
 from embeddings_pipeline.store.destination.indexes import (
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def index_changes(
-    destination: "ColumnDestination", config: VectorIndex, rows: int, own: Layout, current: Layout
+    destination: "ColumnDestination", config: IndexDefinition, rows: int, own: Layout, current: Layout
 ) -> list[IndexChange]:
     """On the current column, one of the declared method if there is none; on another, indexes like those on the
     current one if none is declared.
@@ -42,7 +42,7 @@ def index_changes(
 
 
 def _wanted_indexes(
-    destination: "ColumnDestination", config: VectorIndex, rows: int, own: Layout, current: Layout
+    destination: "ColumnDestination", config: IndexDefinition, rows: int, own: Layout, current: Layout
 ) -> list[AnnIndex]:
     declared, suffix = destination.declared.column, destination.suffix(own.column)
     if config.model_fields_set:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 
 if TYPE_CHECKING:
     from embeddings_pipeline.store.destination.base import Destination
@@ -59,14 +59,14 @@ def index_name(destination: "Destination", vector_name: str) -> str:
     return f"{destination.collection}_{vector_name}_{digest}"
 
 
-def index_parameters(config: VectorIndex, rows: int) -> dict[str, int]:
+def index_parameters(config: IndexDefinition, rows: int) -> dict[str, int]:
     """What an index over that many rows is to be built with."""
     if config.method == "ivfflat":
         return {"lists": min(max(1, round(rows**0.5)), MOST_LISTS)}
     return {"m": config.m, "ef_construction": config.ef_construction}
 
 
-def why_rebuilt(index: AnnIndex | None, config: VectorIndex, rows: int, *, sizes_known: bool) -> str:
+def why_rebuilt(index: AnnIndex | None, config: IndexDefinition, rows: int, *, sizes_known: bool) -> str:
     """Why an index does not do for that many rows; empty if it does."""
     if index is None:
         return "missing"

@@ -9,7 +9,7 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.config.definition import VectorIndex
+from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import ModelChangeError
 from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
 from embeddings_pipeline.store.destination.base import ROW_BYTES, Change, Destination, Exchange, Layout, Limits
@@ -148,15 +148,15 @@ class TableDestination(Destination):
     def current_layout(self, connection: psycopg.Connection) -> Layout:
         return Layout("embedding")  # our own indexes are as declared, whatever the current model has
 
-    def wants_index(self, config: VectorIndex) -> bool:
+    def wants_index(self, config: IndexDefinition) -> bool:
         return config.method != "none"
 
-    def index_methods(self, connection: psycopg.Connection, config: VectorIndex) -> list[str]:
+    def index_methods(self, connection: psycopg.Connection, config: IndexDefinition) -> list[str]:
         return [config.method] if config.method != "none" else []
 
     def index_changes(
         self,
-        config: VectorIndex,
+        config: IndexDefinition,
         rows: Mapping[str, int],
         own: Layout,
         current: Layout,
@@ -173,7 +173,7 @@ class TableDestination(Destination):
         return changes
 
     def _index_changes(
-        self, config: VectorIndex, vector_name: str, rows: int, useful: Mapping[str, AnnIndex], *, sizes_known: bool
+        self, config: IndexDefinition, vector_name: str, rows: int, useful: Mapping[str, AnnIndex], *, sizes_known: bool
     ) -> list[IndexChange]:
         name = index_name(self, vector_name)
         old, new = useful.get(name), useful.get(name + NEW)
@@ -198,7 +198,7 @@ class TableDestination(Destination):
             changes.append(IndexChange("rename", wanted, rename, reason))
         return changes
 
-    def _create_index(self, config: VectorIndex, index: AnnIndex) -> sql.Composed:
+    def _create_index(self, config: IndexDefinition, index: AnnIndex) -> sql.Composed:
         given = (sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in index.parameters.items())
         return self.statement(
             "table/create_index",

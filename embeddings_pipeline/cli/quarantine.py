@@ -1,0 +1,115 @@
+"""`quarantine …`: poison texts, which the model refused or gave no usable vector for."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embeddings_pipeline.cli.console import (
+    EachCollectionOption,
+    JsonOption,
+    chosen_collections,
+    pipeline_database,
+    print_json,
+)
+from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.ledger.ledger import Ledger
+
+app = typer.Typer(help="Poison texts: the model refused them or gave no usable vector.", no_args_is_help=True)
+
+HashesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Content hashes, or their beginnings, as `list` shows them.")
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Every text in quarantine.")]
+
+
+@app.command("list")
+def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
+    """What is in quarantine, why, and when it is tried again."""
+    ledgers = _ledgers(collection_name)
+    entries = {ledger.definition.name: ledger.quarantine_entries(every_model=True) for ledger in ledgers}
+    if as_json:
+        print_json([{"collection": name, **asdict(entry)} for name, texts in entries.items() for entry in texts])
+        return
+    for name, texts in entries.items():
+        if not texts:
+            print(f"{name}: nothing is in quarantine")
+        for entry in texts:
+            again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
+            others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
+            item = f"item {entry.item_key}{others}" if entry.item_key is not None else "of no item any more"
+            attempts = f"{entry.attempts} attempts with {entry.profile}"
+            print(f"{name}  {entry.content_hash[:12]}  {item}, {attempts}, {again}")
+            print(f"    {entry.reason}")
+            print(f"    {_shortened(entry.text)}")
+
+
+@app.command("retry")
+def quarantine_retry(
+    hashes: HashesArgument = None,
+    every: AllOption = False,
+    collection_name: EachCollectionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have texts tried again with the next sync, with as many attempts as a new one."""
+    meant = _chosen(_ledgers(collection_name), hashes, every)
+    count = sum(ledger.quarantine_retry(chosen) for ledger, chosen in meant)
+    if as_json:
+        print_json({"texts": count})
+        return
+    print(f"{count:,} texts are tried again with the next `embeddings-pipeline sync`")
+
+
+@app.command("clear")
+def quarantine_clear(
+    hashes: HashesArgument = None,
+    every: AllOption = False,
+    collection_name: EachCollectionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget texts: what still stands in an item is embedded as if it were new."""
+    meant = _chosen(_ledgers(collection_name), hashes, every)
+    count = sum(ledger.quarantine_clear(chosen) for ledger, chosen in meant)
+    if as_json:
+        print_json({"texts": count})
+        return
+    print(f"{count:,} texts are no longer in quarantine; those that items still have are embedded with the next sync")
+
+
+def _chosen(ledgers: "list[Ledger]", hashes: list[str] | None, every: bool) -> "Iterator[tuple[Ledger, list[bytes]]]":
+    """Each ledger with the content hashes that are meant. ConfigurationError if a beginning fits none."""
+    if bool(hashes) == every:
+        raise ConfigurationError("name content hashes as `quarantine list` shows them, or give --all")
+    kept = [
+        (ledger, sorted({entry.content_hash for entry in ledger.quarantine_entries(every_model=True)}))
+        for ledger in ledgers
+    ]
+    beginnings = [beginning.lower() for beginning in hashes or ()]
+    for beginning in beginnings:
+        if not re.fullmatch(r"[0-9a-f]{4,}", beginning):
+            raise ConfigurationError(
+                f"{beginning!r} is not the beginning of a content hash: give at least 4 of its digits"
+            )
+        if not any(digest.startswith(beginning) for _, digests in kept for digest in digests):
+            raise ConfigurationError(f"no text in quarantine has a content hash that begins with {beginning!r}")
+    for ledger, digests in kept:
+        meant = [digest for digest in digests if every or digest.startswith(tuple(beginnings))]
+        if meant:
+            yield ledger, [bytes.fromhex(digest) for digest in meant]
+
+
+def _shortened(text: str, width: int = 100) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else f"{flat[: width - 1]}…"
+
+
+def _ledgers(name: str | None) -> "list[Ledger]":
+    from embeddings_pipeline.ledger.ledger import Ledger
+
+    database = pipeline_database(load_settings())
+    return [Ledger(definition, database) for definition in chosen_collections(name)]

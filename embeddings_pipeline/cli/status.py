@@ -1,0 +1,52 @@
+"""`status`: what is there of a collection."""
+
+from typing import Any
+
+from embeddings_pipeline.cli.console import (
+    EachCollectionOption,
+    JsonOption,
+    chosen_collections,
+    pipeline_database,
+    print_json,
+)
+from embeddings_pipeline.config.settings import load_settings
+
+
+def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
+    """What is there, what is missing, and which model made it."""
+    from embeddings_pipeline.health.status import collection_status
+
+    settings = load_settings()
+    database = pipeline_database(settings)
+    collections = chosen_collections(collection_name)
+    statuses = [collection_status(definition, database, settings) for definition in collections]
+    if as_json:
+        print_json(statuses[0] if len(statuses) == 1 else statuses)
+        return
+    for each in statuses:
+        print(_status_text(each))
+
+
+def _status_text(figures: dict[str, Any]) -> str:
+    name = figures["collection"]
+    if figures["fingerprint"] is None:
+        return f"{name}: nothing is there yet; run `embeddings-pipeline sync --collection {name}`"
+    faiss, indexes = figures["faiss"], figures["pgvector_index"]
+    ann = ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
+    search = (
+        f"generation {faiss['generation']}, {faiss['vectors']:,} vectors, {'current' if faiss['current'] else 'behind'}"
+        if faiss["generation"]
+        else "none"
+    )
+    return "\n".join(
+        [
+            f"{name}: {figures['coverage']:.1%} covered",
+            f"  items           {figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale, "
+            f"{figures['quarantined']:,} texts in quarantine)",
+            f"  vectors         {figures['vectors']:,}  ({figures['orphans']:,} orphans)",
+            f"  dirty batches   {figures['dirty_batches']:,}",
+            f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
+            f"  pgvector index  {ann}",
+            f"  FAISS index     {search}",
+        ]
+    )

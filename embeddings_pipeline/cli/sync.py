@@ -1,0 +1,78 @@
+"""`sync`: bring collections up to date."""
+
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from embeddings_pipeline.cli.console import (
+    EachCollectionOption,
+    JsonOption,
+    chosen_collections,
+    print_json,
+    progress_bar,
+)
+from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.errors import PipelineError
+
+
+def sync(
+    collection_name: EachCollectionOption = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also compare every copy with the next, mend what differs, run every check.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Encode every text anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Encode at most this many texts.")] = None,
+    allow_deletes: Annotated[
+        bool, typer.Option("--allow-deletes", help="Also when more than 20 % of the items are gone.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the vectors and the indexes up to date with the source."""
+    from embeddings_pipeline.orchestration.sync import sync as run_sync
+
+    settings = load_settings()
+    results, failed = [], []
+    collections = chosen_collections(collection_name)
+    for definition in collections:
+        try:
+            with progress_bar(definition.name, show=not as_json and not dry_run) as progress:
+                result = run_sync(
+                    definition,
+                    settings,
+                    full=full,
+                    force=force,
+                    dry_run=dry_run,
+                    limit=limit,
+                    allow_deletes=allow_deletes,
+                    progress=progress,
+                )
+        except PipelineError as error:  # the others are no worse for it
+            if len(collections) == 1:
+                raise
+            print(f"error: {definition.name}: {error}", file=sys.stderr)
+            failed.append(definition.name)
+            continue
+        results.append(asdict(result))
+        if not as_json:
+            print(_sync_line(asdict(result)))
+    if as_json:
+        print_json(results[0] if len(collections) == 1 else results)
+    if failed:
+        raise PipelineError(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
+
+
+def _sync_line(done: dict[str, Any]) -> str:
+    items = f"{done['scanned']:,} items scanned: {done['new']:,} new, {done['changed']:,} changed"
+    if done["dry_run"]:
+        return (
+            f"{done['collection']}: dry run, nothing was written. {items}, {done['deleted']:,} gone; "
+            f"{done['left']:,} texts to embed, {done['reused']:,} reused"
+        )
+    left = f", {done['left']:,} left for the next sync" if done["left"] else ""
+    return (
+        f"{done['collection']}: {items}, {done['deleted']:,} deleted; {done['embedded']:,} texts embedded, "
+        f"{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s"
+    )

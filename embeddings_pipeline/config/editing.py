@@ -1,0 +1,72 @@
+"""Changing one value of a `defs.yaml`: all else in the file stays as it is, to the byte.
+
+The parser says where the value stands, and only that is replaced. Writing the parsed document anew, which ruamel.yaml
+does well, still moves comments and spaces.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from embeddings_pipeline.errors import ConfigurationError
+
+
+def write_profile(path: Path, name: str, *, in_destination: bool = False) -> None:
+    """Set `profile:` of the attributes, or of `destination:`. ConfigurationError if it is not one plain text there."""
+    _set(path, None, ["destination", "profile"] if in_destination else ["profile"], name, "the rest of the switch")
+
+
+def write_name(path: Path, old: str, new: str) -> None:
+    """Set `name:` of the collection `old`, one of those that the file defines. ConfigurationError as above."""
+    _set(path, old, ["name"], new, "the rest of the renaming")
+
+
+def _set(path: Path, collection: str | None, keys: list[str], value: str, done: str) -> None:
+    by_hand = ConfigurationError(f"{path}: set `{'.'.join(keys)}: {value}` there by hand; {done} is done")
+    with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
+        text = file.read()
+    try:
+        changed = _changed(text, collection, keys, value)
+        wanted = list(yaml.safe_load_all(text))
+        _attributes(wanted, collection, keys)[keys[-1]] = value
+        right = list(yaml.safe_load_all(changed)) == wanted  # the value may have had an alias
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration):
+        right = False
+    if not right:
+        raise by_hand
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(changed)
+
+
+def _attributes(documents: list[dict], collection: str | None, keys: list[str]) -> dict:
+    """The mapping that has, or is to have, the last key."""
+    section = next(one["attributes"] for one in documents if collection in (None, one["attributes"]["name"]))
+    for key in keys[:-1]:
+        section = section[key]
+    return section
+
+
+def _changed(text: str, collection: str | None, keys: list[str], value: str) -> str:
+    """The text with the value, or with a line for it below `name:`. KeyError or ValueError if it has no place."""
+    documents = [_values(node) for node in yaml.compose_all(text, Loader=yaml.SafeLoader)]
+    attributes = [_values(one["attributes"]) for one in documents if "attributes" in one]
+    section = next(one for one in attributes if collection is None or one["name"].value == collection)
+    for key in keys[:-1]:
+        section = _values(section[key])
+    if (node := section.get(keys[-1])) is not None:
+        if not isinstance(node, yaml.ScalarNode) or node.style in ("|", ">"):
+            raise ValueError("not a text of one line")
+        quote = node.style or ""
+        return f"{text[: node.start_mark.index]}{quote}{value}{quote}{text[node.end_mark.index :]}"
+    above = section["name"]
+    end = text.index("\n", above.end_mark.index) + 1
+    line_end = "\r\n" if text[:end].endswith("\r\n") else "\n"
+    line = text[text.rfind("\n", 0, above.start_mark.index) + 1 : end]
+    indent = line[: len(line) - len(line.lstrip())]
+    return f"{text[:end]}{indent}{keys[-1]}: {value}{line_end}{text[end:]}"
+
+
+def _values(node: yaml.Node) -> dict[str, yaml.Node]:
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError("not a mapping")
+    return {key.value: value for key, value in node.value}

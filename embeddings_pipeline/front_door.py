@@ -1,0 +1,113 @@
+"""The front door for programs: `open_collection("items").search("a man ages backwards")`."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.loading import find_collection, load_collections
+from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.schema import ensure_schema
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.orchestration.sync import SyncResult
+    from embeddings_pipeline.search.query import Hit
+
+
+class CollectionClient:
+    """One collection for a program: search it, bring it up to date, ask how it is.
+
+    Threads may share it. `close`, or the end of a `with` block, lets go of the database.
+    """
+
+    def __init__(self, definition: CollectionDefinition, settings: Settings) -> None:
+        self.definition, self.settings = definition, settings
+        self._one_sync = threading.Lock()
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        vector_name: str | None = None,
+        index: Literal["pgvector", "faiss"] = "pgvector",
+        profile: str | None = None,
+    ) -> "list[Hit]":
+        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item)`, the score a cosine.
+
+        `vector_name`: which of the items' vectors; the first if left out. `index`: where to look. `profile`: a shadow
+        model's. The first search loads the model. Raises PipelineError, in one line that names the remedy.
+        """
+        from embeddings_pipeline.search.query import search
+
+        return search(self.definition, self.settings, query, k=k, vector_name=vector_name, index=index, profile=profile)
+
+    def sync(
+        self,
+        *,
+        full: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
+        limit: int | None = None,
+        allow_deletes: bool = False,
+    ) -> "SyncResult":
+        """Bring vectors and indexes up to date with the source, as `embeddings-pipeline sync` does; what was done.
+
+        One at a time: another thread waits. It imports Dagster. Raises PipelineError, in one line.
+        """
+        from embeddings_pipeline.orchestration.sync import sync
+
+        with self._one_sync:
+            return sync(
+                self.definition,
+                self.settings,
+                full=full,
+                force=force,
+                dry_run=dry_run,
+                limit=limit,
+                allow_deletes=allow_deletes,
+            )
+
+    def status(self) -> dict[str, Any]:
+        """What `embeddings-pipeline status --json` prints: items, vectors, coverage, model, indexes."""
+        from embeddings_pipeline.health.status import collection_status
+
+        database = open_database(self.settings)
+        ensure_schema(database)
+        return collection_status(self.definition, database, self.settings)
+
+    def close(self) -> None:
+        """Let go of the database. It is opened again if the collection is used again."""
+        open_database(self.settings).close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_collection(
+    name: str | None = None,
+    *,
+    defs_dir: str | Path | None = None,
+    state_dir: str | Path | None = None,
+    database_url: str | None = None,
+) -> CollectionClient:
+    """A collection by its name; without one, the only one or `items`.
+
+    What is left out comes from the environment and `.env`, as on the command line: `defs_dir`, the folder with the
+    `defs.yaml` files (EMBEDDINGS_DEFS_DIR); `state_dir` (EMBEDDINGS_STATE_DIR); `database_url` (DATABASE_URL). Nothing
+    is connected to yet. Raises ConfigurationError if there is no such collection or a `defs.yaml` has a mistake.
+    """
+    given = {
+        "embeddings_defs_dir": None if defs_dir is None else Path(defs_dir).resolve(),
+        "embeddings_state_dir": None if state_dir is None else Path(state_dir).resolve(),
+        "database_url": database_url,
+    }
+    settings = load_settings().model_copy(update={key: value for key, value in given.items() if value is not None})
+    return CollectionClient(find_collection(load_collections(settings.defs_dir), name), settings)
