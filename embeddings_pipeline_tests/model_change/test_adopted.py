@@ -34,7 +34,14 @@ from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import column
 from embeddings_pipeline.store.destination import table as own_table
-from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, commit, commit_all, written_together
+from embeddings_pipeline_tests.model_change.test_phases import (
+    OTHER,
+    WIDE,
+    by_name,
+    commit,
+    commit_all,
+    written_together,
+)
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_without_shadows, wait_until
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
@@ -50,7 +57,7 @@ def definition(**attributes: Any) -> CollectionDefinition:
         "columns": ["video"],
         "vectors": {"base": "{words}"},
         "profile": None,
-        "profiles": {"test": PROFILE, "wide": WIDE, "widest": WIDEST, "other": OTHER},
+        "profiles": by_name(PROFILE, WIDE, WIDEST, OTHER),
         "destination": {"table": "segments", "profile": "wide"},
     }
     return plain_definition(**{**defaults, **attributes})
@@ -360,7 +367,7 @@ class TestPhases:
     def test_expand_backfill_swap_roll_back_swap_contract(self, table, settings, name) -> None:
         one = definition() if name != "other" else definition(destination={"table": "segments", "profile": "wide"})
         collection = sync(one, settings)
-        dimension = collection.definition.attributes.profiles[name]["dimensions"]
+        dimension = collection.definition.attributes.profiles[name].dimensions
         begun = expand(collection, candidate_profile(collection, name))
         assert f"embedding_{dimension} vector({dimension})" in columns(table)
         assert len(indexes(table)) == 1  # the old one stays and serves
@@ -547,7 +554,7 @@ class TestPhases:
 
     def test_two_models_of_one_dimension_never_share_a_column(self, table, settings) -> None:
         narrow = {**PROFILE, "name": "narrow", "document_prompt": "passage: "}
-        one = definition(profiles={"test": PROFILE, "wide": WIDE, "narrow": narrow})
+        one = definition(profiles=by_name(PROFILE, WIDE, narrow))
         collection = sync(one, settings)
         add_model(collection, candidate_profile(collection, "test"))
         with pytest.raises(ModelChangeError, match="if another model has it"):
@@ -628,7 +635,7 @@ class TestPhases:
 
     def test_more_dimensions_than_an_index_like_theirs_takes_are_refused_at_once(self, table, settings) -> None:
         huge = {**PROFILE, "name": "huge", "dimensions": 2100}
-        one = definition(profiles={"test": PROFILE, "wide": WIDE, "huge": huge})
+        one = definition(profiles=by_name(PROFILE, WIDE, huge))
         collection = sync(one, settings)
         with pytest.raises(ModelChangeError, match="ivfflat takes up to 2000 dimensions of a vector"):
             expand(collection, candidate_profile(collection, "huge"))

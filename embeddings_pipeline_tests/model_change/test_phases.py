@@ -56,8 +56,13 @@ OTHER = {**PROFILE, "name": "other", "document_prompt": "passage: "}  # other ve
 NEXT = pytest.mark.parametrize("name", ["wide", "other"])
 
 
+def by_name(*profiles: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Profiles as `profiles:` of a definition has them: the name is the key."""
+    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in profiles}
+
+
 def definition(**attributes: Any) -> CollectionDefinition:
-    return plain_definition(**{"profiles": {"wide": WIDE, "other": OTHER}, **attributes})
+    return plain_definition(**{"profiles": by_name(WIDE, OTHER), **attributes})
 
 
 @pytest.fixture(autouse=True)
@@ -357,7 +362,7 @@ class TestRefused:
         with pytest.raises(ProfileError, match="There is no profile 'nope'"):
             begin(collection, "nope")
         broken = {**PROFILE, "name": "broken", "model": "no_such_module:Encoder"}
-        other = Collection(**{**vars(collection), "definition": definition(profiles={"broken": broken})})
+        other = Collection(**{**vars(collection), "definition": definition(profiles=by_name(broken))})
         with pytest.raises(ProfileError, match="cannot be loaded"):
             begin(other, "broken")
         assert execute(database, "SELECT count(*) FROM embeddings.model_change") == [(0,)]
@@ -392,7 +397,7 @@ class TestRefused:
 
     def test_more_dimensions_than_an_index_takes(self, collection) -> None:
         huge = {**PROFILE, "name": "huge", "dimensions": 5000}
-        other = Collection(**{**vars(collection), "definition": definition(profiles={"huge": huge})})
+        other = Collection(**{**vars(collection), "definition": definition(profiles=by_name(huge))})
         with pytest.raises(ModelChangeError, match="up to 4000 dimensions"):
             begin(other, "huge")
 

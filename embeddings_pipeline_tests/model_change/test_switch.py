@@ -23,7 +23,7 @@ from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, definition
+from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, by_name, definition
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
 
 DEFINITION = """
@@ -46,7 +46,7 @@ Command = Callable[..., Result]
 def defs_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "defs" / "films" / "defs.yaml"
     path.parent.mkdir(parents=True)
-    profiles = "".join(f"    {one['name']}: {json.dumps(one)}\n" for one in (PROFILE, WIDE, OTHER))
+    profiles = "".join(f"    {name}: {json.dumps(one)}\n" for name, one in by_name(PROFILE, WIDE, OTHER).items())
     path.write_text(DEFINITION + profiles)
     return path
 
