@@ -12,13 +12,14 @@ from psycopg import sql
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError
 from embeddings_pipeline.failpoints import failpoint
-from embeddings_pipeline.index.pgvector import describe_indexes, index_name
+from embeddings_pipeline.index.pgvector import describe_indexes
 from embeddings_pipeline.pipeline.inventory import Inventory, faiss_folder
 from embeddings_pipeline.pipeline.removal import check_idle
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.indexes import index_name
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.locks import exclusively, lock_collection
+from embeddings_pipeline.store.locks import exclusively, lock_collection, vacuum_lock
 from embeddings_pipeline.store.sql import load_sql
 
 KINDS = {"r": "TABLE", "v": "VIEW", "i": "INDEX", "S": "SEQUENCE"}
@@ -61,6 +62,8 @@ def rename_in_database(database: Database, kept: Inventory, new: str) -> None:
     row = sql.SQL(load_sql("collection/rename")).format(old=sql.Literal(old), new=sql.Literal(new))
 
     def prepare(connection: psycopg.Connection) -> None:
+        for table in kept.tables:
+            connection.execute(vacuum_lock(sql.Identifier("embeddings", table)))
         for name in sorted((old, new)):
             lock_collection(connection, name)
         check_idle(connection, old)

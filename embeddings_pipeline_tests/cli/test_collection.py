@@ -16,7 +16,8 @@ from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError
 from embeddings_pipeline.failpoints import at_failpoint
-from embeddings_pipeline.model_change.phases import candidate_profile, expand, roll_back
+from embeddings_pipeline.model_change.phases import expand, roll_back
+from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.orchestration.collections import partition_keys
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
