@@ -52,6 +52,7 @@ def rename_in_database(database: Database, kept: Inventory, new: str) -> None:
             kinds[name] = kind
             names[name] = new + name.removeprefix(old) if name.startswith(f"{old}_") else name
         names |= dict(_ann_indexes(connection, kept, new))
+        views = list(_lacking_views(connection, kept, new))
     statements = [
         sql.SQL("ALTER {} {} RENAME TO {}").format(
             sql.SQL(KINDS[kinds[name]]), sql.Identifier("embeddings", name), sql.Identifier(renamed)
@@ -68,7 +69,7 @@ def rename_in_database(database: Database, kept: Inventory, new: str) -> None:
             lock_collection(connection, name)
         check_idle(connection, old)
 
-    exclusively(database, relations, prepare, [*statements, row])
+    exclusively(database, relations, prepare, [*statements, row, *views])
 
 
 def _ann_indexes(connection: psycopg.Connection, kept: Inventory, new: str) -> Iterator[tuple[str, str]]:
@@ -83,6 +84,17 @@ def _ann_indexes(connection: psycopg.Connection, kept: Inventory, new: str) -> I
         for index in describe_indexes(connection, table):
             if index.name == index_name(table, index.vector_name):
                 yield index.name, index_name(renamed, index.vector_name)
+
+
+def _lacking_views(connection: psycopg.Connection, kept: Inventory, new: str) -> Iterator[sql.Composed]:
+    """What makes the views anew that ask the quarantine for the collection's name."""
+    for fingerprint, dimension, storage in connection.execute(
+        load_sql("collection/models"), {"collection": kept.name}
+    ).fetchall():
+        renamed = TableDestination(new, fingerprint, dimension, storage)
+        kind = "written" if f"{kept.name}_written_{fingerprint}" in kept.views else "vector"
+        written = sql.Identifier("embeddings", f"{new}_{kind}_{fingerprint}")
+        yield renamed.lacking_change(written=written).statement
 
 
 def rename_files(settings: Settings, old: str, new: str) -> None:

@@ -185,10 +185,11 @@ class Destination(ABC):
     def drop_relations(self) -> list[sql.Identifier]:
         """The tables that `drop_changes` exclude others from."""
 
-    def lacking_change(self) -> Change:
+    def lacking_change(self, **others: sql.Composable) -> Change:
         """Makes the view of the texts that lack their vector in this model."""
         names = {"collection_name": sql.Literal(self.collection), "model_fingerprint": sql.Literal(self.fingerprint)}
-        return Change(self.statement("models/lacking", **names), f"ACCESS SHARE of {self.place}; the view is new")
+        statement = self.statement("models/lacking", **{**names, **others})
+        return Change(statement, f"ACCESS SHARE of {self.place}; the view is new")
 
     def drop_lacking_change(self) -> Change:
         """Drops that view."""
