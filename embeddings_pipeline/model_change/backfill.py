@@ -13,12 +13,11 @@ from embeddings_pipeline.pipeline.shadow import (
     Backfilled,
     ShadowBatch,
     prepare_batch,
-    wait_for_outage,
     while_kept,
     write_batches,
     write_to_lake,
 )
-from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage
+from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
 
 BATCHES_TOGETHER = 50  # their locks are held at once
 
@@ -39,7 +38,7 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
         except (psycopg.OperationalError, DatabaseError) as error:
             if attempt == OUTAGE_ATTEMPTS or not is_outage(error):
                 raise
-            wait_for_outage(model, attempt, error)
+            wait_for_outage(model.definition.name, attempt, error)
             attempt += 1
 
 

@@ -29,12 +29,7 @@ from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
 from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
-from embeddings_pipeline.store.retry import (
-    OUTAGE_ATTEMPTS,
-    OUTAGE_FIRST_WAIT_SECONDS,
-    OUTAGE_WAIT_FACTOR,
-    what_it_says,
-)
+from embeddings_pipeline.store.retry import outage_attempts
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -90,14 +85,6 @@ class ShadowBatch:
     resumed: bool = False  # the file is this run's, and an earlier try has written its vectors to the table
 
 
-def wait_for_outage(model: Collection, attempt: int, error: Exception) -> None:
-    """Say what failed, and wait before the next of OUTAGE_ATTEMPTS attempts."""
-    seconds = OUTAGE_FIRST_WAIT_SECONDS * OUTAGE_WAIT_FACTOR ** (attempt - 1)
-    said = what_it_says(error) if isinstance(error, psycopg.Error) else error
-    log.warning("collection %r: %s; trying again in %s s", model.definition.name, said, seconds)
-    time.sleep(seconds)
-
-
 def prepare_batch(
     model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool
 ) -> ShadowBatch:
@@ -151,12 +138,10 @@ def _embed_patiently(
     model: Collection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
     """As `embed_texts`; an outage is waited for and tried again, up to OUTAGE_ATTEMPTS times."""
-    for attempt in range(1, OUTAGE_ATTEMPTS):
-        try:
+    for attempt in outage_attempts(model.definition.name, OutageError):
+        with attempt:
             return embed_texts(model, texts)
-        except OutageError as error:
-            wait_for_outage(model, attempt, error)
-    return embed_texts(model, texts)
+    raise AssertionError("unreachable")
 
 
 def write_batches(

@@ -28,10 +28,10 @@ from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.model_change import phases
 from embeddings_pipeline.model_change.phases import add_model, contract, expand, roll_back, swap
 from embeddings_pipeline.model_change.state import candidate_profile, open_change
-from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
+from embeddings_pipeline.store import retry
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import column
 from embeddings_pipeline.store.destination import table as own_table
@@ -460,7 +460,7 @@ class TestPhases:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
 
-        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(retry, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         with at_failpoint("backfill.write", ended):
             assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"

@@ -39,6 +39,7 @@ from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows
 from embeddings_pipeline.search.query import search
+from embeddings_pipeline.store import retry
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import table as own_table
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -195,7 +196,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.OUTAGE_FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.store.retry.OUTAGE_FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -292,7 +293,7 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(retry, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
         tried, endings = [], iter(range(times))
 
