@@ -49,7 +49,7 @@ def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> It
     group: list[ShadowBatch] = []
     with while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
-        stack.enter_context(model.current.table.prepared(reader))
+        stack.enter_context(model.model.destination.prepared(reader))
         threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
         while failure is None and (group or writing is None):
             group, lake, failure = _make_group(model, reader, remaining, run, threads)
@@ -66,7 +66,7 @@ def _make_group(
     model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> tuple[list[ShadowBatch], list[Future[None]], Exception | None]:
     """The next batches to be written together, their files on the way to the lake, and what went wrong after them."""
-    limits = model.current.table.limits
+    limits = model.model.destination.limits
     group: list[ShadowBatch] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()

@@ -96,7 +96,7 @@ def prepare_batch(
         "attempts": model.definition.attributes.quarantine.attempts,
         "batch": batch,
     }
-    rows = connection.execute(model.current.table.statement("backfill/texts"), parameters).fetchall()
+    rows = connection.execute(model.model.destination.statement("backfill/texts"), parameters).fetchall()
     shadow = ShadowBatch(batch, rows, Backfilled(texts=len(rows)))
     lacking = {digest: (text, excused) for *_, digest, text, has_vector, excused in rows if not has_vector}
     if lacking:
@@ -156,7 +156,7 @@ def write_batches(
         file.result()
     started = time.perf_counter()
     texts = sum(shadow.backfilled.texts for shadow in group)
-    table, before = model.current.table, Counter[int]()
+    table, before = model.model.destination, Counter[int]()
     if table.puts_ahead(len(group), texts):
         put = [
             _NewVector(shadow.batch, text_id, vector_name, digest, shadow.vectors)
@@ -213,7 +213,7 @@ def while_kept(model: Collection) -> Iterator[None]:
 
 def _check_kept(model: Collection, connection: psycopg.Connection) -> None:
     """StaleRunError if the model is kept no longer; else it is kept until the transaction ends."""
-    if model.current.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
+    if model.model.destination.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
         raise _no_longer(model)
 
 
@@ -222,7 +222,7 @@ def _write(
 ) -> None:
     """Under the batches' locks, until the transaction ends. before: vectors already written, by batch."""
     failpoint("backfill.write")
-    table, by_batch = model.current.table, {shadow.batch: shadow for shadow in group}
+    table, by_batch = model.model.destination, {shadow.batch: shadow for shadow in group}
     batches = sorted(by_batch)
     key = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": batches}
     for batch in batches:
