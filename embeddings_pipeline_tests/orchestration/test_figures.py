@@ -59,7 +59,7 @@ def test_a_number_that_a_run_does_not_sum_is_an_error() -> None:
         lines: int = 1
 
     with pytest.raises(AttributeError, match="lines"):
-        RunFigures().add(Renamed())
+        RunFigures().add(Renamed())  # type: ignore[arg-type]
 
 
 def test_every_step_of_a_batch_has_figures_and_every_sum_a_step() -> None:

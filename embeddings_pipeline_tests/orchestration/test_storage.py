@@ -150,7 +150,7 @@ def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
             time.sleep(0.01)
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: storage.run_storage.get_runs_count(), range(4))) == [0] * 4
-    storage.run_storage.database.close()
+    storage.run_storage.database.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
