@@ -1,6 +1,6 @@
 """Change the model under load: readers, writers, a sync loop, long transactions and VACUUM, through every phase.
 
-python benchmarks/drill_migration.py [--rows 200000] [--former 1536] [--next 384] [--index ivfflat] [--adopted]
+python benchmarks/drill_migration.py [--rows 200000] [--current 1536] [--candidate 384] [--index ivfflat] [--adopted]
                                      [--alone] [--keep]
 
 No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right answer under
@@ -37,15 +37,8 @@ from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import PipelineError, StaleRunError
-from embeddings_pipeline.model_change.phases import (
-    backfill,
-    candidate_profile,
-    contract,
-    expand,
-    incomplete_batches,
-    roll_back,
-    swap,
-)
+from embeddings_pipeline.model_change.phases import backfill, contract, expand, roll_back, swap
+from embeddings_pipeline.model_change.state import candidate_profile, incomplete_batches
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.search.query import search
@@ -111,11 +104,11 @@ class NumberEncoder:
         return np.array([len(text.split()) for text in texts], np.int64)
 
 
-def definition(former: int, following: int, index: str, adopted: bool) -> CollectionDefinition:
+def definition(current: int, candidate: int, index: str, adopted: bool) -> CollectionDefinition:
     model = {"provider": "python", "model": "drill_migration:NumberEncoder"}
-    profile = {"name": "former", "dimensions": former, **model}
+    profile = {"name": "first", "dimensions": current, **model}
     # The same dimension is another model by its prompt.
-    other = {"dimensions": following, "document_prompt": "next: ", **model}
+    other = {"dimensions": candidate, "document_prompt": "second: ", **model}
     where: dict[str, Any] = {"profile": profile, "index": {"method": index}}
     if adopted:
         where = {"destination": {"table": "films", "profile": profile}}
@@ -127,7 +120,7 @@ def definition(former: int, following: int, index: str, adopted: bool) -> Collec
                 "source": {"table": "films", "key": ["id"], "updated_at": "updated_at"},
                 "columns": ["title"],
                 "vectors": {"base": "{title}"},
-                "profiles": {"next": other},
+                "profiles": {"second": other},
                 "migration": {"grace_hours": 24},
             }
         )
@@ -314,7 +307,8 @@ class Locks:
 def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ["EMBEDDINGS_STATE_DIR"] = str(folder)
     os.environ.pop("DATABASE_URL", None)
-    one, settings = definition(arguments.former, arguments.next, arguments.index, arguments.adopted), load_settings()
+    one = definition(arguments.current, arguments.candidate, arguments.index, arguments.adopted)
+    settings = load_settings()
     with open_database(settings).connect() as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         connection.execute(SOURCE % {"rows": arguments.rows})
@@ -335,11 +329,11 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     locks = Locks(settings)
     found: dict[str, Any] = {}
     began = time.perf_counter()
-    expand(collection, candidate_profile(collection, "next"))
+    expand(collection, candidate_profile(collection, "second"))
     found["expand_alone_ms"] = round(1000 * (time.perf_counter() - began), 1)
     roll_back(collection, "undone")
     destination = "adopted" if arguments.adopted else "own"
-    numbers = [str(arguments.rows), str(arguments.former), str(arguments.next), arguments.index, destination]
+    numbers = [str(arguments.rows), str(arguments.current), str(arguments.candidate), arguments.index, destination]
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, "--role", role, *numbers],
@@ -364,11 +358,11 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         time.sleep(2 * pause)
         tell("expand")
         began = time.perf_counter()
-        change = expand(collection, candidate_profile(collection, "next"))
+        change = expand(collection, candidate_profile(collection, "second"))
         found["expand_seconds"] = round(time.perf_counter() - began, 2)
         tell("backfill")
         began, written = time.perf_counter(), 0
-        for _, backfilled in backfill(collection, incomplete_batches(collection, change.next), "backfill"):
+        for _, backfilled in backfill(collection, incomplete_batches(collection, change.candidate), "backfill"):
             written += backfilled.vectors_written
         found["backfill_rows_per_second"] = round(written / (time.perf_counter() - began))
         tell("swap")
@@ -420,7 +414,7 @@ def _vectors_of_their_own(
     """The column as a user has it: vectors in it, and an index."""
     encoder = NumberEncoder(resolve_profile(one.declared_profile, Settings()))
     connection.execute(
-        f"CREATE TEMPORARY TABLE made (id bigint, embedding vector({arguments.former})) ON COMMIT DROP;"
+        f"CREATE TEMPORARY TABLE made (id bigint, embedding vector({arguments.current})) ON COMMIT DROP;"
         "ALTER TABLE films RENAME TO bare"
     )
     for start in range(1, arguments.rows + 1, 10_000):
@@ -430,7 +424,7 @@ def _vectors_of_their_own(
         copy_in(connection, sql.Identifier("made"), columns, storage="vector")
     connection.execute(
         "CREATE TABLE films (id bigint PRIMARY KEY, title text NOT NULL, "
-        f"updated_at timestamptz NOT NULL DEFAULT now(), embedding vector({arguments.former}));"
+        f"updated_at timestamptz NOT NULL DEFAULT now(), embedding vector({arguments.current}));"
         "INSERT INTO films SELECT id, title, updated_at, embedding FROM bare JOIN made USING (id) ORDER BY id;"
         "DROP TABLE bare; CREATE INDEX ON films (updated_at); ANALYZE films"
     )
@@ -466,16 +460,16 @@ def say(words: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--former", type=int, default=1536)
-    parser.add_argument("--next", type=int, default=384)
+    parser.add_argument("--current", type=int, default=1536)
+    parser.add_argument("--candidate", type=int, default=384)
     parser.add_argument("--index", choices=("hnsw", "ivfflat", "none"), default="ivfflat")
     parser.add_argument("--adopted", action="store_true", help="the vectors are a column of the user's own table")
     parser.add_argument("--alone", action="store_true", help="without readers and writers")
     parser.add_argument("--keep", action="store_true", help="leave the folder, to look at it")
     sys.path.insert(0, str(Path(__file__).parent))
     if sys.argv[1:2] == ["--role"]:
-        role, rows, former, following, index, destination = sys.argv[2:8]
-        work(role, definition(int(former), int(following), index, destination == "adopted"), int(rows))
+        role, rows, current, candidate, index, destination = sys.argv[2:8]
+        work(role, definition(int(current), int(candidate), index, destination == "adopted"), int(rows))
         return 0
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="drill-"))

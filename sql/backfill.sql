@@ -3,7 +3,7 @@
 
 -- name: wanted
 -- Which of these batches a run keeps current for a shadow model: all, but for those that an open
--- migration's backfill has still to come to. Parameters: collection, fingerprint, batches.
+-- model change's backfill has still to come to. Parameters: collection, fingerprint, batches.
 
 SELECT batch.batch
 FROM embeddings.batch
@@ -12,7 +12,7 @@ LEFT JOIN embeddings.backfill
 WHERE batch.collection = %(collection)s AND batch.batch = ANY (%(batches)s)
   AND (backfill.batch IS NOT NULL OR batch.committed_at IS NULL OR NOT EXISTS (
           SELECT FROM embeddings.model_change
-          WHERE model_change.collection = batch.collection AND model_change.to_fingerprint = %(fingerprint)s
+          WHERE model_change.collection = batch.collection AND model_change.candidate_fingerprint = %(fingerprint)s
             AND model_change.phase = 'expanded'))
 ORDER BY batch.batch
 
@@ -64,13 +64,13 @@ WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
 
 -- name: done
 -- Parameters: collection, fingerprint; batches, and for each complete, wrote, and file: of those that wrote nothing it
--- stays where there is one.
+-- stays, if there is one.
 
 INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete, file)
 SELECT %(collection)s, %(fingerprint)s, backfilled.batch, backfilled.complete,
-       CASE WHEN backfilled.wrote THEN coalesce(backfilled.file, former.file) ELSE coalesce(former.file, backfilled.file) END
+       CASE WHEN backfilled.wrote THEN coalesce(backfilled.file, before.file) ELSE coalesce(before.file, backfilled.file) END
 FROM unnest(%(batches)s::bigint[], %(complete)s::boolean[], %(wrote)s::boolean[], %(file)s::text[])
      AS backfilled (batch, complete, wrote, file)
-LEFT JOIN embeddings.backfill AS former
-  ON former.collection = %(collection)s AND former.fingerprint = %(fingerprint)s AND former.batch = backfilled.batch
+LEFT JOIN embeddings.backfill AS before
+  ON before.collection = %(collection)s AND before.fingerprint = %(fingerprint)s AND before.batch = backfilled.batch
 ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = excluded.complete, file = excluded.file

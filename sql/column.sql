@@ -2,14 +2,15 @@
 --
 -- {destination}, {column}   the user's table, and its column
 -- {type}, {norm}            halfvec(n) or vector(n), and pgvector's function for a length
--- {vector_name}, {identity} literals
+-- {vector_name}, {collection}, {fingerprint}   literals
 -- {keys}                    key_1, key_2 …, the key's columns in the companion table {hash}; {hash_keys}, {typed_keys}: of
 --                           its aliases; {key_columns}: made from the user's; {first_key}: the first of the user's
 -- {key_json}                makes a row of {hash} of an item key
 -- {same_row}                destination and hash have the same key; {same_as_typed}: destination and typed
 -- {text_index}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
 -- {made}                    the statement that selects what is written: `committed`, `backfilled` or `backfilled_layer`
--- {layer}, {on_commit}      of a backfill: see there
+-- {layer}, {on_commit}, {setting}, {change}      of a backfill: see there
+-- {previous}                the previous model's column
 -- {adopt}, {replaced}, {item_keys}, {row_hashes}   literals
 
 
@@ -38,18 +39,29 @@ WHERE layered.layer = {layer}
 FOR KEY SHARE OF text
 
 
--- name: by_key
--- A batch's rows are few beside the table: each is found by its key. The planner knows neither how many there are.
+-- name: adoptable
+-- Which of these items have a vector that would be taken, if they were committed as they are.
 
-SET LOCAL enable_seqscan = off;
-SET LOCAL enable_hashjoin = off;
-SET LOCAL enable_mergejoin = off
+SELECT made.item_key
+FROM unnest({item_keys}::text[]) AS made (item_key)
+LEFT JOIN {item} AS item USING (item_key),
+     jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+JOIN {destination} AS destination ON {same_as_typed}
+WHERE {norm}(destination.{column}) > 0 AND item.committed_hash IS NULL
 
 
--- name: by_plan
-SET LOCAL enable_seqscan TO DEFAULT;
-SET LOCAL enable_hashjoin TO DEFAULT;
-SET LOCAL enable_mergejoin TO DEFAULT
+-- name: adopted
+-- Vectors that are there already of items that are never committed, and are as they were first seen. number: the item's
+-- place among its keys, from 1.
+
+SELECT made.number AS number, destination.{column} AS embedding
+FROM unnest({item_keys}::text[], {row_hashes}::bytea[]) WITH ORDINALITY AS made (item_key, row_hash, number)
+JOIN {item} AS item ON item.item_key = made.item_key AND item.committed_hash IS NULL
+                 AND item.seen_hash = made.row_hash AND item.as_first_seen,
+     jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
+JOIN {destination} AS destination ON {same_as_typed}
+WHERE {norm}(destination.{column}) > 0 AND NOT EXISTS (SELECT FROM {hash} AS hash WHERE {same_row})
+ORDER BY number
 
 
 -- name: column
@@ -81,26 +93,39 @@ JOIN {text} AS text
  AND text.content_hash = staged.content_hash
 
 
--- name: create
--- Beside the column: whose text each vector was made from, and what shows the column as a model table. Both views follow
--- their column when it is renamed.
+-- name: create_hash
+-- Beside the column: whose text each vector was made from.
 
 CREATE TABLE IF NOT EXISTS {hash} AS
-SELECT 0::bigint AS text_id, ''::bytea AS content_hash, {key_columns} FROM {destination} AS destination WITH NO DATA;
-CREATE UNIQUE INDEX IF NOT EXISTS {text_index} ON {hash} (text_id);
-CREATE UNIQUE INDEX IF NOT EXISTS {key_index} ON {hash} ({keys});
+SELECT 0::bigint AS text_id, ''::bytea AS content_hash, {key_columns} FROM {destination} AS destination WITH NO DATA
+
+
+-- name: create_text_index
+CREATE UNIQUE INDEX IF NOT EXISTS {text_index} ON {hash} (text_id)
+
+
+-- name: create_key_index
+CREATE UNIQUE INDEX IF NOT EXISTS {key_index} ON {hash} ({keys})
+
+
+-- name: create_vector
+-- Shows the column as a model table. As any view, it follows the column when that is renamed.
+
 CREATE OR REPLACE VIEW {vector} AS
 SELECT hash.text_id, {vector_name}::text COLLATE "C" AS vector_name, hash.content_hash, destination.{column} AS embedding
 FROM {hash} AS hash
 JOIN {destination} AS destination ON {same_row}
-WHERE destination.{column} IS NOT NULL;
+WHERE destination.{column} IS NOT NULL
+
+
+-- name: create_written
 -- Which texts need no vector any more: a row that was deleted since needs none either, until its text goes too.
+
 CREATE OR REPLACE VIEW {written} AS
 SELECT hash.text_id, hash.content_hash
 FROM {hash} AS hash
 LEFT JOIN {destination} AS destination ON {same_row}
-WHERE destination.{column} IS NOT NULL OR destination.{first_key} IS NULL;
-COMMENT ON VIEW {vector} IS {identity}
+WHERE destination.{column} IS NOT NULL OR destination.{first_key} IS NULL
 
 
 -- name: create_index
@@ -176,22 +201,39 @@ WHERE index.indrelid = to_regclass(%(table)s) AND index.indkey[0] = attribute.at
 ORDER BY named.relname
 
 
+-- name: is_relation
+-- Parameters: table, name.
+
+SELECT FROM pg_class AS named JOIN pg_class AS destination USING (relnamespace)
+WHERE destination.oid = to_regclass(%(table)s) AND named.relname = %(name)s
+
+
 -- name: layers
--- In which order many rows are written: a layer takes about one of each page, where the next one finds the room of its
--- former version free again. So most updates stay in their page, and no index gets a new entry.
+-- In which order many rows are written: a layer takes about one row of each page, so that the next layer finds the room
+-- of that row's old version free again. So most updates stay in their page, and no index gets a new entry.
+-- A row's place in the table is its ctid, (page,line).
 
 CREATE TEMPORARY TABLE backfill_layer AS
 WITH placed AS MATERIALIZED (
-    SELECT staged.text_id, (destination.ctid::text::point)[0] AS page, (destination.ctid::text::point)[1] AS line
+    SELECT staged.text_id, destination.ctid AS place, split_part(destination.ctid::text, ',', 1) AS page
     FROM backfill_vector AS staged
     JOIN {text} AS made ON made.id = staged.text_id,
          jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
     JOIN {destination} AS destination ON {same_as_typed}
+), numbered AS (
+    SELECT text_id, place, row_number() OVER (PARTITION BY page ORDER BY place) AS number_in_page FROM placed
 ), size AS (
     SELECT greatest(200, least(1000, count(DISTINCT page))) AS rows FROM placed
 )
-SELECT text_id, (row_number() OVER (ORDER BY line, page) - 1) / size.rows AS layer FROM placed, size;
+SELECT text_id, (row_number() OVER (ORDER BY number_in_page, place) - 1) / size.rows AS layer FROM numbered, size
+
+
+-- name: layer_index
 CREATE INDEX ON backfill_layer (layer)
+
+
+-- name: lock
+LOCK TABLE {destination} IN ROW EXCLUSIVE MODE
 
 
 -- name: look
@@ -221,46 +263,59 @@ LEFT JOIN pg_type AS type ON type.oid = attribute.atttypid
 WHERE class.oid = to_regclass(%(table)s)
 
 
--- name: release
--- The user's column stays as it is.
+-- name: lost
+-- Rows that have a vector of the previous model alone. {previous}, {column}: the previous and the current column.
 
-DROP VIEW IF EXISTS {lacking};
-DROP VIEW IF EXISTS {written};
-DROP VIEW IF EXISTS {vector};
+SELECT count(*) FROM {destination} WHERE {previous} IS NOT NULL AND {column} IS NULL
+
+
+-- name: made_for
+-- What the views were made for, and whether they are there. Parameters: collection, fingerprint, vector, written, hash.
+
+SELECT identity, to_regclass(%(vector)s), to_regclass(%(written)s), to_regclass(%(hash)s)
+FROM embeddings.model
+WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
+
+
+-- name: note_setting
+-- What `toast_tuple_target` of the user's table was before a backfill changed it; NULL: nothing is to be changed back.
+
+UPDATE embeddings.model SET toast_tuple_target = {setting}
+WHERE collection = {collection} AND fingerprint = {fingerprint}
+
+
+-- name: change_setting
+ALTER TABLE {destination} {change}
+
+
+-- name: schema
+-- Parameter: table.
+
+SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE pg_class.oid = to_regclass(%(table)s)
+
+
+-- name: drop_written
+DROP VIEW IF EXISTS {written}
+
+
+-- name: drop_vector
+DROP VIEW IF EXISTS {vector}
+
+
+-- name: drop_hash
 DROP TABLE IF EXISTS {hash}
 
 
 -- name: stage_backfill
--- Vectors on their way into a column: see `ColumnDestination.put`.
+-- Vectors on their way into a column: see store/destination/column_write.py.
 
 CREATE TEMPORARY TABLE backfill_vector (
     text_id bigint PRIMARY KEY, vector_name text NOT NULL, content_hash bytea NOT NULL, embedding {type} NOT NULL
 ) ON COMMIT {on_commit}
 
 
--- name: theirs
--- Vectors that are there already of items that are never committed, and are as they were first seen. number: the item's
--- place among its keys.
-
-SELECT made.number AS number, destination.{column} AS embedding
-FROM unnest({item_keys}::text[], {row_hashes}::bytea[]) WITH ORDINALITY AS made (item_key, row_hash, number)
-JOIN {item} AS item ON item.item_key = made.item_key AND item.committed_hash IS NULL
-                 AND item.seen_hash = made.row_hash AND item.as_first_seen,
-     jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
-JOIN {destination} AS destination ON {same_as_typed}
-WHERE {norm}(destination.{column}) > 0 AND NOT EXISTS (SELECT FROM {hash} AS hash WHERE {same_row})
-ORDER BY number
-
-
--- name: there
--- Which of these items have a vector that would be taken, if they were committed as they are.
-
-SELECT made.item_key
-FROM unnest({item_keys}::text[]) AS made (item_key)
-LEFT JOIN {item} AS item USING (item_key),
-     jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
-JOIN {destination} AS destination ON {same_as_typed}
-WHERE {norm}(destination.{column}) > 0 AND item.committed_hash IS NULL
+-- name: unstage_backfill
+DROP TABLE IF EXISTS backfill_vector, backfill_layer
 
 
 -- name: write

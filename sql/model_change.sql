@@ -2,14 +2,14 @@
 
 
 -- name: begin
--- Holds the collection's and the next model's rows, so that neither is changed meanwhile; no row where one just was.
--- Parameters: collection, from, to, made.
+-- Holds the collection's and the candidate's rows, so that neither is changed meanwhile; no row if one just was.
+-- Parameters: collection, current, candidate, made.
 
-INSERT INTO embeddings.model_change (collection, from_fingerprint, to_fingerprint, phase, made_by_expand)
-SELECT collection.name, %(from)s, %(to)s, 'expanded', %(made)s
+INSERT INTO embeddings.model_change (collection, phase, current_fingerprint, candidate_fingerprint, made_by_expand)
+SELECT collection.name, 'expanded', %(current)s, %(candidate)s, %(made)s
 FROM embeddings.collection
-JOIN embeddings.model ON model.collection = collection.name AND model.fingerprint = %(to)s
-WHERE collection.name = %(collection)s AND collection.fingerprint = %(from)s
+JOIN embeddings.model ON model.collection = collection.name AND model.fingerprint = %(candidate)s
+WHERE collection.name = %(collection)s AND collection.fingerprint = %(current)s
 FOR SHARE
 
 
@@ -28,12 +28,19 @@ LEFT JOIN embeddings.backfill
   ON backfill.collection = %(collection)s AND backfill.fingerprint = %(fingerprint)s AND backfill.batch = item.batch
 
 
--- name: flip
--- The swap begins: whoever commits with the former model waits here, and is rolled back. No row: it is not the current one.
--- Parameters: collection, from, to.
+-- name: end
+-- The change is over: contracted, or abandoned. No row if somebody else has gone on meanwhile.
+-- Parameters: id, from_phase, phase.
 
-UPDATE embeddings.collection SET fingerprint = %(to)s, version = version + 1
-WHERE name = %(collection)s AND fingerprint = %(from)s
+UPDATE embeddings.model_change SET phase = %(phase)s, ended_at = now() WHERE id = %(id)s AND phase = %(from_phase)s
+
+
+-- name: flip
+-- Another model becomes the current one: whoever commits with the one that was waits here, and is rolled back. No row:
+-- that was not the current one. Parameters: collection, current, shadow (the model that takes its place).
+
+UPDATE embeddings.collection SET fingerprint = %(shadow)s, version = version + 1
+WHERE name = %(collection)s AND fingerprint = %(current)s
 RETURNING version
 
 
@@ -55,46 +62,59 @@ WITH held AS MATERIALIZED (
 SELECT model_change.id
 FROM embeddings.model_change, (SELECT count(*) FROM held) AS waited
 WHERE collection = %(collection)s AND phase IN ('expanded', 'swapped')
-  AND %(fingerprint)s IN (from_fingerprint, to_fingerprint)
+  AND %(fingerprint)s IN (current_fingerprint, candidate_fingerprint, previous_fingerprint)
 
 
 -- name: incomplete
--- Batches that committed and that the next model is not whole in: none, or no swap. Parameters: collection, to.
+-- Batches that committed and in which a shadow model lacks vectors: none, or no swap. Parameters: collection, shadow.
 
 SELECT batch.batch
 FROM embeddings.batch
 LEFT JOIN embeddings.backfill
-  ON backfill.collection = batch.collection AND backfill.fingerprint = %(to)s AND backfill.batch = batch.batch
+  ON backfill.collection = batch.collection AND backfill.fingerprint = %(shadow)s AND backfill.batch = batch.batch
 WHERE batch.collection = %(collection)s AND batch.committed_at IS NOT NULL AND NOT coalesce(backfill.complete, false)
 ORDER BY batch.batch
 
 
--- name: marker
--- What embeddings.assert_model() looks for in the catalog. {marker}: the current model's; {next_marker}: its name from now on.
-
-ALTER TABLE {marker} RENAME TO {next_marker}
-
-
 -- name: model
--- A shadow model, kept current from now on. Parameters: collection, fingerprint, profile, dimension, storage.
+-- A shadow model, kept current from now on. Parameters: collection, fingerprint, profile, dimension, storage, identity.
 
-INSERT INTO embeddings.model (collection, fingerprint, profile, dimension, storage)
-VALUES (%(collection)s, %(fingerprint)s, %(profile)s, %(dimension)s, %(storage)s)
+INSERT INTO embeddings.model (collection, fingerprint, profile, dimension, storage, identity)
+VALUES (%(collection)s, %(fingerprint)s, %(profile)s, %(dimension)s, %(storage)s, %(identity)s)
 ON CONFLICT (collection, fingerprint) DO NOTHING
 
 
+-- name: never_backfilled
+-- How many batches the backfill has not come to. Parameters: collection, fingerprint.
+
+SELECT count(*)
+FROM embeddings.batch
+LEFT JOIN embeddings.backfill
+  ON backfill.collection = batch.collection AND backfill.fingerprint = %(fingerprint)s AND backfill.batch = batch.batch
+WHERE batch.collection = %(collection)s AND batch.committed_at IS NOT NULL AND backfill.batch IS NULL
+
+
+-- name: note_gate
+-- Parameters: id, gate.
+
+UPDATE embeddings.model_change SET gate = %(gate)s WHERE id = %(id)s
+
+
 -- name: open
--- The open model change, and its two models as one statement sees them. Parameter: collection.
+-- The open model change, and its two models as one statement sees them; the shadow model is the candidate before the
+-- swap, and the previous model after it. Parameter: collection.
 
 SELECT
-    model_change.id, model_change.phase, model_change.expanded_at, model_change.swapped_at, model_change.gate, model_change.made_by_expand,
-    former.fingerprint, former.dimension, former.storage, former.profile,
-    next.fingerprint, next.dimension, next.storage, next.profile
+    model_change.id, model_change.phase, model_change.expanded_at, model_change.swapped_at, model_change.gate,
+    model_change.made_by_expand,
+    current.fingerprint, current.dimension, current.storage, current.profile,
+    shadow.fingerprint, shadow.dimension, shadow.storage, shadow.profile
 FROM embeddings.model_change
-JOIN embeddings.model AS former
-  ON former.collection = model_change.collection AND former.fingerprint = model_change.from_fingerprint
-JOIN embeddings.model AS next
-  ON next.collection = model_change.collection AND next.fingerprint = model_change.to_fingerprint
+JOIN embeddings.model AS current
+  ON current.collection = model_change.collection AND current.fingerprint = model_change.current_fingerprint
+JOIN embeddings.model AS shadow
+  ON shadow.collection = model_change.collection
+ AND shadow.fingerprint = coalesce(model_change.candidate_fingerprint, model_change.previous_fingerprint)
 WHERE model_change.collection = %(collection)s AND model_change.phase IN ('expanded', 'swapped')
 
 
@@ -108,14 +128,22 @@ LEFT JOIN embeddings.backfill
 WHERE batch.collection = %(collection)s AND batch.committed_at IS NOT NULL
 
 
--- name: swapped
--- Into the next phase; no row where somebody else has gone on meanwhile. Parameters: id, from_phase, phase.
+-- name: rolled_back
+-- No row if somebody else has gone on meanwhile. Parameter: id.
 
 UPDATE embeddings.model_change
-SET phase = %(phase)s,
-    swapped_at = CASE WHEN %(phase)s = 'swapped' THEN now() ELSE swapped_at END,
-    ended_at = CASE WHEN %(phase)s IN ('contracted', 'abandoned') THEN now() END
-WHERE id = %(id)s AND phase = %(from_phase)s
+SET phase = 'expanded', current_fingerprint = previous_fingerprint, candidate_fingerprint = current_fingerprint,
+    previous_fingerprint = NULL
+WHERE id = %(id)s AND phase = 'swapped'
+
+
+-- name: swapped
+-- No row if somebody else has gone on meanwhile. Parameter: id.
+
+UPDATE embeddings.model_change
+SET phase = 'swapped', current_fingerprint = candidate_fingerprint, candidate_fingerprint = NULL,
+    previous_fingerprint = current_fingerprint, swapped_at = now()
+WHERE id = %(id)s AND phase = 'expanded'
 
 
 -- name: to_encode

@@ -43,3 +43,7 @@ LEFT JOIN embeddings.quarantine
   ON quarantine.collection = {collection_name} AND quarantine.fingerprint = {model_fingerprint}
  AND quarantine.content_hash = text.content_hash
 WHERE NOT text.blank AND (vector.text_id IS NULL OR vector.content_hash <> text.content_hash)
+
+
+-- name: drop_lacking
+DROP VIEW IF EXISTS {lacking}

@@ -1,36 +1,10 @@
--- The ANN indexes. {index}: its name; {method}, {operator_class}, {parameters}: hnsw or ivfflat and how it is built;
--- {vector_name}: a literal.
-
-
--- name: create
--- One ANN index a vector name: in an index over several names, filtering would starve the rare ones.
-
-CREATE INDEX CONCURRENTLY {index} ON {vector}
-USING {method} (embedding {operator_class}) WITH ({parameters})
-WHERE vector_name = {vector_name}
-
-
--- name: describe
--- The ANN indexes of a model table, built by us or not, valid or not. %(table)s: its name in the schema embeddings.
-
-SELECT
-    named.relname                                   AS name,
-    method.amname                                   AS method,
-    coalesce(named.reloptions, '{}')                AS options,
-    index.indisvalid AND index.indisready           AS valid,
-    pg_get_expr(index.indpred, index.indrelid)      AS predicate,
-    pg_relation_size(named.oid)                     AS bytes
-FROM pg_index AS index
-JOIN pg_class AS named ON named.oid = index.indexrelid
-JOIN pg_am AS method ON method.oid = named.relam
-WHERE index.indrelid = to_regclass(format('embeddings.%%I', %(table)s::text))
-  AND method.amname IN ('hnsw', 'ivfflat')
-ORDER BY named.relname
+-- Building ANN indexes.
 
 
 -- name: session
--- What a build needs of its session. Without lock_timeout, which would leave an invalid index; with a deadline of its own,
--- whatever the role has. Parameters: milliseconds; memory (kilobytes, and not less than the server gives anyway).
+-- What a build needs of its session. Without lock_timeout, which would leave an invalid index; with a deadline of its
+-- own, whatever the role has. Parameters: milliseconds; memory (kilobytes, and
+-- not less than the server gives anyway).
 
 SELECT
     set_config('lock_timeout', '0', false),

@@ -1,5 +1,6 @@
 -- The tables of a collection, and a destination that is a table of our own: one a model.
 -- {type}: halfvec(n) or vector(n); {bare_type}: without the dimension; {vector_storage}: PLAIN or EXTERNAL.
+-- {index}, {method}, {operator_class}, {parameters}, {vector_name}: of an ANN index.
 
 
 -- name: collection
@@ -40,9 +41,45 @@ CREATE TABLE IF NOT EXISTS {vector} (
     vector_name  text COLLATE "C" NOT NULL,
     content_hash bytea NOT NULL,
     embedding    {type} NOT NULL
-);
+)
+
+
+-- name: set_storage
 -- Out of TOAST a scan is several times faster; a row has to fit into a page for that.
-ALTER TABLE {vector} ALTER COLUMN embedding SET STORAGE {vector_storage};
+
+ALTER TABLE {vector} ALTER COLUMN embedding SET STORAGE {vector_storage}
+
+
+-- name: create_index
+-- One ANN index a vector name: in an index over several names, filtering would starve the rare ones.
+
+CREATE INDEX CONCURRENTLY {index} ON {vector}
+USING {method} (embedding {operator_class}) WITH ({parameters})
+WHERE vector_name = {vector_name}
+
+
+-- name: indexes
+-- The ANN indexes of a model table, built by us or not, valid or not. Parameter: table, its name in the schema embeddings.
+
+SELECT
+    named.relname                                   AS name,
+    method.amname                                   AS method,
+    coalesce(named.reloptions, '{}')                AS options,
+    index.indisvalid AND index.indisready           AS valid,
+    pg_get_expr(index.indpred, index.indrelid)      AS predicate,
+    pg_relation_size(named.oid)                     AS bytes
+FROM pg_index AS index
+JOIN pg_class AS named ON named.oid = index.indexrelid
+JOIN pg_am AS method ON method.oid = named.relam
+WHERE index.indrelid = to_regclass(format('embeddings.%%I', %(table)s::text))
+  AND method.amname IN ('hnsw', 'ivfflat')
+ORDER BY named.relname
+
+
+-- name: marker
+-- What embeddings.assert_model() looks for in the catalog. {marker}: the current model's; {new_name}: its name from now on.
+
+ALTER TABLE {marker} RENAME TO {new_name}
 
 
 -- name: view
@@ -54,7 +91,7 @@ CREATE OR REPLACE VIEW {view} AS
 SELECT text.item_key, vector.vector_name, text.chunk, text.text, item.payload, vector.embedding::{bare_type} AS embedding
 FROM {vector} AS vector
 JOIN {text} AS text ON text.id = vector.text_id
-JOIN {item} AS item ON item.item_key = text.item_key;
+JOIN {item} AS item ON item.item_key = text.item_key
 
 
 -- name: write
@@ -81,5 +118,4 @@ DELETE FROM {vector} AS vector USING commit_gone AS gone WHERE vector.text_id = 
 
 
 -- name: drop
-DROP VIEW IF EXISTS {lacking};
 DROP TABLE {vector}

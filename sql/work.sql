@@ -38,7 +38,7 @@ WHERE collection.name = %(collection)s
   AND CASE WHEN backfill.batch IS NOT NULL THEN NOT backfill.complete
            ELSE NOT EXISTS (
                SELECT FROM embeddings.model_change
-               WHERE model_change.collection = collection.name AND model_change.to_fingerprint = model.fingerprint
+               WHERE model_change.collection = collection.name AND model_change.candidate_fingerprint = model.fingerprint
                  AND model_change.phase = 'expanded') END
 ORDER BY batch.batch
 

@@ -133,7 +133,8 @@ for command in (
 @app.command()
 def add(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """Keep a shadow model: a second one that is kept current, for `search --profile NAME`."""
-    from embeddings_pipeline.model_change.phases import add_model, candidate_profile
+    from embeddings_pipeline.model_change.phases import add_model
+    from embeddings_pipeline.model_change.state import candidate_profile
 
     definition = chosen_collection(collection_name)
     collection = open_chosen(definition)

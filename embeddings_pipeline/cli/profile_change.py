@@ -25,7 +25,7 @@ from embeddings_pipeline.errors import ModelChangeError
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
-    from embeddings_pipeline.model_change.phases import ModelChange, Progress
+    from embeddings_pipeline.model_change.state import ModelChange, Progress
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.pipeline.collection import Collection
     from embeddings_pipeline.store.models import Model
@@ -63,7 +63,7 @@ def switch(
     as_json: JsonOption = False,
 ) -> None:
     """Move a collection to another model, while it is searched and written to. It can be undone: `profile rollback`."""
-    from embeddings_pipeline.model_change.phases import candidate_profile, open_change
+    from embeddings_pipeline.model_change.state import candidate_profile, open_change
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.orchestration.switch import switch as run_switch
 
@@ -72,13 +72,14 @@ def switch(
     name = name or ask_for_profile(definition, collection)
     profile = candidate_profile(collection, name)
     change = open_change(collection)
-    if change is not None and change.next.profile.name != profile.name:
+    new = None if change is None else change.shadow if change.phase == "expanded" else change.current
+    if change is not None and new is not None and new.profile.name != profile.name:
         raise ModelChangeError(
-            f"collection {definition.name!r}: a change to {change.next.profile.name} is open ({change.phase}); finish "
+            f"collection {definition.name!r}: a change to {new.profile.name} is open ({change.phase}); finish "
             f"or undo it first: `embeddings-pipeline profile status`"
         )
     if change is not None and change.phase == "swapped":
-        done = SwitchResult(definition.name, change.former.profile.name, profile.name)
+        done = SwitchResult(definition.name, change.previous.profile.name, profile.name)
         words = (
             f"{definition.name}: {profile.name} is the current model already; see `embeddings-pipeline profile status`"
         )
@@ -111,20 +112,20 @@ def _ask(collection: "Collection", profile: "Profile") -> None:
 
 def _switched(done: "SwitchResult", grace_hours: float) -> str:
     figures = f"recall@10 of its index {done.recall_at_10:.3f}" if done.recall_at_10 is not None else ""
-    if done.ndcg_next is not None:
-        figures += f", nDCG@10 {done.ndcg_former:.3f} → {done.ndcg_next:.3f}"
+    if done.ndcg_candidate is not None:
+        figures += f", nDCG@10 {done.ndcg_current:.3f} → {done.ndcg_candidate:.3f}"
     elif done.neighbour_overlap is not None:
         figures += f", {done.neighbour_overlap:.0%} of the nearest ten as before"
     return (
-        f"{done.collection}: {done.former} → {done.profile}: {done.embedded:,} texts embedded, {done.quarantined:,} in "
-        f"quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s\n"
+        f"{done.collection}: {done.previous} → {done.profile}: {done.embedded:,} texts embedded, "
+        f"{done.quarantined:,} in quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s\n"
         f"Undo: `embeddings-pipeline profile rollback`. Finish: `profile contract`, after {grace_hours:g} hours."
     )
 
 
 def status(collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """The current model, those kept current beside it, and the change that is under way."""
-    from embeddings_pipeline.model_change.phases import open_change, progress
+    from embeddings_pipeline.model_change.state import open_change, progress
 
     definition = chosen_collection(collection_name)
     collection = open_chosen(definition)
@@ -150,8 +151,9 @@ def _status_dict(
         if change is None
         else {
             "phase": change.phase,
-            "former": change.former.profile.name,
-            "next": change.next.profile.name,
+            "current": change.current.profile.name,
+            "candidate": change.candidate.profile.name if change.phase == "expanded" else None,
+            "previous": change.previous.profile.name if change.phase == "swapped" else None,
             "expanded_at": change.expanded_at,
             "swapped_at": change.swapped_at,
             "gate": change.gate,
@@ -176,29 +178,30 @@ def _print_status(
         print("  no change of the model is under way")
     elif change.phase == "expanded":
         print(
-            f"  a change to {change.next.profile.name} began {change.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
-            f"`profile switch {change.next.profile.name}`, undo it with `profile rollback`"
+            f"  a change to {change.candidate.profile.name} began {change.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
+            f"`profile switch {change.candidate.profile.name}`, undo it with `profile rollback`"
         )
     elif change.swapped_at is not None:
         ends = change.swapped_at + timedelta(hours=definition.attributes.model_change.grace_hours)
         print(
-            f"  changed from {change.former.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
-            f"rollback` undoes it at once; `profile contract` drops {change.former.profile.name}, from "
+            f"  changed from {change.previous.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
+            f"rollback` undoes it at once; `profile contract` drops {change.previous.profile.name}, from "
             f"{ends:%Y-%m-%d %H:%M %Z} on"
         )
 
 
 def rollback(collection_name: CollectionOption = None, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """Bring the previous model back at once; before the swap, drop the candidate instead."""
-    from embeddings_pipeline.model_change.phases import open_change, roll_back
+    from embeddings_pipeline.model_change.phases import roll_back
+    from embeddings_pipeline.model_change.state import open_change
 
     definition = chosen_collection(collection_name)
     collection = open_chosen(definition)
     change = open_change(collection)
     if change is not None and change.phase == "expanded" and not yes:
         confirm(
-            f"Drop what was embedded for {change.next.profile.name}?",
-            "nothing has been swapped: --yes drops what was embedded for the next model",
+            f"Drop what was embedded for {change.candidate.profile.name}?",
+            "nothing has been swapped: --yes drops what was embedded for the candidate",
         )
     done = roll_back(collection, "rollback")
     if as_json:
@@ -225,17 +228,17 @@ def contract(
 ) -> None:
     """Drop the previous model. After it there is no way back."""
     from embeddings_pipeline.model_change.phases import contract as run_contract
-    from embeddings_pipeline.model_change.phases import open_change
+    from embeddings_pipeline.model_change.state import open_change
 
     definition = chosen_collection(collection_name)
     collection = open_chosen(definition)
     change = open_change(collection)
     done = run_contract(collection, now=now)
-    former = change.former.profile.name if change else "the previous model"
+    previous = change.previous.profile.name if change else "the previous model"
     if as_json:
-        print_json({"collection": definition.name, "dropped": former, "current": collection.profile.name})
+        print_json({"collection": definition.name, "dropped": previous, "current": collection.profile.name})
         return
-    print(f"{definition.name}: {former} was dropped in {done.transaction_ms:.0f} ms; {collection.profile.name} stays")
+    print(f"{definition.name}: {previous} was dropped in {done.transaction_ms:.0f} ms; {collection.profile.name} stays")
 
 
 def _declare(definition: "CollectionDefinition", name: str, *, write: bool) -> None:

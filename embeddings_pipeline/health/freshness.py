@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Freshness:
     read_at: datetime | None  # incrementally
 
 
-def freshness(database: Database, collection: str, table: TableDestination) -> Freshness:
+def freshness(database: Database, collection: str, table: Destination) -> Freshness:
     """What has been waiting for longest, from the ledger."""
     with database.connect(autocommit=True) as connection:
         row = connection.execute(table.statement("coverage/freshness"), {"collection": collection}).fetchone()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import NORM
+from embeddings_pipeline.store.destination.base import NORM
 from embeddings_pipeline.store.models import Model
 
 UNIT_TOLERANCE = 5e-3  # float16 keeps a unit vector's length to about 5e-4

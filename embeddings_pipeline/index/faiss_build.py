@@ -28,7 +28,7 @@ from embeddings_pipeline.index.snapshot import (
     vector_counts,
 )
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 
 EXACT_BELOW = 200_000  # vectors of one name; from here on a search of all of them takes more than 10 ms
 RECALL_AT = 10
@@ -39,7 +39,7 @@ POINTS_PER_LIST = 64  # k-means needs 39 or more (faiss.ClusteringParameters.min
 ROWS_AT_A_TIME = 65_536
 
 
-def build(database: Database, table: TableDestination, folder: Path) -> Manifest:
+def build(database: Database, table: Destination, folder: Path) -> Manifest:
     """Index every vector of the current model table and publish it as a generation below `folder`.
 
     The vectors and the version are of one snapshot. Returns the generation that is current afterwards: the new one, or
@@ -62,7 +62,7 @@ def build(database: Database, table: TableDestination, folder: Path) -> Manifest
         ) from error
 
 
-def _write_generation(database: Database, table: TableDestination, folder: Path) -> Manifest:
+def _write_generation(database: Database, table: Destination, folder: Path) -> Manifest:
     """The files of every vector name, in `folder`; their manifest, which has no number yet."""
     began = time.perf_counter()
     with snapshot(database, table) as connection:
@@ -89,13 +89,13 @@ def _write_generation(database: Database, table: TableDestination, folder: Path)
     )
 
 
-def _version_now(database: Database, table: TableDestination) -> TableVersion:
+def _version_now(database: Database, table: Destination) -> TableVersion:
     with snapshot(database, table) as connection:
         return table_version(connection, table.collection)
 
 
 def _write_vectors(
-    connection: psycopg.Connection, table: TableDestination, name: str, rows: int, folder: Path
+    connection: psycopg.Connection, table: Destination, name: str, rows: int, folder: Path
 ) -> VectorFiles:
     ids = np.empty(rows, np.int64)
     vectors = np.empty((rows, table.dimension), np.float16 if table.storage == "halfvec" else np.float32)

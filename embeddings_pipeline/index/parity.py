@@ -13,7 +13,7 @@ from embeddings_pipeline.index.faiss_build import LEAST_RECALL, RECALL_AT
 from embeddings_pipeline.index.faiss_read import FaissIndex, is_current
 from embeddings_pipeline.index.snapshot import snapshot, table_version, vector_blocks, vector_counts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Parity:
         return same and found and self.score_error <= TIE
 
 
-def check_parity(database: Database, table: TableDestination, index: FaissIndex, samples: int = 50) -> Parity:
+def check_parity(database: Database, table: Destination, index: FaissIndex, samples: int = 50) -> Parity:
     """Compare the ids of index and table, and the results of `samples` searches a vector name with exact ones.
 
     Reads the whole table once, in one snapshot, whatever its size in constant memory (but for the ids). The searches
@@ -55,9 +55,7 @@ def check_parity(database: Database, table: TableDestination, index: FaissIndex,
         return _sum([_compare(connection, table, index, name, samples) for name in names])
 
 
-def _compare(
-    connection: psycopg.Connection, table: TableDestination, index: FaissIndex, name: str, samples: int
-) -> Parity:
+def _compare(connection: psycopg.Connection, table: Destination, index: FaissIndex, name: str, samples: int) -> Parity:
     """Of one vector name."""
     indexed = np.asarray(index.ids(name))
     queries = _queries(connection, table, indexed, samples)
@@ -89,7 +87,7 @@ def _compare(
     )
 
 
-def _queries(connection: psycopg.Connection, table: TableDestination, indexed: NDArray, samples: int) -> NDArray:
+def _queries(connection: psycopg.Connection, table: Destination, indexed: NDArray, samples: int) -> NDArray:
     """Vectors (n, dimension) of the table, of length 1, drawn from the ids that the index has."""
     chosen = np.random.default_rng().choice(indexed, min(samples, len(indexed)), replace=False)
     query = sql.SQL("SELECT embedding::real[] FROM {} WHERE text_id = ANY(%s)").format(table.identifier)

@@ -11,7 +11,7 @@ from psycopg import sql
 from embeddings_pipeline.errors import DatabaseError, VectorIndexError
 from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 
 REMEDY = "run `embeddings-pipeline sync` to build it again"
 
@@ -26,7 +26,7 @@ class TableVersion:
 
 
 @contextmanager
-def snapshot(database: Database, table: TableDestination) -> Iterator[psycopg.Connection]:
+def snapshot(database: Database, table: Destination) -> Iterator[psycopg.Connection]:
     """A connection whose statements all see the same moment. VectorIndexError if the table is gone."""
     try:
         with database.connect() as connection:
@@ -51,15 +51,13 @@ def table_version(connection: psycopg.Connection, collection: str) -> TableVersi
     return TableVersion(row[0], str(row[1]), row[2])
 
 
-def vector_counts(connection: psycopg.Connection, table: TableDestination) -> dict[str, int]:
+def vector_counts(connection: psycopg.Connection, table: Destination) -> dict[str, int]:
     """Vector name → how many vectors it has."""
     query = sql.SQL("SELECT vector_name, count(*) FROM {} GROUP BY 1 ORDER BY 1").format(table.identifier)
     return dict(connection.execute(query).fetchall())
 
 
-def vector_blocks(
-    connection: psycopg.Connection, table: TableDestination, name: str
-) -> Iterator[tuple[NDArray, NDArray]]:
+def vector_blocks(connection: psycopg.Connection, table: Destination, name: str) -> Iterator[tuple[NDArray, NDArray]]:
     """Blocks of text ids (b,) int64 and vectors (b, dimension), float16 or float32 as they are stored."""
     query = sql.SQL("SELECT text_id, embedding FROM {} WHERE vector_name = {}").format(
         table.identifier, sql.Literal(name)

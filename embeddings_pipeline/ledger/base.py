@@ -7,8 +7,8 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.column import model_table
-from embeddings_pipeline.store.destination.table import CollectionTables, TableDestination
+from embeddings_pipeline.store.destination.base import CollectionTables, Destination
+from embeddings_pipeline.store.destination.factory import destination_of
 from embeddings_pipeline.store.models import Model, current_model, shadow_models
 
 
@@ -38,10 +38,10 @@ class LedgerBase:
         with self.database.connect(autocommit=True) as connection:
             return shadow_models(connection, self.definition)
 
-    def model_tables(self, connection: psycopg.Connection) -> list[TableDestination]:
+    def model_tables(self, connection: psycopg.Connection) -> list[Destination]:
         """Every model's destination, the current one's and others'; none of them is dropped in this transaction."""
         query = "SELECT fingerprint, dimension, storage FROM embeddings.model WHERE collection = %s FOR KEY SHARE"
-        return [model_table(self.definition, *row) for row in connection.execute(query, [self.name]).fetchall()]
+        return [destination_of(self.definition, *row) for row in connection.execute(query, [self.name]).fetchall()]
 
     def batches(self) -> list[int]:
         """Every batch of the collection, in order."""

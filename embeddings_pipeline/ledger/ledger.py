@@ -12,7 +12,8 @@ from embeddings_pipeline.ledger.full_scan import FullScans
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScans
 from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.work import Work
-from embeddings_pipeline.store.destination.column import ColumnDestination, declared_storage, model_table
+from embeddings_pipeline.store.destination.base import Destination
+from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
 from embeddings_pipeline.store.locks import lock_collection
 from embeddings_pipeline.store.models import Model, current_model
 from embeddings_pipeline.store.sql import load_sql
@@ -34,7 +35,7 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine):
             model = current_model(connection, self.definition)
             if model is None:
                 return
-            if isinstance(model.table, ColumnDestination) and not model.table.is_adopted(connection):
+            if not model.table.is_as_declared(connection):
                 self._adopt_again(connection, model.table)
             if not _exist(connection, model.table.identifier, model.table.lacking, self.tables.view):
                 with connection.transaction():  # somebody dropped one; a new epoch begins
@@ -44,11 +45,11 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine):
                     model.table.mark(connection)
                     connection.execute(load_sql("register/new_epoch"), {"collection": self.name})
 
-    def _adopt_again(self, connection: psycopg.Connection, table: ColumnDestination) -> None:
+    def _adopt_again(self, connection: psycopg.Connection, table: Destination) -> None:
         """Make anew what we made for a column whose definition has changed, or whose table was made anew."""
         with connection.transaction():
             lock_collection(connection, self.name)
-            if table.is_adopted(connection):  # by another process, for which we waited
+            if table.is_as_declared(connection):  # by another process, for which we waited
                 return
             if self.shadow_models():
                 raise ConfigurationError(
@@ -60,6 +61,8 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine):
             table.release(connection)
             table.create(connection)
             table.show(connection)
+            model = {"collection": self.name, "fingerprint": table.fingerprint, "identity": table.identity}
+            connection.execute(load_sql("register/identity"), model)
             connection.execute(load_sql("register/new_epoch"), {"collection": self.name})
 
     def activate(self, profile: Profile, fingerprint: str) -> Model:
@@ -82,15 +85,16 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine):
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(unused.marker))
         connection.execute("DELETE FROM embeddings.model WHERE collection = %s", [self.name])
         storage = declared_storage(connection, self.definition)
+        table = destination_of(self.definition, fingerprint, profile.dimensions, storage)
         model = {
             "collection": self.name,
             "fingerprint": fingerprint,
             "profile": Jsonb(asdict(profile)),
             "dimension": profile.dimensions,
             "storage": storage,
+            "identity": table.identity,
         }
         connection.execute(load_sql("register/activate"), model)
-        table = model_table(self.definition, fingerprint, profile.dimensions, storage)
         table.create(connection)
         table.show(connection)
         table.mark(connection)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from embeddings_pipeline.ledger.base import LedgerBase
-from embeddings_pipeline.store.destination.column import ColumnDestination
 from embeddings_pipeline.store.sql import load_sql
 
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(minutes=64)
@@ -38,8 +37,7 @@ class Work(LedgerBase):
         parameters = {"collection": self.name, "attempts": attempts, "due": due}
         with self.database.connect(autocommit=True) as connection:
             for model in shadows:
-                if isinstance(model.table, ColumnDestination):
-                    model.table.column(connection)  # somebody may have dropped it
+                model.table.check_exists(connection)
             for model in reversed([current, *shadows] if current else []):
                 own = {**parameters, "fingerprint": model.table.fingerprint}
                 retried |= dict(connection.execute(model.table.statement("work/retries"), own).fetchall())

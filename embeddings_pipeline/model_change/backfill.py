@@ -10,7 +10,6 @@ import psycopg
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.shadow import (
-    ATTEMPTS,
     Backfilled,
     ShadowBatch,
     prepare_batch,
@@ -19,11 +18,8 @@ from embeddings_pipeline.pipeline.shadow import (
     write_batches,
     write_to_lake,
 )
-from embeddings_pipeline.store.destination.column import ColumnDestination
-from embeddings_pipeline.store.retry import is_outage
+from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage
 
-TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # in one transaction; with a slow model, what it made in so long
-TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED = 20_000, 60.0  # as they lie in the pages of a user's own table
 BATCHES_TOGETHER = 50  # their locks are held at once
 
 
@@ -31,7 +27,7 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
     """As `backfill_batch`, for many; yields each when it is done.
 
     Several batches are written together, while the vectors of the next ones are made. A database that goes away is
-    waited for, and what it has not got is tried again, up to ATTEMPTS times.
+    waited for, and what it has not got is tried again, up to OUTAGE_ATTEMPTS times.
     """
     left, attempt = dict.fromkeys(batches), 1
     while left:
@@ -41,21 +37,20 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
                 attempt = 1
                 yield batch, backfilled
         except (psycopg.OperationalError, DatabaseError) as error:
-            if attempt == ATTEMPTS or not is_outage(error):
+            if attempt == OUTAGE_ATTEMPTS or not is_outage(error):
                 raise
             wait_for_outage(model, attempt, error)
             attempt += 1
 
 
 def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
-    table, remaining = model.current.table, iter(batches)
+    remaining = iter(batches)
     writing: Future[list[tuple[int, Backfilled]]] | None = None
     failure: Exception | None = None
     group: list[ShadowBatch] = []
     with while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
-        if isinstance(table, ColumnDestination):
-            stack.enter_context(table.vectors_out_of_line(reader))
+        stack.enter_context(model.current.table.prepared(reader))
         threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
         while failure is None and (group or writing is None):
             group, lake, failure = _make_group(model, reader, remaining, run, threads)
@@ -71,20 +66,18 @@ def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> It
 def _make_group(
     model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> tuple[list[ShadowBatch], list[Future[None]], Exception | None]:
-    """What is to be written together of the next batches, on its way to the lake; and what went wrong after it."""
-    most, seconds = TEXTS_TOGETHER, SECONDS_TOGETHER
-    if isinstance(model.current.table, ColumnDestination):
-        most, seconds = TEXTS_TOGETHER_ADOPTED, SECONDS_TOGETHER_ADOPTED
+    """The next batches to be written together, their files on the way to the lake, and what went wrong after them."""
+    limits = model.current.table.limits
     group: list[ShadowBatch] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()
     try:
         for batch in batches:
-            made = prepare_batch(model, connection, batch, run, encode=True)
-            group.append(made)
-            lake.append(threads.submit(write_to_lake, model, made, run))
-            texts += len(made.rows)
-            if texts >= most or len(group) == BATCHES_TOGETHER or time.monotonic() - began > seconds:
+            prepared = prepare_batch(model, connection, batch, run, encode=True)
+            group.append(prepared)
+            lake.append(threads.submit(write_to_lake, model, prepared, run))
+            texts += len(prepared.rows)
+            if texts >= limits.texts or len(group) == BATCHES_TOGETHER or time.monotonic() - began > limits.seconds:
                 break
     except Exception as error:
         return group, lake, error

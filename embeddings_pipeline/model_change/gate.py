@@ -1,6 +1,6 @@
-"""Is the next model good enough to take over? Coverage, what its index finds, and how it compares with the former one.
+"""Is the candidate good enough to take over? Coverage, what its index finds, and both models compared.
 
-Where `golden_queries.jsonl` lies beside the collection's `defs.yaml` (a line each: `{"query": "…", "relevant":
+If `golden_queries.jsonl` lies beside the collection's `defs.yaml` (a line each: `{"query": "…", "relevant":
 ["item key", …]}`), both models answer its queries, and nDCG@10 decides [1]; without it, how far the nearest ten of the
 two agree is told, and decides nothing.
 
@@ -29,28 +29,28 @@ SAMPLES = 100  # texts whose neighbours are compared
 NEAREST = 10
 BINS = 20
 CHART_WIDTH = 560
-FORMER_COLOUR, NEXT_COLOUR = "#9aa5b1", "#2563eb"
+CURRENT_COLOUR, CANDIDATE_COLOUR = "#9aa5b1", "#2563eb"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What was measured, and why the next model is refused (empty: it may take over)."""
+    """What was measured, and why the candidate is refused (empty: it may take over)."""
 
     texts: int
-    missing: int  # texts without a vector under the next model, less those in quarantine
+    missing: int  # texts without a vector under the candidate, less those in quarantine
     quarantined: int
-    recall_at_10: float  # of searches with the next model's ANN index, against an exact search
+    recall_at_10: float  # of searches with the candidate's ANN index, against an exact search
     neighbour_overlap: float | None  # the share of the nearest ten that both models agree on
-    ndcg_former: float | None
-    ndcg_next: float | None
+    ndcg_current: float | None
+    ndcg_candidate: float | None
     golden_queries: int
-    histogram_former: list[int]  # cosines of the sampled texts' nearest ten, in BINS bins from 0 to 1
-    histogram_next: list[int]
+    histogram_current: list[int]  # cosines of the sampled texts' nearest ten, in BINS bins from 0 to 1
+    histogram_candidate: list[int]
     refused: list[str] = field(default_factory=list)
 
     def plot(self) -> str:
         """Both distributions of scores in one chart, as SVG."""
-        return plot(self.histogram_former, self.histogram_next)
+        return plot(self.histogram_current, self.histogram_candidate)
 
 
 @dataclass(frozen=True)
@@ -61,35 +61,35 @@ class GoldenQuery:
     relevant: tuple[str, ...]
 
 
-def measure_gate(former: Collection, following: Collection) -> Gate:
-    """Compare the next model with the former one, both of the same collection. Nothing is written."""
-    limits = former.definition.attributes.model_change
-    golden = golden_queries(former)
-    with former.database.connect() as connection:
+def measure_gate(current: Collection, candidate: Collection) -> Gate:
+    """Compare the candidate with the current model, both of the same collection. Nothing is written."""
+    limits = current.definition.attributes.model_change
+    golden = golden_queries(current)
+    with current.database.connect() as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        texts, lacking, quarantined = _coverage(connection, following)
-        _, _, excused = _coverage(connection, former)
-        name = next(iter(former.definition.attributes.vectors))
-        samples = _samples(connection, former, following, name)
-        before, after = (_neighbours(connection, one, name, samples) for one in (former, following))
-        found = _found(connection, following, name, samples, after)
+        texts, lacking, quarantined = _coverage(connection, candidate)
+        _, _, excused = _coverage(connection, current)
+        name = next(iter(current.definition.attributes.vectors))
+        samples = _samples(connection, current, candidate, name)
+        before, after = (_neighbours(connection, model, name, samples) for model in (current, candidate))
+        recall = _recall(connection, candidate, name, samples, after)
     both = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(before.ids, after.ids, strict=True)]
-    ndcg = [_ndcg(one, golden, name) for one in (former, following)] if golden else [None, None]
+    ndcg = [_ndcg(model, golden, name) for model in (current, candidate)] if golden else [None, None]
     missing = lacking - quarantined
     refused = []
     if texts > quarantined + excused and not samples:
         refused.append(f"no text has a vector {name!r} under both models, so nothing could be compared")
     if missing:
         refused.append(f"{missing:,} of {texts:,} texts have no vector")
-    percent = former.definition.attributes.quarantine.error_percent
+    percent = current.definition.attributes.quarantine.error_percent
     if quarantined > max(excused, texts * percent / 100):
         refused.append(
             f"{quarantined:,} of {texts:,} texts are in quarantine under it, more than {percent:g} % "
             f"(`quarantine.error_percent`)"
         )
-    if found < limits.least_recall:
-        refused.append(f"its index finds {found:.1%} of the nearest ten, and {limits.least_recall:.1%} are asked for")
+    if recall < limits.least_recall:
+        refused.append(f"its index finds {recall:.1%} of the nearest ten, and {limits.least_recall:.1%} are asked for")
     if ndcg[0] is not None and ndcg[1] is not None and ndcg[1] < ndcg[0] - limits.golden_tolerance:
         refused.append(
             f"nDCG@10 of {len(golden)} golden queries drops from {ndcg[0]:.3f} to {ndcg[1]:.3f}, by more than "
@@ -99,7 +99,7 @@ def measure_gate(former: Collection, following: Collection) -> Gate:
         texts,
         missing,
         quarantined,
-        round(found, 4),
+        round(recall, 4),
         round(float(np.mean(both)), 4) if both else None,
         ndcg[0] if ndcg[0] is None else round(ndcg[0], 4),
         ndcg[1] if ndcg[1] is None else round(ndcg[1], 4),
@@ -146,15 +146,15 @@ def _coverage(connection: psycopg.Connection, model: Collection) -> tuple[int, i
 @dataclass(frozen=True)
 class _Nearest:
     vectors: NDArray  # (samples, dimension), of the samples themselves
-    scores: NDArray  # (samples, NEAREST) cosines, -inf where there are fewer
+    scores: NDArray  # (samples, NEAREST) cosines, -inf if there are fewer
     ids: list[list[int]]
 
 
-def _samples(connection: psycopg.Connection, former: Collection, following: Collection, name: str) -> list[int]:
+def _samples(connection: psycopg.Connection, current: Collection, candidate: Collection, name: str) -> list[int]:
     """Ids of texts that have a vector under both models."""
     query = sql.SQL(
         "SELECT text_id FROM {} AS a JOIN {} AS b USING (text_id) WHERE a.vector_name = %s ORDER BY random() LIMIT %s"
-    ).format(former.current.table.identifier, following.current.table.identifier)
+    ).format(current.current.table.identifier, candidate.current.table.identifier)
     return sorted(row[0] for row in connection.execute(query, [name, SAMPLES]))
 
 
@@ -175,29 +175,29 @@ def _neighbours(connection: psycopg.Connection, model: Collection, name: str, sa
     return _Nearest(queries, scores, [[int(i) for i in row if i >= 0] for row in ids])
 
 
-def _found(
+def _recall(
     connection: psycopg.Connection, model: Collection, name: str, samples: Sequence[int], exact: _Nearest
 ) -> float:
     """Recall@10 of searches as `search` makes them, ties aside."""
-    found = wanted = 0
+    hit = wanted = 0
     for n, own in enumerate(samples):
         tenth = [score for score in exact.scores[n] if np.isfinite(score)]
         if not tenth:
             continue
         hits = nearest_texts(connection, model.current.table, name, exact.vectors[n], NEAREST + 1)
         good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
-        found, wanted = found + min(int(good), len(tenth)), wanted + len(tenth)
-    return found / wanted if wanted else 1.0
+        hit, wanted = hit + min(int(good), len(tenth)), wanted + len(tenth)
+    return hit / wanted if wanted else 1.0
 
 
 def _ndcg(model: Collection, golden: Sequence[GoldenQuery], name: str) -> float:
-    vectors = model.encoder().encode_queries([one.query for one in golden])
+    vectors = model.encoder().encode_queries([each.query for each in golden])
     gains = []
     with model.database.connect(autocommit=True) as connection:
-        for one, vector in zip(golden, vectors, strict=True):
+        for each, vector in zip(golden, vectors, strict=True):
             hits = nearest_items(connection, model.definition, model.current, name, vector, NEAREST)
-            gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in one.relevant)
-            best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(one.relevant))))
+            gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in each.relevant)
+            best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(each.relevant))))
             gains.append(gain / best if best else 0.0)
     return float(np.mean(gains))
 
@@ -207,19 +207,19 @@ def _histogram(scores: NDArray) -> list[int]:
     return np.histogram(finite, bins=BINS, range=(0, 1))[0].tolist()
 
 
-def plot(former: Sequence[int], following: Sequence[int]) -> str:
+def plot(current: Sequence[int], candidate: Sequence[int]) -> str:
     """Two histograms over cosines from 0 to 1, in one chart, as SVG."""
-    most = max([*former, *following, 1])
+    most = max([*current, *candidate, 1])
     left, bottom, wide, high = 48, 190, CHART_WIDTH / BINS, 150
     parts = [f'<text x="4" y="{bottom - high + 4}">{most:,}</text><text x="34" y="{bottom}">0</text>']
-    for which, (counts, colour) in enumerate(((former, FORMER_COLOUR), (following, NEXT_COLOUR))):
+    for which, (counts, colour) in enumerate(((current, CURRENT_COLOUR), (candidate, CANDIDATE_COLOUR))):
         for n, count in enumerate(counts):
             x, height = left + (n + 0.08 + 0.42 * which) * wide, high * count / most
             parts.append(
                 f'<rect x="{x:.1f}" y="{bottom - height:.1f}" width="{0.42 * wide:.1f}" height="{height:.1f}" '
                 f'fill="{colour}"/>'
             )
-        x, name = left + 90 * which, ("former", "next")[which]
+        x, name = left + 90 * which, ("current", "candidate")[which]
         parts.append(
             f'<rect x="{x}" y="8" width="12" height="12" fill="{colour}"/><text x="{x + 18}" y="19">{name}</text>'
         )

@@ -14,23 +14,20 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.model_change.gate import Gate
 from embeddings_pipeline.model_change.phases import (
-    Exclusive,
-    ModelChange,
     backfill,
-    candidate_profile,
     contract,
     expand,
-    open_change,
-    progress,
     roll_back,
     swap,
 )
+from embeddings_pipeline.model_change.state import ModelChange, candidate_profile, open_change, progress
 from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, asset_options
 from embeddings_pipeline.orchestration.figures import metadata_of
 from embeddings_pipeline.orchestration.names import asset_key, job_name, op_name
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import each, failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.locks import Exclusive
 
 
 class ExpandConfig(dg.Config):
@@ -44,15 +41,15 @@ class ExpandConfig(dg.Config):
 class RollBackConfig(dg.Config):
     """Launchpad settings of the job that rolls back."""
 
-    drop_next: bool = Field(
-        default=False, description="Where nothing has been swapped: drop what was embedded for the next model."
+    drop_candidate: bool = Field(
+        default=False, description="If nothing has been swapped: drop what was embedded for the candidate."
     )
 
 
 class ContractConfig(dg.Config):
     """Launchpad settings of migration/contract."""
 
-    now: bool = Field(default=False, description="Drop the former model within the grace period too.")
+    now: bool = Field(default=False, description="Drop the previous model within the grace period too.")
 
 
 def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDefinition]:
@@ -66,8 +63,8 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
     def migration_expand(
         context: dg.AssetExecutionContext, config: ExpandConfig, pipeline: PipelineResource
     ) -> dg.MaterializeResult:
-        """The table of the next model, beside the one that serves. What cannot be done is refused here, before anything
-        is touched: an unknown profile, weights that are not there, a disk that is too small.
+        """The place of the candidate, beside the model that serves. What cannot be done is refused here, before
+        anything is touched: an unknown profile, weights that are not there, a disk that is too small.
 
         Launchpad: `candidate_profile`. Then materialize migration/backfill.
         """
@@ -78,7 +75,7 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
 
     @dg.asset(**options("backfill", {"postgres"}, ["migration/expand"], partitioned=True), pool=ENCODER_POOL)
     def migration_backfill(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
-        """The batch's vectors under the next model, from the texts that are there; nothing is read from the source, and
+        """The batch's vectors under the candidate, from the texts that are there; nothing is read from the source, and
         what a killed run had encoded is not encoded again.
 
         Numbers: `texts` of the batch, of which `embedded`, `reused` or `quarantined`; `texts_done` by this run so far;
@@ -103,13 +100,13 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
 
     @dg.asset(**options("swap", {"postgres"}, ["migration/backfill"]), pool=ENCODER_POOL)
     def migration_swap(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
-        """The next model becomes the current one, if it passes: its index is built beside the one in use, coverage,
+        """The candidate becomes the current model, if it passes: its index is built beside the one in use, coverage,
         recall and golden queries are checked, and one transaction changes model, fingerprint and view. Queries go on
-        all the while. Until migration/contract the former model is kept current, and the job `…_migration_roll_back`
+        all the while. Until migration/contract the previous model is kept current, and the job `…_migration_roll_back`
         brings it back at once.
 
-        Numbers: `recall_at_10` of its index, `neighbour_overlap` of the two models, `ndcg_former` and `ndcg_next` where
-        golden queries are given; `locked_ms` of the transaction.
+        Numbers: `recall_at_10` of its index, `neighbour_overlap` of the two models, `ndcg_current` and `ndcg_candidate`
+        if golden queries are given; `locked_ms` of the transaction.
         """
         with failures():
             collection = open_logged(context, pipeline, definition)
@@ -134,7 +131,7 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
     def migration_contract(
         context: dg.AssetExecutionContext, config: ContractConfig, pipeline: PipelineResource
     ) -> dg.MaterializeResult:
-        """Drops the former model; after it there is no way back. Refuses within the grace period.
+        """Drops the previous model; after it there is no way back. Refuses within the grace period.
 
         Launchpad: `now` drops it all the same.
         """
@@ -152,25 +149,25 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
     @dg.op(name=op_name(definition, "roll_back_model"), out=dg.Out(dg.Nothing))
     def roll_back_model(context: dg.OpExecutionContext, config: RollBackConfig, pipeline: PipelineResource) -> None:
         with failures():
-            done = roll_back(pipeline.open(definition), context.run_id, drop_next=config.drop_next)
+            done = roll_back(pipeline.open(definition), context.run_id, drop_candidate=config.drop_candidate)
         context.log.info(
-            "the next model was dropped: nothing had been swapped"
+            "the candidate was dropped: nothing had been swapped"
             if done is None
-            else f"the former model is the current one again; locked for {done.exclusive.locked_ms} ms"
+            else f"the previous model is the current one again; locked for {done.exclusive.locked_ms} ms"
         )
 
     @dg.job(
         name=job_name(definition, "migration_roll_back"),
-        description="Bring the former model back; before a swap, drop the next one instead (launchpad: drop_next).",
+        description="Bring the previous model back; before a swap, drop the candidate (launchpad: drop_candidate).",
     )
     def migration_roll_back() -> None:
         roll_back_model()
 
     phases = {
-        "expand": "Make the next model's table (launchpad: candidate_profile).",
-        "backfill": "Fill batches of the next model.",
-        "swap": "Check the next model, and make it the current one.",
-        "contract": "Drop the former model (launchpad: now).",
+        "expand": "Make the candidate's place (launchpad: candidate_profile).",
+        "backfill": "Backfill batches of the candidate.",
+        "swap": "Check the candidate, and make it the current model.",
+        "contract": "Drop the previous model (launchpad: now).",
     }
     jobs: list[Any] = [
         dg.define_asset_job(
@@ -185,13 +182,13 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
 
 def _state(collection: Collection, change: ModelChange) -> dict[str, Any]:
     """What every step tells: phase, models, and how far the one beside the current model is backfilled."""
-    shadows = change.next if change.phase == "expanded" else change.former
-    done = progress(collection, shadows)
+    done = progress(collection, change.shadow)
+    role = "candidate" if change.phase == "expanded" else "previous"
     return {
         "phase": change.phase,
-        "former_profile": change.former.profile.name,
-        "next_profile": change.next.profile.name,
-        "next_fingerprint": change.next.table.fingerprint,
+        "current_profile": change.current.profile.name,
+        f"{role}_profile": change.shadow.profile.name,
+        f"{role}_fingerprint": change.shadow.table.fingerprint,
         "batches": done.batches,
         "backfilled_batches": done.backfilled,
         "percent": done.percent,

@@ -1,4 +1,4 @@
-"""Switching a collection's profile with one call: the phases of a migration, as runs in this process."""
+"""Switching a collection's profile with one call: the phases of a model change, as runs in this process."""
 
 import itertools
 import time
@@ -10,7 +10,7 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.lag import indexes_lag
-from embeddings_pipeline.model_change.phases import incomplete_batches, open_change, progress
+from embeddings_pipeline.model_change.state import incomplete_batches, open_change, progress
 from embeddings_pipeline.orchestration.figures import read_figures
 from embeddings_pipeline.orchestration.names import partitions_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
@@ -25,14 +25,14 @@ class SwitchResult:
     """What a switch did: texts embedded and in quarantine, what the gate measured, seconds."""
 
     collection: str
-    former: str
+    previous: str
     profile: str
     embedded: int = 0
     quarantined: int = 0
     recall_at_10: float | None = None
     neighbour_overlap: float | None = None
-    ndcg_former: float | None = None
-    ndcg_next: float | None = None
+    ndcg_current: float | None = None
+    ndcg_candidate: float | None = None
     locked_ms: float = 0.0
     seconds: float = 0.0
 
@@ -47,7 +47,7 @@ def switch(
 ) -> SwitchResult:
     """Expand, backfill, index, gate, swap, and a new FAISS generation. What a killed switch had done is not done again.
 
-    `progress_of(phase, done, total)` is called with batches. Raises PipelineError with one line; the former model
+    `progress_of(phase, done, total)` is called with batches. Raises PipelineError with one line; the current model
     serves until the swap, and whatever fails.
     """
     started = time.perf_counter()
@@ -64,8 +64,8 @@ def switch(
             add_partitions(instance, definition, collection.ledger.batches())
             existing = batches_of(instance.get_dynamic_partitions(partitions_name(definition)))
             size = definition.attributes.items_per_batch
-            work = dict.fromkeys(incomplete_batches(collection, change.next), size)
-            done = progress(collection, change.next)
+            work = dict.fromkeys(incomplete_batches(collection, change.candidate), size)
+            done = progress(collection, change.candidate)
             backfilled = itertools.count(done.backfilled)
             progress_of("embedding", next(backfilled), done.batches)
             listening = batch_done.set(lambda asset, batch: progress_of("embedding", next(backfilled), done.batches))
@@ -79,10 +79,10 @@ def switch(
                         result.quarantined += backfilled_batch.quarantined
             finally:
                 batch_done.reset(listening)
-            done = progress(collection, change.next)
+            done = progress(collection, change.candidate)
             progress_of("indexing and checking", done.backfilled, done.batches)
             [swapped] = runner.execute("migration_swap", {}, {})
-            for figure in ("recall_at_10", "neighbour_overlap", "ndcg_former", "ndcg_next", "locked_ms"):
+            for figure in ("recall_at_10", "neighbour_overlap", "ndcg_current", "ndcg_candidate", "locked_ms"):
                 if figure in swapped.metadata:
                     setattr(result, figure, swapped.metadata[figure])
             if indexes_lag(open_collection(definition, settings)):

@@ -14,7 +14,7 @@ from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Committed
 from embeddings_pipeline.store.copy_binary import copy_in
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.sql import load_sql
@@ -140,7 +140,7 @@ def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Ba
     )
 
 
-def _stage(connection: psycopg.Connection, result: _BatchResult, table: TableDestination) -> None:
+def _stage(connection: psycopg.Connection, result: _BatchResult, table: Destination) -> None:
     connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
     with connection.cursor() as cursor:
         with cursor.copy("COPY commit_item FROM STDIN (FORMAT binary)") as copy:

@@ -20,7 +20,6 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.render import render_row
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
-from embeddings_pipeline.store.destination.column import ColumnDestination
 
 log = logging.getLogger(__name__)
 
@@ -190,8 +189,8 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
             rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
             adopted: set[str] = set()
-            if isinstance(collection.current.table, ColumnDestination) and collection.adopts and not force:
-                adopted = collection.current.table.there(connection, [row.item_key for row in rows])
+            if collection.adopts and not force:
+                adopted = collection.current.table.adoptable_items(connection, [row.item_key for row in rows])
             reused += len(adopted)
             others = [row for row in rows if row.item_key not in adopted]
             wanted = [text for row in others for text in render_row(collection.definition, row.row_json) if text[2]]

@@ -14,7 +14,7 @@ from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.inventory import Inventory
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.lake import open_lake
-from embeddings_pipeline.store.locks import batches_in_commit, exclusively, lock_collection
+from embeddings_pipeline.store.locks import batches_in_commit, exclusively, lock_collection, vacuum_lock
 from embeddings_pipeline.store.sql import load_sql
 
 
@@ -50,6 +50,8 @@ def _remove_from_database(database: Database, kept: Inventory) -> None:
     forget = sql.SQL(load_sql("collection/forget")).format(collection=sql.Literal(kept.name))
 
     def prepare(connection: psycopg.Connection) -> None:
+        for table in kept.tables:
+            connection.execute(vacuum_lock(sql.Identifier("embeddings", table)))
         lock_collection(connection, kept.name)
         check_idle(connection, kept.name)
 

@@ -12,13 +12,14 @@ from psycopg import sql
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError
 from embeddings_pipeline.failpoints import failpoint
-from embeddings_pipeline.index.pgvector import describe_indexes, index_name
+from embeddings_pipeline.index.pgvector import describe_indexes
 from embeddings_pipeline.pipeline.inventory import Inventory, faiss_folder
 from embeddings_pipeline.pipeline.removal import check_idle
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.indexes import index_name
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.locks import exclusively, lock_collection
+from embeddings_pipeline.store.locks import exclusively, lock_collection, vacuum_lock
 from embeddings_pipeline.store.sql import load_sql
 
 KINDS = {"r": "TABLE", "v": "VIEW", "i": "INDEX", "S": "SEQUENCE"}
@@ -51,6 +52,7 @@ def rename_in_database(database: Database, kept: Inventory, new: str) -> None:
             kinds[name] = kind
             names[name] = new + name.removeprefix(old) if name.startswith(f"{old}_") else name
         names |= dict(_ann_indexes(connection, kept, new))
+        views = list(_lacking_views(connection, kept, new))
     statements = [
         sql.SQL("ALTER {} {} RENAME TO {}").format(
             sql.SQL(KINDS[kinds[name]]), sql.Identifier("embeddings", name), sql.Identifier(renamed)
@@ -61,11 +63,13 @@ def rename_in_database(database: Database, kept: Inventory, new: str) -> None:
     row = sql.SQL(load_sql("collection/rename")).format(old=sql.Literal(old), new=sql.Literal(new))
 
     def prepare(connection: psycopg.Connection) -> None:
+        for table in kept.tables:
+            connection.execute(vacuum_lock(sql.Identifier("embeddings", table)))
         for name in sorted((old, new)):
             lock_collection(connection, name)
         check_idle(connection, old)
 
-    exclusively(database, relations, prepare, [*statements, row])
+    exclusively(database, relations, prepare, [*statements, row, *views])
 
 
 def _ann_indexes(connection: psycopg.Connection, kept: Inventory, new: str) -> Iterator[tuple[str, str]]:
@@ -80,6 +84,17 @@ def _ann_indexes(connection: psycopg.Connection, kept: Inventory, new: str) -> I
         for index in describe_indexes(connection, table):
             if index.name == index_name(table, index.vector_name):
                 yield index.name, index_name(renamed, index.vector_name)
+
+
+def _lacking_views(connection: psycopg.Connection, kept: Inventory, new: str) -> Iterator[sql.Composed]:
+    """What makes the views anew that ask the quarantine for the collection's name."""
+    for fingerprint, dimension, storage in connection.execute(
+        load_sql("collection/models"), {"collection": kept.name}
+    ).fetchall():
+        renamed = TableDestination(new, fingerprint, dimension, storage)
+        kind = "written" if f"{kept.name}_written_{fingerprint}" in kept.views else "vector"
+        written = sql.Identifier("embeddings", f"{new}_{kind}_{fingerprint}")
+        yield renamed.lacking_change(written=written).statement
 
 
 def rename_files(settings: Settings, old: str, new: str) -> None:

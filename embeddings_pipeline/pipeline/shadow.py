@@ -27,15 +27,17 @@ from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
-from embeddings_pipeline.store.destination.column import ColumnDestination
+from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
-from embeddings_pipeline.store.retry import what_it_says
+from embeddings_pipeline.store.retry import (
+    OUTAGE_ATTEMPTS,
+    OUTAGE_FIRST_WAIT_SECONDS,
+    OUTAGE_WAIT_FACTOR,
+    what_it_says,
+)
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
-
-TEXTS_AT_ONCE_ADOPTED = 1_000  # of one batch, in one transaction
-ATTEMPTS, FIRST_WAIT_SECONDS = 3, 2.0  # of an outage, the encoder's or the database's: 2 s, then 8 s
 
 
 @dataclass
@@ -65,13 +67,13 @@ def wanted_batches(model: Collection, batches: Sequence[int]) -> list[int]:
 def backfill_batch(model: Collection, batch: int, run: str, *, encode: bool = True) -> Backfilled:
     """Give each text of the batch its vector under `model`, which is not the current one (`Collection.with_model`).
 
-    Without `encode`, only what the lake has is written. Raises StaleRunError where the model is kept no longer.
+    Without `encode`, only what the lake has is written. Raises StaleRunError if the model is kept no longer.
     """
     with while_kept(model), model.database.connect(autocommit=True) as connection:
-        made = prepare_batch(model, connection, batch, run, encode=encode)
+        shadow = prepare_batch(model, connection, batch, run, encode=encode)
         if encode:
-            write_to_lake(model, made, run)
-        [(_, backfilled)] = write_batches(model, connection, [made])
+            write_to_lake(model, shadow, run)
+        [(_, backfilled)] = write_batches(model, connection, [shadow])
     return backfilled
 
 
@@ -83,14 +85,14 @@ class ShadowBatch:
     rows: list[Any]  # see `texts` of sql/backfill.sql
     backfilled: Backfilled
     vectors: dict[bytes, NDArray] = field(default_factory=dict)  # by content hash, of texts that lack theirs
-    encoded: Container[bytes] = ()  # of them, what this run has made
+    encoded: Container[bytes] = ()  # of them, what this run has encoded
     file: str | None = None  # of the lake
-    resumed: bool = False  # it is this run's, and an earlier try has written its vectors to the table
+    resumed: bool = False  # the file is this run's, and an earlier try has written its vectors to the table
 
 
 def wait_for_outage(model: Collection, attempt: int, error: Exception) -> None:
-    """Say what failed, and wait before the next of ATTEMPTS attempts: 2 s, then 8 s."""
-    seconds = FIRST_WAIT_SECONDS * 4 ** (attempt - 1)
+    """Say what failed, and wait before the next of OUTAGE_ATTEMPTS attempts."""
+    seconds = OUTAGE_FIRST_WAIT_SECONDS * OUTAGE_WAIT_FACTOR ** (attempt - 1)
     said = what_it_says(error) if isinstance(error, psycopg.Error) else error
     log.warning("collection %r: %s; trying again in %s s", model.definition.name, said, seconds)
     time.sleep(seconds)
@@ -99,7 +101,7 @@ def wait_for_outage(model: Collection, attempt: int, error: Exception) -> None:
 def prepare_batch(
     model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool
 ) -> ShadowBatch:
-    """The vectors that the batch's texts lack: from the lake, or (`encode`) made anew."""
+    """The vectors that the batch's texts lack: from the lake, or (`encode`) encoded anew."""
     started = time.perf_counter()
     parameters = {
         "collection": model.definition.name,
@@ -108,48 +110,48 @@ def prepare_batch(
         "batch": batch,
     }
     rows = connection.execute(model.current.table.statement("backfill/texts"), parameters).fetchall()
-    made = ShadowBatch(batch, rows, Backfilled(texts=len(rows)))
-    lacking = {digest: (text, excused) for *_, digest, text, there, excused in rows if not there}
+    shadow = ShadowBatch(batch, rows, Backfilled(texts=len(rows)))
+    lacking = {digest: (text, excused) for *_, digest, text, has_vector, excused in rows if not has_vector}
     if lacking:
-        made.vectors = vectors_there(model, batch, committed=any(there for *_, there, _ in rows))
+        shadow.vectors = vectors_there(model, batch, committed=any(has_vector for *_, has_vector, _ in rows))
         if encode:
-            _encode(model, made, lacking)
+            _encode(model, shadow, lacking)
     if rows and not (lacking and encode):  # a run that was killed may have written it, and the table too
         newest = model.lake.newest(model.folder("embeddings"), batch, run)
-        made.file = newest[0].rsplit("/", 1)[-1] if newest else None
-        made.resumed = not lacking and made.file is not None and made.file.startswith(run)
-    made.backfilled.seconds = time.perf_counter() - started
-    return made
+        shadow.file = newest[0].rsplit("/", 1)[-1] if newest else None
+        shadow.resumed = not lacking and shadow.file is not None and shadow.file.startswith(run)
+    shadow.backfilled.seconds = time.perf_counter() - started
+    return shadow
 
 
-def _encode(model: Collection, made: ShadowBatch, lacking: Mapping[bytes, tuple[str, bool]]) -> None:
-    wanted = {digest: text for digest, (text, _) in lacking.items() if digest not in made.vectors}
+def _encode(model: Collection, shadow: ShadowBatch, lacking: Mapping[bytes, tuple[str, bool]]) -> None:
+    wanted = {digest: text for digest, (text, _) in lacking.items() if digest not in shadow.vectors}
     excused = [digest for digest in wanted if lacking[digest][1]]
     for digest in excused:
         del wanted[digest]
     vectors, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
-    made.vectors |= vectors
-    made.encoded = vectors.keys()
-    made.backfilled.embedded, made.backfilled.quarantined = len(vectors), len(bad) + len(excused)
-    made.backfilled.reused = sum(digest in made.vectors for digest in lacking) - len(vectors)
+    shadow.vectors |= vectors
+    shadow.encoded = vectors.keys()
+    shadow.backfilled.embedded, shadow.backfilled.quarantined = len(vectors), len(bad) + len(excused)
+    shadow.backfilled.reused = sum(digest in shadow.vectors for digest in lacking) - len(vectors)
 
 
-def write_to_lake(model: Collection, made: ShadowBatch, run: str) -> None:
+def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:
     """Write the batch's vectors to the lake, where they are before they are in the table."""
-    if not made.vectors:
+    if not shadow.vectors:
         return
-    columns = list(zip(*(row[1:5] for row in made.rows), strict=True))
+    columns = list(zip(*(row[1:5] for row in shadow.rows), strict=True))
     names = ("item_key", "vector_name", "chunk", "content_hash")
     texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
-    table = embeddings_table(model, texts, made.vectors, made.encoded)
-    made.file = model.lake.write(table, model.folder("embeddings"), made.batch, run).rsplit("/", 1)[-1]
+    table = embeddings_table(model, texts, shadow.vectors, shadow.encoded)
+    shadow.file = model.lake.write(table, model.folder("embeddings"), shadow.batch, run).rsplit("/", 1)[-1]
 
 
 def _embed_patiently(
     model: Collection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
-    """As `embed_texts`; an outage is waited for and tried again, up to ATTEMPTS times."""
-    for attempt in range(1, ATTEMPTS):
+    """As `embed_texts`; an outage is waited for and tried again, up to OUTAGE_ATTEMPTS times."""
+    for attempt in range(1, OUTAGE_ATTEMPTS):
         try:
             return embed_texts(model, texts)
         except OutageError as error:
@@ -168,16 +170,18 @@ def write_batches(
     for file in lake:
         file.result()
     started = time.perf_counter()
-    texts = sum(made.backfilled.texts for made in group)
+    texts = sum(shadow.backfilled.texts for shadow in group)
     table, before = model.current.table, Counter[int]()
-    if isinstance(table, ColumnDestination) and (len(group) > 1 or texts > TEXTS_AT_ONCE_ADOPTED):
+    if table.puts_ahead(len(group), texts):
         put = [
-            _Put(made.batch, row[0], row[2], row[4], made.vectors) for made in group for row in made.rows if not row[6]
+            _NewVector(shadow.batch, text_id, vector_name, digest, shadow.vectors)
+            for shadow in group
+            for text_id, _, vector_name, _, digest, _, has_vector, _ in shadow.rows
+            if not has_vector and digest in shadow.vectors
         ]
-        put = [one for one in put if one.content_hash in one.vectors]
         if put:
-            table.put_many(connection, _columns(put), partial(_check_kept, model))
-            before.update(one.batch for one in put)
+            table.put_ahead(connection, _columns(put), partial(_check_kept, model))
+            before.update(vector.batch for vector in put)
 
     def write() -> None:
         with connection.transaction():
@@ -185,12 +189,12 @@ def write_batches(
 
     if group:
         giving_way(write)
-    for made in group:
-        made.backfilled.seconds += (time.perf_counter() - started) * made.backfilled.texts / max(1, texts)
-    return [(made.batch, made.backfilled) for made in group]
+    for shadow in group:
+        shadow.backfilled.seconds += (time.perf_counter() - started) * shadow.backfilled.texts / max(1, texts)
+    return [(shadow.batch, shadow.backfilled) for shadow in group]
 
 
-class _Put(NamedTuple):
+class _NewVector(NamedTuple):
     """A text whose vector is to be written."""
 
     batch: int
@@ -200,20 +204,20 @@ class _Put(NamedTuple):
     vectors: Mapping[bytes, NDArray]  # of its batch, by content hash
 
 
-def _columns(put: Sequence[_Put]) -> dict[str, NDArray]:
-    """Texts of one vector name, with their vectors, as `TableDestination.put` takes them."""
+def _columns(put: Sequence[_NewVector]) -> dict[str, NDArray]:
+    """Texts of one vector name, with their vectors, as `Destination.put` takes them."""
     name = put[0].vector_name.encode()
     return {
-        "text_id": np.array([one.text_id for one in put], np.int64),
+        "text_id": np.array([vector.text_id for vector in put], np.int64),
         "vector_name": np.full(len(put), name, f"S{len(name)}"),
-        "content_hash": np.frombuffer(b"".join(one.content_hash for one in put), np.uint8).reshape(-1, 16),
-        "embedding": np.stack([one.vectors[one.content_hash] for one in put]),
+        "content_hash": np.frombuffer(b"".join(vector.content_hash for vector in put), np.uint8).reshape(-1, 16),
+        "embedding": np.stack([vector.vectors[vector.content_hash] for vector in put]),
     }
 
 
 @contextmanager
 def while_kept(model: Collection) -> Iterator[None]:
-    """What a statement says of a table that is gone is StaleRunError where the model has been dropped."""
+    """What a statement says of a table that is gone is StaleRunError if the model has been dropped."""
     try:
         yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject):
@@ -223,7 +227,7 @@ def while_kept(model: Collection) -> Iterator[None]:
 
 
 def _check_kept(model: Collection, connection: psycopg.Connection) -> None:
-    """StaleRunError where the model is kept no longer; else it is kept until the transaction ends."""
+    """StaleRunError if the model is kept no longer; else it is kept until the transaction ends."""
     if model.current.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
         raise _no_longer(model)
 
@@ -233,7 +237,7 @@ def _write(
 ) -> None:
     """Under the batches' locks, until the transaction ends. before: vectors already written, by batch."""
     failpoint("backfill.write")
-    table, by_batch = model.current.table, {made.batch: made for made in group}
+    table, by_batch = model.current.table, {shadow.batch: shadow for shadow in group}
     batches = sorted(by_batch)
     key = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": batches}
     for batch in batches:
@@ -241,34 +245,43 @@ def _write(
     _check_kept(model, connection)
     lacking = connection.execute(table.statement("backfill/lacking"), key).fetchall()
     # A text that has come since `rows` were read is left: its batch is not complete then.
-    known = {row[0]: row[2] for made in group for row in made.rows}
+    known = {row[0]: row[2] for shadow in group for row in shadow.rows}
     put = [
-        _Put(batch, text_id, known[text_id], digest, by_batch[batch].vectors)
+        _NewVector(batch, text_id, known[text_id], digest, by_batch[batch].vectors)
         for batch, text_id, digest, _ in lacking
         if text_id in known and digest in by_batch[batch].vectors
     ]
     for _, own in groupby(sorted(put, key=attrgetter("vector_name")), attrgetter("vector_name")):
         table.put(connection, _columns(list(own)))
-    written = before + Counter(one.batch for one in put)
+    written = before + Counter(vector.batch for vector in put)
+    mended, done = (change.statement for change in note_changes(table))
     if written:
-        connection.execute(table.statement("backfill/mended"), key)
+        connection.execute(mended, key)
     # Last, since commits of other batches wait for it: no swap makes this model the current one until we have ended.
     current = "SELECT fingerprint FROM embeddings.collection WHERE name = %s FOR SHARE"
     if connection.execute(current, [model.definition.name]).fetchone() == (model.fingerprint,):
         raise StaleRunError(
             f"collection {model.definition.name!r}: profile {model.profile.name!r} has become the current model"
         )
-    there = {one.text_id for one in put}
-    incomplete = {batch for batch, text_id, _, excused in lacking if text_id not in there and not excused}
-    for batch, made in by_batch.items():
-        made.backfilled.vectors_written = written[batch]
-        made.backfilled.complete = batch not in incomplete
-    done = {
+    new = {vector.text_id for vector in put}
+    incomplete = {batch for batch, text_id, _, excused in lacking if text_id not in new and not excused}
+    for batch, shadow in by_batch.items():
+        shadow.backfilled.vectors_written = written[batch]
+        shadow.backfilled.complete = batch not in incomplete
+    noted = {
         "complete": [batch not in incomplete for batch in batches],
         "wrote": [written[batch] > 0 or by_batch[batch].resumed for batch in batches],
         "file": [by_batch[batch].file for batch in batches],
     }
-    connection.execute(load_sql("backfill/done"), {**key, **done})
+    connection.execute(done, {**key, **noted})
+
+
+def note_changes(destination: Destination) -> list[Change]:
+    """What follows in the transaction in which vectors of a shadow model are written."""
+    return [
+        Change(destination.statement("backfill/mended"), "ROW EXCLUSIVE of embeddings.quarantine"),
+        Change(destination.statement("backfill/done"), "ROW EXCLUSIVE of embeddings.backfill"),
+    ]
 
 
 def embed_shadows(shadows: Sequence[Collection], batches: Sequence[int], run: str) -> None:

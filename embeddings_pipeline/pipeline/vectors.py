@@ -10,7 +10,6 @@ from psycopg import sql
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
-from embeddings_pipeline.store.destination.column import ColumnDestination
 
 
 def vectors_there(collection: Collection, batch: int, *, committed: bool = True) -> dict[bytes, NDArray]:
@@ -40,18 +39,13 @@ def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDAr
     Those are the declared profile's; nothing is taken if another is the current one.
     """
     table = collection.current.table
-    if not isinstance(table, ColumnDestination) or not texts.num_rows or not collection.adopts:
+    if not texts.num_rows or not collection.adopts:
         return {}
     keys, row_hashes = texts["item_key"].to_pylist(), texts["row_hash"].to_pylist()
     with collection.database.connect(autocommit=True) as connection:
-        stored = copy_out(
-            connection,
-            table.theirs(connection, keys, row_hashes),
-            {"number": "bigint", "embedding": table.storage},
-            dimension=table.dimension,
-        )
+        vectors = table.adopted_vectors(connection, keys, row_hashes)
     hashes = texts["content_hash"].to_pylist()
-    return {hashes[n - 1]: vector for n, vector in zip(stored["number"], stored["embedding"], strict=True)}
+    return {hashes[place]: vector for place, vector in vectors.items()}
 
 
 def embeddings_table(

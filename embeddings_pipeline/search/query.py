@@ -17,7 +17,7 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.models import CollectionState, Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
 
@@ -148,7 +148,7 @@ def nearest_items(
 
 
 def nearest_texts(
-    connection: psycopg.Connection, table: TableDestination, name: str, vector: NDArray[np.float32], n: int
+    connection: psycopg.Connection, table: Destination, name: str, vector: NDArray[np.float32], n: int
 ) -> list[tuple[int, float]]:
     """Ids and cosines of the `n` texts nearest to a vector, found as searches find them if there are many."""
     with connection.transaction():
@@ -158,7 +158,7 @@ def nearest_texts(
 
 
 def _search_settings(
-    connection: psycopg.Connection, table: TableDestination, nearest: int, *, exact_below: int = ALL_COMPARED_BELOW
+    connection: psycopg.Connection, table: Destination, nearest: int, *, exact_below: int = ALL_COMPARED_BELOW
 ) -> None:
     # An ANN index does not find every vector that lies apart from the others; if there are few, look at all.
     counted, bytes_each = table.counted

@@ -110,17 +110,15 @@ def exclusively(
 
     Waits first until no longer transaction holds a lock there, since whoever came after would wait behind us; then
     tries, with a short `lock_timeout`, again and again. If slow queries follow one another without end, it tries
-    among them after a while, more rarely and with a longer one. VACUUM is kept out beforehand, by a lock that neither
-    readers nor writers wait for. ModelChangeError after `seconds` (LOCK_SECONDS).
+    among them after a while, more rarely and with a longer one. `prepare` keeps VACUUM out of the tables among them
+    (`vacuum_lock`), by a lock that neither readers nor writers wait for. ModelChangeError after `seconds`
+    (LOCK_SECONDS).
     """
     seconds = LOCK_SECONDS if seconds is None else seconds
     started = time.monotonic()
     tries = long_tries = 0
     with database.connect(autocommit=True) as connection:
         names = [relation.as_string(connection) for relation in relations]
-        is_table = "SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'r'"
-        named = zip(relations, names, strict=True)
-        tables = [relation for relation, name in named if connection.execute(is_table, [name]).rowcount]
         while True:
             waited = time.monotonic() - started
             old = min(OLDEST_MS, OLD_MS * 2 ** int(waited / PATIENCE_SECONDS))
@@ -135,8 +133,6 @@ def exclusively(
                     entered = time.perf_counter()
                     with connection.transaction():
                         _short_waits(connection, long)
-                        for table in tables:
-                            connection.execute(vacuum_lock(table))
                         prepare(connection)
                         connection.execute(f"SET LOCAL lock_timeout = {min(LOCK_TIMEOUT_MS, old // 4)}")
                         began = time.perf_counter()

@@ -8,8 +8,8 @@ import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile
-from embeddings_pipeline.store.destination.column import model_table
-from embeddings_pipeline.store.destination.table import TableDestination
+from embeddings_pipeline.store.destination.base import Destination
+from embeddings_pipeline.store.destination.factory import destination_of
 from embeddings_pipeline.store.sql import load_sql
 
 
@@ -18,7 +18,7 @@ class Model:
     """The profile that the database says is current for a collection, and the table with its vectors."""
 
     profile: Profile
-    table: TableDestination
+    table: Destination
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def shadow_models(connection: psycopg.Connection, definition: CollectionDefiniti
 
 def _model(definition: CollectionDefinition, row: tuple[Any, ...]) -> Model:
     fingerprint, dimension, storage, profile = row
-    return Model(Profile(**profile), model_table(definition, fingerprint, dimension, storage))
+    return Model(Profile(**profile), destination_of(definition, fingerprint, dimension, storage))
 
 
 def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:

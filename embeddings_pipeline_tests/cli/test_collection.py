@@ -16,11 +16,13 @@ from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError
 from embeddings_pipeline.failpoints import at_failpoint
-from embeddings_pipeline.model_change.phases import candidate_profile, expand, roll_back
+from embeddings_pipeline.model_change.phases import expand, roll_back
+from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.orchestration.collections import partition_keys
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.command_line import run_here, run_process
+from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import PROFILE, definition, execute, films, make_films
 
 WIDE = {**PROFILE, "name": "wide", "dimensions": 48}
@@ -212,6 +214,15 @@ class TestRename:
         syncs_nothing(synced, "films_too")
         assert synced("collection", "rename", "movies", "films").returncode == 0
         syncs_nothing(synced, "films")
+
+    def test_its_poison_texts_stay_excused(self, synced: Command, database: Database, defs: Path) -> None:
+        execute(database, "UPDATE films SET overview = 'a poisoned story' WHERE id = 7")
+        DeterministicEncoder.fail_on = "poisoned"
+        assert json.loads(synced("sync", "--collection", "films", "--json").stdout)["quarantined"] == 1
+        assert synced("collection", "rename", "films", "movies").returncode == 0
+        status = json.loads(synced("status", "--collection", "movies", "--json").stdout)
+        assert (status["coverage"], status["quarantined"], status["dirty_batches"]) == (1.0, 1, 0)
+        syncs_nothing(synced, "movies")
 
     @pytest.mark.parametrize(
         "place", ["rename.database", "rename.partitions", "rename.lake", "rename.faiss", "rename.definition"]

@@ -13,15 +13,10 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.index import pgvector as pgvector_index
-from embeddings_pipeline.index.pgvector import (
-    AnnIndex,
-    build_memory,
-    describe_indexes,
-    ensure_index,
-    index_name,
-)
+from embeddings_pipeline.index import pgvector_build
+from embeddings_pipeline.index.pgvector import describe_indexes, ensure_index
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination.indexes import AnnIndex, build_memory, index_name
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline_tests.support.model_tables import (
     FINGERPRINT,
@@ -195,14 +190,14 @@ def builder(database, m=16):
     """Another process that says `waiting` when its CREATE INDEX is about to begin."""
     code = f"""
 from embeddings_pipeline.config.definition import IndexDefinition
-from embeddings_pipeline.index import pgvector as pgvector_index
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.index.pgvector import ensure_index
+from embeddings_pipeline.index.pgvector_build import IndexBuilder
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.table import TableDestination
-create = pgvector_index._Builder._create
-pgvector_index._Builder._create = lambda *each: (print("begins", flush=True), create(*each))[-1]
+create = IndexBuilder._build
+IndexBuilder._build = lambda *each: (print("begins", flush=True), create(*each))[-1]
 table = TableDestination("things", {FINGERPRINT!r}, 32)
-report = pgvector_index.ensure_index(Database({database.url!r}), table, IndexDefinition(m={m}), ["base"])
+report = ensure_index(Database({database.url!r}), table, IndexDefinition(m={m}), ["base"])
 print(repr(report.indexes[0].reason))
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -318,10 +313,9 @@ def test_the_longest_names_fit():
     assert len(names) == 10 and all(len(name) <= 63 for name in names)
 
 
-LARGE = IndexDefinition(m=48, ef_construction=100)
-
-
-@pytest.mark.parametrize("config", [HNSW, IVFFLAT, LARGE], ids=["hnsw", "ivf", "m48"])
+@pytest.mark.parametrize(
+    "config", [HNSW, IVFFLAT, IndexDefinition(m=48, ef_construction=100)], ids=["hnsw", "ivf", "m48"]
+)
 def test_a_build_stays_in_the_memory_that_is_asked_for(database, config):
     table = make_collection(database, dimension=16)
     add_vectors(database, table, unit_vectors(5000, 16))
@@ -345,7 +339,7 @@ def test_a_build_stays_in_the_memory_that_is_asked_for(database, config):
 
 @pytest.mark.parametrize("plain", [False, True], ids=["superuser", "plain role"])
 def test_a_build_that_waits_says_for_whom(database, table, plain, monkeypatch, caplog):
-    monkeypatch.setattr(pgvector_index, "SAY_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(pgvector_build, "SAY_AFTER_SECONDS", 0.2)
     with contextlib.ExitStack() as stack:
         # a role without rights does not see how long another's transaction has been open
         url = stack.enter_context(plain_role(database, "builder")) if plain else database.url

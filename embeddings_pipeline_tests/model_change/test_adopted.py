@@ -25,25 +25,24 @@ from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.index.faiss_build import build as build_faiss
-from embeddings_pipeline.model_change import backfill, phases
-from embeddings_pipeline.model_change.phases import (
-    add_model,
-    candidate_destination,
-    candidate_profile,
-    contract,
-    expand,
-    open_change,
-    roll_back,
-    swap,
-)
-from embeddings_pipeline.model_change.plan import BACKFILLED_PER_SECOND, plan
+from embeddings_pipeline.model_change import phases
+from embeddings_pipeline.model_change.phases import add_model, contract, expand, roll_back, swap
+from embeddings_pipeline.model_change.state import candidate_profile, open_change
 from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.destination.column import ColumnDestination
-from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, commit, commit_all, written_together
+from embeddings_pipeline.store.destination import column
+from embeddings_pipeline.store.destination import table as own_table
+from embeddings_pipeline_tests.model_change.test_phases import (
+    OTHER,
+    WIDE,
+    by_name,
+    commit,
+    commit_all,
+    written_together,
+)
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, plain_role, run_without_shadows, wait_until
 from embeddings_pipeline_tests.support.workbench import definition as plain_definition
@@ -59,7 +58,7 @@ def definition(**attributes: Any) -> CollectionDefinition:
         "columns": ["video"],
         "vectors": {"base": "{words}"},
         "profile": None,
-        "profiles": {"test": PROFILE, "wide": WIDE, "widest": WIDEST, "other": OTHER},
+        "profiles": by_name(PROFILE, WIDE, WIDEST, OTHER),
         "destination": {"table": "segments", "profile": "wide"},
     }
     return plain_definition(**{**defaults, **attributes})
@@ -272,9 +271,9 @@ class TestAdoption:
         backfill_all(collection)
         swap(collection, "swap")
         execute(database, f"UPDATE {quoted} SET words = 'three' WHERE words = 'one'")
-        following = sync(one, settings, "later")
+        current = sync(one, settings, "later")
         for text, vector in execute(database, f"SELECT words, vec::real[] FROM {quoted}"):
-            assert np.allclose(vector, following.encoder().encode_documents([text])[0], atol=1e-3)
+            assert np.allclose(vector, current.encoder().encode_documents([text])[0], atol=1e-3)
 
     def test_a_transaction_that_holds_rows_is_given_way_to(self, table, settings) -> None:
         collection = open_collection(definition(), settings)
@@ -369,7 +368,7 @@ class TestPhases:
     def test_expand_backfill_swap_roll_back_swap_contract(self, table, settings, name) -> None:
         one = definition() if name != "other" else definition(destination={"table": "segments", "profile": "wide"})
         collection = sync(one, settings)
-        dimension = collection.definition.attributes.profiles[name]["dimensions"]
+        dimension = collection.definition.attributes.profiles[name].dimensions
         begun = expand(collection, candidate_profile(collection, name))
         assert f"embedding_{dimension} vector({dimension})" in columns(table)
         assert len(indexes(table)) == 1  # the old one stays and serves
@@ -377,21 +376,21 @@ class TestPhases:
         backfill_all(collection)
         done = swap(collection, "swap")
         assert done.gate is not None and (done.gate.missing, done.gate.recall_at_10) == (0, 1.0)
-        following = open_collection(one, settings)
-        assert following.fingerprint == begun.next.table.fingerprint
+        current = open_collection(one, settings)
+        assert current.fingerprint == begun.candidate.table.fingerprint
         assert {f"embedding vector({dimension})", "embedding_previous vector(48)"} < set(columns(table))
         assert [line.split(" ON ")[0].split()[-1] for line in indexes(table)] == [
             "segments_embedding", "segments_embedding_previous",
         ]  # fmt: skip
         assert "(embedding vector_cosine_ops) WITH (lists='2')" in indexes(table)[0]
-        assert_current(following)
+        assert_current(current)
         assert search(one, settings, words(7))[0].item_key == "7"
         execute(table, "UPDATE segments SET words = 'written after the swap' WHERE id = 2")
         execute(table, "INSERT INTO segments (id, words) VALUES (77, 'inserted after the swap')")
-        following = sync(one, settings, "after")
-        assert_current(following)
+        current = sync(one, settings, "after")
+        assert_current(current)
 
-        assert roll_back(following, "back") is not None
+        assert roll_back(current, "back") is not None
         assert {"embedding vector(48)", f"embedding_{dimension} vector({dimension})"} < set(columns(table))
         assert_current(open_collection(one, settings))
         assert "lists='2'" in indexes(table)[0] and len(indexes(table)) == 2
@@ -461,7 +460,7 @@ class TestPhases:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
 
-        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         with at_failpoint("backfill.write", ended):
             assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"
@@ -502,14 +501,13 @@ class TestPhases:
         execute(table, "UPDATE segments SET note = repeat('mine', 250) WHERE id < 9")
         collection = sync(definition(), settings)
         begun = expand(collection, candidate_profile(collection, "widest"))
-        following = collection.with_model(begun.next).current.table
-        assert isinstance(following, ColumnDestination)
+        candidate = collection.with_model(begun.candidate).current.table
         options = "SELECT array_to_string(reloptions, ',') FROM pg_class WHERE oid = 'segments'::regclass"
-        with table.connect(autocommit=True) as connection, following.vectors_out_of_line(connection):
+        with table.connect(autocommit=True) as connection, candidate.prepared(connection):
             assert execute(table, options) == [("toast_tuple_target=2000,fillfactor=90",)]  # nothing is won
         execute(table, "UPDATE segments SET note = NULL")
         with table.connect(autocommit=True) as connection:
-            killed = following.vectors_out_of_line(connection)
+            killed = candidate.prepared(connection)
             killed.__enter__()
             [(lowered,)] = execute(table, options)
             destination = int(re.findall(r"toast_tuple_target=(\d+)", lowered)[0])
@@ -547,12 +545,12 @@ class TestPhases:
 
     def test_two_models_of_one_dimension_never_share_a_column(self, table, settings) -> None:
         narrow = {**PROFILE, "name": "narrow", "document_prompt": "passage: "}
-        one = definition(profiles={"test": PROFILE, "wide": WIDE, "narrow": narrow})
+        one = definition(profiles=by_name(PROFILE, WIDE, narrow))
         collection = sync(one, settings)
         add_model(collection, candidate_profile(collection, "test"))
-        with pytest.raises(ModelChangeError, match="where another model has it"):
+        with pytest.raises(ModelChangeError, match="if another model has it"):
             add_model(collection, candidate_profile(collection, "narrow"))
-        with pytest.raises(ModelChangeError, match="where another model has it"):
+        with pytest.raises(ModelChangeError, match="if another model has it"):
             expand(collection, candidate_profile(collection, "narrow"))
         assert_current(sync(one, settings, "later"))
 
@@ -573,7 +571,7 @@ class TestPhases:
             contract(open_collection(definition(), settings), now=True)
         assert_current(open_collection(definition(), settings))
 
-    def test_a_former_column_that_somebody_dropped_is_forgotten_by_contract(self, table, settings) -> None:
+    def test_a_previous_column_that_somebody_dropped_is_forgotten_by_contract(self, table, settings) -> None:
         collection = sync(definition(), settings)
         expand(collection, candidate_profile(collection, "test"))
         backfill_all(collection)
@@ -588,7 +586,7 @@ class TestPhases:
     def test_vectors_outside_the_collection_are_not_dropped_unasked(self, table, settings) -> None:
         one = definition(
             source={"table": "segments", "key": ["id"], "where": "id > 5"},
-            migration={"grace_hours": 0},
+            model_change={"grace_hours": 0},
         )
         collection = sync(one, settings)
         expand(collection, candidate_profile(collection, "test"))
@@ -628,7 +626,7 @@ class TestPhases:
 
     def test_more_dimensions_than_an_index_like_theirs_takes_are_refused_at_once(self, table, settings) -> None:
         huge = {**PROFILE, "name": "huge", "dimensions": 2100}
-        one = definition(profiles={"test": PROFILE, "wide": WIDE, "huge": huge})
+        one = definition(profiles=by_name(PROFILE, WIDE, huge))
         collection = sync(one, settings)
         with pytest.raises(ModelChangeError, match="ivfflat takes up to 2000 dimensions of a vector"):
             expand(collection, candidate_profile(collection, "huge"))
@@ -677,9 +675,9 @@ class TestPhases:
     @pytest.mark.parametrize(
         ("bounds", "expected"),
         [
-            ({"TEXTS_TOGETHER": 1, "SECONDS_TOGETHER": 0.0}, [[0, 1, 2]]),  # what bounds our own tables
-            ({"TEXTS_TOGETHER_ADOPTED": 1}, [[0], [1], [2]]),
-            ({"SECONDS_TOGETHER_ADOPTED": 0.0}, [[0], [1], [2]]),
+            ((own_table, {"TEXTS_TOGETHER": 1, "SECONDS_TOGETHER": 0.0}), [[0, 1, 2]]),  # what bounds our own tables
+            ((column, {"TEXTS_TOGETHER": 1}), [[0], [1], [2]]),
+            ((column, {"SECONDS_TOGETHER": 0.0}), [[0], [1], [2]]),
         ],
     )
     def test_as_many_batches_are_written_together_as_the_bounds_allow(
@@ -687,85 +685,13 @@ class TestPhases:
     ) -> None:
         collection = sync(definition(), settings)
         expand(collection, candidate_profile(collection, "test"))
-        for name, value in bounds.items():
-            monkeypatch.setattr(backfill, name, value)
+        module, limits = bounds
+        for name, value in limits.items():
+            monkeypatch.setattr(module, name, value)
         with written_together() as together:
             backfill_all(collection)
         assert together == expected
         assert swap(collection, "swap").gate is not None
-
-
-class TestPlan:
-    def test_its_statements_are_those_that_are_run_in_that_order(self, table, settings) -> None:
-        collection = sync(definition(), settings)
-        planned = plan(collection, candidate_profile(collection, "test"))
-        of = collection.fingerprint
-        to = candidate_destination(collection, candidate_profile(collection, "test")).fingerprint
-        words = [(step.phase, step.statement) for step in planned]
-        wanted = [
-            ("expand", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
-            ("expand", "INSERT INTO embeddings.model "),
-            ("expand", "INSERT INTO embeddings.model_change "),
-            ("expand", 'ALTER TABLE "segments" ADD COLUMN IF NOT EXISTS "embedding_32" vector(32)'),
-            ("expand", f'CREATE TABLE IF NOT EXISTS "embeddings"."segments_hash_{to}" '),
-            ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{to}_text" '),
-            ("expand", f'CREATE UNIQUE INDEX IF NOT EXISTS "segments_hash_{to}_key" '),
-            ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_vector_{to}" '),
-            ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_written_{to}" '),
-            ("expand", f'COMMENT ON VIEW "embeddings"."segments_vector_{to}" IS '),
-            ("expand", f'CREATE OR REPLACE VIEW "embeddings"."segments_lacking_{to}" '),
-            ("backfill", f'COMMENT ON TABLE "embeddings"."segments_hash_{to}" IS :what_it_was'),
-            ("backfill", 'ALTER TABLE "segments" SET (toast_tuple_target = :bytes)'),
-            ("backfill", "WITH put AS MATERIALIZED "),
-            ("backfill", "INSERT INTO embeddings.backfill "),
-            ("backfill", f'COMMENT ON TABLE "embeddings"."segments_hash_{to}" IS NULL'),
-            ("backfill", 'ALTER TABLE "segments" RESET (toast_tuple_target)'),
-            (
-                "swap",
-                'CREATE INDEX CONCURRENTLY "segments_embedding_32" ON "segments" '
-                'USING ivfflat ("embedding_32" vector_cosine_ops) WITH (lists=2)',
-            ),
-            ("swap", "UPDATE embeddings.backfill SET "),
-            ("swap", "UPDATE embeddings.model_change SET gate "),
-            ("swap", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
-            ("swap", f'LOCK TABLE "embeddings"."segments_current_{of}" '),
-            ("swap", "UPDATE embeddings.collection SET "),
-            ("swap", "SELECT batch.batch FROM "),
-            ("swap", "UPDATE embeddings.model_change SET "),
-            ("swap", 'CREATE OR REPLACE VIEW "embeddings"."segments" '),
-            ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding" TO "embedding_previous"'),
-            ("swap", 'ALTER TABLE "segments" RENAME COLUMN "embedding_32" TO "embedding"'),
-            ("swap", 'ALTER INDEX "public"."segments_embedding" RENAME TO "segments_embedding_previous"'),
-            ("swap", 'ALTER INDEX "segments_embedding_32" RENAME TO "segments_embedding"'),
-            ("swap", f'ALTER TABLE "embeddings"."segments_current_{of}" RENAME TO "segments_current_{to}"'),
-            ("contract", 'LOCK TABLE "segments" IN SHARE UPDATE EXCLUSIVE MODE'),
-            ("contract", "UPDATE embeddings.model_change SET "),
-            ("contract", "WITH quarantined AS "),
-            ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_lacking_{of}"'),
-            ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_written_{of}"'),
-            ("contract", f'DROP VIEW IF EXISTS "embeddings"."segments_vector_{of}"'),
-            ("contract", f'DROP TABLE IF EXISTS "embeddings"."segments_hash_{of}"'),
-            ("contract", 'ALTER TABLE "segments" DROP COLUMN IF EXISTS "embedding_previous"'),
-        ]
-        assert [(phase, said[: len(start)]) for (phase, said), (_, start) in zip(words, wanted, strict=True)] == wanted
-        assert all(step.seconds <= 0.01 for step in planned if step.lock.startswith("ACCESS EXCLUSIVE"))
-        assert not any("%(" in step.statement or "{" in step.statement for step in planned)
-
-    def test_a_plan_to_the_current_model_is_refused(self, table, settings) -> None:
-        collection = sync(definition(), settings)
-        with pytest.raises(ModelChangeError, match="is its current model already"):
-            plan(collection, candidate_profile(collection, "wide"))
-
-    @pytest.mark.parametrize("method", ["hnsw", "ivfflat", None])
-    def test_it_says_beforehand_how_an_index_slows_the_filling(self, table, settings, method) -> None:
-        execute(table, "DROP INDEX segments_embedding")
-        if method:
-            execute(table, f"CREATE INDEX ON segments USING {method} (embedding vector_l2_ops)")
-        collection = sync(definition(), settings)
-        [write] = [
-            step for step in plan(collection, candidate_profile(collection, "test")) if "WITH put" in step.statement
-        ]
-        assert write.seconds == 25 / BACKFILLED_PER_SECOND[method or ""]
 
 
 @pytest.mark.slow

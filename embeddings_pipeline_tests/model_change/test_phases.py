@@ -21,19 +21,14 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, OutageError, ProfileError, StaleRunError
 from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.model_change import backfill, phases
-from embeddings_pipeline.model_change.phases import (
+from embeddings_pipeline.model_change import backfill, phases, preflight, steps
+from embeddings_pipeline.model_change.phases import add_model, contract, expand, remove_model, roll_back, swap
+from embeddings_pipeline.model_change.state import (
     ModelChange,
-    add_model,
     candidate_profile,
-    contract,
-    expand,
     incomplete_batches,
     open_change,
     progress,
-    remove_model,
-    roll_back,
-    swap,
 )
 from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
@@ -45,6 +40,7 @@ from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.destination import table as own_table
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
@@ -62,8 +58,13 @@ OTHER = {**PROFILE, "name": "other", "document_prompt": "passage: "}  # other ve
 NEXT = pytest.mark.parametrize("name", ["wide", "other"])
 
 
+def by_name(*profiles: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Profiles as `profiles:` of a definition has them: the name is the key."""
+    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in profiles}
+
+
 def definition(**attributes: Any) -> CollectionDefinition:
-    return plain_definition(**{"profiles": {"wide": WIDE, "other": OTHER}, **attributes})
+    return plain_definition(**{"profiles": by_name(WIDE, OTHER), **attributes})
 
 
 @pytest.fixture(autouse=True)
@@ -139,20 +140,20 @@ def assert_whole_but(collection: Collection, marker: str) -> None:
 class TestPhases:
     @NEXT
     def test_expand_backfill_swap_roll_back_swap_contract(self, database, settings, collection, name) -> None:
-        former = collection.fingerprint
+        first = collection.fingerprint
         begun = begin(collection, name)
-        assert (begun.phase, progress(collection, begun.next).backfilled) == ("expanded", 0)
-        assert again(collection).fingerprint == former  # the old one serves
+        assert (begun.phase, progress(collection, begun.candidate).backfilled) == ("expanded", 0)
+        assert again(collection).fingerprint == first  # the old one serves
         assert backfill_all(collection) == 25
-        assert progress(collection, begun.next).percent == 100.0
+        assert progress(collection, begun.candidate).percent == 100.0
         done = swap(collection, "swap")
         assert done.gate is not None and done.gate.missing == 0 and done.gate.recall_at_10 == 1.0
-        following = again(collection)
-        assert following.profile.name == name and following.fingerprint == begun.next.table.fingerprint
+        candidate = again(collection)
+        assert candidate.profile.name == name and candidate.fingerprint == begun.candidate.table.fingerprint
         assert search(collection.definition, settings, "Film 7 number 7")[0].item_key == "7"
         assert_whole(collection)
-        assert roll_back(following, "back") is not None
-        assert again(collection).fingerprint == former
+        assert roll_back(candidate, "back") is not None
+        assert again(collection).fingerprint == first
         assert_whole(collection)
         swap(again(collection), "swap again")
         with pytest.raises(ModelChangeError, match="grace period"):
@@ -160,7 +161,7 @@ class TestPhases:
         contract(again(collection), now=True)
         assert open_change(collection) is None
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
-        assert execute(database, f"SELECT to_regclass('embeddings.films_vector_{former}')") == [(None,)]
+        assert execute(database, f"SELECT to_regclass('embeddings.films_vector_{first}')") == [(None,)]
         assert_whole(collection)
         assert audit(again(collection)).agree
         assert again(collection).ledger.work() == {}
@@ -173,19 +174,20 @@ class TestPhases:
     @pytest.mark.parametrize(
         ("bounds", "expected"),
         [
-            ({}, [[0, 1, 2]]),
-            ({"BATCHES_TOGETHER": 2}, [[0, 1], [2]]),
-            ({"TEXTS_TOGETHER": 11}, [[0, 1], [2]]),
-            ({"TEXTS_TOGETHER": 10}, [[0], [1], [2]]),
-            ({"SECONDS_TOGETHER": 0.0}, [[0], [1], [2]]),
+            ((backfill, {}), [[0, 1, 2]]),
+            ((backfill, {"BATCHES_TOGETHER": 2}), [[0, 1], [2]]),
+            ((own_table, {"TEXTS_TOGETHER": 11}), [[0, 1], [2]]),
+            ((own_table, {"TEXTS_TOGETHER": 10}), [[0], [1], [2]]),
+            ((own_table, {"SECONDS_TOGETHER": 0.0}), [[0], [1], [2]]),
         ],
     )
     def test_as_many_batches_are_written_together_as_the_bounds_allow(
         self, collection, bounds, expected, monkeypatch
     ) -> None:
         begin(collection, "wide")
-        for name, value in bounds.items():
-            monkeypatch.setattr(backfill, name, value)
+        module, limits = bounds
+        for name, value in limits.items():
+            monkeypatch.setattr(module, name, value)
         with written_together() as together:
             assert backfill_all(collection) == 25
         assert together == expected
@@ -193,7 +195,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.OUTAGE_FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -207,25 +209,25 @@ class TestPhases:
         assert incomplete_batches(collection, collection.ledger.shadow_models()[0]) == [1, 2]
         assert backfill_all(collection) == 15
 
-    def test_what_is_committed_while_the_next_model_is_checked_does_not_stop_the_swap(
+    def test_what_is_committed_while_the_candidate_is_checked_does_not_stop_the_swap(
         self, database, collection, monkeypatch
     ) -> None:
         begin(collection, "wide")
         backfill_all(collection)
         measure = phases.measure_gate
 
-        def landed_meanwhile(former: Collection, following: Collection) -> Any:
+        def committed_meanwhile(current: Collection, candidate: Collection) -> Any:
             execute(database, "UPDATE films SET overview = 'new words' WHERE id IN (3, 17)")
             collection.ledger.full_scan(collection.source)
             for (
                 batch
             ) in collection.ledger.work():  # what backfills the model beside it comes last, and has not come yet
                 run_without_shadows(again(collection), batch, "meanwhile")
-            gate = measure(former, following)
+            gate = measure(current, candidate)
             assert (gate.texts, gate.missing, gate.refused) == (25, 0, [])
             return gate
 
-        monkeypatch.setattr(phases, "measure_gate", landed_meanwhile)
+        monkeypatch.setattr(phases, "measure_gate", committed_meanwhile)
         swap(collection, "swap")
         assert again(collection).profile.name == "wide"
         assert_whole(collection)
@@ -237,9 +239,9 @@ class TestPhases:
         backfill_all(collection)
         measure = phases.measure_gate
 
-        def deleted(former: Collection, following: Collection) -> Any:
-            execute(database, f"DELETE FROM embeddings.{begun.next.table.name} WHERE text_id % 9 = 0")
-            return measure(former, following)
+        def deleted(current: Collection, candidate: Collection) -> Any:
+            execute(database, f"DELETE FROM embeddings.{begun.candidate.table.name} WHERE text_id % 9 = 0")
+            return measure(current, candidate)
 
         monkeypatch.setattr(phases, "measure_gate", deleted)
         with pytest.raises(ModelChangeError, match=r"of 25 texts have no vector"):
@@ -251,15 +253,15 @@ class TestPhases:
         collection = sync_once(one, settings)[0]
         begun = begin(collection, "wide")
         backfill_all(collection)
-        following = collection.with_model(begun.next)
-        table = f"embeddings.{begun.next.table.name}"
+        candidate = collection.with_model(begun.candidate)
+        table = f"embeddings.{begun.candidate.table.name}"
         execute(database, f"ANALYZE {table}")
-        assert phases.measure_gate(collection, following).recall_at_10 == 1.0  # without an index, exact
+        assert phases.measure_gate(collection, candidate).recall_at_10 == 1.0  # without an index, exact
         execute(
             database,
             f"CREATE INDEX ON {table} USING ivfflat (embedding halfvec_cosine_ops) WITH (lists = 1500)",
         )
-        gate = phases.measure_gate(collection, following)
+        gate = phases.measure_gate(collection, candidate)
         assert gate.recall_at_10 < 0.95
         assert gate.refused == [f"its index finds {gate.recall_at_10:.1%} of the nearest ten, and 95.0% are asked for"]
 
@@ -273,13 +275,13 @@ class TestPhases:
             raise ProfileError("its weights are not here")
 
         with monkeypatch.context() as patched:
-            patched.setattr(phases, "load_encoder", gone)
+            patched.setattr(preflight, "load_encoder", gone)
             with pytest.raises(ProfileError, match="weights are not here"):
                 begin(collection, "wide")
             assert open_change(collection) is None
         begin(collection, "wide")
         with monkeypatch.context() as patched:
-            patched.setattr(phases, "load_encoder", gone)
+            patched.setattr(preflight, "load_encoder", gone)
             with pytest.raises(ProfileError, match="weights are not here"):
                 swap(collection, "swap")
         assert again(collection).profile.name == "test"
@@ -290,7 +292,7 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(shadow, "FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
         tried, endings = [], iter(range(times))
 
@@ -312,13 +314,13 @@ class TestPhases:
         assert len(tried) == tries and caplog.text.count("trying again in 0") == min(times, 2)
         assert_whole(collection)
 
-    def test_before_a_swap_a_roll_back_drops_the_next_model(self, database, collection) -> None:
+    def test_before_a_swap_a_roll_back_drops_the_candidate(self, database, collection) -> None:
         begun = begin(collection, "wide")
         backfill_all(collection, 0)
         assert roll_back(collection, "back") is None
         assert open_change(collection) is None
         assert collection.ledger.shadow_models() == []
-        assert execute(database, f"SELECT to_regclass('embeddings.{begun.next.table.name}')") == [(None,)]
+        assert execute(database, f"SELECT to_regclass('embeddings.{begun.candidate.table.name}')") == [(None,)]
         begin(collection, "wide")
         assert backfill_all(collection) == 15  # and it can begin anew: what was encoded is in the lake
 
@@ -358,7 +360,7 @@ class TestRefused:
         with pytest.raises(ProfileError, match="There is no profile 'nope'"):
             begin(collection, "nope")
         broken = {**PROFILE, "name": "broken", "model": "no_such_module:Encoder"}
-        other = Collection(**{**vars(collection), "collection": definition(profiles={"broken": broken})})
+        other = Collection(**{**vars(collection), "definition": definition(profiles=by_name(broken))})
         with pytest.raises(ProfileError, match="cannot be loaded"):
             begin(other, "broken")
         assert execute(database, "SELECT count(*) FROM embeddings.model_change") == [(0,)]
@@ -381,7 +383,7 @@ class TestRefused:
     def test_a_strangers_table_of_that_name(self, database, settings, collection) -> None:
         begun = begin(collection, "wide")
         roll_back(collection, "x")
-        execute(database, f"CREATE TABLE embeddings.{begun.next.table.name} (mine int)")
+        execute(database, f"CREATE TABLE embeddings.{begun.candidate.table.name} (mine int)")
         with pytest.raises(ModelChangeError, match="rename or drop it"):
             begin(collection, "wide")
 
@@ -394,11 +396,11 @@ class TestRefused:
 
     def test_more_dimensions_than_an_index_takes(self, collection) -> None:
         huge = {**PROFILE, "name": "huge", "dimensions": 5000}
-        other = Collection(**{**vars(collection), "collection": definition(profiles={"huge": huge})})
+        other = Collection(**{**vars(collection), "definition": definition(profiles=by_name(huge))})
         with pytest.raises(ModelChangeError, match="up to 4000 dimensions"):
             begin(other, "huge")
 
-    def test_a_text_that_the_next_model_cannot_encode_is_excused_and_no_other(
+    def test_a_text_that_the_candidate_cannot_encode_is_excused_and_no_other(
         self, database, settings, collection
     ) -> None:
         collection = open_collection(definition(quarantine={"error_percent": 5}), settings)
@@ -436,10 +438,10 @@ class TestRefused:
     ) -> None:
         begun = begin(collection, "wide")
         backfill_all(collection)
-        execute(database, f"DELETE FROM embeddings.{begun.next.table.name} WHERE text_id IN (5, 6)")
+        execute(database, f"DELETE FROM embeddings.{begun.candidate.table.name} WHERE text_id IN (5, 6)")
         swap(collection, "swap")
         assert_whole(collection)
-        execute(database, f"DELETE FROM embeddings.{begun.former.table.name} WHERE text_id IN (7, 8)")
+        execute(database, f"DELETE FROM embeddings.{begun.current.table.name} WHERE text_id IN (7, 8)")
         roll_back(again(collection), "back")
         assert_whole(collection)
 
@@ -447,15 +449,14 @@ class TestRefused:
         begin(collection, "wide")
         backfill_all(collection)
         before = open_change(collection)
+        assert before is not None
         swap(collection, "swap")
-        stale = collection.with_model(before.next)
+        stale = collection.with_model(before.candidate)
         with pytest.raises(StaleRunError, match="has become the current model"):
             backfill_batch(stale, 0, "late")
-        with (
-            collection.database.connect() as connection,
-            pytest.raises(ModelChangeError, match="somebody else has gone on"),
-        ):
-            phases._enter(connection, before, "abandoned")  # type: ignore[arg-type]
+        ended = steps.Transaction([steps.end_step()], [])
+        with pytest.raises(ModelChangeError, match="somebody else has gone on"):
+            phases._run(collection, ended, {"id": before.id}, phases._not_meanwhile(before))
         roll_back(again(collection), "back")
         assert_whole(collection)
 
@@ -559,7 +560,7 @@ class TestShadowModelsInCommits:
         assert again(collection).profile.name == "wide"
         assert_whole(collection)
 
-    def test_a_commit_that_encoded_with_the_former_model_is_rolled_back(self, database, collection) -> None:
+    def test_a_commit_that_encoded_with_the_previous_model_is_rolled_back(self, database, collection) -> None:
         begin(collection, "wide")
         backfill_all(collection)
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
@@ -574,7 +575,7 @@ class TestShadowModelsInCommits:
         assert_whole(collection)
 
     def test_a_backfill_that_comes_late_and_writes_nothing_leaves_the_newer_file(self, database, collection) -> None:
-        model = collection.with_model(begin(collection, "wide").next)
+        model = collection.with_model(begin(collection, "wide").candidate)
         backfill_all(collection)
 
         def edited(number: int) -> None:
@@ -619,7 +620,7 @@ class TestTwoModels:
             )
         with pytest.raises(Exception, match="has no vectors of profile 'other', but of test, wide"):
             search(collection.definition, settings, "dragons", profile="other")
-        assert progress(collection, begin(collection, "wide").next).percent == 100.0  # nothing left to backfill
+        assert progress(collection, begin(collection, "wide").candidate).percent == 100.0  # nothing left to backfill
         with pytest.raises(ModelChangeError, match="part of a change that is under way"):
             remove_model(collection, "wide")
         roll_back(collection, "back")
@@ -639,26 +640,26 @@ class TestTwoModels:
         begun = begin(collection, "wide")
         roll_back(collection, "back")
         with pytest.raises(StaleRunError, match="kept no longer"):
-            backfill_batch(collection.with_model(begun.next), 0, "late")
+            backfill_batch(collection.with_model(begun.candidate), 0, "late")
 
 
 class TestOtherPrograms:
     def test_the_current_model_is_told_and_asserted(self, database, collection) -> None:
         current = "SELECT * FROM embeddings.current_model('films')"
-        former = collection.fingerprint
-        assert execute(database, current) == [("test", former, 32)]
+        first = collection.fingerprint
+        assert execute(database, current) == [("test", first, 32)]
         begin(collection, "wide")
         backfill_all(collection)
         swap(collection, "swap")
-        following = again(collection).fingerprint
-        assert execute(database, current) == [("wide", following, 48)]
+        second = again(collection).fingerprint
+        assert execute(database, current) == [("wide", second, 48)]
         asserted = "SELECT item_key FROM embeddings.films WHERE (SELECT embeddings.assert_model('films', %s)) LIMIT 1"
-        assert len(execute(database, asserted, [following])) == 1
+        assert len(execute(database, asserted, [second])) == 1
         with pytest.raises(psycopg.Error, match="is not the current one") as error:
-            execute(database, asserted, [former])
+            execute(database, asserted, [first])
         assert error.value.sqlstate == "EMB01"
         roll_back(again(collection), "back")
-        assert len(execute(database, asserted, [former])) == 1
+        assert len(execute(database, asserted, [first])) == 1
 
     def test_a_long_transaction_on_the_view_is_waited_for_and_nobody_waits_behind_the_swap(
         self, database, collection, monkeypatch
@@ -716,7 +717,7 @@ class TestOtherPrograms:
             ).fetchall()
         assert "films_base_" in str(plan)
 
-    def test_the_documented_queries_find_their_way_to_the_next_model(self, database, collection) -> None:
+    def test_the_documented_queries_find_their_way_to_the_candidate(self, database, collection) -> None:
         """docs/how-to/query-from-sql.md: in Python as it stands there, and with SQLAlchemy."""
         page = (Path(__file__).parents[2] / "docs" / "how-to" / "query-from-sql.md").read_text(encoding="utf-8")
         code = re.search(r"```python\n(.*?)```", page, re.DOTALL)

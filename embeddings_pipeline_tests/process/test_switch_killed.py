@@ -15,11 +15,11 @@ import yaml
 from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.model_change.phases import open_change
+from embeddings_pipeline.model_change.state import open_change
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.model_change.test_phases import assert_whole
+from embeddings_pipeline_tests.model_change.test_phases import assert_whole, by_name
 from embeddings_pipeline_tests.model_change.test_switch import DEFINITION
 from embeddings_pipeline_tests.support.command_line import run_here
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
@@ -45,8 +45,12 @@ def test_killed_anywhere_it_goes_on(
     defs.parent.mkdir(parents=True)
     adopted = "  destination: {table: films, profile: test}\n  profiles:"
     defs_yaml = DEFINITION if destination == "own" else re.sub(r"  profile: test.*\n  profiles:", adopted, DEFINITION)
-    defs.write_text(defs_yaml + "    test: " + yaml.safe_dump(PROFILE, default_flow_style=True, width=1000))
-    defs.write_text(defs.read_text() + "    slow: " + yaml.safe_dump(SLOW, default_flow_style=True, width=1000))
+    defs.write_text(
+        defs_yaml + "    test: " + yaml.safe_dump(by_name(PROFILE)["test"], default_flow_style=True, width=1000)
+    )
+    defs.write_text(
+        defs.read_text() + "    slow: " + yaml.safe_dump(by_name(SLOW)["slow"], default_flow_style=True, width=1000)
+    )
     monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(defs.parents[1]))
     make_films(database, films(60))
     execute(database, "ALTER TABLE films ADD COLUMN embedding vector(32)")

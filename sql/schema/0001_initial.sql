@@ -83,9 +83,10 @@ CREATE TABLE embeddings.backfill (
 CREATE TABLE embeddings.model_change (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     collection       text NOT NULL REFERENCES embeddings.collection ON DELETE CASCADE ON UPDATE CASCADE,
-    from_fingerprint text NOT NULL,
-    to_fingerprint   text NOT NULL,
     phase            text NOT NULL CHECK (phase IN ('expanded', 'swapped', 'contracted', 'abandoned')),
+    current_fingerprint   text NOT NULL,
+    candidate_fingerprint text CHECK ((candidate_fingerprint IS NULL) = (phase IN ('swapped', 'contracted'))),
+    previous_fingerprint  text CHECK ((previous_fingerprint IS NULL) = (phase IN ('expanded', 'abandoned'))),
     expanded_at      timestamptz NOT NULL DEFAULT now(),
     swapped_at       timestamptz,
     ended_at         timestamptz,

@@ -1,166 +1,241 @@
-"""Where vectors are served from: the seam between the commit and what holds the vectors.
+"""A destination that is a table of our own, one a model."""
 
-A `TableDestination` is a table of our own for each model. An `ColumnDestination` (adopted.py) is the same over a
-column of a table that the user already has.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.store.copy_binary import copy_in
+from embeddings_pipeline.config.definition import IndexDefinition
+from embeddings_pipeline.errors import ModelChangeError
+from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
+from embeddings_pipeline.store.destination.base import ROW_BYTES, Change, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.indexes import (
+    NEW,
+    AnnIndex,
+    IndexChange,
+    build_memory,
+    drop_index,
+    index_name,
+    index_parameters,
+    parse_options,
+    predicate_name,
+    why_rebuilt,
+)
 from embeddings_pipeline.store.sql import load_sql
 
 PAGE_BYTES = 8000  # what a row may take to stay in its page
-ROW_BYTES = 90  # of a row of a model table beside its vector, its key's index included
-NORM = {"halfvec": "l2_norm", "vector": "vector_norm"}  # pgvector's functions
+WRITTEN_PER_SECOND = 20_000  # rows, through the lake; see BENCHMARKS.md
+TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # of a backfill, in one transaction
+COLUMNS = ("text_id", "vector_name", "content_hash", "embedding")
 
 
 @dataclass(frozen=True)
-class CollectionTables:
-    """The names of a collection's tables, as SQL identifiers."""
-
-    collection: str
-
-    @property
-    def item(self) -> sql.Identifier:
-        return sql.Identifier("embeddings", f"{self.collection}_item")
-
-    @property
-    def text(self) -> sql.Identifier:
-        return sql.Identifier("embeddings", f"{self.collection}_text")
-
-    @property
-    def view(self) -> sql.Identifier:
-        return sql.Identifier("embeddings", self.collection)
-
-    def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
-        """The statement `sql/NAME.sql` with {item}, {text}, {view} and what else it needs filled in."""
-        return sql.SQL(load_sql(name)).format(item=self.item, text=self.text, view=self.view, **others)
-
-    def create(self, connection: psycopg.Connection) -> None:
-        """Make the tables where they are not there yet."""
-        names = ("item_batch", "item_dirty", "text_item", "text_hash")
-        indexes = {name: sql.Identifier(f"{self.collection}_{name}") for name in names}
-        connection.execute(self.statement("table/collection", **indexes))
-
-
-@dataclass(frozen=True)
-class TableDestination:
+class TableDestination(Destination):
     """The vectors of one collection under one fingerprint, in a table of their own."""
-
-    collection: str
-    fingerprint: str
-    dimension: int
-    storage: Literal["halfvec", "vector"] = "halfvec"
-
-    @property
-    def tables(self) -> CollectionTables:
-        return CollectionTables(self.collection)
-
-    @property
-    def name(self) -> str:
-        return f"{self.collection}_vector_{self.fingerprint}"
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier("embeddings", self.name)
-
-    @property
-    def marker(self) -> sql.Identifier:
-        """An empty table that is there while this is the current model: see embeddings.assert_model()."""
-        return sql.Identifier("embeddings", f"{self.collection}_current_{self.fingerprint}")
-
-    @property
-    def lacking(self) -> sql.Identifier:
-        """The view of the texts that lack their vector in this model."""
-        return sql.Identifier("embeddings", f"{self.collection}_lacking_{self.fingerprint}")
-
-    @property
-    def bytes_per_vector(self) -> int:
-        return 8 + self.dimension * (2 if self.storage == "halfvec" else 4)
-
-    @property
-    def type(self) -> sql.Composed:
-        """halfvec(n) or vector(n)."""
-        return sql.SQL("{}({})").format(sql.SQL(self.storage), sql.Literal(self.dimension))
 
     @property
     def counted(self) -> tuple[sql.Identifier, int]:
-        """A table that grows with the vectors, and what it takes for each, in bytes."""
         return self.identifier, self.bytes_per_vector + ROW_BYTES
 
-    def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
-        """As `CollectionTables.statement`, with {vector} for this table, {written} and {hash} for where it says which
-        texts have their vector (this table too), and {lacking} for the view of those that have none.
-        """
-        here = {"vector": self.identifier, "written": self.identifier, "hash": self.identifier, "lacking": self.lacking}
-        return self.tables.statement(name, **{**here, **others})
+    @property
+    def identity(self) -> str | None:
+        return None
 
-    def lacking_statement(self) -> sql.Composed:
-        """Makes the view of the texts that lack their vector in this model."""
-        names = {"collection_name": sql.Literal(self.collection), "model_fingerprint": sql.Literal(self.fingerprint)}
-        return self.statement("models/lacking", **names)
+    @property
+    def place(self) -> str:
+        return f"embeddings.{self.name}"
 
-    def create_statement(self) -> sql.Composed:
-        """Makes the table where it is not there yet."""
-        plain = self.bytes_per_vector + 100 <= PAGE_BYTES
-        storage = sql.SQL("PLAIN" if plain else "EXTERNAL")
-        create = self.statement("table/create", type=self.type, vector_storage=storage)
-        return sql.Composed([create, sql.SQL("\n"), self.lacking_statement()])
+    # --- making and removing it ---
 
     def create(self, connection: psycopg.Connection) -> None:
-        """Make the table where it is not there yet."""
-        connection.execute(self.create_statement())
+        for change in self.add_changes():
+            connection.execute(change.statement)
 
-    def drop_statement(self) -> sql.Composed:
-        """Drops the table, and the view of what it lacks."""
-        return self.statement("table/drop")
+    def add_changes(self) -> list[Change]:
+        plain = self.bytes_per_vector + 100 <= PAGE_BYTES
+        storage = sql.SQL("PLAIN" if plain else "EXTERNAL")
+        lock = f"ACCESS EXCLUSIVE of {self.place}, which is new"
+        return [
+            Change(self.statement("table/create", type=self.type), lock),
+            Change(self.statement("table/set_storage", vector_storage=storage), lock),
+            self.lacking_change(),
+        ]
+
+    def is_as_declared(self, connection: psycopg.Connection) -> bool:
+        return True
+
+    def check_exists(self, connection: psycopg.Connection) -> None:
+        """Nothing to look for: a table that somebody dropped is made anew when the collection is opened."""
 
     def release(self, connection: psycopg.Connection) -> None:
-        """Remove what `create` made, while nothing is committed."""
-        connection.execute(self.drop_statement())
+        for change in self.drop_changes(Layout("embedding")):
+            connection.execute(change.statement)
 
-    def drop_statements(self, connection: psycopg.Connection) -> list[sql.Composed]:
-        """What removes the model's vectors."""
-        return [self.drop_statement()]
+    def removal(self, connection: psycopg.Connection) -> Layout:
+        return Layout("embedding")
 
-    def exclusive(self) -> list[sql.Identifier]:
-        """What `drop_statements` exclude others from."""
+    def drop_changes(self, layout: Layout) -> list[Change]:
+        table = Change(self.statement("table/drop"), f"ACCESS EXCLUSIVE of {self.place}")
+        return [self.drop_lacking_change(), table]
+
+    @property
+    def drop_relations(self) -> list[sql.Identifier]:
         return [self.identifier]
 
-    def show_statement(self) -> sql.Composed:
-        """Points the collection's view at this table."""
-        return self.statement("table/view", bare_type=sql.SQL(self.storage))
-
-    def show(self, connection: psycopg.Connection) -> None:
-        """Point the collection's view at this table."""
-        connection.execute(self.show_statement())
-
-    def mark(self, connection: psycopg.Connection) -> None:
-        """Make the marker of the current model where it is not there yet."""
-        connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ()").format(self.marker))
+    # --- vectors within a commit ---
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
-        """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many.
-
-        `replaced`: the commit's own vectors are this model's, and `write` comes next.
-        """
         return connection.execute(self.statement("table/delete")).rowcount
 
     def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
-        """Within a commit: write what `commit_vector` holds for live texts and is not there yet; how many.
-
-        `adopt`: vectors in the user's own column are this model's, and stay where the row is as it was first seen.
-        """
         return connection.execute(self.statement("table/write")).rowcount
 
+    def adoptable_items(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> set[str]:
+        return set()
+
+    def adopted_vectors(
+        self, connection: psycopg.Connection, item_keys: Sequence[str], row_hashes: Sequence[bytes]
+    ) -> dict[int, NDArray]:
+        return {}
+
+    # --- vectors of a backfill ---
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(TEXTS_TOGETHER, SECONDS_TOGETHER)
+
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
-        """Under the batch's lock: vectors of texts that have none. columns: text_id (n,), vector_name (n,),
-        content_hash (n, 16), embedding (n, dimension).
-        """
         copy_in(connection, self.identifier, columns, storage=self.storage)
+
+    def puts_ahead(self, batches: int, texts: int) -> bool:
+        return False
+
+    def put_ahead(
+        self, connection: psycopg.Connection, columns: Mapping[str, NDArray], kept: Callable[[psycopg.Connection], Any]
+    ) -> None:
+        raise NotImplementedError(f"{self.place}: vectors are written under their batches' locks")
+
+    def prepared(self, connection: psycopg.Connection) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def restore(self, connection: psycopg.Connection) -> None:
+        """Nothing to restore."""
+
+    def setting_changes(self, connection: psycopg.Connection) -> tuple[list[Change], list[Change]]:
+        return [], []
+
+    def put_changes(self) -> list[Change]:
+        lock = f"ROW EXCLUSIVE of {self.place}, and the batch's advisory lock"
+        return [Change(copy_statement(self.identifier, COLUMNS), lock, grows=True)]
+
+    def vectors_per_second(self, connection: psycopg.Connection) -> int:
+        return WRITTEN_PER_SECOND
+
+    # --- ANN indexes ---
+
+    def layout(self, connection: psycopg.Connection) -> Layout:
+        rows = connection.execute(load_sql("table/indexes"), {"table": self.name}).fetchall()
+        indexes = [
+            AnnIndex(name, predicate_name(predicate), method, parse_options(options), valid, size)
+            for name, method, options, valid, predicate, size in rows
+        ]
+        return Layout("embedding", tuple(indexes))
+
+    def current_layout(self, connection: psycopg.Connection) -> Layout:
+        return Layout("embedding")  # our own indexes are as declared, whatever the current model has
+
+    def wants_index(self, config: IndexDefinition) -> bool:
+        return config.method != "none"
+
+    def index_methods(self, connection: psycopg.Connection, config: IndexDefinition) -> list[str]:
+        return [config.method] if config.method != "none" else []
+
+    def index_changes(
+        self,
+        config: IndexDefinition,
+        rows: Mapping[str, int],
+        own: Layout,
+        current: Layout,
+        *,
+        sizes_known: bool = True,
+    ) -> list[IndexChange]:
+        kept = rows if config.method != "none" else {}
+        managed = [index for index in own.indexes if self._is_ours(index)]
+        useless = [index for index in managed if not index.valid or index.vector_name not in kept]
+        useful = {index.name: index for index in managed if index not in useless}
+        changes = [drop_index(index) for index in useless]
+        for vector_name, count in kept.items():
+            changes += self._index_changes(config, vector_name, count, useful, sizes_known=sizes_known)
+        return changes
+
+    def _index_changes(
+        self, config: IndexDefinition, vector_name: str, rows: int, useful: Mapping[str, AnnIndex], *, sizes_known: bool
+    ) -> list[IndexChange]:
+        name = index_name(self, vector_name)
+        old, new = useful.get(name), useful.get(name + NEW)
+        reason = why_rebuilt(old, config, rows, sizes_known=sizes_known)
+        changes: list[IndexChange] = []
+        if new is not None and (not reason or why_rebuilt(new, config, rows, sizes_known=sizes_known)):
+            changes.append(drop_index(new))
+            new = None
+        if not reason:
+            return changes
+        wanted = AnnIndex(name, vector_name, config.method, index_parameters(config, rows), True, 0)
+        if new is None:
+            built = wanted if old is None else replace(wanted, name=name + NEW)
+            memory = build_memory(self, wanted.parameters, rows)
+            changes.append(IndexChange("create", built, self._create_index(config, built), reason, memory))
+        if old is not None:
+            changes.append(drop_index(old))
+        if old is not None or new is not None:
+            rename = sql.SQL("ALTER INDEX {} RENAME TO {}").format(
+                sql.Identifier("embeddings", name + NEW), sql.Identifier(name)
+            )
+            changes.append(IndexChange("rename", wanted, rename, reason))
+        return changes
+
+    def _create_index(self, config: IndexDefinition, index: AnnIndex) -> sql.Composed:
+        given = (sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in index.parameters.items())
+        return self.statement(
+            "table/create_index",
+            index=sql.Identifier(index.name),
+            method=sql.SQL(config.method),
+            operator_class=sql.SQL(f"{self.storage}_cosine_ops"),
+            parameters=sql.SQL(", ").join(given),
+            vector_name=sql.Literal(index.vector_name),
+        )
+
+    def _is_ours(self, index: AnnIndex) -> bool:
+        return index.name.removesuffix(NEW) == index_name(self, index.vector_name)
+
+    def manages(self, index: AnnIndex) -> bool:
+        return index.name == index_name(self, index.vector_name)
+
+    # --- a model change ---
+
+    @property
+    def user_tables(self) -> list[sql.Identifier]:
+        return []
+
+    def check_candidate(self, connection: psycopg.Connection, candidate: Destination, *, is_kept: bool) -> None:
+        row = connection.execute("SELECT to_regclass(%s)", [candidate.identifier.as_string(connection)]).fetchone()
+        if not is_kept and row and row[0] is not None:
+            raise ModelChangeError(
+                f"there is a table {row[0]} that the pipeline has not made: rename or drop it, then try again"
+            )
+
+    def check_exchange(self, connection: psycopg.Connection, shadow: Destination) -> None:
+        """Nothing stands in the way of a view that is pointed elsewhere."""
+
+    def exchange(self, own: Layout, shadow: Layout) -> Exchange:
+        return Exchange([], own, shadow)
+
+    def lost_vectors(self, connection: psycopg.Connection) -> tuple[int, str]:
+        return 0, ""
+
+    def freed_bytes(self, texts: int, method: str) -> int:
+        return self.needed_bytes(texts, method)
