@@ -50,3 +50,8 @@ def remember(database: Database, fingerprint: str, encoder: Encoder) -> bool:
 def ask_again(database: Database, fingerprint: str) -> None:
     """Have the next `remember` look whether the canaries are stored, though this process has stored them."""
     _known.discard((database.url, fingerprint))
+
+
+def forget_canaries() -> None:
+    """Have the next `remember` look at every database and model, as a new process does."""
+    _known.clear()

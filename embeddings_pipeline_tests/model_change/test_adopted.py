@@ -634,6 +634,7 @@ class TestPhases:
         execute(table, "DROP INDEX segments_embedding")
         expand(collection, candidate_profile(collection, "huge"))
 
+    @pytest.mark.usefixtures("superuser")
     def test_an_invalid_index_of_a_killed_build_is_made_again(self, table, settings) -> None:
         collection = sync(definition(), settings)
         expand(collection, candidate_profile(collection, "test"))

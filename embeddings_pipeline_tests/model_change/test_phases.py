@@ -388,6 +388,7 @@ class TestRefused:
         with pytest.raises(ModelChangeError, match="rename or drop it"):
             begin(collection, "wide")
 
+    @pytest.mark.usefixtures("superuser")
     def test_too_small_a_disk(self, collection, monkeypatch) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
         with pytest.raises(ModelChangeError, match="GB free; make room first"):

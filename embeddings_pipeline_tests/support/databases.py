@@ -7,6 +7,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from embeddings_pipeline.pipeline.canaries import forget_canaries
 from embeddings_pipeline.store.database import Database, database_name
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
 
@@ -85,4 +86,5 @@ def with_schema(database: Database) -> Database:
     forget_schemas()
     ensure_schema(database)
     forget_schemas()
+    forget_canaries()
     return database
