@@ -137,7 +137,7 @@ def open_bench(settings: Settings) -> Collection:
 
 def commit(collection: Collection) -> None:
     """As if all had been embedded: texts, random vectors, and a ledger that says so."""
-    table = collection.current.table
+    table = collection.model.destination
     with collection.database.connect() as connection:
         for statement in COMMITTED.split(";"):
             connection.execute(statement)  # type: ignore[arg-type]

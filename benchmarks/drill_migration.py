@@ -324,7 +324,7 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         run_batch(collection, [batch], "first")
     from embeddings_pipeline.index.pgvector import ensure_index
 
-    ensure_index(collection.database, collection.current.table, one.attributes.index, ["base"])
+    ensure_index(collection.database, collection.model.destination, one.attributes.index, ["base"])
     say(f"{arguments.rows:,} rows committed and indexed")
     locks = Locks(settings)
     found: dict[str, Any] = {}
@@ -445,7 +445,7 @@ def _settled(one: CollectionDefinition, settings: Settings) -> dict[str, Any]:
         run_batch(collection, [batch], "last")
     from embeddings_pipeline.health.coverage import coverage
 
-    covered = coverage(collection.database, collection.current)
+    covered = coverage(collection.database, collection.model)
     return {"coverage": covered.share, "orphans": covered.orphans, "vectors": covered.vectors}
 
 

@@ -28,7 +28,7 @@ app.add_typer(collection.app, name="collection")
 def main() -> None:
     """Entry point: errors that a user can cause are one line on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for noisy in ("sentence_transformers", "transformers", "dagster", "alembic"):
+    for noisy in ("sentence_transformers", "transformers", "dagster", "alembic", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("embeddings_pipeline.health.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
     try:

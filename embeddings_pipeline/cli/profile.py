@@ -140,10 +140,11 @@ def add(name: NameArgument, collection_name: CollectionOption = None, as_json: J
     collection = open_chosen(definition)
     model = add_model(collection, candidate_profile(collection, name))
     if as_json:
-        print_json({"collection": definition.name, "profile": name, "fingerprint": model.table.fingerprint})
+        print_json({"collection": definition.name, "profile": name, "fingerprint": model.destination.fingerprint})
         return
     print(
-        f"{definition.name}: {name} ({model.table.fingerprint}) is kept beside {collection.profile.name}; the next "
+        f"{definition.name}: {name} ({model.destination.fingerprint}) is kept beside {collection.profile.name}; the "
+        "next "
         f"`embeddings-pipeline sync` backfills it"
     )
 
@@ -156,9 +157,9 @@ def remove(name: NameArgument, collection_name: CollectionOption = None, as_json
     definition = chosen_collection(collection_name)
     model = remove_model(open_chosen(definition), name)
     if as_json:
-        print_json({"collection": definition.name, "profile": name, "fingerprint": model.table.fingerprint})
+        print_json({"collection": definition.name, "profile": name, "fingerprint": model.destination.fingerprint})
         return
-    print(f"{definition.name}: {model.profile.name} ({model.table.fingerprint}) was dropped")
+    print(f"{definition.name}: {model.profile.name} ({model.destination.fingerprint}) was dropped")
 
 
 def _as_dict(profile: "Profile") -> dict[str, Any]:

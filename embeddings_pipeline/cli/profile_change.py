@@ -144,7 +144,7 @@ def _status_dict(
         "collection": collection.definition.name,
         "current": {"profile": collection.profile.name, "fingerprint": collection.fingerprint},
         "beside": [
-            {"profile": model.profile.name, "fingerprint": model.table.fingerprint, **vars(done)}
+            {"profile": model.profile.name, "fingerprint": model.destination.fingerprint, **vars(done)}
             for model, done in shadows
         ],
         "migration": None
@@ -167,11 +167,12 @@ def _print_status(
     definition = collection.definition
     print(
         f"{definition.name}: {collection.profile.name} ({collection.fingerprint}), "
-        f"{collection.current.table.dimension} dimensions, current"
+        f"{collection.model.destination.dimension} dimensions, current"
     )
     for model, done in shadows:
         print(
-            f"  beside it {model.profile.name} ({model.table.fingerprint}), {model.table.dimension} dimensions: "
+            f"  beside it {model.profile.name} ({model.destination.fingerprint}), {model.destination.dimension} "
+            "dimensions: "
             f"{done.backfilled:,} of {done.batches:,} batches backfilled"
         )
     if change is None:

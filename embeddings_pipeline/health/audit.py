@@ -61,7 +61,7 @@ def audit(collection: Collection) -> Audit:
 def _count(collection: Collection) -> dict[str, int]:
     parameters = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
     with collection.database.connect(autocommit=True) as connection, connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(collection.current.table.statement("audit/count"), parameters).fetchone()
+        row = cursor.execute(collection.model.destination.statement("audit/count"), parameters).fetchone()
     return row or {}
 
 
@@ -72,7 +72,7 @@ def _compare_lake(collection: Collection) -> tuple[int, int, list[int]]:
     missing = lacking = 0
     marked = []
     name = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
-    hashes_of = collection.current.table.statement("audit/hashes_of_batch")
+    hashes_of = collection.model.destination.statement("audit/hashes_of_batch")
     with collection.database.connect(autocommit=True) as connection:
         committed = connection.execute(load_sql("audit/committed_files"), name).fetchall()
         for batch, file in committed:
@@ -104,7 +104,7 @@ def _compare_faiss(collection: Collection) -> tuple[int, int]:
         index = open_index(collection.settings.state_dir / "faiss", collection.definition.name)
     except VectorIndexError:  # none yet, or damaged: built by the next sync
         return 0, 0
-    parity = check_parity(collection.database, collection.current.table, index, samples=1)
+    parity = check_parity(collection.database, collection.model.destination, index, samples=1)
     if not parity.comparable:
         return 0, 0
     if parity.missing_in_index or parity.not_in_table:

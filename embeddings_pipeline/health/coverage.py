@@ -36,7 +36,7 @@ class BatchCoverage:
 
 def coverage(database: Database, model: Model) -> Coverage:
     """Compare ledger, texts and model table."""
-    table = model.table
+    table = model.destination
     with database.connect(autocommit=True) as connection:
         parameters = {"collection": table.collection}
         row = connection.execute(table.statement("coverage/items"), parameters).fetchone()
@@ -46,7 +46,7 @@ def coverage(database: Database, model: Model) -> Coverage:
 
 def uncovered_batches(database: Database, model: Model, limit: int = 20) -> list[BatchCoverage]:
     """The batches that are not covered, the worst first."""
-    table = model.table
+    table = model.destination
     parameters = {"collection": table.collection, "limit": limit}
     with database.connect(autocommit=True) as connection:
         return [BatchCoverage(*row) for row in connection.execute(table.statement("coverage/batches"), parameters)]

@@ -30,9 +30,9 @@ def integrity(database: Database, model: Model) -> Integrity:
     """Look at every vector, in the database."""
     with database.connect(autocommit=True) as connection:
         row = connection.execute(
-            model.table.statement("coverage/integrity", norm=sql.SQL(NORM[model.table.storage])),
+            model.destination.statement("coverage/integrity", norm=sql.SQL(NORM[model.destination.storage])),
             {
-                "dimension": model.table.dimension,
+                "dimension": model.destination.dimension,
                 "normalized": model.profile.normalize,
                 "tolerance": UNIT_TOLERANCE,
             },

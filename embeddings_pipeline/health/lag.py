@@ -16,7 +16,7 @@ def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
         if state is None:
             return True
         config = collection.definition.attributes
-        if not indexes_fit(connection, collection.current.table, config.index, config.vectors):
+        if not indexes_fit(connection, collection.model.destination, config.index, config.vectors):
             return True
     return _faiss_lags(collection, state, verify)
 

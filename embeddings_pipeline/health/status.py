@@ -39,7 +39,7 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
     covered = coverage(database, model)
     with database.connect(autocommit=True) as connection:
         state = collection_state(connection, definition.name)
-        indexes = describe_indexes(connection, model.table)
+        indexes = describe_indexes(connection, model.destination)
     assert state is not None
     try:
         manifest = read_manifest(settings.state_dir / "faiss", definition.name)
@@ -47,12 +47,12 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
         manifest = None
     faiss = empty
     if manifest is not None:
-        current = is_current(manifest, model.table.fingerprint, state.epoch, state.version)
+        current = is_current(manifest, model.destination.fingerprint, state.epoch, state.version)
         faiss = {"generation": manifest.generation, "vectors": manifest.count, "current": current}
     return {
         "collection": definition.name,
         "profile": model.profile.name,
-        "fingerprint": model.table.fingerprint,
+        "fingerprint": model.destination.fingerprint,
         "items": covered.items,
         "vectors": covered.vectors,
         "coverage": round(covered.share, 6),

@@ -20,7 +20,7 @@ from embeddings_pipeline.index.exact import SAME, nearest, unit
 from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder, publish, write_file
 from embeddings_pipeline.index.faiss_read import Manifest, VectorFiles
 from embeddings_pipeline.index.snapshot import (
-    REMEDY,
+    BUILD_AGAIN,
     TableVersion,
     snapshot,
     table_version,
@@ -70,7 +70,7 @@ def _write_generation(database: Database, table: Destination, folder: Path) -> M
         if now.fingerprint != table.fingerprint:
             raise VectorIndexError(
                 f"FAISS index of {table.collection!r}: model {table.fingerprint} is not the current one, "
-                f"which is {now.fingerprint}; {REMEDY}"
+                f"which is {now.fingerprint}; {BUILD_AGAIN}"
             )
         failpoint("faiss.snapshot")
         counts = vector_counts(connection, table)

@@ -16,6 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from embeddings_pipeline.index.faiss_read import FORMAT, Manifest, checksum_of, current_or_none
 from embeddings_pipeline.index.snapshot import TableVersion
 
@@ -87,8 +89,7 @@ def build_folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _publishing(parent: Path) -> Iterator[None]:
     """Held for moments, by one process at a time; the kernel lets go of it when the process dies."""
-    with (parent / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(parent / ".lock", poll_interval=0.01):
         yield
 
 

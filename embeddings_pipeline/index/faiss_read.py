@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.exact import unit
-from embeddings_pipeline.index.snapshot import REMEDY
+from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
 FORMAT = 1  # of manifest.json and the files that it names
 
@@ -107,7 +107,8 @@ def open_index(folder: Path, collection: str) -> "FaissIndex":
     while True:
         manifest = read_manifest(folder, collection)
         if manifest is None:
-            raise VectorIndexError(f"collection {collection!r} has no FAISS index in {folder / collection}; {REMEDY}")
+            where = folder / collection
+            raise VectorIndexError(f"collection {collection!r} has no FAISS index in {where}; {BUILD_AGAIN}")
         try:
             return _open(folder / collection / manifest.generation, manifest.checksum)
         except VectorIndexError:
@@ -123,9 +124,9 @@ def _read_current(parent: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise VectorIndexError(f"{path} cannot be read: {error}; {REMEDY}") from error
+        raise VectorIndexError(f"{path} cannot be read: {error}; {BUILD_AGAIN}") from error
     if not re.fullmatch(r"\d{6}-[0-9a-f]{8}", generation):
-        raise VectorIndexError(f"{path} is damaged: it names no generation; {REMEDY}")
+        raise VectorIndexError(f"{path} is damaged: it names no generation; {BUILD_AGAIN}")
     return generation
 
 
@@ -134,15 +135,15 @@ def _read_manifest(generation: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         if content.pop("format") != FORMAT:
-            raise VectorIndexError(f"{path} is of another version of embeddings-pipeline; {REMEDY}")
+            raise VectorIndexError(f"{path} is of another version of embeddings-pipeline; {BUILD_AGAIN}")
         if content["checksum"] != checksum_of(content):
-            raise VectorIndexError(f"{path} is damaged: its checksum differs; {REMEDY}")
+            raise VectorIndexError(f"{path} is damaged: its checksum differs; {BUILD_AGAIN}")
         vectors = {name: VectorFiles(**each) for name, each in content.pop("vectors").items()}
         return Manifest(vectors=vectors, **content)
     except OSError as error:
-        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from error
+        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {BUILD_AGAIN}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise VectorIndexError(f"{path} is damaged: it is no manifest; {REMEDY}") from error
+        raise VectorIndexError(f"{path} is damaged: it is no manifest; {BUILD_AGAIN}") from error
 
 
 def current_or_none(parent: Path) -> Manifest | None:
@@ -198,7 +199,7 @@ def _open(generation: Path, checksum: str) -> FaissIndex:
 
     manifest = _read_manifest(generation)
     if manifest.checksum != checksum:
-        raise VectorIndexError(f"{generation / 'manifest.json'} changed while it was read; {REMEDY}")
+        raise VectorIndexError(f"{generation / 'manifest.json'} changed while it was read; {BUILD_AGAIN}")
     parts: dict[str, tuple[Any, NDArray[np.int64]]] = {}
     for name, described in manifest.vectors.items():
         for file, expected in described.files.items():
@@ -208,7 +209,7 @@ def _open(generation: Path, checksum: str) -> FaissIndex:
         try:
             index = faiss.read_index(str(path), mapped)
         except RuntimeError as error:
-            raise VectorIndexError(f"{path} cannot be read by this FAISS ({faiss.__version__}); {REMEDY}") from error
+            raise VectorIndexError(f"{path}: not for this FAISS ({faiss.__version__}); {BUILD_AGAIN}") from error
         parts[name] = (index, np.load(generation / f"{name}.ids.npy", mmap_mode="r"))
     return FaissIndex(manifest, parts)
 
@@ -218,6 +219,6 @@ def _verify(path: Path, expected: str) -> None:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {REMEDY}") from error
+        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {BUILD_AGAIN}") from error
     if actual != expected:
-        raise VectorIndexError(f"{path} is damaged: its checksum differs from the manifest's; {REMEDY}")
+        raise VectorIndexError(f"{path} is damaged: its checksum differs from the manifest's; {BUILD_AGAIN}")

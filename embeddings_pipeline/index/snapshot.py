@@ -13,7 +13,7 @@ from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import Destination
 
-REMEDY = "run `embeddings-pipeline sync` to build it again"
+BUILD_AGAIN = "run `embeddings-pipeline sync` to build it again"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def snapshot(database: Database, table: Destination) -> Iterator[psycopg.Connect
             yield connection
     except psycopg.errors.UndefinedTable as error:
         raise VectorIndexError(
-            f"FAISS index of {table.collection!r}: there is no table embeddings.{table.name}; {REMEDY}"
+            f"FAISS index of {table.collection!r}: there is no table embeddings.{table.name}; {BUILD_AGAIN}"
         ) from error
     except psycopg.Error as error:
         raise DatabaseError(f"FAISS index of {table.collection!r}: {' '.join(str(error).split())}") from error
@@ -47,7 +47,7 @@ def table_version(connection: psycopg.Connection, collection: str) -> TableVersi
         "SELECT fingerprint, epoch, version FROM embeddings.collection WHERE name = %s", [collection]
     ).fetchone()
     if row is None:
-        raise VectorIndexError(f"FAISS index of {collection!r}: the database has no such collection; {REMEDY}")
+        raise VectorIndexError(f"FAISS index of {collection!r}: the database has no such collection; {BUILD_AGAIN}")
     return TableVersion(row[0], str(row[1]), row[2])
 
 

@@ -35,14 +35,14 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine):
             model = current_model(connection, self.definition)
             if model is None:
                 return
-            if not model.table.is_as_declared(connection):
-                self._adopt_again(connection, model.table)
-            if not _exist(connection, model.table.identifier, model.table.lacking, self.tables.view):
+            if not model.destination.is_as_declared(connection):
+                self._adopt_again(connection, model.destination)
+            if not _exist(connection, model.destination.identifier, model.destination.lacking, self.tables.view):
                 with connection.transaction():  # somebody dropped one; a new epoch begins
                     lock_collection(connection, self.name)
-                    model.table.create(connection)
-                    model.table.show(connection)
-                    model.table.mark(connection)
+                    model.destination.create(connection)
+                    model.destination.show(connection)
+                    model.destination.mark(connection)
                     connection.execute(load_sql("register/new_epoch"), {"collection": self.name})
 
     def _adopt_again(self, connection: psycopg.Connection, table: Destination) -> None:

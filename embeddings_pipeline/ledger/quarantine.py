@@ -12,7 +12,7 @@ from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=10), timedelta(days=1)
+FIRST_TEXT_WAIT, LONGEST_TEXT_WAIT = timedelta(minutes=10), timedelta(days=1)
 """A poison text is tried again after 10, 40, 160 … minutes, at most a day later, until its attempts
 (`quarantine.attempts:`) are used up.
 """
@@ -44,7 +44,7 @@ class Quarantine(LedgerBase):
         """Put bad texts (content hash → text and reason) into quarantine. The commit takes out what went well."""
         if not bad:
             return
-        waits = {"first": FIRST_WAIT, "longest": LONGEST_WAIT}
+        waits = {"first": FIRST_TEXT_WAIT, "longest": LONGEST_TEXT_WAIT}
         with self.database.connect() as connection:
             for digest, (text, reason) in bad.items():
                 log.warning("collection %r: a text went to quarantine: %s", self.name, reason)
@@ -77,8 +77,8 @@ class Quarantine(LedgerBase):
         entries = []
         with self.database.connect(autocommit=True) as connection:
             for model in [current, *(self.shadow_models() if every_model else [])]:
-                own = {**parameters, "fingerprint": model.table.fingerprint, "profile": model.profile.name}
-                rows = connection.execute(model.table.statement("quarantine/list"), own).fetchall()
+                own = {**parameters, "fingerprint": model.destination.fingerprint, "profile": model.profile.name}
+                rows = connection.execute(model.destination.statement("quarantine/list"), own).fetchall()
                 entries += [QuarantineEntry(*row) for row in rows]
         return entries
 

@@ -14,12 +14,12 @@ class Repair(LedgerBase):
             return 0
         repaired = 0
         with self.database.connect(autocommit=True) as connection:
-            damaged = connection.execute(model.table.statement("repair/damaged_batches")).fetchall()
+            damaged = connection.execute(model.destination.statement("repair/damaged_batches")).fetchall()
             for (batch,) in damaged:
                 with connection.transaction():
                     lock_batch(connection, self.name, batch)
-                    suspect = model.table.statement("repair/suspect")
+                    suspect = model.destination.statement("repair/suspect")
                     repaired += connection.execute(suspect, {"batch": batch}).rowcount
-            repaired += connection.execute(model.table.statement("repair/orphans")).rowcount
+            repaired += connection.execute(model.destination.statement("repair/orphans")).rowcount
             connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.name})
         return repaired

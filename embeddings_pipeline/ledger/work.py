@@ -6,7 +6,7 @@ from datetime import timedelta
 from embeddings_pipeline.ledger.base import LedgerBase
 from embeddings_pipeline.store.sql import load_sql
 
-FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(minutes=64)
+FIRST_BATCH_WAIT, LONGEST_BATCH_WAIT = timedelta(minutes=1), timedelta(minutes=64)
 """A batch that has been tried waits before it is tried again: 1, 2, 4 … 64 minutes. Its commit ends that."""
 
 
@@ -37,10 +37,10 @@ class Work(LedgerBase):
         parameters = {"collection": self.name, "attempts": attempts, "due": due}
         with self.database.connect(autocommit=True) as connection:
             for model in shadows:
-                model.table.check_exists(connection)
+                model.destination.check_exists(connection)
             for model in reversed([current, *shadows] if current else []):
-                own = {**parameters, "fingerprint": model.table.fingerprint}
-                retried |= dict(connection.execute(model.table.statement("work/retries"), own).fetchall())
+                own = {**parameters, "fingerprint": model.destination.fingerprint}
+                retried |= dict(connection.execute(model.destination.statement("work/retries"), own).fetchall())
             if shadows:
                 size = self.definition.attributes.items_per_batch
                 rows = connection.execute(load_sql("work/incomplete_batches"), parameters)
@@ -61,7 +61,8 @@ class Work(LedgerBase):
 
         Called before what may fail, so that an attempt that kills its process counts as well.
         """
-        parameters = {"collection": self.name, "batches": list(batches), "first": FIRST_WAIT, "longest": LONGEST_WAIT}
+        waits = {"first": FIRST_BATCH_WAIT, "longest": LONGEST_BATCH_WAIT}
+        parameters = {"collection": self.name, "batches": list(batches), **waits}
         with self.database.connect(autocommit=True) as connection:
             connection.execute(load_sql("work/attempts"), parameters)
 

@@ -13,12 +13,11 @@ from embeddings_pipeline.pipeline.shadow import (
     Backfilled,
     ShadowBatch,
     prepare_batch,
-    wait_for_outage,
     while_kept,
     write_batches,
     write_to_lake,
 )
-from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage
+from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
 
 BATCHES_TOGETHER = 50  # their locks are held at once
 
@@ -39,7 +38,7 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
         except (psycopg.OperationalError, DatabaseError) as error:
             if attempt == OUTAGE_ATTEMPTS or not is_outage(error):
                 raise
-            wait_for_outage(model, attempt, error)
+            wait_for_outage(model.definition.name, attempt, error)
             attempt += 1
 
 
@@ -50,7 +49,7 @@ def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> It
     group: list[ShadowBatch] = []
     with while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
-        stack.enter_context(model.current.table.prepared(reader))
+        stack.enter_context(model.model.destination.prepared(reader))
         threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
         while failure is None and (group or writing is None):
             group, lake, failure = _make_group(model, reader, remaining, run, threads)
@@ -67,7 +66,7 @@ def _make_group(
     model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
 ) -> tuple[list[ShadowBatch], list[Future[None]], Exception | None]:
     """The next batches to be written together, their files on the way to the lake, and what went wrong after them."""
-    limits = model.current.table.limits
+    limits = model.model.destination.limits
     group: list[ShadowBatch] = []
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()

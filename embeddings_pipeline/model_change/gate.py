@@ -138,7 +138,7 @@ def _key(value: object) -> str:
 
 def _coverage(connection: psycopg.Connection, model: Collection) -> tuple[int, int, int]:
     parameters = {"collection": model.definition.name, "fingerprint": model.fingerprint}
-    row = connection.execute(model.current.table.statement("model_change/coverage"), parameters).fetchone()
+    row = connection.execute(model.model.destination.statement("model_change/coverage"), parameters).fetchone()
     assert row is not None
     return row[0], row[1], row[2]
 
@@ -154,13 +154,13 @@ def _samples(connection: psycopg.Connection, current: Collection, candidate: Col
     """Ids of texts that have a vector under both models."""
     query = sql.SQL(
         "SELECT text_id FROM {} AS a JOIN {} AS b USING (text_id) WHERE a.vector_name = %s ORDER BY random() LIMIT %s"
-    ).format(current.current.table.identifier, candidate.current.table.identifier)
+    ).format(current.model.destination.identifier, candidate.model.destination.identifier)
     return sorted(row[0] for row in connection.execute(query, [name, SAMPLES]))
 
 
 def _neighbours(connection: psycopg.Connection, model: Collection, name: str, samples: Sequence[int]) -> _Nearest:
     """The exact nearest ten of each sample, itself left out, in one pass over the table."""
-    table = model.current.table
+    table = model.model.destination
     columns: Mapping[str, object] = {"text_id": "bigint", "embedding": table.storage}
     own = sql.SQL("SELECT text_id, embedding FROM {} WHERE text_id = ANY ({}::bigint[]) ORDER BY text_id")
     chosen = copy_out(
@@ -184,7 +184,7 @@ def _recall(
         tenth = [score for score in exact.scores[n] if np.isfinite(score)]
         if not tenth:
             continue
-        hits = nearest_texts(connection, model.current.table, name, exact.vectors[n], NEAREST + 1)
+        hits = nearest_texts(connection, model.model.destination, name, exact.vectors[n], NEAREST + 1)
         good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
         hit, wanted = hit + min(int(good), len(tenth)), wanted + len(tenth)
     return hit / wanted if wanted else 1.0
@@ -195,7 +195,7 @@ def _ndcg(model: Collection, golden: Sequence[GoldenQuery], name: str) -> float:
     gains = []
     with model.database.connect(autocommit=True) as connection:
         for each, vector in zip(golden, vectors, strict=True):
-            hits = nearest_items(connection, model.definition, model.current, name, vector, NEAREST)
+            hits = nearest_items(connection, model.definition, model.model, name, vector, NEAREST)
             gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in each.relevant)
             best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(each.relevant))))
             gains.append(gain / best if best else 0.0)

@@ -81,7 +81,7 @@ def expand(collection: Collection, profile: Profile) -> ModelChange:
             raise ModelChangeError(f"collection {name!r}: its models have just been changed; try again")
 
     try:
-        _run(collection, steps.expand_transaction(collection.current.table, candidate, profile), values, answered)
+        _run(collection, steps.expand_transaction(collection.model.destination, candidate, profile), values, answered)
     except errors.UniqueViolation as error:
         raise ModelChangeError(f"collection {name!r}: another change of the model has just been opened") from error
     change = open_change(collection)
@@ -129,8 +129,8 @@ def roll_back(collection: Collection, run: str, *, drop_candidate: bool = True) 
 def contract(collection: Collection, *, now: bool = False) -> Exclusive:
     """Drop the previous model, after which there is no way back. `now`: also within the grace period."""
     change = check_contract(collection, now=now)
-    layout = _removal(collection, change.previous.table)
-    transaction = steps.contract_transaction(change.previous.table, layout)
+    layout = _removal(collection, change.previous.destination)
+    transaction = steps.contract_transaction(change.previous.destination, layout)
     return _run(collection, transaction, {"id": change.id}, _not_meanwhile(change))
 
 
@@ -139,14 +139,14 @@ def contract(collection: Collection, *, now: bool = False) -> Exclusive:
 
 def _make_ready(shadow: Collection, phase: str, run: str) -> IndexReport:
     """A shadow model gets its index, and what commits have marked in it since it was complete."""
-    destination, config = shadow.current.table, shadow.definition.attributes
+    destination, config = shadow.model.destination, shadow.definition.attributes
     with shadow.database.connect(autocommit=True) as connection:
         destination.restore(connection)
     index = ensure_index(shadow.database, destination, config.index, list(config.vectors))
     mark = steps.mark_step(phase, destination)
     with shadow.database.connect(autocommit=True) as connection:
         giving_way(lambda: connection.execute(mark.statement, mark.parameters))
-    for batch in incomplete_batches(shadow, shadow.current):
+    for batch in incomplete_batches(shadow, shadow.model):
         backfill_batch(shadow, batch, run)
     return index
 
@@ -167,7 +167,7 @@ def _pass_gate(collection: Collection, candidate: Collection, change: ModelChang
 
 def _exchange(collection: Collection, change: ModelChange, shadow: Collection, run: str) -> Exclusive:
     """One transaction: the current model, its marker and the view. If a text lacks its vector: backfill, and again."""
-    current, other = change.current.table, change.shadow.table
+    current, other = change.current.destination, change.shadow.destination
     build = steps.swap_transaction if change.phase == "expanded" else steps.roll_back_transaction
     meanwhile = _not_meanwhile(change)
 
@@ -202,8 +202,8 @@ class _IncompleteError(Exception):
 def _abandon(collection: Collection, change: ModelChange) -> None:
     """End the change before its swap. A candidate that `profile add` keeps stays."""
     if change.made_by_expand:
-        layout = _removal(collection, change.candidate.table)
-        transaction = steps.abandon_transaction(change.candidate.table, layout)
+        layout = _removal(collection, change.candidate.destination)
+        transaction = steps.abandon_transaction(change.candidate.destination, layout)
     else:
         transaction = Transaction([steps.end_step()], [])
     _run(collection, transaction, {"id": change.id}, _not_meanwhile(change))
@@ -224,13 +224,13 @@ def remove_model(collection: Collection, name: str) -> Model:
     change = open_change(collection)
     in_change = [change.current, change.shadow] if change else []
     for model in collection.ledger.shadow_models():
-        free = model.table not in [each.table for each in in_change]
-        if free and name in (model.profile.name, model.table.fingerprint):
-            layout = _removal(collection, model.table)
-            transaction = steps.drop_transaction("contract", model.table, layout, [])
-            _run(collection, transaction, {}, first=partial(check_not_in_a_change, shadow=model.table))
+        free = model.destination not in [each.destination for each in in_change]
+        if free and name in (model.profile.name, model.destination.fingerprint):
+            layout = _removal(collection, model.destination)
+            transaction = steps.drop_transaction("contract", model.destination, layout, [])
+            _run(collection, transaction, {}, first=partial(check_not_in_a_change, shadow=model.destination))
             return model
-    if any(name in (model.profile.name, model.table.fingerprint) for model in in_change):
+    if any(name in (model.profile.name, model.destination.fingerprint) for model in in_change):
         raise ModelChangeError(
             f"collection {collection.definition.name!r}: {name!r} is part of a change that is under way; end that with "
             f"`embeddings-pipeline profile contract` or `profile rollback`"

@@ -20,7 +20,7 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import after
 
-SAMPLE_TEXTS = 64  # encoded to see how fast the model is here
+PRICED_TEXTS = 64  # encoded to see how fast the model is here
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Planned:
 def price(collection: Collection, profile: Profile) -> Price:
     """Encodes a sample of the texts, so it takes some seconds and the model's memory. Writes nothing."""
     candidate = candidate_destination(collection, profile)
-    is_kept = candidate.fingerprint in {model.table.fingerprint for model in collection.ledger.shadow_models()}
+    is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
         lacking = sql.SQL("NOT EXISTS (SELECT FROM {} WHERE text_id = text.id)").format(candidate.identifier)
         counted = candidate.statement("model_change/to_encode", lacking=lacking if is_kept else sql.SQL("true"))
-        row = connection.execute(counted, {"sample": SAMPLE_TEXTS}).fetchone()
+        row = connection.execute(counted, {"sample": PRICED_TEXTS}).fetchone()
     assert row is not None
     texts, sample = row
     tokens, seconds = 0, 0.0
@@ -68,7 +68,7 @@ def price(collection: Collection, profile: Profile) -> Price:
 
 def plan(collection: Collection, profile: Profile) -> list[Planned]:
     """Every statement that changes something, in order. Does nothing. ModelChangeError if it is current already."""
-    current, candidate = collection.current.table, candidate_destination(collection, profile)
+    current, candidate = collection.model.destination, candidate_destination(collection, profile)
     if current.fingerprint == candidate.fingerprint:
         raise ModelChangeError(
             f"collection {candidate.collection!r}: profile {profile.name!r} is its current model already"

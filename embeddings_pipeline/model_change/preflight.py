@@ -36,11 +36,11 @@ def check_no_other_change(collection: Collection, profile: Profile) -> ModelChan
     if change is None:
         return None
     if change.phase == "expanded" and change.candidate.profile.name == profile.name:
-        if change.candidate.table.fingerprint == candidate_destination(collection, profile).fingerprint:
+        if change.candidate.destination.fingerprint == candidate_destination(collection, profile).fingerprint:
             return change
         raise ModelChangeError(
             f"collection {change.collection!r}: profile {profile.name!r} is not what it was when the change to it "
-            f"began ({change.candidate.table.fingerprint}); put it back, or end the change with "
+            f"began ({change.candidate.destination.fingerprint}); put it back, or end the change with "
             f"`embeddings-pipeline profile rollback` and begin anew"
         )
     before, after = (change.current, change.shadow) if change.phase == "expanded" else (change.shadow, change.current)
@@ -58,7 +58,7 @@ def check_candidate(collection: Collection, profile: Profile) -> Destination:
     candidate = candidate_destination(collection, profile)
     if candidate.fingerprint == collection.fingerprint:
         raise ModelChangeError(f"collection {name!r}: profile {profile.name!r} is its current model already")
-    is_kept = candidate.fingerprint in {model.table.fingerprint for model in collection.ledger.shadow_models()}
+    is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
         committed = "SELECT version > 0 FROM embeddings.collection WHERE name = %s"
         if connection.execute(committed, [name]).fetchone() != (True,):
@@ -67,7 +67,7 @@ def check_candidate(collection: Collection, profile: Profile) -> Destination:
                 f"(`profile: {profile.name}` in its defs.yaml) and sync"
             )
         _check_dimensions(connection, collection, candidate, profile)
-        collection.current.table.check_candidate(connection, candidate, is_kept=is_kept)
+        collection.model.destination.check_candidate(connection, candidate, is_kept=is_kept)
         if not is_kept:
             _check_disk(connection, collection, candidate)
     golden_queries(collection)  # what is wrong with them is said now, not after the backfill
@@ -82,7 +82,7 @@ def _check_dimensions(
     most = MOST_DIMENSIONS[candidate.storage]
     if candidate.dimension <= most:
         return
-    methods = collection.current.table.index_methods(connection, collection.definition.attributes.index)
+    methods = collection.model.destination.index_methods(connection, collection.definition.attributes.index)
     if methods:
         raise ModelChangeError(
             f"collection {candidate.collection!r}: pgvector's {methods[0]} takes up to {most} dimensions of a "
@@ -147,7 +147,7 @@ def expanded_change(collection: Collection, phase: str) -> ModelChange:
 
 def check_swap(collection: Collection, change: ModelChange) -> None:
     """ModelChangeError or ProfileError if the candidate cannot take over, whatever its vectors are like."""
-    parameters = {"collection": change.collection, "fingerprint": change.candidate.table.fingerprint}
+    parameters = {"collection": change.collection, "fingerprint": change.candidate.destination.fingerprint}
     with collection.database.connect(autocommit=True) as connection:
         row = connection.execute(load_sql("model_change/never_backfilled"), parameters).fetchone()
     if row and row[0]:
@@ -163,7 +163,7 @@ def check_swap(collection: Collection, change: ModelChange) -> None:
 def check_exchange(collection: Collection, change: ModelChange) -> None:
     """ModelChangeError if something stands in the way of exchanging the two models, either way."""
     with collection.database.connect(autocommit=True) as connection:
-        change.current.table.check_exchange(connection, change.shadow.table)
+        change.current.destination.check_exchange(connection, change.shadow.destination)
 
 
 # --- roll back and contract --------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def check_contract(collection: Collection, *, now: bool) -> ModelChange:
             f"launchpad `now: true`) drops it all the same"
         )
     with collection.database.connect(autocommit=True) as connection:
-        lost, where = change.previous.table.lost_vectors(connection)
+        lost, where = change.previous.destination.lost_vectors(connection)
     if lost:
         raise ModelChangeError(
             f"collection {name!r}: {lost:,} {where}: they are outside the collection (`where:`), or in quarantine. "

@@ -70,7 +70,7 @@ def open_change(collection: Collection) -> ModelChange | None:
 
 def progress(collection: Collection, model: Model) -> Progress:
     """How far a shadow model is backfilled."""
-    parameters = {"collection": collection.definition.name, "fingerprint": model.table.fingerprint}
+    parameters = {"collection": collection.definition.name, "fingerprint": model.destination.fingerprint}
     with collection.database.connect(autocommit=True) as connection:
         row = connection.execute(load_sql("model_change/progress"), parameters).fetchone()
     return Progress(*row) if row else Progress(0, 0)
@@ -78,7 +78,7 @@ def progress(collection: Collection, model: Model) -> Progress:
 
 def incomplete_batches(collection: Collection, model: Model) -> list[int]:
     """The batches in which a shadow model lacks vectors, in order."""
-    parameters = {"collection": collection.definition.name, "shadow": model.table.fingerprint}
+    parameters = {"collection": collection.definition.name, "shadow": model.destination.fingerprint}
     with collection.database.connect(autocommit=True) as connection:
         return [row[0] for row in connection.execute(load_sql("model_change/incomplete"), parameters)]
 
@@ -91,9 +91,9 @@ def candidate_profile(collection: Collection, name: str) -> Profile:
 def candidate_destination(collection: Collection, profile: Profile) -> Destination:
     """Where this profile's vectors are, or would be."""
     digest = fingerprint(profile, collection.settings.state_dir)
-    return destination_of(collection.definition, digest, profile.dimensions, collection.current.table.storage)
+    return destination_of(collection.definition, digest, profile.dimensions, collection.model.destination.storage)
 
 
 def named(model: Model) -> str:
     """A model for people: its profile and fingerprint."""
-    return f"{model.profile.name} ({model.table.fingerprint})"
+    return f"{model.profile.name} ({model.destination.fingerprint})"

@@ -29,11 +29,10 @@ from embeddings_pipeline.orchestration.partitions import add_partitions
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import each, each_alone, failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.embed import EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.embed import EmbedOptions
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
-from embeddings_pipeline.pipeline.run_batch import commit_and_backfill
-from embeddings_pipeline.pipeline.shadow import embed_shadows
+from embeddings_pipeline.pipeline.run_batch import commit_and_backfill, embed_under_each_model
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
 ENCODER_KINDS = {"local": "huggingface", "openai": "openai"}  # of the profile's provider; Dagster has their icons
@@ -153,15 +152,13 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
                 batch_size=config.batch_size, tokens_per_batch=config.tokens_per_batch
             )
             options = config.options()
-            for batch, embedded in embed_batches(collection, batches, context.run.run_id, options):
+            for batch, embedded in embed_under_each_model(collection, batches, context.run.run_id, options):
                 if options.dry_run:
                     context.log.info(
                         f"dry run, batch {batch_key(batch)}: {embedded.left_to_embed} texts to encode, "
                         f"{embedded.reused} reused"
                     )
                 yield batch, metadata_of(embedded)
-            if options.everything:
-                embed_shadows(collection.shadow_models(), batches, context.run.run_id)
 
         each(context, pipeline, definition, steps, report=not config.dry_run)
         if not config.dry_run:
@@ -195,7 +192,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         with failures():
             collection = open_logged(context, pipeline, definition)
             config = definition.attributes
-            report = ensure_index(collection.database, collection.current.table, config.index, list(config.vectors))
+            report = ensure_index(collection.database, collection.model.destination, config.index, list(config.vectors))
         return dg.MaterializeResult(metadata=index_metadata(report))
 
     @dg.asset(**options("faiss_index", {"faiss"}, ["pgvector_table"], partitioned=False))
@@ -208,7 +205,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         with failures():
             collection = open_logged(context, pipeline, definition)
             folder = collection.settings.state_dir / "faiss"
-            manifest = build_faiss(collection.database, collection.current.table, folder)
+            manifest = build_faiss(collection.database, collection.model.destination, folder)
         location = dg.MetadataValue.path(str(folder / definition.name / manifest.generation))
         return dg.MaterializeResult(metadata={**faiss_metadata(manifest), "folder": location})
 

@@ -93,8 +93,8 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         """
         with failures():
             collection = pipeline.open(definition)
-            covered = coverage(collection.database, collection.current)
-            batches = uncovered_batches(collection.database, collection.current)
+            covered = coverage(collection.database, collection.model)
+            batches = uncovered_batches(collection.database, collection.model)
         complete = covered.missing == covered.stale == covered.orphans == 0
         counts = f"{covered.items:,} items, {covered.missing:,} missing, {covered.stale:,} stale"
         counts += f", {covered.orphans:,} orphans"
@@ -112,7 +112,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         """
         with failures():
             collection = pipeline.open(definition)
-            vectors = integrity(collection.database, collection.current)
+            vectors = integrity(collection.database, collection.model)
         wrong = f"{vectors.wrong_dimension:,} of another dimension, {vectors.not_finite:,} not finite"
         counts = f"{vectors.vectors:,} vectors: {wrong}, {vectors.not_unit:,} not of unit length"
         counts += ", all the same" if vectors.all_equal else ""
@@ -126,7 +126,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             entries = [entry for entry in collection.ledger.quarantine_entries() if entry.items]
-            texts = coverage(collection.database, collection.current).vectors + len(entries)
+            texts = coverage(collection.database, collection.model).vectors + len(entries)
         percent = 100 * len(entries) / texts if texts else 0.0
         given_up = sum(entry.next_try is None for entry in entries)
         error = percent > definition.attributes.quarantine.error_percent
@@ -144,7 +144,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         """
         with failures():
             collection = pipeline.open(definition)
-            waits = freshness(collection.database, definition.name, collection.current.table)
+            waits = freshness(collection.database, definition.name, collection.model.destination)
         now = datetime.now(UTC)
         waiting = (now - waits.oldest_change).total_seconds() / 60 if waits.oldest_change else 0.0
         scanned = (now - waits.full_scan_at).total_seconds() / 3600 if waits.full_scan_at else math.inf
@@ -181,7 +181,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             faiss_index = open_index(collection.settings.state_dir / "faiss", definition.name)
-            parity = check_parity(collection.database, collection.current.table, faiss_index)
+            parity = check_parity(collection.database, collection.model.destination, faiss_index)
         if not parity.comparable:
             behind = "the index is behind the table; the next sync builds it again"
             return result(context, "index_parity", True, behind, {"current": False})

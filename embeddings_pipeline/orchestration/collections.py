@@ -11,7 +11,7 @@ from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
 from embeddings_pipeline.orchestration.names import JOBS, partitions_of
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
-from embeddings_pipeline.pipeline.removal import remove_collection
+from embeddings_pipeline.pipeline.removal import check_idle, remove_collection
 from embeddings_pipeline.pipeline.renaming import end_renaming, rename_files, rename_in_database
 from embeddings_pipeline.store.database import Database
 
@@ -38,6 +38,8 @@ def remove_everywhere(
     """
     with open_instance(instance) as instance:
         _check_no_run(instance, database, kept.name)
+        with database.connect(autocommit=True) as connection:
+            check_idle(connection, kept.name)
         _delete_partitions(instance, kept.name)
     failpoint("remove.partitions")
     remove_collection(database, settings, kept)

@@ -188,7 +188,7 @@ def _state(collection: Collection, change: ModelChange) -> dict[str, Any]:
         "phase": change.phase,
         "current_profile": change.current.profile.name,
         f"{role}_profile": change.shadow.profile.name,
-        f"{role}_fingerprint": change.shadow.table.fingerprint,
+        f"{role}_fingerprint": change.shadow.destination.fingerprint,
         "batches": done.batches,
         "backfilled_batches": done.backfilled,
         "percent": done.percent,

@@ -82,9 +82,10 @@ def switch(
             done = progress(collection, change.candidate)
             progress_of("indexing and checking", done.backfilled, done.batches)
             [swapped] = runner.execute("migration_swap", {}, {})
-            for figure in ("recall_at_10", "neighbour_overlap", "ndcg_current", "ndcg_candidate", "locked_ms"):
-                if figure in swapped.metadata:
-                    setattr(result, figure, swapped.metadata[figure])
+            figures = swapped.metadata
+            result.recall_at_10, result.locked_ms = figures["recall_at_10"], figures["locked_ms"]
+            result.neighbour_overlap = figures.get("neighbour_overlap")  # None: measured with golden queries instead
+            result.ndcg_current, result.ndcg_candidate = figures.get("ndcg_current"), figures.get("ndcg_candidate")
             if indexes_lag(open_collection(definition, settings)):
                 progress_of("building FAISS", done.backfilled, done.batches)
                 runner.execute("index", {}, {})

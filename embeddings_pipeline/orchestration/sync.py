@@ -204,7 +204,7 @@ class _Sync:
 
     def _current_fingerprint(self) -> str | None:
         current = self.collection.ledger.current()
-        return current.table.fingerprint if current else None
+        return current.destination.fingerprint if current else None
 
     def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
         config = {"ops": {self.runner.op(embeddings_asset(self.dimensions)): {"config": embed}}}

@@ -29,16 +29,16 @@ class Collection:
     ledger: Ledger
     source: Source
     lake: Lake
-    current: Model
+    model: Model  # the current one, or the one that `with_model` gave
     warning: str | None = None  # if the declared profile is not the current one
 
     @property
     def profile(self) -> Profile:
-        return self.current.profile
+        return self.model.profile
 
     @property
     def fingerprint(self) -> str:
-        return self.current.table.fingerprint
+        return self.model.destination.fingerprint
 
     def encoder(self) -> Encoder:
         """The current model, loaded once a process. ProfileError if its weights are not those of the vectors."""
@@ -67,7 +67,7 @@ class Collection:
         """The same collection with another of its models in the current one's place."""
         # What does not change vectors (device, batch size, where the weights lie) is this machine's.
         profile = resolve_profile(asdict(model.profile), self.settings)
-        return replace(self, current=Model(profile, model.table), warning=None)
+        return replace(self, model=Model(profile, model.destination), warning=None)
 
     def with_batch_settings(self, *, batch_size: int | None, tokens_per_batch: int | None) -> "Collection":
         """The same with other sizes of the encoder's batches, if they are given."""
@@ -76,7 +76,7 @@ class Collection:
             batch_size=batch_size or self.profile.batch_size,
             tokens_per_batch=tokens_per_batch or self.profile.tokens_per_batch,
         )
-        return replace(self, current=Model(profile, self.current.table))
+        return replace(self, model=Model(profile, self.model.destination))
 
     def folder(self, asset: str) -> str:
         """The asset's folder in the lake."""
@@ -115,18 +115,18 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
     except ProfileError:
         if current is None:
             raise
-    if declared_fingerprint and (current is None or current.table.fingerprint != declared_fingerprint):
+    if declared_fingerprint and (current is None or current.destination.fingerprint != declared_fingerprint):
         current = ledger.activate(declared, declared_fingerprint)
     assert current is not None
-    if declared_fingerprint == current.table.fingerprint:
+    if declared_fingerprint == current.destination.fingerprint:
         # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
-        current = Model(declared, current.table)
+        current = Model(declared, current.destination)
     else:
         warning = _other_profile(definition, declared, current)
-    if definition.attributes.destination is None and current.table.storage != definition.attributes.storage:
+    if definition.attributes.destination is None and current.destination.storage != definition.attributes.storage:
         warning = (
             f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
-            f"are stored as {current.table.storage}, which stays; give it a collection of its own to change that"
+            f"are stored as {current.destination.storage}, which stays; give it a collection of its own to change that"
         )
     source = Source(definition, database)
     return Collection(definition, settings, database, ledger, source, open_lake(settings), current, warning)

@@ -44,7 +44,7 @@ def _commit(
     file: str,
 ) -> Committed:
     """The transaction. Under the lock of the batch, `result` is compared with the source as it is now."""
-    table, tables = collection.current.table, collection.current.table.tables
+    table, tables = collection.model.destination, collection.model.destination.tables
     key = {"collection": collection.definition.name, "batch": batch}
     committed = Committed()
     with collection.source.connect() as reading, collection.database.connect() as connection:

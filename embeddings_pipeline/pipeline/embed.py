@@ -190,12 +190,12 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
             rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
             adopted: set[str] = set()
             if collection.adopts and not force:
-                adopted = collection.current.table.adoptable_items(connection, [row.item_key for row in rows])
+                adopted = collection.model.destination.adoptable_items(connection, [row.item_key for row in rows])
             reused += len(adopted)
             others = [row for row in rows if row.item_key not in adopted]
             wanted = [text for row in others for text in render_row(collection.definition, row.row_json) if text[2]]
             digests = {content_hash(text) for _, _, text in wanted}
-            statement = collection.current.table.statement("embed/content_hashes")
+            statement = collection.model.destination.statement("embed/content_hashes")
             stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
             have = set() if force else digests & {row[0] for row in stored}
             lacking = digests - have

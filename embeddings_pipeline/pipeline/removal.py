@@ -1,4 +1,5 @@
-"""Removing what is kept of a collection: files first, and the database last, whose row says that it exists.
+"""Removing what is kept of a collection: files first (and before them Dagster's partition keys,
+`orchestration/collections.py`), and the database last, whose row says that it exists.
 
 A user's own tables stay as they are, columns with vectors included. What a killed removal left, the next one removes.
 """

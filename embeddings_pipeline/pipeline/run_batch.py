@@ -2,17 +2,18 @@
 
     figures = run_batch(collection, [0, 1], run)
 
-The assets of Dagster do the same steps one by one. Each step reads what the step before wrote into the lake, so it can
-be done again, alone, or after a crash.
+Each step reads what the step before wrote into the lake, so it can be done again, alone, or after a crash. Dagster's
+assets (`orchestration/assets.py`) call these very steps one by one, and depend on each other in this order; whatever
+else works on batches calls `run_batch`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import DEFAULTS, EmbedOptions, embed_batches
-from embeddings_pipeline.pipeline.figures import Committed, RunFigures
+from embeddings_pipeline.pipeline.figures import Committed, Embedded, RunFigures
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
@@ -31,19 +32,28 @@ def run_batch(
         figures.add(items)
     for _, texts in each_batch(collection, batches, lambda _, batch: render_texts(collection, batch, run)):
         figures.add(texts)
-    for _, embedded in embed_batches(collection, batches, run, options):
+    for _, embedded in embed_under_each_model(collection, batches, run, options):
         figures.add(embedded)
     if options.dry_run:
         return figures
-    if options.everything:
-        embed_shadows(collection.shadow_models(), batches, run)
     for _, committed in each_batch(collection, batches, lambda _, batch: commit_and_backfill(collection, batch, run)):
         figures.add(committed)
     return figures
 
 
+def embed_under_each_model(
+    collection: Collection, batches: Sequence[int], run: str, options: EmbedOptions = DEFAULTS
+) -> Iterator[tuple[int, Embedded]]:
+    """The third step: the vectors of the current model, batch by batch; then, unless `options` choose texts, those of
+    the shadow models.
+    """
+    yield from embed_batches(collection, batches, run, options)
+    if options.everything:
+        embed_shadows(collection.shadow_models(), batches, run)
+
+
 def commit_and_backfill(collection: Collection, batch: int, run: str) -> Committed:
-    """The last step of a batch: its commit, and after it the vectors of its shadow models."""
+    """The fourth step: a batch's commit, and after it the vectors of its shadow models."""
     committed = commit_batch(collection, batch, run)
     backfill_shadows(collection.shadow_models(), batch, run)
     return committed

@@ -29,12 +29,7 @@ from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
 from embeddings_pipeline.store.destination.base import Change, Destination
 from embeddings_pipeline.store.locks import giving_way, lock_batch
-from embeddings_pipeline.store.retry import (
-    OUTAGE_ATTEMPTS,
-    OUTAGE_FIRST_WAIT_SECONDS,
-    OUTAGE_WAIT_FACTOR,
-    what_it_says,
-)
+from embeddings_pipeline.store.retry import outage_attempts
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -90,14 +85,6 @@ class ShadowBatch:
     resumed: bool = False  # the file is this run's, and an earlier try has written its vectors to the table
 
 
-def wait_for_outage(model: Collection, attempt: int, error: Exception) -> None:
-    """Say what failed, and wait before the next of OUTAGE_ATTEMPTS attempts."""
-    seconds = OUTAGE_FIRST_WAIT_SECONDS * OUTAGE_WAIT_FACTOR ** (attempt - 1)
-    said = what_it_says(error) if isinstance(error, psycopg.Error) else error
-    log.warning("collection %r: %s; trying again in %s s", model.definition.name, said, seconds)
-    time.sleep(seconds)
-
-
 def prepare_batch(
     model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool
 ) -> ShadowBatch:
@@ -109,7 +96,7 @@ def prepare_batch(
         "attempts": model.definition.attributes.quarantine.attempts,
         "batch": batch,
     }
-    rows = connection.execute(model.current.table.statement("backfill/texts"), parameters).fetchall()
+    rows = connection.execute(model.model.destination.statement("backfill/texts"), parameters).fetchall()
     shadow = ShadowBatch(batch, rows, Backfilled(texts=len(rows)))
     lacking = {digest: (text, excused) for *_, digest, text, has_vector, excused in rows if not has_vector}
     if lacking:
@@ -151,12 +138,10 @@ def _embed_patiently(
     model: Collection, texts: dict[bytes, str]
 ) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
     """As `embed_texts`; an outage is waited for and tried again, up to OUTAGE_ATTEMPTS times."""
-    for attempt in range(1, OUTAGE_ATTEMPTS):
-        try:
+    for attempt in outage_attempts(model.definition.name, OutageError):
+        with attempt:
             return embed_texts(model, texts)
-        except OutageError as error:
-            wait_for_outage(model, attempt, error)
-    return embed_texts(model, texts)
+    raise AssertionError("unreachable")
 
 
 def write_batches(
@@ -171,7 +156,7 @@ def write_batches(
         file.result()
     started = time.perf_counter()
     texts = sum(shadow.backfilled.texts for shadow in group)
-    table, before = model.current.table, Counter[int]()
+    table, before = model.model.destination, Counter[int]()
     if table.puts_ahead(len(group), texts):
         put = [
             _NewVector(shadow.batch, text_id, vector_name, digest, shadow.vectors)
@@ -228,7 +213,7 @@ def while_kept(model: Collection) -> Iterator[None]:
 
 def _check_kept(model: Collection, connection: psycopg.Connection) -> None:
     """StaleRunError if the model is kept no longer; else it is kept until the transaction ends."""
-    if model.current.table.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
+    if model.model.destination.name not in {kept.name for kept in model.ledger.model_tables(connection)}:
         raise _no_longer(model)
 
 
@@ -237,7 +222,7 @@ def _write(
 ) -> None:
     """Under the batches' locks, until the transaction ends. before: vectors already written, by batch."""
     failpoint("backfill.write")
-    table, by_batch = model.current.table, {shadow.batch: shadow for shadow in group}
+    table, by_batch = model.model.destination, {shadow.batch: shadow for shadow in group}
     batches = sorted(by_batch)
     key = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": batches}
     for batch in batches:

@@ -18,12 +18,16 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
     """
     by_hash: dict[bytes, NDArray] = {}
     newest = collection.lake.newest(collection.folder("embeddings"), batch)
-    if newest and newest[1].num_rows and newest[1]["embedding"].type.list_size == collection.current.table.dimension:
+    if (
+        newest
+        and newest[1].num_rows
+        and newest[1]["embedding"].type.list_size == collection.model.destination.dimension
+    ):
         vectors = files.vectors_from_arrow(newest[1]["embedding"])
         by_hash.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
     if not committed:
         return by_hash
-    table = collection.current.table
+    table = collection.model.destination
     query = table.statement("embed/vectors_of_batch", batch=sql.Literal(batch))
     with collection.database.connect(autocommit=True) as connection:
         stored = copy_out(
@@ -38,7 +42,7 @@ def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDAr
 
     Those are the declared profile's; nothing is taken if another is the current one.
     """
-    table = collection.current.table
+    table = collection.model.destination
     if not texts.num_rows or not collection.adopts:
         return {}
     keys, row_hashes = texts["item_key"].to_pylist(), texts["row_hash"].to_pylist()
@@ -52,7 +56,7 @@ def embeddings_table(
     collection: Collection, texts: pa.Table, vectors: Mapping[bytes, NDArray], encoded: Container[bytes]
 ) -> pa.Table:
     """One row for each text that has a vector, as the lake keeps it. `encoded`: the hashes that this run encoded."""
-    table = collection.current.table
+    table = collection.model.destination
     schema = files.embeddings_schema(table.dimension, table.storage)
     hashes = texts["content_hash"].to_pylist()
     rows = [n for n, digest in enumerate(hashes) if digest in vectors]

@@ -90,11 +90,11 @@ def _shadow_model(
     definition: CollectionDefinition, database: Database, current: Model, name: str | None
 ) -> Model | None:
     """The shadow model that `name` names; None for the current one itself."""
-    if name is None or name in (current.profile.name, current.table.fingerprint):
+    if name is None or name in (current.profile.name, current.destination.fingerprint):
         return None
     shadows = Ledger(definition, database).shadow_models()
     for model in shadows:
-        if name in (model.profile.name, model.table.fingerprint):
+        if name in (model.profile.name, model.destination.fingerprint):
             return model
     known = ", ".join(model.profile.name for model in [current, *shadows])
     raise ConfigurationError(
@@ -118,14 +118,14 @@ def _runnable(definition: CollectionDefinition, settings: Settings, model: Model
     declared = resolve_profile(definition.declared_profile, settings)
     for profile in (declared, model.profile):
         try:
-            if fingerprint(profile, settings.state_dir) == model.table.fingerprint:
+            if fingerprint(profile, settings.state_dir) == model.destination.fingerprint:
                 return profile
         except ProfileError:
             if profile is model.profile:
                 raise
     raise ProfileError(
         f"collection {definition.name!r}: its vectors were made with profile {model.profile.name!r} "
-        f"({model.profile.model}, fingerprint {model.table.fingerprint}), and the weights here are others; "
+        f"({model.profile.model}, fingerprint {model.destination.fingerprint}), and the weights here are others; "
         f"bring those back, or declare the profile that made them"
     )
 
@@ -141,8 +141,10 @@ def nearest_items(
     """The `k` items nearest to a vector of that model, by PostgreSQL."""
     nearest = k * _texts_per_item(definition)
     with connection.transaction():
-        _search_settings(connection, model.table, nearest)
-        statement = model.table.statement("search/items", vector_name=sql.Literal(name), type=model.table.type)
+        _search_settings(connection, model.destination, nearest)
+        statement = model.destination.statement(
+            "search/items", vector_name=sql.Literal(name), type=model.destination.type
+        )
         rows = connection.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
         return [Hit(item_key, score, payload) for item_key, score, payload in rows]
 
@@ -184,18 +186,18 @@ def _faiss(
     """The nearest items by FAISS; None if its index is of another model, since it has just been switched."""
     from embeddings_pipeline.index.faiss_read import open_index
 
-    generation = open_index(settings.state_dir / "faiss", model.table.collection)
-    if (generation.manifest.fingerprint, generation.manifest.epoch) != (model.table.fingerprint, state.epoch):
+    generation = open_index(settings.state_dir / "faiss", model.destination.collection)
+    if (generation.manifest.fingerprint, generation.manifest.epoch) != (model.destination.fingerprint, state.epoch):
         log.warning(
             "warning: collection %r: the FAISS index was built for another model; PostgreSQL answers until the next "
             "`embeddings-pipeline sync`",
-            model.table.collection,
+            model.destination.collection,
         )
         return None
     scores, ids = generation.search(name, vector[None, :], 2 * k + 10)
     cosines = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
     rows = connection.execute(
-        model.table.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name}
+        model.destination.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name}
     ).fetchall()
     best: dict[str, Hit] = {}
     for text_id, item_key, payload in sorted(rows, key=lambda row: -cosines[row[0]]):

@@ -1,6 +1,8 @@
 """Every lock that the pipeline takes: the advisory ones by their keys, and those that exclude others from a table.
 
-A commit holds its batch's lock and then wants the collection's, so nobody takes them the other way round.
+Every transaction takes them in one order: batches' locks, ascending; rows of `embeddings.model`; the collection's row
+of `embeddings.collection`. The collection's own lock is never held together with a batch's. A swap, which holds that
+row and then excludes others from the view and the tables, waits for each of these only as long as `exclusively` says.
 """
 
 import contextlib

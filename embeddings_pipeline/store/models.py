@@ -18,7 +18,7 @@ class Model:
     """The profile that the database says is current for a collection, and the table with its vectors."""
 
     profile: Profile
-    table: Destination
+    destination: Destination
 
 
 @dataclass(frozen=True)

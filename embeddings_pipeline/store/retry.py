@@ -1,5 +1,7 @@
 """What is tried again, and how long that waits: an outage is waited for, anything else is not (rule 7)."""
 
+import logging
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -7,6 +9,8 @@ import stamina
 
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store.database import one_line
+
+log = logging.getLogger(__name__)
 
 OUTAGE_ATTEMPTS = 3
 OUTAGE_FIRST_WAIT_SECONDS, OUTAGE_WAIT_FACTOR = 2.0, 4.0  # 2 s, then 8 s
@@ -24,17 +28,28 @@ def what_it_says(error: psycopg.Error) -> str:
     return f"the database says: {error.diag.message_primary or one_line(error)}"
 
 
-def outage_attempts(*also: type[Exception]) -> Iterator[stamina.Attempt]:
-    """Attempts at something that an outage of the database, or an error of the kinds `also`, may stop:
+def outage_attempts(name: str, *kinds: type[Exception]) -> Iterator[stamina.Attempt]:
+    """Attempts of the collection `name` at something that errors of these kinds may stop for a while:
 
-    for attempt in outage_attempts():
+    for attempt in outage_attempts("items", OutageError):
         with attempt:
             ...
 
-    The last attempt's error is raised. stamina logs each wait.
+    Each wait is told. The last attempt's error is raised.
     """
+    attempts = 0
+
+    def waits(error: Exception) -> bool:
+        nonlocal attempts
+        attempts += 1
+        if not isinstance(error, kinds):
+            return False
+        if attempts < OUTAGE_ATTEMPTS:
+            _tell(name, attempts, error)
+        return True
+
     yield from stamina.retry_context(
-        on=lambda error: is_outage(error) or isinstance(error, also),
+        on=waits,
         attempts=OUTAGE_ATTEMPTS,
         timeout=None,
         wait_initial=OUTAGE_FIRST_WAIT_SECONDS,
@@ -42,3 +57,20 @@ def outage_attempts(*also: type[Exception]) -> Iterator[stamina.Attempt]:
         wait_jitter=0,
         wait_exp_base=OUTAGE_WAIT_FACTOR,
     )
+
+
+def wait_for_outage(name: str, attempt: int, error: Exception) -> None:
+    """Say what failed in the collection `name`, and wait before the next attempt: for work that counts its attempts
+    anew whenever it got on, which stamina's loop does not.
+    """
+    _tell(name, attempt, error)
+    time.sleep(_wait_seconds(attempt))
+
+
+def _tell(name: str, attempt: int, error: Exception) -> None:
+    said = what_it_says(error) if isinstance(error, psycopg.Error) else error
+    log.warning("collection %r: %s; trying again in %s s", name, said, _wait_seconds(attempt))
+
+
+def _wait_seconds(attempt: int) -> float:
+    return OUTAGE_FIRST_WAIT_SECONDS * OUTAGE_WAIT_FACTOR ** (attempt - 1)

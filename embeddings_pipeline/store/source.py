@@ -25,7 +25,7 @@ OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
 
 # Both reads of a row must give the same bytes, whatever the role's own settings are, and however long they take.
-_SESSION = """
+_SOURCE_SESSION = """
 SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';
 SET bytea_output = 'hex'; SET extra_float_digits = 1; SET jit = off; SET default_transaction_read_only = on;
 SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
@@ -81,7 +81,7 @@ class Source:
             raise type(error)(f"{self}: {error} (in {self._file})") from error
         with connection:
             with self._errors():
-                connection.execute(_SESSION)
+                connection.execute(_SOURCE_SESSION)
             yield connection
 
     def check(self, connection: psycopg.Connection) -> dict[str, str]:

@@ -139,6 +139,7 @@ class TestRemove:
         for arguments in (["remove", "films", "--yes"], ["rename", "films", "movies"]):
             refused = synced("collection", *arguments)
             assert refused.returncode == 1 and "a change of its model is under way" in refused.stderr
+            assert partition_keys(instance, "films") == ["000000", "000001", "000002"]
         roll_back(collection, "test")
         waiting = dg.DagsterRun("films_batches", run_id=str(uuid.uuid4()), status=dg.DagsterRunStatus.NOT_STARTED)
         run = instance.add_run(waiting)

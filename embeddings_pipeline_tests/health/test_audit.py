@@ -46,7 +46,7 @@ class TestAudit:
         self, database, project, instance, collection, damage, found
     ) -> None:
         before = committed(database)
-        execute(database, damage.format(vector=collection.current.table.name))
+        execute(database, damage.format(vector=collection.model.destination.name))
         counted = audit(collection)
         assert not counted.agree
         for name in found.replace("vectors_not_in_faiss", "").split():
@@ -70,7 +70,7 @@ class TestAudit:
     def test_an_index_with_other_ids_than_the_table_is_built_again(
         self, database, project, instance, collection
     ) -> None:
-        vector = f"embeddings.{collection.current.table.name}"
+        vector = f"embeddings.{collection.model.destination.name}"
         text = "embeddings.films_text (item_key, vector_name, chunk, content_hash, text, blank)"
         copied = "item_key, vector_name, 7, content_hash, text, blank FROM embeddings.films_text WHERE id = 3"
         [(new,)] = execute(database, f"INSERT INTO {text} SELECT {copied} RETURNING id")

@@ -19,7 +19,7 @@ def test_a_model_lacks_texts_without_a_vector_or_with_another_texts_and_no_blank
 ) -> None:
     make_films(database, [*films(3), (4, "Blank", None, 1)])
     collection, _ = sync_once(definition(vectors={"base": "{overview}"}), settings)
-    model = collection.current.table.identifier.as_string(None)
+    model = collection.model.destination.identifier.as_string(None)
     assert lacking(database, collection.fingerprint) == []
     text = "SELECT id FROM embeddings.films_text WHERE item_key"
     execute(database, f"DELETE FROM {model} WHERE text_id = ({text} = '1')")
@@ -39,7 +39,7 @@ def test_the_view_goes_with_its_model_and_comes_back_with_it(database: Database,
     assert lacking(database, collection.fingerprint) == []
     with database.connect() as connection:
         connection.execute("DROP VIEW embeddings.films")
-        collection.current.table.release(connection)
+        collection.model.destination.release(connection)
     left = "SELECT relname FROM pg_class WHERE relname LIKE %s"
     assert execute(database, left, [f"films_%{collection.fingerprint}"]) == [
         (f"films_current_{collection.fingerprint}",)

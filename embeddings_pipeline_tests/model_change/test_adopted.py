@@ -28,10 +28,10 @@ from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.model_change import phases
 from embeddings_pipeline.model_change.phases import add_model, contract, expand, roll_back, swap
 from embeddings_pipeline.model_change.state import candidate_profile, open_change
-from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
+from embeddings_pipeline.store import retry
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import column
 from embeddings_pipeline.store.destination import table as own_table
@@ -135,7 +135,7 @@ def assert_current(collection: Collection) -> None:
         assert vector is not None, text
         assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
     for model in [collection, *collection.shadow_models()]:
-        view = model.current.table.name
+        view = model.model.destination.name
         rows = execute(
             collection.database,
             f"SELECT text, vector.embedding::real[] FROM embeddings.segments_text JOIN embeddings.{view} AS vector "
@@ -144,7 +144,7 @@ def assert_current(collection: Collection) -> None:
         assert len(rows) == execute(collection.database, "SELECT count(*) FROM segments")[0][0]
         made = model.encoder().encode_documents([text for text, _ in rows])
         assert np.allclose([vector for _, vector in rows], made, atol=1e-3)
-    found = coverage(collection.database, collection.current)
+    found = coverage(collection.database, collection.model)
     assert (found.missing, found.stale, found.orphans) == (0, 0, 0)
     assert audit(collection).agree
 
@@ -164,7 +164,7 @@ class TestAdoption:
         ]  # fmt: skip
         assert_current(collection)
         assert search(collection.definition, settings, words(7))[0].item_key == "7"
-        build_faiss(table, collection.current.table, settings.state_dir / "faiss")
+        build_faiss(table, collection.model.destination, settings.state_dir / "faiss")
         assert search(collection.definition, settings, words(8), index="faiss")[0].item_key == "8"
         DeterministicEncoder.reset()
         sync(definition(), settings, "again")
@@ -244,7 +244,7 @@ class TestAdoption:
             assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
         for text, vector in execute(table, "SELECT text, embedding::real[] FROM embeddings.segments"):
             assert np.allclose(vector, encoder.encode_documents([text])[0], atol=1e-3)
-        found = coverage(table, collection.current)
+        found = coverage(table, collection.model)
         assert (found.items, found.missing, found.stale, found.orphans) == (25, 0, 0, 0)
         key = "19" if "26" in before else "n7" if before.startswith("ALTER TABLE segments ADD num text") else "7"
         assert search(one, settings, words(7))[0].item_key == key
@@ -377,7 +377,7 @@ class TestPhases:
         done = swap(collection, "swap")
         assert done.gate is not None and (done.gate.missing, done.gate.recall_at_10) == (0, 1.0)
         current = open_collection(one, settings)
-        assert current.fingerprint == begun.candidate.table.fingerprint
+        assert current.fingerprint == begun.candidate.destination.fingerprint
         assert {f"embedding vector({dimension})", "embedding_previous vector(48)"} < set(columns(table))
         assert [line.split(" ON ")[0].split()[-1] for line in indexes(table)] == [
             "segments_embedding", "segments_embedding_previous",
@@ -460,11 +460,11 @@ class TestPhases:
             if next(endings, False):
                 raise psycopg.OperationalError("the server ended it")
 
-        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(retry, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         with at_failpoint("backfill.write", ended):
             assert len(list(phases.backfill(collection, collection.ledger.batches(), "second"))) == 3
         files = "SELECT file FROM embeddings.backfill WHERE batch = %s AND fingerprint = %s"
-        shadows = collection.ledger.shadow_models()[0].table.fingerprint
+        shadows = collection.ledger.shadow_models()[0].destination.fingerprint
         assert execute(table, files, [batch, shadows]) == [("second.parquet",)]
         swap(collection, "swap")
         assert audit(open_collection(definition(), settings)).agree
@@ -501,7 +501,7 @@ class TestPhases:
         execute(table, "UPDATE segments SET note = repeat('mine', 250) WHERE id < 9")
         collection = sync(definition(), settings)
         begun = expand(collection, candidate_profile(collection, "widest"))
-        candidate = collection.with_model(begun.candidate).current.table
+        candidate = collection.with_model(begun.candidate).model.destination
         options = "SELECT array_to_string(reloptions, ',') FROM pg_class WHERE oid = 'segments'::regclass"
         with table.connect(autocommit=True) as connection, candidate.prepared(connection):
             assert execute(table, options) == [("toast_tuple_target=2000,fillfactor=90",)]  # nothing is won
@@ -675,9 +675,9 @@ class TestPhases:
     @pytest.mark.parametrize(
         ("bounds", "expected"),
         [
-            ((own_table, {"TEXTS_TOGETHER": 1, "SECONDS_TOGETHER": 0.0}), [[0, 1, 2]]),  # what bounds our own tables
-            ((column, {"TEXTS_TOGETHER": 1}), [[0], [1], [2]]),
-            ((column, {"SECONDS_TOGETHER": 0.0}), [[0], [1], [2]]),
+            ((own_table, {"TABLE_TEXTS": 1, "TABLE_SECONDS": 0.0}), [[0, 1, 2]]),  # what bounds our own tables
+            ((column, {"COLUMN_TEXTS": 1}), [[0], [1], [2]]),
+            ((column, {"COLUMN_SECONDS": 0.0}), [[0], [1], [2]]),
         ],
     )
     def test_as_many_batches_are_written_together_as_the_bounds_allow(

@@ -39,6 +39,7 @@ from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.pipeline.shadow import backfill_batch, backfill_shadows
 from embeddings_pipeline.search.query import search
+from embeddings_pipeline.store import retry
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination import table as own_table
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -119,9 +120,9 @@ def assert_whole(collection: Collection) -> None:
     """Every text has the vector that its model makes of it, in each model, and the view shows the current one."""
     for model in [again(collection), *again(collection).shadow_models()]:
         query = f"""SELECT text.text, vector.embedding::real[] FROM embeddings.films_text AS text
-                    LEFT JOIN embeddings.{model.current.table.name} AS vector ON vector.text_id = text.id"""
+                    LEFT JOIN embeddings.{model.model.destination.name} AS vector ON vector.text_id = text.id"""
         rows = execute(collection.database, query)
-        count = f"SELECT count(*) FROM embeddings.{model.current.table.name}"
+        count = f"SELECT count(*) FROM embeddings.{model.model.destination.name}"
         assert execute(collection.database, count) == [(len(rows),)]
         assert all(vector is not None for _, vector in rows), model.profile.name
         expected = model.encoder().encode_documents([text for text, _ in rows])
@@ -149,7 +150,7 @@ class TestPhases:
         done = swap(collection, "swap")
         assert done.gate is not None and done.gate.missing == 0 and done.gate.recall_at_10 == 1.0
         candidate = again(collection)
-        assert candidate.profile.name == name and candidate.fingerprint == begun.candidate.table.fingerprint
+        assert candidate.profile.name == name and candidate.fingerprint == begun.candidate.destination.fingerprint
         assert search(collection.definition, settings, "Film 7 number 7")[0].item_key == "7"
         assert_whole(collection)
         assert roll_back(candidate, "back") is not None
@@ -176,9 +177,9 @@ class TestPhases:
         [
             ((backfill, {}), [[0, 1, 2]]),
             ((backfill, {"BATCHES_TOGETHER": 2}), [[0, 1], [2]]),
-            ((own_table, {"TEXTS_TOGETHER": 11}), [[0, 1], [2]]),
-            ((own_table, {"TEXTS_TOGETHER": 10}), [[0], [1], [2]]),
-            ((own_table, {"SECONDS_TOGETHER": 0.0}), [[0], [1], [2]]),
+            ((own_table, {"TABLE_TEXTS": 11}), [[0, 1], [2]]),
+            ((own_table, {"TABLE_TEXTS": 10}), [[0], [1], [2]]),
+            ((own_table, {"TABLE_SECONDS": 0.0}), [[0], [1], [2]]),
         ],
     )
     def test_as_many_batches_are_written_together_as_the_bounds_allow(
@@ -195,7 +196,7 @@ class TestPhases:
 
     def test_an_outage_is_tried_three_times(self, collection, monkeypatch) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr("embeddings_pipeline.pipeline.shadow.OUTAGE_FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr("embeddings_pipeline.store.retry.OUTAGE_FIRST_WAIT_SECONDS", 0)
         encode, failures = DeterministicEncoder.encode_documents, iter([1, 1, 0, 0, 1, 1, 1])  # one is the canaries'
 
         def fails_at_first(encoder: DeterministicEncoder, texts: list[str]) -> Any:
@@ -240,7 +241,7 @@ class TestPhases:
         measure = phases.measure_gate
 
         def deleted(current: Collection, candidate: Collection) -> Any:
-            execute(database, f"DELETE FROM embeddings.{begun.candidate.table.name} WHERE text_id % 9 = 0")
+            execute(database, f"DELETE FROM embeddings.{begun.candidate.destination.name} WHERE text_id % 9 = 0")
             return measure(current, candidate)
 
         monkeypatch.setattr(phases, "measure_gate", deleted)
@@ -254,7 +255,7 @@ class TestPhases:
         begun = begin(collection, "wide")
         backfill_all(collection)
         candidate = collection.with_model(begun.candidate)
-        table = f"embeddings.{begun.candidate.table.name}"
+        table = f"embeddings.{begun.candidate.destination.name}"
         execute(database, f"ANALYZE {table}")
         assert phases.measure_gate(collection, candidate).recall_at_10 == 1.0  # without an index, exact
         execute(
@@ -292,7 +293,7 @@ class TestPhases:
         self, database, collection, times, tries, monkeypatch, caplog
     ) -> None:
         begin(collection, "wide")
-        monkeypatch.setattr(shadow, "OUTAGE_FIRST_WAIT_SECONDS", 0)
+        monkeypatch.setattr(retry, "OUTAGE_FIRST_WAIT_SECONDS", 0)
         monkeypatch.setattr(backfill, "BATCHES_TOGETHER", 1)
         tried, endings = [], iter(range(times))
 
@@ -320,7 +321,7 @@ class TestPhases:
         assert roll_back(collection, "back") is None
         assert open_change(collection) is None
         assert collection.ledger.shadow_models() == []
-        assert execute(database, f"SELECT to_regclass('embeddings.{begun.candidate.table.name}')") == [(None,)]
+        assert execute(database, f"SELECT to_regclass('embeddings.{begun.candidate.destination.name}')") == [(None,)]
         begin(collection, "wide")
         assert backfill_all(collection) == 15  # and it can begin anew: what was encoded is in the lake
 
@@ -383,7 +384,7 @@ class TestRefused:
     def test_a_strangers_table_of_that_name(self, database, settings, collection) -> None:
         begun = begin(collection, "wide")
         roll_back(collection, "x")
-        execute(database, f"CREATE TABLE embeddings.{begun.candidate.table.name} (mine int)")
+        execute(database, f"CREATE TABLE embeddings.{begun.candidate.destination.name} (mine int)")
         with pytest.raises(ModelChangeError, match="rename or drop it"):
             begin(collection, "wide")
 
@@ -414,7 +415,7 @@ class TestRefused:
         assert (entry.item_key, entry.items, entry.profile) == ("3", 1, "wide")
         done = swap(collection, "swap")
         assert done.gate is not None and (done.gate.missing, done.gate.quarantined) == (0, 1)
-        execute(database, f"DELETE FROM embeddings.{again(collection).current.table.name} WHERE text_id = 5")
+        execute(database, f"DELETE FROM embeddings.{again(collection).model.destination.name} WHERE text_id = 5")
         roll_back(again(collection), "back")
         DeterministicEncoder.reset()
         swap(again(collection), "swap")  # what was deleted by hand is backfilled first
@@ -438,10 +439,10 @@ class TestRefused:
     ) -> None:
         begun = begin(collection, "wide")
         backfill_all(collection)
-        execute(database, f"DELETE FROM embeddings.{begun.candidate.table.name} WHERE text_id IN (5, 6)")
+        execute(database, f"DELETE FROM embeddings.{begun.candidate.destination.name} WHERE text_id IN (5, 6)")
         swap(collection, "swap")
         assert_whole(collection)
-        execute(database, f"DELETE FROM embeddings.{begun.current.table.name} WHERE text_id IN (7, 8)")
+        execute(database, f"DELETE FROM embeddings.{begun.current.destination.name} WHERE text_id IN (7, 8)")
         roll_back(again(collection), "back")
         assert_whole(collection)
 
@@ -478,7 +479,7 @@ class TestRefused:
         backfill_all(collection)
         execute(
             database,
-            f"""UPDATE embeddings.{collection.ledger.shadow_models()[0].table.name} SET embedding =
+            f"""UPDATE embeddings.{collection.ledger.shadow_models()[0].destination.name} SET embedding =
                 ('[1' || repeat(',0', 47) || ']')::halfvec""",
         )
         with pytest.raises(ModelChangeError, match="nDCG@10 of 5 golden queries drops from 1"):
@@ -533,7 +534,7 @@ class TestShadowModelsInCommits:
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
         run_without_shadows(collection, 0, "without the second model")
-        assert incomplete_batches(collection, model.current) == [0]
+        assert incomplete_batches(collection, model.model) == [0]
         assert collection.ledger.work() == {0: 10}
         backfill_shadows([model], 0, "still without")
         assert collection.ledger.work(due=True) == {}  # it waits before it is tried again

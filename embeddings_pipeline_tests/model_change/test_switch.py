@@ -192,7 +192,9 @@ class TestAssets:
         assert self.run(synced, "expand", run_config=config).success
         assert self.run(synced, "backfill", tags=range_tags(0, 2)).success
         assert self.run(synced, "swap").success
-        previous = f"films_vector_{open_change(open_collection(definition(), project)).previous.table.fingerprint}"
+        previous = (
+            f"films_vector_{open_change(open_collection(definition(), project)).previous.destination.fingerprint}"
+        )
         execute(database, f"CREATE VIEW theirs AS SELECT * FROM embeddings.{previous}")
         now = {"ops": {"films__migration__contract": {"config": {"now": True}}}}
         refused = self.run(synced, "contract", run_config=now)
@@ -229,5 +231,5 @@ class TestAssets:
         collection = open_collection(definition(), project)
         assert collection.ledger.work() == {}
         [shadow] = collection.ledger.shadow_models()
-        assert execute(database, f"SELECT count(*) FROM embeddings.{shadow.table.name}") == [(45,)]
+        assert execute(database, f"SELECT count(*) FROM embeddings.{shadow.destination.name}") == [(45,)]
         assert self.run(synced, "swap").success

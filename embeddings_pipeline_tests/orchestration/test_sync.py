@@ -299,7 +299,7 @@ class TestChecks:
         run_sync()
         good = dict.fromkeys(("coverage", "integrity", "quarantine", "freshness", "index_parity"), True)
         assert self.evaluate(database, project, instance) == good
-        table = f"embeddings.{open_collection(definition(), project).current.table.name}"
+        table = f"embeddings.{open_collection(definition(), project).model.destination.name}"
         execute(database, f"UPDATE {table} SET embedding = (embedding + embedding)::halfvec(32) WHERE text_id = 2")
         assert self.evaluate(database, project, instance)["integrity"] is False
         execute(database, f"DELETE FROM {table} WHERE text_id = 2")
@@ -310,7 +310,7 @@ class TestChecks:
     ) -> None:
         make_films(database, films(12))
         run_sync()
-        table = f"embeddings.{open_collection(definition(), project).current.table.name}"
+        table = f"embeddings.{open_collection(definition(), project).model.destination.name}"
         execute(database, f"UPDATE {table} SET embedding = (SELECT embedding FROM {table} LIMIT 1)")
         assert self.evaluate(database, project, instance)["integrity"] is False
 

@@ -142,7 +142,7 @@ class TestStaleness:
         edit(database, 2, "New")
         collection, _ = sync_once(definition(), settings)
         [(new,)] = execute(database, "SELECT id FROM embeddings.films_text WHERE item_key = '2'")
-        table = collection.current.table.name
+        table = collection.model.destination.name
         assert new > old
         assert execute(database, f"SELECT count(*) FROM embeddings.{table} WHERE text_id = {old}") == [(0,)]
 
@@ -222,7 +222,7 @@ class TestDeletes:
         )
         collection, _ = sync_once(definition(), settings)
         assert collection.ledger.dirty_batches() == []
-        found = coverage(collection.database, collection.current)
+        found = coverage(collection.database, collection.model)
         assert (found.items, found.missing, found.stale, found.orphans) == (90, 0, 0, 0)
         assert set(committed(database)).isdisjoint(map(str, range(1, 11)))
 
@@ -241,7 +241,7 @@ class TestRepair:
     def test_vectors_that_somebody_deleted_come_back(self, database: Database, settings: Settings) -> None:
         make_films(database, films(12))
         collection, _ = sync_once(definition(), settings)
-        table = f"embeddings.{collection.current.table.name}"
+        table = f"embeddings.{collection.model.destination.name}"
         execute(database, f"DELETE FROM {table} WHERE text_id % 3 = 0")
         assert collection.ledger.dirty_batches() == []
         assert collection.ledger.repair() == 4
@@ -254,7 +254,7 @@ class TestRepair:
         collection, _ = sync_once(definition(), settings)
         before = committed(database)
         [(epoch,)] = execute(database, "SELECT epoch FROM embeddings.collection")
-        kind, name = dropped.format(vector=collection.current.table.name).split()
+        kind, name = dropped.format(vector=collection.model.destination.name).split()
         execute(database, f"DROP {kind} embeddings.{name} CASCADE")
         collection = open_collection(definition(), settings)
         collection.ledger.full_scan(collection.source)
@@ -268,7 +268,7 @@ class TestRepair:
     def test_orphans_are_removed(self, database: Database, settings: Settings) -> None:
         make_films(database, films(3))
         collection, _ = sync_once(definition(), settings)
-        table = f"embeddings.{collection.current.table.name}"
+        table = f"embeddings.{collection.model.destination.name}"
         execute(database, f"INSERT INTO {table} SELECT 999, vector_name, content_hash, embedding FROM {table} LIMIT 1")
         assert collection.ledger.repair() == 1
         assert execute(database, f"SELECT count(*) FROM {table}") == [(3,)]
@@ -281,7 +281,7 @@ def test_float32_storage_keeps_the_vectors_to_the_bit(database: Database, settin
     encoder = DeterministicEncoder(open_collection(definition(storage="vector"), settings).profile)
     exact = encoder.encode_documents(["Film 2 | A story about number 2 and its friends"])[0]
     assert np.array_equal(np.asarray(stored, np.float32), exact)
-    assert integrity(database, open_collection(definition(storage="vector"), settings).current).sound
+    assert integrity(database, open_collection(definition(storage="vector"), settings).model).sound
 
 
 def test_ranges_have_no_gap_and_are_not_too_long() -> None:

@@ -269,13 +269,13 @@ class Chaos:
         assert [row[:6] for row in ours] == [row[:6] for row in theirs], "keys, texts, hashes or payloads differ"
         our_vectors, their_vectors = (np.array([row[6] for row in rows]) for rows in (ours, theirs))
         assert np.allclose(our_vectors, their_vectors, atol=1e-3), "vectors differ"
-        covered = coverage(collection.database, collection.current)
+        covered = coverage(collection.database, collection.model)
         assert (covered.missing, covered.stale, covered.orphans) == (0, 0, 0), covered
         agreed = audit(collection)
         assert agreed.agree, agreed
         parity = check_parity(
             collection.database,
-            collection.current.table,
+            collection.model.destination,
             open_index(self.settings.state_dir / "faiss", collection.definition.name),
         )
         assert parity.comparable and parity.ok, parity

@@ -81,7 +81,7 @@ def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
     sync(one, project, instance=instance, allow_deletes=True)
     assert committed(database) == rebuilt(database, one, project)
     collection = open_collection(one, project)
-    found = coverage(database, collection.current)
+    found = coverage(database, collection.model)
     assert (found.items, found.missing, found.stale, found.orphans) == (60, 0, 0, 0)
     assert audit(collection).agree
     assert vectors(database, collection, "films") == vectors(database, collection, "clean")

@@ -57,8 +57,8 @@ def catalogue(
     collection = open_collection(load_collections()["items"], settings)
     collection.ledger.full_scan(collection.source)
     run_batch(collection, 0, "run")
-    ensure_index(database, collection.current.table, collection.definition.attributes.index, ["base"])
-    faiss_build.build(database, collection.current.table, settings.state_dir / "faiss")
+    ensure_index(database, collection.model.destination, collection.definition.attributes.index, ["base"])
+    faiss_build.build(database, collection.model.destination, settings.state_dir / "faiss")
     yield settings
     databases.dropped(server, databases.name_of(database))
 

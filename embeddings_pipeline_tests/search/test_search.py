@@ -15,7 +15,7 @@ def test_an_item_unlike_all_others_is_found_beside_many_alike(database: Database
     make_films(database, [*alike, (2001, "Sauna bucket", "cedar wood", 0)])
     one = definition(items_per_batch=5000)
     collection, _ = sync_once(one, settings)
-    ensure_index(database, collection.current.table, one.attributes.index, ["base"])
+    ensure_index(database, collection.model.destination, one.attributes.index, ["base"])
     [hit] = search(one, settings, "sauna bucket made of cedar", k=1)
     assert hit.item["title"] == "Sauna bucket"
 

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.errors import DatabaseError, OutageError
 from embeddings_pipeline.store import retry
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.retry import is_outage, outage_attempts
@@ -14,10 +14,10 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "OUTAGE_FIRST_WAIT_SECONDS", 0.01)
 
 
-def failing(errors: list[Exception], *also: type[Exception]) -> int:
+def failing(errors: list[Exception], *kinds: type[Exception]) -> int:
     """Attempts at something that fails with these errors, one after the other, and then goes well: how many."""
     tried = 0
-    for attempt in outage_attempts(*also):
+    for attempt in outage_attempts("films", *kinds):
         with attempt:
             tried += 1
             if errors:
@@ -25,26 +25,27 @@ def failing(errors: list[Exception], *also: type[Exception]) -> int:
     return tried
 
 
-def test_an_outage_is_waited_for() -> None:
-    assert failing([DatabaseError("gone"), psycopg.OperationalError("the connection was lost")]) == 3
+def test_an_outage_is_waited_for_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert failing([OutageError("no answer"), OutageError("none again")], OutageError) == 3
+    told = [record.getMessage() for record in caplog.records if record.name == retry.__name__]
+    assert told == [
+        "collection 'films': no answer; trying again in 0.01 s",
+        "collection 'films': none again; trying again in 0.04 s",
+    ]
 
 
 def test_an_outage_that_lasts_is_raised_in_the_end() -> None:
-    errors: list[Exception] = [DatabaseError(str(n)) for n in range(5)]
-    with pytest.raises(DatabaseError, match="2"):
-        failing(errors)
+    errors: list[Exception] = [OutageError(str(n)) for n in range(5)]
+    with pytest.raises(OutageError, match="2"):
+        failing(errors, OutageError)
     assert len(errors) == 2
 
 
 def test_what_is_no_outage_is_raised_at_once() -> None:
-    errors: list[Exception] = [psycopg.errors.UniqueViolation("twice"), DatabaseError("never tried")]
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        failing(errors)
+    errors: list[Exception] = [DatabaseError("another kind"), OutageError("never tried")]
+    with pytest.raises(DatabaseError):
+        failing(errors, OutageError)
     assert len(errors) == 1
-
-
-def test_errors_of_a_named_kind_are_waited_for_as_well() -> None:
-    assert failing([TimeoutError()], TimeoutError) == 2
 
 
 def test_a_session_that_the_server_ended_is_an_outage_and_a_wrong_statement_is_not(database: Database) -> None:

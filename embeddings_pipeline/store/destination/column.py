@@ -25,7 +25,7 @@ from embeddings_pipeline.store.source import table_identifier
 from embeddings_pipeline.store.sql import load_sql
 
 HASH_ROW_BYTES = 80  # of a companion table
-TEXTS_TOGETHER, SECONDS_TOGETHER = 20_000, 60.0  # of a backfill, as they lie in the table's pages
+COLUMN_TEXTS, COLUMN_SECONDS = 20_000, 60.0  # of a backfill, as they lie in the table's pages
 TEXTS_AT_ONCE = 1_000  # of one batch, in one transaction
 VECTORS_PER_SECOND = {"": 6_000, "ivfflat": 6_000, "hnsw": 2_500}  # written, by the index on the current column
 
@@ -214,7 +214,7 @@ class ColumnDestination(Destination):
     # --- vectors within a commit ---
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
-        connection.execute(f"SET LOCAL lock_timeout = {column_write.LOCK_TIMEOUT_MS}")
+        connection.execute(f"SET LOCAL lock_timeout = {column_write.ROW_LOCK_TIMEOUT_MS}")
         return column_write.change_vectors(connection, self, "column/delete", replaced=sql.Literal(replaced))
 
     def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
@@ -239,7 +239,7 @@ class ColumnDestination(Destination):
 
     @property
     def limits(self) -> Limits:
-        return Limits(TEXTS_TOGETHER, SECONDS_TOGETHER)
+        return Limits(COLUMN_TEXTS, COLUMN_SECONDS)
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         column_write.put(connection, self, columns)

@@ -25,7 +25,7 @@ from embeddings_pipeline.store.sql import load_sql
 if TYPE_CHECKING:
     from embeddings_pipeline.store.destination.column import ColumnDestination
 
-LOCK_TIMEOUT_MS = 500  # for rows that the user's own programs hold: below deadlock_timeout, so that we give way
+ROW_LOCK_TIMEOUT_MS = 500  # for rows that the user's own programs hold: below deadlock_timeout, so that we give way
 ALTER_TIMEOUT_MS = 2000
 TOAST_BYTES = 2032  # a longer row has its longest values elsewhere (TOAST_TUPLE_TARGET in PostgreSQL's heaptoast.h)
 LEAST_TOAST_BYTES = 128  # that toast_tuple_target may be
@@ -62,7 +62,7 @@ def change_vectors(
 
 def put(connection: psycopg.Connection, destination: "ColumnDestination", columns: Mapping[str, NDArray]) -> None:
     """As `Destination.put`."""
-    connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+    connection.execute(f"SET LOCAL lock_timeout = {ROW_LOCK_TIMEOUT_MS}")
     connection.execute(stage_change(destination, "DROP").statement)
     copy_in(connection, STAGED, columns, storage=destination.storage)
     change_vectors(connection, destination, "column/write", made=destination.column_statement("column/backfilled"))
@@ -95,7 +95,7 @@ def _put_layer(
     kept: Callable[[psycopg.Connection], Any],
 ) -> None:
     with connection.transaction():
-        connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+        connection.execute(f"SET LOCAL lock_timeout = {ROW_LOCK_TIMEOUT_MS}")
         connection.execute("SET LOCAL synchronous_commit = off")  # what marks the batch as complete comes after it
         kept(connection)
         change_vectors(connection, destination, "column/write", made=_layer(destination, sql.Literal(layer)))

@@ -29,7 +29,7 @@ from embeddings_pipeline.store.sql import load_sql
 
 PAGE_BYTES = 8000  # what a row may take to stay in its page
 WRITTEN_PER_SECOND = 20_000  # rows, through the lake; see BENCHMARKS.md
-TEXTS_TOGETHER, SECONDS_TOGETHER = 5_000, 5.0  # of a backfill, in one transaction
+TABLE_TEXTS, TABLE_SECONDS = 5_000, 5.0  # of a backfill, in one transaction
 COLUMNS = ("text_id", "vector_name", "content_hash", "embedding")
 
 
@@ -106,7 +106,7 @@ class TableDestination(Destination):
 
     @property
     def limits(self) -> Limits:
-        return Limits(TEXTS_TOGETHER, SECONDS_TOGETHER)
+        return Limits(TABLE_TEXTS, TABLE_SECONDS)
 
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         copy_in(connection, self.identifier, columns, storage=self.storage)
