@@ -57,8 +57,7 @@ def in_process(code, database, folder, **popen):
     prelude = f"""
     import sys
     from pathlib import Path
-    from embeddings_pipeline.failpoints import at_failpoint
-from embeddings_pipeline.index import faiss_build, faiss_publish, faiss_read, parity
+    from embeddings_pipeline.index import faiss_build, faiss_publish, faiss_read, parity
     from embeddings_pipeline.store.database import Database
     from embeddings_pipeline.store.destination.table import TableDestination
     database, folder = Database({database.url!r}), Path({str(folder)!r})
