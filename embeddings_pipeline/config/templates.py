@@ -1,71 +1,33 @@
-"""From rows to texts: templates, chunks and content hashes."""
+"""From rows to texts: templates, how values are written, and content hashes."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
+import regex
+
+from embeddings_pipeline.config.template_parser import parse
+
 HASH_BYTES = 16  # BLAKE2b-128
-
-
-@dataclass(frozen=True)
-class _Part:
-    separator: str  # dropped where nothing stands before it
-    label: str  # belongs to the column: `Genres: `
-    column: str
-    suffix: str  # belongs to the column: a closing bracket or quote, the end of the template
 
 
 class Template:
     """A text with `{column}` in it, and nothing else: no attributes, no formats, no code.
 
-    An empty column takes its label and its separator with it: `{title} ({year}) | {overview}` without a year is
-    `title | overview`. `{{` and `}}` stand for braces.
+    An empty column takes along what belongs to it: label, unit, brackets, quotes, tags and separator. `{a} ({b})`
+    without `b` is `{a}`. `{{` and `}}` stand for braces. The rules are in docs/reference/templates.md.
     """
 
     def __init__(self, template: str) -> None:
-        pieces = re.split(r"(\{\{|\}\}|\{[^{}]*\})", template)
-        literals, columns = [""], []
-        for piece in pieces:
-            if piece in ("{{", "}}"):
-                literals[-1] += piece[0]
-            elif piece.startswith("{") and piece.endswith("}"):
-                columns.append(piece[1:-1])
-                literals.append("")
-            else:
-                if "{" in piece or "}" in piece:
-                    raise ValueError(f"template {template!r} has a brace without its partner: write {{{{ for a brace")
-                literals[-1] += piece
-        if not columns or not all(columns):
-            raise ValueError(f"template {template!r} needs at least one {{column}}, with a name in its braces")
         self.template = template
-        self.columns = tuple(columns)
-        self._parts = list(self._split(literals, columns))
-
-    @staticmethod
-    def _split(literals: list[str], columns: list[str]) -> Iterator[_Part]:
-        before = literals[0]
-        for n, column in enumerate(columns):
-            after = literals[n + 1]
-            if n + 1 == len(columns):
-                suffix, rest = after, ""
-            else:
-                suffix = re.match(r"[)\]}\"'”’»]*", after).group()  # type: ignore[union-attr]
-                rest = after[len(suffix) :]
-            # The label begins with the first letter, digit or opening bracket; what is before it only separates.
-            separator = "" if n == 0 else re.match(r"[^\w(\[{\"'“‘«]*", before).group()  # type: ignore[union-attr]
-            yield _Part(separator, before[len(separator) :], column, suffix)
-            before = rest
+        self.columns = tuple(name for name in re.findall(r"\{\{|\}\}|\{([^{}]*)\}", template) if name)
+        self._sequence = parse(template)
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one row. `row` has a value for each column of the template (KeyError if not)."""
-        text = ""
-        for part in self._parts:
-            if value := as_text(row[part.column]).strip():
-                text += (part.separator if text else "") + part.label + value + part.suffix
-        return text.strip()
+        return self._sequence.render({column: _visible(as_text(row[column])) for column in self.columns}).strip()
 
 
 class _Number(str):
@@ -79,8 +41,19 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, list):
-        return ", ".join(text for text in map(as_text, value) if text.strip())
+        return ", ".join(text for text in map(as_text, value) if _visible(text))
     return _as_json(value)
+
+
+def _visible(text: str) -> str:
+    """A text without white space around it; "" if no character of it can be seen."""
+    return "" if _INVISIBLE.fullmatch(text) else text.strip()
+
+
+# Signs such as U+0600, before numbers, are format characters and can be seen. U+2800 is Braille without dots.
+_INVISIBLE = regex.compile(
+    r"[\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}[\p{Cf}--\p{Prepended_Concatenation_Mark}]\u2800]*", regex.V1
+)
 
 
 def _as_json(value: Any) -> str:
@@ -122,26 +95,6 @@ def _clean_escape(match: re.Match[str]) -> str:
     escape = match[0].lower()
     lone = len(escape) == 6 and "\\ud800" <= escape <= "\\udfff"
     return "\ufffd" if escape == "\\u0000" or lone else match[0]
-
-
-def split_chunks(text: str, characters: int | None, overlap: int = 0) -> list[str]:
-    """Pieces of at most `characters`, cut at white space where there is some; one piece if `characters` is None."""
-    if characters is None or len(text) <= characters:
-        return [text]
-    chunks, start = [], 0
-    while start < len(text):
-        end = min(start + characters, len(text))
-        if end < len(text):
-            space = max(text.rfind(" ", start, end + 1), text.rfind("\n", start, end + 1))
-            # A cut before the middle would make many tiny chunks of a text with few spaces.
-            end = space if space > start + characters // 2 else end
-        chunks.append(text[start:end].strip())
-        if end >= len(text):
-            break
-        start = max(end - overlap, start + 1)
-        if overlap and (space := text.find(" ", start, end)) >= 0:
-            start = space
-    return [chunk for chunk in chunks if chunk]
 
 
 def content_hash(text: str) -> bytes:

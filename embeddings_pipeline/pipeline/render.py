@@ -5,8 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from embeddings_pipeline.config.chunks import split_chunks
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.templates import clean, clean_json, content_hash, parse_row, split_chunks
+from embeddings_pipeline.config.templates import clean, clean_json, content_hash, parse_row
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import TextsRendered
 from embeddings_pipeline.store import lake as files

@@ -20,6 +20,11 @@ from embeddings_pipeline.store.sql import load_sql
 
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
+_WITHOUT_NAN = {
+    kind + array: function
+    for kind in ("real", "double precision", "numeric")
+    for array, function in (("", "nullif({}, 'NaN')"), ("[]", "array_replace({}, 'NaN', NULL)"))
+}
 TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
@@ -112,7 +117,8 @@ class Source:
     def scan(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
         """Every row of the source in one snapshot, in lists of at most 20,000, in no order."""
         # Only what is hashed comes over: PostgreSQL leaves the rest of the query out.
-        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(self._select(sql.SQL("true")))
+        types = self.check(connection)
+        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(self._select(sql.SQL("true"), types))
         rows: list[ScannedRow] = []
         for item_key, row_json in self._copy(connection, statement, 2):
             rows.append(ScannedRow(item_key, row_hash(item_key, row_json)))
@@ -124,7 +130,9 @@ class Source:
 
     def newest(self, connection: psycopg.Connection) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
-        statement = sql.SQL(load_sql("source/newest")).format(**self._order(connection), overlap=sql.Literal(OVERLAP))
+        statement = sql.SQL(load_sql("source/newest")).format(
+            **self._order(self.check(connection)), overlap=sql.Literal(OVERLAP)
+        )
         with self._errors(connection):
             row = connection.execute(statement).fetchone()
         return Position(row[0], "") if row else None
@@ -135,7 +143,8 @@ class Source:
         Rows without `updated_at` are not among them.
         """
         condition: sql.Composable = sql.SQL("true")
-        order = self._order(connection)
+        types = self.check(connection)
+        order = self._order(types)
         if after:
             at = sql.SQL("CAST({} AS {})").format(sql.Literal(after.updated_at), order["type"])
             if after.item_key is None:
@@ -151,7 +160,7 @@ class Source:
         statement = sql.SQL(load_sql("source/updated")).format(
             **order,
             used=_columns(c for c in columns if c),
-            seen=_columns(seen),
+            seen=self._hashed(types),
             meets=sql.SQL("({}\n)").format(where),
             condition=condition,
             limit=sql.Literal(limit),
@@ -162,11 +171,11 @@ class Source:
             rows.append(UpdatedRow(item_key, digest, Position(updated_at, item_key), ahead == "t"))
         return rows
 
-    def _order(self, connection: psycopg.Connection) -> dict[str, sql.Composable]:
+    def _order(self, types: dict[str, str]) -> dict[str, sql.Composable]:
         """The parts of statements that read in the order of updates."""
         column = self.definition.attributes.source.updated_at
         assert column is not None
-        kind = self.check(connection)[column]
+        kind = types[column]
         # What writers of a timestamp without time zone call now is at most 14 hours ahead of UTC.
         clock = "clock_timestamp()" if kind == TIMESTAMPS[0] else "(clock_timestamp() AT TIME ZONE 'UTC' + '14 hours')"
         return {
@@ -185,15 +194,17 @@ class Source:
             return []
         types = self.check(connection)
         try:
-            return self._read(connection, self._with_keys(item_keys, types))
+            return self._read(connection, self._with_keys(item_keys, types), types)
         except SourceError as error:
             if not isinstance(error.__cause__, psycopg.DataError):
                 raise
             # A key that the column's type cannot hold: the type was changed. As text it is just not found.
-            return self._read(connection, self._with_keys_as_text(item_keys))
+            return self._read(connection, self._with_keys_as_text(item_keys), types)
 
-    def _read(self, connection: psycopg.Connection, condition: sql.Composable) -> list[SourceRow]:
-        rows = self._copy(connection, self._select(condition), 3)
+    def _read(
+        self, connection: psycopg.Connection, condition: sql.Composable, types: dict[str, str]
+    ) -> list[SourceRow]:
+        rows = self._copy(connection, self._select(condition, types), 3)
         return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in rows]
 
     def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
@@ -215,7 +226,7 @@ class Source:
                     )
                 yield row
 
-    def _select(self, condition: sql.Composable) -> sql.Composed:
+    def _select(self, condition: sql.Composable, types: dict[str, str]) -> sql.Composed:
         config = self.definition.attributes
         if where := (config.source.where or "").strip():
             condition = sql.SQL("({}\n) AND {}").format(_statement(where), condition)
@@ -223,11 +234,21 @@ class Source:
         return sql.SQL(load_sql("source/rows")).format(
             key=self._key,
             used=_columns(dict.fromkeys((*config.source.key, *seen))),
-            seen=_columns(seen),
+            seen=self._hashed(types),
             payload=_columns(config.columns),
             relation=self._relation,
             condition=condition,
         )
+
+    def _hashed(self, types: dict[str, str]) -> sql.Composable:
+        """The columns that a row is hashed and rendered by. NaN is not a number: a template's column is empty there."""
+        rendered = self.definition.template_columns
+        columns: list[sql.Composable] = []
+        for name in dict.fromkeys((*rendered, *self.definition.attributes.columns)):
+            function = _WITHOUT_NAN.get(types[name]) if name in rendered else None
+            column = sql.SQL(function or "{}").format(_column(name))
+            columns.append(sql.SQL("{} AS {}").format(column, sql.Identifier(name)) if function else column)
+        return sql.SQL(", ").join(columns)
 
     @property
     def _key(self) -> sql.Composable:

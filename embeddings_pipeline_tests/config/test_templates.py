@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embeddings_pipeline.config.chunks import split_chunks
 from embeddings_pipeline.config.templates import (
     Template,
     clean,
@@ -13,7 +14,6 @@ from embeddings_pipeline.config.templates import (
     content_hash,
     parse_row,
     row_hash,
-    split_chunks,
 )
 
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from embeddings_pipeline.config.templates import parse_row
 from embeddings_pipeline.errors import PipelineError, SourceError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import ScannedRow, Source, SourceRow, table_identifier
@@ -180,7 +181,8 @@ def test_reading_by_key_uses_the_index(database, key):
         str(n) if len(key) == 1 else json.dumps([str(n) if k == "id" else "movie" for k in key]) for n in range(100)
     ]
     with source.connect() as connection:
-        query = source._select(source._with_keys(keys, source.check(connection)))
+        types = source.check(connection)
+        query = source._select(source._with_keys(keys, types), types)
         plan = "\n".join(row[0] for row in connection.execute(sql.SQL("EXPLAIN ") + query))
         assert len(source.read(connection, keys)) == 99
     assert "things_pkey" in plan and "Seq Scan" not in plan, plan
@@ -322,9 +324,28 @@ def test_values_of_every_type_are_read(database):
         )
     ]
     source = source_of(database, columns=names, vectors={"base": " ".join(f"{{{name}}}" for name in names)})
-    row = json.loads(both_ways(source)["1"].payload_json)
+    [found] = both_ways(source).values()
+    row = json.loads(found.payload_json)
     assert row["composite"] == {"a": 1, "b": "x"} and row["pairs"] == [{"a": 1, "b": "x"}]
     assert (row["nested"], row["range"], row["nan"], row["nothing"]) == ([[1, 2], [3, 4]], "[1,5)", "NaN", None)
+
+
+@pytest.mark.parametrize("kind", ["real", "double precision", "numeric", "share"])
+def test_nan_is_empty_in_a_text_and_a_word_only_where_it_is_text(database, kind):
+    execute(database, "CREATE DOMAIN share AS double precision")
+    numbers = "double precision" if kind == "share" else kind
+    execute(
+        database,
+        f"""CREATE TABLE things AS SELECT n AS id, v::{kind} AS rating, ARRAY[v, '1', NULL]::{numbers}[] AS ratings,
+            ARRAY[[v]]::{numbers}[] AS nested, v AS title FROM (VALUES (1, 'NaN'), (2, '0.5')) AS row (n, v)""",
+    )
+    vectors = {"base": "Rating: {rating} | All: {ratings} | Nested: {nested} | {title}"}
+    source = source_of(database, columns=["rating"], vectors=vectors)
+    rows = both_ways(source)
+    template = source.definition.templates["base"]
+    texts = {key: template.render(parse_row(row.row_json)) for key, row in rows.items()}
+    assert texts == {"1": "All: 1 | NaN", "2": "Rating: 0.5 | All: 0.5, 1 | Nested: 0.5 | 0.5"}
+    assert json.loads(rows["1"].payload_json) == {"rating": "NaN"}
 
 
 def test_a_table_of_many_columns_is_read(database):
