@@ -26,6 +26,8 @@ _LABEL_DASHES = set("-–—>→")
 _JOINING = frozenset("and,or,und,oder,et,ou,y,e,o,og,och,en,of,и,или,i,x,×,vs,vs.".split(","))  # noqa: SIM905
 # With a full stop, these are labels: `dir. {director}`.
 _SHORT_LABELS = frozenset("no,nr,vol,bd,ed,eds,hg,hrsg,dir,feat,ft,fig,ch,chap,kap,tel,ca,approx".split(","))  # noqa: SIM905
+# Punctuation that separates nothing: an address, `km/h`, `1,5`, `pre-{column}`, `{column}-based`.
+_PUNCTUATED = re.compile(r"\w+://\S*|(?<=\w)[/.&+_‐‑-](?=\w)|(?<=\d)[,:](?=\d)|(?<= )\w+[‐‑-]$|^[‐‑-](?=\w)")
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ def _shape(character: str) -> str:
     return "w" if category[0] in "LMNC" or category in ("Ps", "Pe", "Pi", "Pf") else "-"
 
 
-def split(between: Literal, label_end: str) -> tuple[str, str, str]:
+def split(between: Literal, ending: str) -> tuple[str, str, str]:
     """A literal between two parts: the unit of the first, what separates the two, the label of the second.
 
-    `label_end`: the dash that ends the labels of this template, or "".
+    `ending`: what ends the labels of this template, from `label_end`.
     """
     text, shape = between.text, between.shape
-    if place := _break(between, label_end):
+    if place := _break(between, ending):
         start, end = place
         if text[end:].strip().casefold() in _JOINING:
             end = len(text)
@@ -77,7 +79,7 @@ def split(between: Literal, label_end: str) -> tuple[str, str, str]:
         return "", text, ""
     if shape[spaces] == "%" or (not spaces and not _is_label(shape)):
         end = len(re.match(r" *[^ ]*", shape)[0])  # type: ignore[index]
-        return text[:end], *split(between[end:], label_end)[1:]
+        return text[:end], *split(between[end:], ending)[1:]
     return "", text[:spaces], text[spaces:]
 
 
@@ -86,16 +88,16 @@ def _is_label(shape: str) -> bool:
     return bool(re.fullmatch(r"[^ ]*: *|o[^ ]*", shape))
 
 
-def _break(between: Literal, label_end: str) -> tuple[int, int] | None:
+def _break(between: Literal, ending: str) -> tuple[int, int] | None:
     """Where the first separator with punctuation, or with the end of a line, begins and ends."""
-    shape = re.sub(r"( [wo]+)h$", r"\1w", between.shape)  # `pre-{column}`
-    shape = re.sub(r"^h(?=w)", "w", shape)  # `{column}-based`
-    shape = re.sub(r"(?<=[wo%#])[-:h]+(?=[wo%#])", lambda run: "w" * len(run[0]), shape)  # `km/h`, `e-mail`
+    shape = between.shape
+    for word in _PUNCTUATED.finditer(between.text):
+        shape = shape[: word.start()] + "w" * len(word[0]) + shape[word.end() :]
     for run in re.finditer(r"[-:h \n]+", shape):
         marks = run[0].strip(" ")
         after_word = run.start() > 0
         separator = between.text[slice(*run.span())].strip()
-        ends_label = marks.startswith(":") or (label_end and separator == label_end)
+        ends_label = marks.startswith(":") or (ending and separator == ending)
         ends_label = ends_label or (
             separator == "." and run.end() == len(shape) and _is_short(between.text[: run.start()])
         )
@@ -105,11 +107,11 @@ def _break(between: Literal, label_end: str) -> tuple[int, int] | None:
 
 
 def _is_short(words: str) -> bool:
-    """Whether `words` and a full stop are a label: a number or letter of a list, `No.`, `Vol.`, `dir.`."""
+    """Whether `words` and a full stop are a label: the number of a list, `No.`, `Vol.`, `dir.`."""
     word = words.strip()
-    return (
-        word.isdecimal() or (word.istitle() and " " not in word) or word.casefold() in _SHORT_LABELS or len(word) == 1
-    )
+    if not words[0].isspace() or " " in word:
+        return False
+    return word.isdecimal() or word.istitle() or word.casefold() in _SHORT_LABELS
 
 
 def _without_list_mark(run: Literal) -> int:
@@ -118,11 +120,11 @@ def _without_list_mark(run: Literal) -> int:
     return line if line and re.fullmatch(r"\s*[-*+>•‣–]+[ \t]+", run.text[line:]) else len(run.text)
 
 
-def label_dash(first: Literal) -> str:
-    """The dash that ends the first label, and so the others: `Title – {title} Genre – {genre}`; "" if none does."""
+def label_end(first: Literal) -> str:
+    """What ends the first label, and so the others: `Title – {title} Genre – {genre}`, `a. {a} b. {b}`; or ""."""
     run = re.search(r"(?<=[wo])[-h ]+$", first.shape)
     mark = first.text[run.start() :].strip() if run else ""
-    return mark if mark in _LABEL_DASHES else ""
+    return mark if mark in _LABEL_DASHES or (mark == "." and len(first.text.strip()) == 2) else ""
 
 
 def edges(text: Literal) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from embeddings_pipeline.config.template_literals import Literal, edges, label_dash, literal, split
+from embeddings_pipeline.config.template_literals import Literal, edges, label_end, literal, split
 from embeddings_pipeline.config.template_tree import Column, Element, Group, Pair, Part, Sequence, Slot
 
 _BRACKETS: dict[str, str] = {
@@ -111,6 +111,8 @@ class _Open:
         if self.token.kind == "tag":
             return token.kind == "end" and _tag_name(token.text) == _tag_name(opening)
         if self.token.kind == "mark" or opening in _EVEN:
+            if not self.items:  # `""{title}""`: the second one opens, too
+                return False
             closes = token.text == opening if self.token.kind == "mark" else token.text in _EVEN[opening]
             return closes and token.after_space == self.token.before_space
         if opening == "<":
@@ -237,8 +239,8 @@ def _sequence(items: list[Literal | Part]) -> Sequence:
         else:
             parts.append(item)
             literals.append(Literal())
-    dash = label_dash(literals[0])
-    between = [split(text, dash) for text in literals[1:-1]]
+    ending = label_end(literals[0])
+    between = [split(text, ending) for text in literals[1:-1]]
     separators = ["", *(separator for _, separator, _ in between)]
     labels = [literals[0].text, *(label for _, _, label in between)]
     units = [*(unit for unit, _, _ in between), literals[-1].text]

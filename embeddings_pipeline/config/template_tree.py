@@ -38,12 +38,16 @@ class Sequence:
     def render(self, values: Mapping[str, str]) -> str:
         """The parts that are there, with what belongs to them; "" if none is."""
         text = separator = trail = ""
+        beside = True  # the part before is there
         for slot in self.slots:
             separator = slot.separator or separator  # of those beside parts that are left out, the last one counts
-            if value := slot.part.render(values):
+            value = slot.part.render(values)
+            if value:
                 lead, next_trail = (slot.part.lead, slot.part.trail) if isinstance(slot.part, Group) else ("", "")
-                text += (trail + separator + lead if text else "") + slot.label + value + slot.unit
+                between = trail + separator + lead if beside else lead or separator or trail
+                text += (between if text else "") + slot.label + value + slot.unit
                 separator, trail = "", next_trail
+            beside = bool(value)
         return text
 
     def needed(self) -> list[str]:

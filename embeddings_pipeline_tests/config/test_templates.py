@@ -1,12 +1,12 @@
-"""Templates, chunks, hashes, and the cleaning of what no tokenizer takes."""
+"""Templates, hashes, and the cleaning of what no tokenizer takes."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embeddings_pipeline.config.chunks import split_chunks
 from embeddings_pipeline.config.templates import (
     Template,
     clean,
@@ -54,6 +54,197 @@ def test_a_first_column_that_is_empty_leaves_no_label_and_no_separator():
     assert render('"{title}" {plot}', title=None, plot="A heist") == "A heist"
 
 
+EACH_ALONE = [  # a template of two columns, and what each of them leaves alone
+    ("{a} EUR | {b}", "A EUR", "B"),
+    ("€{a} | {b}", "€A", "B"),
+    ("{a} €{b}", "A", "€B"),
+    ("{a} % {b}", "A %", "B"),
+    ("{a} & {b}", "A", "B"),
+    ("{a} and {b}", "A", "B"),
+    ("{a}x{b} cm", "A", "B cm"),
+    ("{a}h{b}min", "Ah", "Bmin"),
+    ("{a}°N {b}°E", "A°N", "B°E"),
+    ("{a} cm wide, {b}", "A cm wide", "B"),
+    ("{a} km/h; {b}", "A km/h", "B"),
+    ("{a}'s {b}", "A's", "B"),
+    ("{a}-based {b}", "A-based", "B"),
+    ('{a}" x {b}"', 'A"', 'B"'),
+    ("{a} min. Genre: {b}", "A min", "Genre: B"),
+    ("{a} 1,5-fach (e. g.) | {b}", "A 1,5-fach (e. g.)", "B"),
+    ("{a} http://x.org/{b}", "A", "http://x.org/B"),
+    ("{a} pre-{b}", "A", "pre-B"),
+    ("{a} No. {b}", "A", "No. B"),
+    ("1. {a} 2. {b}", "1. A", "2. B"),
+    ("Title – {a} Genre – {b}", "Title – A", "Genre – B"),
+    ("{a} by {b}", "A", "by B"),
+    ("{a} #{b}", "A", "#B"),
+    ("{a}@{b}", "A", "B"),
+    ("{a}: {b}", "A", "B"),
+    ("{a}/{b}", "A", "B"),
+    ("{a}{b}", "A", "B"),
+    ("T: {a}\nB: {b}", "T: A", "B: B"),
+    ("- {a}\n- {b}", "- A", "- B"),
+    ("# {a}\n\n## Plot\n{b}", "# A", "## Plot\nB"),
+    ("題名：{a}。著者：{b}", "題名：A", "著者：B"),
+    ("„{a}“ – {b}", "„A“", "B"),
+    ("»{a}« ›{b}‹", "»A«", "›B‹"),
+    ("« {a} » {b}", "« A »", "B"),
+    ("”{a}” ’{b}’", "”A”", "’B’"),
+    ("״{a}״ 「{b}」", "״A״", "「B」"),
+    ("\"{a}\" '{b}'", '"A"', "'B'"),
+    ("{a} (by {b})", "A", "(by B)"),
+    ("({a}, „{b}“)", "(A)", "(„B“)"),
+    ("[{a}] {b}", "[A]", "B"),
+    ("{a} <{b}>", "A", "<B>"),
+    ("**{a}** _{b}_", "**A**", "_B_"),
+    ("**T:** {a} **B:** {b}", "**T:** A", "**B:** B"),
+    ("== {a} ==\n{b}", "== A ==", "B"),
+    ("<h1>{a}</h1><p>{b}</p>", "<h1>A</h1>", "<p>B</p>"),
+    ("<div><b>T</b>{a}<br>{b}</div>", "<div><b>T</b>A</div>", "<div>B</div>"),
+    ('<a href="{a}">{b}</a>', '<a href="A"></a>', "<a>B</a>"),
+    ('<film title="{a}" year="{b}"/>', '<film title="A"/>', '<film year="B"/>'),
+    ('{{"a": "{a}", "b": {b}}}', '{"a": "A"}', '{"b": B}'),
+    ("{a} [SEP] {b}", "A", "B"),
+]
+
+
+@pytest.mark.parametrize(("template", "only_a", "only_b"), EACH_ALONE)
+def test_a_label_unit_bracket_or_quote_stays_and_goes_with_its_column(template, only_a, only_b):
+    assert render(template, a="A", b=None) == only_a
+    assert render(template, a="", b="B") == only_b
+    assert render(template, a=[], b=" ") == ""
+    assert render(template, a="A", b="B") == template.format(a="A", b="B")
+    assert render(template, a=0, b=False) == template.format(a="0", b="false")
+
+
+def test_a_word_between_the_last_two_of_three_columns_is_left_with_none_of_them():
+    template = "{a}, {b} and {c}"
+    assert render(template, a=None, b=None, c="C") == "C"
+    assert render(template, a="A", b=None, c="C") == "A and C"
+    assert render(template, a="A", b="B", c=None) == "A, B"
+
+
+@pytest.mark.parametrize(
+    ("template", "full", "only_a", "without_a"),
+    [
+        ("{a}[ – from {b} EUR]", "A – from B EUR", "A", "from B EUR"),
+        ("{a}[, {b} x {c} cm]", "A, B x C cm", "A", "B x C cm"),
+        ("[{b} EUR | ]{a}", "B EUR | A", "A", "B EUR"),
+        ("[{b}, ]{a}[ ({c})]", "B, A (C)", "A", "B (C)"),
+        ("{a}[ – {b}[, {c}]]", "A – B, C", "A", "B, C"),
+        ("{a} [[ by {b}]]", "A [by B]", "A", "[by B]"),
+        ("{a} [x] [ {b} ]", "A [x] [ B ]", "A", "[x] [ B ]"),
+    ],
+)
+def test_a_group_is_there_or_not_as_a_whole(template, full, only_a, without_a):
+    row = {"a": "A", "b": "B", "c": "C"}
+    assert render(template, **row) == full
+    assert render(template, **row | {"b": None, "c": None}) == only_a
+    assert render(template, **row | {"a": None}) == without_a
+
+
+def test_a_group_needs_each_of_its_columns_but_not_those_of_a_group_within():
+    assert render("{a}[, {b} x {c} cm]", a="A", b="B", c=None) == "A"
+    assert render("{a}[ – {b}[, {c}]]", a="A", b="B", c=None) == "A – B"
+    assert render("{a}[ – {b}[, {c}]]", a="A", b=None, c="C") == "A"
+    assert render("{a}, [{b} EUR | ]{c}", a="A", b=None, c="C") == "A, C"
+
+
+PAIRS = [
+    "()",
+    "[]",
+    "„“",
+    "„”",
+    "“”",
+    "«»",
+    "»«",
+    "‚‘",
+    '""',
+    "''",
+    "「」",
+    "（）",
+    ("**", "**"),
+    ("`", "`"),
+    ("<b>", "</b>"),
+]
+SEPARATORS = [" | ", ", ", "; ", " – ", " / ", "\n", "\n\n", " · ", "、"]
+LABELS = ["", "Genre: ", "Year = ", "#", "€", "Release date: "]
+UNITS = ["", " EUR", " cm wide", " %", "°", "′", " Stück (netto)"]
+
+
+@st.composite
+def fields(draw):
+    """The text of a column's value with what belongs to it, and that with the column's name in its place."""
+    pairs = draw(st.lists(st.sampled_from(PAIRS), max_size=2))
+    opening, closing = "".join(pair[0] for pair in pairs), "".join(pair[-1] for pair in reversed(pairs))
+    pattern = draw(st.sampled_from(LABELS)) + opening + "VALUE" + closing + draw(st.sampled_from(UNITS))
+    value = draw(st.sampled_from(["Heat", "0", 0, False, 12.5, "a (b", "", None, [], "\u200b", " \ufeff\u00ad"]))
+    empty = value is None or value == [] or (isinstance(value, str) and value not in ("Heat", "0", "a (b"))
+    return pattern, value, empty
+
+
+@given(st.lists(fields(), min_size=1, max_size=6), st.data())
+def test_what_belongs_to_a_column_is_there_exactly_if_the_column_is(parts, data):
+    template, expected = "", ""
+    for n, (pattern, value, empty) in enumerate(parts):
+        separator = data.draw(st.sampled_from(SEPARATORS)) if n else ""
+        template += separator + pattern.replace("VALUE", f"{{c{n}}}")
+        if not empty:
+            expected += (separator if expected else "") + pattern.replace("VALUE", json.dumps(value).strip('"'))
+    row = {f"c{n}": value for n, (_, value, _) in enumerate(parts)}
+    assert render(template, **row) == expected.strip()
+
+
+PIECES = [
+    *"()[]<>\"'„“”«»*_`|,.:;=-–/#€% \n",
+    "a",
+    "word",
+    "{a}",
+    "{b}",
+    "{c}",
+    "<b>",
+    "</b>",
+    "<br>",
+    "**",
+    "{{",
+    "}}",
+    "[SEP]",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_a_full_row_renders_the_template_as_it_is_and_an_empty_one_nothing(template):
+    try:
+        parsed = Template(template)
+    except ValueError:
+        return
+    assert parsed.render(dict.fromkeys("abc")) == ""
+    text = parsed.render({"a": "A", "b": "B", "c": "C"})
+    full = re.sub(r"\{\{|\}\}|\{(.)\}", lambda found: found[1].upper() if found[1] else found[0][0], template).strip()
+    assert text == full or without_brackets(text) == without_brackets(full)
+
+
+def without_brackets(text: str) -> str:
+    """A text without what a group takes away: its brackets, and separators where nothing is beside it."""
+    return re.sub(r"\W", "", text)
+
+
+@pytest.mark.parametrize(
+    "invisible",
+    ["\u200b", "\ufeff", "\xad", "\u2060\u200d", "\u3164", "\u115f", "\u180e", "\u2800", "\u034f", "\u202e", "\ufe0f",
+     "\U000e0041", "\x1b\x7f", "\u2028", " \u200b\t\u3000 ", ["\u200b", None, " "]],
+)  # fmt: skip
+def test_what_cannot_be_seen_is_blank(invisible):
+    assert render("Title: {title} | {plot}", title=invisible, plot="A heist") == "A heist"
+    assert render("{title}", title=invisible) == ""
+    assert render("{tags}", tags=["Drama", invisible, "Heist"]) == "Drama, Heist"
+
+
+@pytest.mark.parametrize("seen", ["\u0600", "\ufffd", "…", ".", "👨\u200d👩", "a\u200b", "\u0301"])
+def test_what_can_be_seen_is_kept_as_it_is(seen):
+    assert render("{title}", title=seen) == seen
+
+
 def test_doubled_braces_stand_for_braces():
     assert render("{{{title}}} {{x}}", title="Heat") == "{Heat} {x}"
 
@@ -98,45 +289,6 @@ def test_what_stands_in_braces_is_a_column_name_and_nothing_is_evaluated(inside)
 )
 def test_values_are_written_as_people_write_them_and_numbers_as_the_database_did(value, text):
     assert Template("{v}").render(parse_row(f'{{"v": {value}}}')) == text
-
-
-@given(st.text(st.characters(codec=None), max_size=300), st.integers(1, 60), st.data())
-def test_chunks_lose_nothing_and_none_is_longer_than_asked(text, characters, data):
-    overlap = data.draw(st.integers(0, characters // 2))
-    text = text.strip()
-    chunks = split_chunks(text, characters, overlap)
-    assert all(len(chunk) <= characters for chunk in chunks)
-    assert all(chunk in text for chunk in chunks)
-    place = 0
-    for chunk in chunks:  # each begins before or where what is covered ends, but for white space
-        start = (
-            next(n for n in range(len(text)) if text.startswith(chunk, n) and (n >= place or n + len(chunk) > place))
-            if chunk
-            else 0
-        )
-        assert text[place:start].strip() == ""
-        place = max(place, start + len(chunk))
-    assert text[place:].strip() == ""
-
-
-@given(st.lists(st.text("abcd", min_size=1, max_size=9), min_size=1, max_size=80), st.integers(20, 60))
-def test_without_overlap_words_are_never_cut(words, characters):
-    chunks = split_chunks(" ".join(words), characters)
-    assert " ".join(chunks).split() == words
-
-
-def test_a_megabyte_of_text_is_cut_in_no_time_and_overlaps_as_asked():
-    text = "word " * 200_000
-    chunks = split_chunks(text.strip(), 1000, 100)
-    assert len(chunks) < 1200
-    assert chunks[1].startswith(chunks[0][-90:].split(" ", 1)[1][:40])
-    assert len(split_chunks("x" * 1_000_000, 1000)) == 1000
-
-
-def test_without_chunking_there_is_one_text_blank_or_not():
-    assert split_chunks("", None) == [""]
-    assert split_chunks("", 50) == [""]
-    assert split_chunks("short", 50, 10) == ["short"]
 
 
 def test_equal_texts_have_equal_hashes_and_one_character_makes_another():
