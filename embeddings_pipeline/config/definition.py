@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 
 from embeddings_pipeline.config.fields import Columns, Number, Text, whole_number
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings
-from embeddings_pipeline.config.templates import Template
+from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.errors import did_you_mean
 
 COMPONENT_TYPE = "embeddings_pipeline.EmbeddingCollection"
@@ -195,7 +195,8 @@ class CollectionAttributes(_Strict):
     name: Annotated[str, AfterValidator(collection_name)] = Field(description="Names the tables, assets and view.")
     source: SourceDefinition
     vectors: dict[Annotated[str, AfterValidator(_vector_name)], Annotated[str, AfterValidator(_template)]] = Field(
-        description="Vector name → template. `{column}` is replaced; an empty column takes its separator with it."
+        description="Vector name → template. `{column}` is replaced; an empty column takes its label, unit, brackets, "
+        "quotes and separator with it; `[ … {column}]` is a group. The rules are in docs/reference/templates.md."
     )
     columns: Columns = Field(default=(), description="The payload: what searches return, filter and rank by.")
     profile: ProfileChoice | None = Field(
@@ -280,9 +281,10 @@ class CollectionDefinition:
 
     @cached_property
     def definition_hash(self) -> bytes:
-        """Hash of what turns a row into texts: templates, chunking, key, columns."""
+        """Hash of what turns a row into texts: templates and the rules of rendering, chunking, key, columns."""
         chunk = self.attributes.chunk
         parts = [
+            RENDERING_RULES,
             dict(self.attributes.vectors),
             [chunk.characters, chunk.overlap] if chunk else None,
             list(self.attributes.source.key),

@@ -240,9 +240,22 @@ def _sequence(items: list[Literal | Part]) -> Sequence:
             parts.append(item)
             literals.append(Literal())
     ending = label_end(literals[0])
-    between = [split(text, ending) for text in literals[1:-1]]
+    between = [
+        _split(before, text, after, ending)
+        for before, text, after in zip(parts[:-1], literals[1:-1], parts[1:], strict=True)
+    ]
     separators = ["", *(separator for _, separator, _ in between)]
     labels = [literals[0].text, *(label for _, _, label in between)]
     units = [*(unit for unit, _, _ in between), literals[-1].text]
-    # `strict` would fail for a template without a column, which has a literal and no part.
     return Sequence(tuple(map(Slot, parts, separators, labels, units)))
+
+
+def _split(before: Part, text: Literal, after: Part, ending: str) -> tuple[str, str, str]:
+    """A literal between two parts, of which a group separates itself at its ends: unit, separator, label."""
+    lead, trail = edges(text)
+    if isinstance(after, Group) and after.lead:
+        end = len(text.text) - trail
+        return text.text[:end], text.text[end:], ""
+    if isinstance(before, Group) and before.trail:
+        return "", text.text[:lead], text.text[lead:]
+    return split(text, ending)

@@ -11,6 +11,9 @@ import regex
 from embeddings_pipeline.config.template_parser import parse
 
 HASH_BYTES = 16  # BLAKE2b-128
+# Part of each definition's hash. Raised with a change of how rows become texts, so that each row is rendered anew; only
+# texts that come out otherwise are embedded.
+RENDERING_RULES = 2
 
 
 class Template:

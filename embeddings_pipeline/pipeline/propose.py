@@ -73,7 +73,7 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
         f"  columns: {_yaml(proposal.payload)}",
         "",
         f"  # What is embedded: the columns with text in {SAMPLE_ROWS:,} sampled rows, a title first. Left out: links,",
-        "  # codes and numbers. An empty column takes its separator with it.",
+        "  # codes and numbers. An empty column takes what belongs to it along.",
         "  vectors:",
         f"    base: {_yaml(' | '.join(f'{{{c.name}}}' for c in proposal.texts))}",
         "",

@@ -10,6 +10,7 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionAttributes
 from embeddings_pipeline.config.loading import find_collection, load_collections
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.templates import RENDERING_RULES
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline_tests.support.workbench import definition
 
@@ -214,8 +215,14 @@ def test_the_definition_hash_stays_with_what_does_not(change):
     assert definition(**change).definition_hash == definition().definition_hash
 
 
-def test_the_definition_hash_is_the_same_in_every_version():
-    assert definition(columns=[]).definition_hash.hex() == "b867b127813c53005b1d7517ba540fcf"
+def test_the_definition_hash_changes_with_the_rules_of_rendering(monkeypatch):
+    before = definition().definition_hash
+    monkeypatch.setattr("embeddings_pipeline.config.definition.RENDERING_RULES", RENDERING_RULES + 1)
+    assert definition().definition_hash != before
+
+
+def test_the_definition_hash_is_the_same_in_every_version_of_the_same_rules():
+    assert definition(columns=[]).definition_hash.hex() == "1353696ed68046aa1df5208db2f47685"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import re
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -117,6 +119,34 @@ def test_a_label_unit_bracket_or_quote_stays_and_goes_with_its_column(template, 
     assert render(template, a=0, b=False) == template.format(a="0", b="false")
 
 
+def test_the_rules_of_the_docs_are_those_of_the_code():
+    pairs = [row for row in table_rows("first column empty") if row[2].startswith("`")]
+    assert len(pairs) > 15
+    for _, _, example, only_b, only_a in pairs:
+        template = code(example)
+        assert (template, render(template, a="A", b=None)) == (template, code(only_a))
+        assert (template, render(template, a=None, b="B")) == (template, code(only_b))
+    groups = table_rows("no price")
+    assert len(groups) == 3
+    lamp = {"title": "Lamp", "price": "12.50", "unit": "piece"}
+    for template, full, without_price, without_title in (map(code, row) for row in groups):
+        assert render(template, **lamp) == full
+        assert render(template, **lamp | {"price": None}) == without_price
+        assert render(template, **lamp | {"title": None}) == without_title
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """The cells of the rows of the docs' table with that heading."""
+    lines = (Path(__file__).parents[2] / "docs/reference/templates.md").read_text(encoding="utf-8").splitlines()
+    first = next(n for n, line in enumerate(lines) if f"| {heading} |" in line) + 2
+    rows = takewhile(lambda line: line.startswith("|"), lines[first:])
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def code(cell: str) -> str:
+    return cell.strip("`").replace("\\n", "\n").replace("\\|", "|")
+
+
 def test_a_word_between_the_last_two_of_three_columns_is_left_with_none_of_them():
     template = "{a}, {b} and {c}"
     assert render(template, a=None, b=None, c="C") == "C"
@@ -132,6 +162,8 @@ def test_a_word_between_the_last_two_of_three_columns_is_left_with_none_of_them(
         ("[{b} EUR | ]{a}", "B EUR | A", "A", "B EUR"),
         ("[{b}, ]{a}[ ({c})]", "B, A (C)", "A", "B (C)"),
         ("{a}[ – {b}[, {c}]]", "A – B, C", "A", "B, C"),
+        ("{a}[ – {b} EUR[ per {c}]]", "A – B EUR per C", "A", "B EUR per C"),
+        ("[[{c} – ]#{b}: ]Title {a}", "C – #B: Title A", "Title A", "C – #B"),
         ("{a} [[ by {b}]]", "A [by B]", "A", "[by B]"),
         ("{a} [x] [ {b} ]", "A [x] [ B ]", "A", "[x] [ B ]"),
     ],

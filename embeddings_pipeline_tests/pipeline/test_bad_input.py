@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.errors import LakeError, RefusedError, SourceError
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline_tests.support.workbench import (
@@ -224,3 +225,19 @@ def lake_fails_and_mends(database, lake, set_state) -> None:
     set_state("rw")
     assert sync_once(definition(), lake, "mended")[1] == 1
     assert committed(database)["1"][0].startswith("New |")
+
+
+def test_after_a_change_of_the_rules_of_rendering_only_texts_that_come_out_otherwise_are_embedded(
+    database, settings, monkeypatch
+):
+    make_films(database, [(n, f"Film {n}", None, None) for n in range(25)])
+    render = Template.render
+    with monkeypatch.context() as earlier:
+        earlier.setattr("embeddings_pipeline.config.definition.RENDERING_RULES", RENDERING_RULES - 1)
+        earlier.setattr(Template, "render", lambda self, row: render(self, row).replace("Film 7", "Film 7 |"))
+        assert sync_once(definition(), settings)[1] == 25
+    assert committed(database)["7"][0] == "Film 7 |"
+    collection, encoded = sync_once(definition(), settings, "later")
+    assert encoded == 1
+    assert {key: text for key, (text, _, _) in committed(database).items()} == {str(n): f"Film {n}" for n in range(25)}
+    assert collection.ledger.dirty_batches() == []
