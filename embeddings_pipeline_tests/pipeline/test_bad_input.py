@@ -70,7 +70,7 @@ def test_emoji_right_to_left_and_broken_unicode_are_committed_as_they_are(databa
         "a\u200bb",
         "\ufffd\ufffe\U0010ffff",
         "tab\there",
-        "\x01\x1f\x7f",
+        "\x01a\x1f\x7f",
         "%s {title} \\ ' \"",
     ]
     make_films(database, [(n, text, None, None) for n, text in enumerate(texts)])
