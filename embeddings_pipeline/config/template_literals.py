@@ -26,8 +26,8 @@ _LABEL_DASHES = set("-–—>→")
 _JOINING = frozenset("and,or,und,oder,et,ou,y,e,o,og,och,en,of,и,или,i,x,×,vs,vs.".split(","))  # noqa: SIM905
 # With a full stop, these are labels: `dir. {director}`.
 _SHORT_LABELS = frozenset("no,nr,vol,bd,ed,eds,hg,hrsg,dir,feat,ft,fig,ch,chap,kap,tel,ca,approx".split(","))  # noqa: SIM905
-# Punctuation that separates nothing: an address, `km/h`, `1,5`, `pre-{column}`, `{column}-based`.
-_PUNCTUATED = re.compile(r"\w+://\S*|(?<=\w)[/.&+_‐‑-](?=\w)|(?<=\d)[,:](?=\d)|(?<= )\w+[‐‑-]$|^[‐‑-](?=\w)")
+# Punctuation that separates nothing: an address, `km/h`, `1,5`, `pre-{column}`, `{column}-based`, `{column}/10`.
+_PUNCTUATED = re.compile(r"\w+://\S*|(?<=\w)[/.&+_‐‑-](?=\w)|(?<=\d)[,:](?=\d)|(?<= )\w+[‐‑-]$|^[‐‑/-](?=\w)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _break(between: Literal, ending: str) -> tuple[int, int] | None:
 def _is_short(words: str) -> bool:
     """Whether `words` and a full stop are a label: the number of a list, `No.`, `Vol.`, `dir.`."""
     word = words.strip()
-    if not words[0].isspace() or " " in word:
+    if not words[:1].isspace() or " " in word:
         return False
     return word.isdecimal() or word.istitle() or word.casefold() in _SHORT_LABELS
 

@@ -31,7 +31,19 @@ _BRACKETS: dict[str, str] = {
     ]
 }
 # Quotes as languages write them: what opens → what may close.
-_QUOTES = {"„": '“”"', "‟": "”", "‚": "‘’'", "‛": "’", "“": "”", "‘": "’", "«": "»", "‹": "›", "〝": "〞〟"}
+_QUOTES = {
+    "„": '“”"',
+    "‟": "”",
+    "‚": "‘’'",
+    "‛": "’",
+    "“": "”",
+    "‘": "’",
+    "«": "»",
+    "‹": "›",
+    "〝": "〞〟",
+    "¿": "?",
+    "¡": "!",
+}
 # What opens may close as well, so that it opens only where a word may begin.
 _EVEN = {"»": "«»", "›": "‹›", **{mark: mark for mark in "\"'”’״׳＂＇"}}
 _CLOSING = {**_BRACKETS, **_QUOTES, **_EVEN}
@@ -91,6 +103,8 @@ class _Token:
         if self.text in _EVEN or self.kind == "mark":
             if self.after_word and not re.fullmatch(r"\*{2,}|_{2,}|~~", self.text):
                 return False
+            if self.kind == "mark" and not self.text.startswith("="):
+                return not self.before_space
             return not self.before_space or (self.before in ("", "\n") and bool(self.after) and self.after != "\n")
         if self.text == "<":
             return not self.before_space

@@ -81,6 +81,10 @@ EACH_ALONE = [  # a template of two columns, and what each of them leaves alone
     ("{a} by {b}", "A", "by B"),
     ("{a} #{b}", "A", "#B"),
     ("{a}@{b}", "A", "B"),
+    ("{a}.{b}", "A", "B"),
+    ("{a}/10 | {b}", "A/10", "B"),
+    ("¿{a}? {b}", "¿A?", "B"),
+    ("* {a}\n* {b}", "* A", "* B"),
     ("{a}: {b}", "A", "B"),
     ("{a}/{b}", "A", "B"),
     ("{a}{b}", "A", "B"),
@@ -227,6 +231,7 @@ def test_what_belongs_to_a_column_is_there_exactly_if_the_column_is(parts, data)
     assert render(template, **row) == expected.strip()
 
 
+COLUMNS = st.sampled_from(["{a}", "{b}", "{c}"])
 PIECES = [
     *"()[]<>\"'„“”«»*_`|,.:;=-–/#€% \n",
     "a",
@@ -244,7 +249,7 @@ PIECES = [
 ]
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+@given(st.lists(COLUMNS | st.sampled_from(PIECES), max_size=25).map("".join))
 def test_a_full_row_renders_the_template_as_it_is_and_an_empty_one_nothing(template):
     try:
         parsed = Template(template)
