@@ -234,7 +234,7 @@ def test_an_unknown_profile_is_named_with_its_file(project):
     (project / "defs/titles/defs.yaml").write_text(TITLES + "  profile: minlm\n")
     with pytest.raises(Exception, match="titles") as error:
         dg.load_from_defs_folder(path_within_project=project)
-    assert f"{project}/defs/titles/defs.yaml: " in causes(error.value) and "Did you mean minilm?" in causes(error.value)
+    assert f"{project}/defs/titles/defs.yaml: " in causes(error.value) and "did you mean 'minilm'?" in causes(error.value)
 
 
 def test_two_collections_of_one_name_do_not_load(project):
