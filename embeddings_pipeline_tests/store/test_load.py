@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings_pipeline.errors import SourceError
-from embeddings_pipeline.store.load import load_file
+from embeddings_pipeline.store.load import Loaded, load_file
 from embeddings_pipeline_tests.support.workbench import execute
 
 
@@ -23,6 +23,10 @@ def parquet(folder: Path, columns: dict[str, pa.Array], name: str = "films.parqu
     return folder / name
 
 
+def counts(loaded: Loaded) -> tuple[int, int, int]:
+    return loaded.rows, loaded.inserted, loaded.updated
+
+
 def types(database, table: str = "films") -> dict[str, str]:
     query = """SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
                WHERE attrelid = %s::regclass AND attnum > 0"""
@@ -33,7 +37,7 @@ def test_a_csv_becomes_a_table_with_types_a_key_and_updated_at(database, tmp_pat
     header = "id,title,year,score,seen,on,at,note\n"
     path = csv(tmp_path, header + '2,"a, ""b""\nc",1999,7.5,true,1999-12-31,2024-01-01T00:00:00Z,\n'
                          "1,Ünïcode 🎬,,,false,,,\n")  # fmt: skip
-    assert load_file(database, path, "films") == {"rows": 2, "inserted": 2, "updated": 0}
+    assert counts(load_file(database, path, "films")) == (2, 2, 0)
     assert types(database) == {
         "id": "bigint", "title": "text", "year": "bigint", "score": "double precision", "seen": "boolean",
         "on": "date", "at": "timestamp with time zone", "note": "text", "updated_at": "timestamp with time zone",
@@ -118,17 +122,9 @@ def state(database) -> dict[int, tuple]:
 def test_a_second_load_writes_only_what_changed_and_the_trigger_tells_when(database, tmp_path):
     load_file(database, csv(tmp_path, "id,title\n1,a\n2,b\n3,\n"), "films")
     before = state(database)
-    assert load_file(database, csv(tmp_path, "id,title\n1,a\n2,b\n3,\n"), "films") == {
-        "rows": 3,
-        "inserted": 0,
-        "updated": 0,
-    }
+    assert counts(load_file(database, csv(tmp_path, "id,title\n1,a\n2,b\n3,\n"), "films")) == (3, 0, 0)
     assert state(database) == before
-    assert load_file(database, csv(tmp_path, "id,title\n1,a\n2,B\n4,d\n"), "films") == {
-        "rows": 3,
-        "inserted": 1,
-        "updated": 1,
-    }
+    assert counts(load_file(database, csv(tmp_path, "id,title\n1,a\n2,B\n4,d\n"), "films")) == (3, 1, 1)
     after = state(database)
     assert (after[1], after[3]) == (before[1], before[3])
     assert after[2][1] > before[2][1] and after[2][2] == "B"
@@ -141,7 +137,7 @@ def test_updated_at_of_the_file_counts_for_new_rows_and_its_gaps_are_now(databas
     first, second = (row[1] for row in sorted(state(database).values(), key=lambda row: row[2]))
     assert first.year == 2001 and second.year > 2020
     assert (
-        load_file(database, csv(tmp_path, "id,updated_at,title\n1,2002-01-01T00:00:00Z,a\n"), "films")["updated"] == 0
+        load_file(database, csv(tmp_path, "id,updated_at,title\n1,2002-01-01T00:00:00Z,a\n"), "films").updated == 0
     )
 
 
@@ -149,7 +145,7 @@ def test_a_composite_key_upserts_by_both_columns(database, tmp_path):
     path = csv(tmp_path, "tmdb_id,media_type,title\n1,movie,a\n1,tv,b\n")
     load_file(database, path, "films", key=("tmdb_id", "media_type"))
     csv(tmp_path, "tmdb_id,media_type,title\n1,tv,c\n")
-    assert load_file(database, path, "films", key=("tmdb_id", "media_type"))["updated"] == 1
+    assert load_file(database, path, "films", key=("tmdb_id", "media_type")).updated == 1
     assert execute(database, "SELECT title FROM films ORDER BY 1") == [("a",), ("c",)]
 
 
@@ -158,7 +154,7 @@ def test_replace_deletes_what_is_not_in_the_file_and_only_if_all_goes_well(datab
     with pytest.raises(SourceError):
         load_file(database, csv(tmp_path, "id,title\n1,a\n1,b\n"), "films", replace=True)
     assert len(state(database)) == 2
-    assert load_file(database, csv(tmp_path, "id,title\n3,c\n"), "films", replace=True)["inserted"] == 1
+    assert load_file(database, csv(tmp_path, "id,title\n3,c\n"), "films", replace=True).inserted == 1
     assert set(state(database)) == {3}
 
 
@@ -172,7 +168,7 @@ def test_odd_names_and_a_byte_order_mark_are_taken(database, tmp_path):
 
 
 def test_a_file_with_a_header_only_makes_an_empty_table(database, tmp_path):
-    assert load_file(database, csv(tmp_path, "id,title\n"), "films") == {"rows": 0, "inserted": 0, "updated": 0}
+    assert counts(load_file(database, csv(tmp_path, "id,title\n"), "films")) == (0, 0, 0)
     assert execute(database, "SELECT count(*) FROM films") == [(0,)]
 
 
@@ -209,8 +205,8 @@ def test_a_file_that_cannot_be_loaded_is_one_line_and_changes_nothing(database, 
 
 def test_a_table_of_ones_own_is_loaded_into_and_gets_no_trigger(database, tmp_path):
     execute(database, "CREATE TABLE mine (id text PRIMARY KEY, title varchar(5) NOT NULL, extra int DEFAULT 7)")
-    assert load_file(database, csv(tmp_path, "id,title\nx,a\n"), "mine")["inserted"] == 1
-    assert load_file(database, csv(tmp_path, "id,title\nx,b\n"), "mine")["updated"] == 1
+    assert load_file(database, csv(tmp_path, "id,title\nx,a\n"), "mine").inserted == 1
+    assert load_file(database, csv(tmp_path, "id,title\nx,b\n"), "mine").updated == 1
     assert execute(database, "SELECT * FROM mine") == [("x", "b", 7)]
     assert execute(database, "SELECT count(*) FROM pg_trigger WHERE tgrelid = 'mine'::regclass") == [(0,)]
     for content, says in [("id,title\ny,\n", "null value"), ("id,title\ny,much too long\n", "too long")]:
