@@ -94,7 +94,7 @@ WHERE attrelid = 'pg_temp.load_type'::regclass AND attname = 'value'
 
 WITH written AS (
     INSERT INTO {table} AS loaded ({names})
-    SELECT {loaded} FROM load_row ORDER BY {row}
+    SELECT {loaded} FROM load_row
     ON CONFLICT ({key}) DO UPDATE SET ({names}) = ROW ({values})
     WHERE record_image_ne(ROW ({old}), ROW ({new}))
     RETURNING xmax = 0 AS inserted

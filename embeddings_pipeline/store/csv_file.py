@@ -13,6 +13,7 @@ from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.store.file_column import FileColumn
 
 SEPARATORS = ",;\t|"
+MOST_HEADER = 1 << 20  # characters: more than 1,600 columns, the most that a table has
 
 
 def read_csv(path: Path, key: Sequence[str]) -> list[FileColumn]:
@@ -28,7 +29,7 @@ def read_csv(path: Path, key: Sequence[str]) -> list[FileColumn]:
         io.StringIO(text, newline=""),
         sep=separator,
         header=None,  # a header would have its names changed, and a first column taken for an index
-        dtype=str,
+        dtype=object,  # the text of each cell, as Python's `str`
         keep_default_na=False,
         na_filter=False,
         skip_blank_lines=not single,
@@ -57,7 +58,7 @@ def _text(path: Path) -> str:
 
 def _separator(text: str, key: Sequence[str]) -> str:
     for separator in SEPARATORS:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = csv.reader(io.StringIO(text[:MOST_HEADER], newline=""), delimiter=separator)
         if set(key) <= set(next(filter(None, rows), [])):
             return separator
     return SEPARATORS[0]

@@ -194,7 +194,7 @@ class _Load:
         """What the types of columns change. SourceError for a column of the key: two keys must not become one."""
         notes = []
         for name in names:
-            stored = [value for (value,) in self._execute("rows", column=sql.Identifier(name))]
+            stored = [value for (value,) in self._execute("rows", column=sql.Identifier(name)).fetchall()]
             change = altered(types[name][1], texts[name], stored)
             if change is None:
                 continue
