@@ -89,6 +89,10 @@ SELECT format_type(atttypid, atttypmod) FROM pg_attribute
 WHERE attrelid = 'pg_temp.load_type'::regclass AND attname = 'value'
 
 
+-- name: unstage_text
+DROP TABLE pg_temp.load_text
+
+
 -- name: upsert
 -- Rows that are as they were are not written, and keep their `updated_at`.
 

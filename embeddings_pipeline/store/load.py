@@ -111,6 +111,8 @@ class _Load:
             self._create(chosen)
             state = self._state()
         assert state is not None
+        if not self.parts["table"].as_string(None).endswith(sql.Identifier(state.name).as_string(None)):
+            raise SourceError(f"{self.path}: the table's name is longer than {MOST_NAME_BYTES} bytes; choose --table")
         if not (state.made or named):
             raise RefusedError(
                 f"{self.path}: there is a table {self.table!r} that load has not made; name it with --table to write "
@@ -120,7 +122,9 @@ class _Load:
         types = self._types({} if created else chosen)
         texts, notes = self._texts(types)
         self._stage(texts)
-        compared = [name for name in texts if types[name][1] in COMPARED and (not created or name in chosen)]
+        # What a CSV decided for a new column is its text already; a Parquet file's nanoseconds are not.
+        asked = [c for c in self.columns if not created or c.name in chosen or (c.type or "").startswith("time")]
+        compared = [column.name for column in asked if types[column.name][1] in COMPARED]
         notes += self._alterations(compared, texts, types, key=() if created else self.key)
         self._check_key()
         deleted = self._execute("delete").rowcount if replace and not created else 0
@@ -236,8 +240,8 @@ class _Load:
         others = [file for file in files if file != self._file]
         if not others or not (updated or deleted):
             return []
-        what = f"{deleted:,} rows were replaced" if deleted else f"{updated:,} rows were updated"
-        return [f"{what} in a table that was loaded from {', '.join(others)}"]
+        change = f"{deleted:,} of its rows were deleted" if deleted else f"{updated:,} of its rows were updated"
+        return [f"{change}, and it was loaded from {', '.join(others)}"]
 
     @property
     def _file(self) -> str:
@@ -253,6 +257,7 @@ class _Load:
 class _State:
     """A table that is there."""
 
+    name: str
     identifier: sql.Identifier  # with its schema: a temporary table may have the same name
     made: bool  # by `load`
     ours: bool
@@ -261,7 +266,7 @@ class _State:
     @classmethod
     def of(cls, schema: str, name: str, made: bool, ours: bool, comment: str | None) -> "_State":
         files = comment.removeprefix(_FILES) if comment and comment.startswith(_FILES + "[") else "[]"
-        return cls(sql.Identifier(schema, name), made, ours, json.loads(files))
+        return cls(name, sql.Identifier(schema, name), made, ours, json.loads(files))
 
 
 def _read(path: Path, key: Sequence[str]) -> list[FileColumn]:
@@ -274,7 +279,7 @@ def _read(path: Path, key: Sequence[str]) -> list[FileColumn]:
     if "" in names:
         raise SourceError(f"{path}: column {names.index('') + 1} has no name; give it one in the header")
     for name in names:
-        _check_name(path, name, "a column's name in the file")
+        _check_name(path, name)
     for column in key:
         if column not in names:
             raise SourceError(
@@ -284,10 +289,10 @@ def _read(path: Path, key: Sequence[str]) -> list[FileColumn]:
     return columns
 
 
-def _check_name(path: Path, name: str, what: str) -> None:
+def _check_name(path: Path, name: str) -> None:
     if "\0" in name or len(name.encode("utf-8", "replace")) > MOST_NAME_BYTES:
         raise SourceError(
-            f"{path}: {_shown(name)} cannot be {what}: PostgreSQL has {MOST_NAME_BYTES} bytes, and no NUL"
+            f"{path}: {_shown(name)} cannot be the name of a column: {MOST_NAME_BYTES} bytes are the most, without NUL"
         )
 
 
@@ -310,9 +315,9 @@ def _shown(text: str) -> str:
 
 
 def _said(error: psycopg.Error) -> str:
-    """What PostgreSQL says, in one line; for a row that another one stands against, which."""
+    """What PostgreSQL says, in one line; of a constraint, also the row that does not meet it."""
     said = error.diag.message_primary or str(error).strip().splitlines()[0]
-    if isinstance(error, psycopg.errors.UniqueViolation | psycopg.errors.ForeignKeyViolation):
+    if isinstance(error, psycopg.IntegrityError):
         said = f"{said}: {error.diag.message_detail or ''}"
     said = " ".join(said.split()).rstrip(".")
     return said if len(said) <= 2 * MOST_SHOWN else f"{said[: 2 * MOST_SHOWN]}…"
@@ -320,7 +325,7 @@ def _said(error: psycopg.Error) -> str:
 
 def _place(error: psycopg.Error, columns: Sequence[FileColumn]) -> str:
     """Where in the file: PostgreSQL's context of a COPY, in any language, has the line and the column."""
-    match = re.match(r"COPY load_row, \w+ (\d+)(?:, \w+ (.*))?", error.diag.context or "", re.DOTALL)
+    match = re.search(r"(?m:^)COPY load_row, \w+ (\d+)(?:, \w+ (.*))?", error.diag.context or "", re.DOTALL)
     if match:
         rest = match[2] or ""
         names = [column.name for column in columns if rest.startswith(f"{column.name}:") or rest == column.name]

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -60,6 +60,7 @@ def new_types(
             copy.write_row(row)
     for column, shape in shapes:
         types[column.name] = next((kind for kind in shape if _rendered(connection, column.name, kind)), "text")
+    connection.execute(load_sql("load/unstage_text"))  # the table to be made may have the same name
     return types
 
 
@@ -115,34 +116,30 @@ def _never(_before: str, _after: str) -> bool:
     return False
 
 
-def _same_date(before: str, after: str) -> bool:
-    try:
-        return date.fromisoformat(before) == date.fromisoformat(after)
-    except ValueError:
-        return False
+def _parsed(parse: Callable[[str], Any]) -> Callable[[str, str], bool]:
+    """Whether two texts are the same time. An offset that a type without time zone has dropped makes another one."""
+
+    def same(before: str, after: str) -> bool:
+        try:
+            return not _NANOSECONDS.search(before) and bool(parse(before) == parse(after))
+        except ValueError:
+            return False
+
+    return same
 
 
-def _same_time(before: str, after: str) -> bool:
-    """An offset that a type without time zone has dropped makes another time."""
-    try:
-        return datetime.fromisoformat(before) == datetime.fromisoformat(after)
-    except ValueError:
-        return False
+def _instant(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # as the session reads it
 
 
-def _same_instant(before: str, after: str) -> bool:
-    try:
-        written, stored = datetime.fromisoformat(before), datetime.fromisoformat(after)
-    except ValueError:
-        return False
-    return (written if written.tzinfo else written.replace(tzinfo=UTC)) == stored
-
-
+_NANOSECONDS = re.compile(r"\.[0-9]{6}[0-9]*[1-9]")  # which PostgreSQL does not have, and Python cuts
 _SAME: dict[str, Callable[[str, str], bool]] = {
     **dict.fromkeys(NUMBERS, _never),
-    "date": _same_date,
-    "timestamp without time zone": _same_time,
-    "timestamp with time zone": _same_instant,
+    "date": _parsed(date.fromisoformat),
+    "time without time zone": _parsed(time.fromisoformat),
+    "timestamp without time zone": _parsed(datetime.fromisoformat),
+    "timestamp with time zone": _parsed(_instant),
 }
 COMPARED = frozenset(_SAME)
 """The types that may alter what they take, without an error."""

@@ -1,6 +1,6 @@
 """`load`: files of every shape into a source table, and nothing written that did not change."""
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -35,15 +35,15 @@ def types(database, table: str = "films") -> dict[str, str]:
 
 def test_a_csv_becomes_a_table_with_types_a_key_and_updated_at(database, tmp_path):
     header = "id,title,year,score,seen,on,at,note\n"
-    path = csv(tmp_path, header + '2,"a, ""b""\nc",1999,7.5,true,1999-12-31,2024-01-01T00:00:00Z,\n'
+    path = csv(tmp_path, header + '2,"a, ""b""\nc",1999,7.5,true,1999-12-31,2024-01-01 00:00:00,\n'
                          "1,Ünïcode 🎬,,,false,,,\n")  # fmt: skip
     assert counts(load_file(database, path, "films")) == (2, 2, 0)
     assert types(database) == {
         "id": "bigint", "title": "text", "year": "bigint", "score": "double precision", "seen": "boolean",
-        "on": "date", "at": "timestamp with time zone", "note": "text", "updated_at": "timestamp with time zone",
+        "on": "date", "at": "timestamp without time zone", "note": "text", "updated_at": "timestamp with time zone",
     }  # fmt: skip
     rows = execute(database, 'SELECT id, title, year, score, seen, "on", at, note FROM films ORDER BY id')
-    at = datetime(2024, 1, 1, tzinfo=UTC)
+    at = datetime(2024, 1, 1)
     assert rows == [
         (1, "Ünïcode 🎬", None, None, False, None, None, None),
         (2, 'a, "b"\nc', 1999, 7.5, True, date(1999, 12, 31), at, None),
@@ -62,7 +62,7 @@ def test_numbers_that_a_float_would_round_stay_exact(database, tmp_path):
     )
     load_file(database, path, "films")
     assert execute(database, "SELECT big::text, fine::text, mixed, short::text FROM films ORDER BY id") == [
-        ("12345678901234567890123", "0.10000000000", "1e5", "1.5"),
+        ("12345678901234567890123", "0.1", "1e5", "1.5"),
         ("-1", "1234567890.12345678901", "x", "2"),
     ]
 
@@ -93,8 +93,8 @@ def test_a_parquet_file_keeps_its_types(database, tmp_path):
     }
     load_file(database, parquet(tmp_path, columns), "films")
     assert types(database) == {
-        "id": "bigint", "big": "numeric", "price": "numeric", "ratio": "double precision", "day": "date",
-        "at": "timestamp with time zone", "at_utc": "timestamp with time zone", "clock": "time without time zone",
+        "id": "bigint", "big": "numeric", "price": "numeric", "ratio": "real", "day": "date",
+        "at": "timestamp without time zone", "at_utc": "timestamp with time zone", "clock": "time without time zone",
         "span": "interval",
         "raw": "bytea", "tags": "text[]", "scores": "bigint[]", "genre": "text", "cast": "jsonb",
         "nested": "jsonb", "box": "jsonb", "pairs": "jsonb", "nothing": "text",
@@ -106,7 +106,7 @@ def test_a_parquet_file_keeps_its_types(database, tmp_path):
            FROM films WHERE id = 1""",
     )
     assert row == (
-        2**64 - 1, Decimal("12.50"), day, now.replace(tzinfo=UTC), time(12, 30), timedelta(days=1, seconds=2),
+        2**64 - 1, Decimal("12.50"), day, now, time(12, 30), timedelta(days=1, seconds=2),
         b"\x00\xff", ["a", None, 'it\'s "x"', "n\ufffdl"], [1, 2], "Drama", [{"name": "Al\ufffd", "n": 1}],
         [[1], [2, 3]],
         {"day": "2024-02-29", "d": "1.50"}, {"a": 1},
@@ -136,9 +136,7 @@ def test_updated_at_of_the_file_counts_for_new_rows_and_its_gaps_are_now(databas
     load_file(database, csv(tmp_path, "id,updated_at,title\n1,2001-01-01T00:00:00Z,a\n2,,b\n"), "films")
     first, second = (row[1] for row in sorted(state(database).values(), key=lambda row: row[2]))
     assert first.year == 2001 and second.year > 2020
-    assert (
-        load_file(database, csv(tmp_path, "id,updated_at,title\n1,2002-01-01T00:00:00Z,a\n"), "films").updated == 0
-    )
+    assert load_file(database, csv(tmp_path, "id,updated_at,title\n1,2002-01-01T00:00:00Z,a\n"), "films").updated == 0
 
 
 def test_a_composite_key_upserts_by_both_columns(database, tmp_path):
@@ -176,15 +174,20 @@ BAD_FILES = {
     "missing": (None, "there is no such file"),
     "empty": (b"", "not a CSV"),
     "latin-1": ("id,title\n1,\xe9\n".encode("latin-1"), "not a CSV (UTF-8"),
-    "ragged": (b"id,title\n1,a,b\n", "Expected 2 columns, got 3"),
+    "ragged": (b"id,title\n1,a,b\n", "row 1 has 3 cells, and the header names 2 columns (after column 'title')"),
     "no key": (b"ide,title\n1,a\n", "column 'id' to be the key (did you mean 'ide'?) (columns: ide, title); name one"),
-    "NULL key": (b"id,title\n1,a\n,b\n", "the key (id) must be there and identify a row, and (None) does not"),
-    "key twice": (b"id,title\n1,a\n7,b\n7,b\n", "the key (id) must be there and identify a row, and (7) does not"),
+    "NULL key": (b"id,title\n1,a\n,b\n", "row 2: the key (id) must be there and identify a row, and (None) does not"),
+    "key twice": (b"id,title\n1,a\n7,b\n7,b\n", "row 2: the key (id) must be there and identify a row"),
     "column twice": (b"id,title,title\n1,a,b\n", "two columns are called 'title'; rename one"),
     "column without a name": (b"id,,title\n1,a,b\n", "column 2 has no name"),
     "not a Parquet": (b"id,title\n", "not a CSV (UTF-8, with a header) or Parquet file"),
-    "other columns": (b"id,title,extra\n1,a,b\n", "it does not fit the table 'there': column \"extra\""),
-    "other types": (b"id,title,year\n1,a,soon\n", "it does not fit the table 'there': invalid input syntax"),
+    "short": (b"id,title\n1,a\n2\n", "row 2 has 1 cells, and the header names 2 columns (column 'title' is missing)"),
+    "stray quote": (b'id,title\n1,"a "b" c"\n', "row 1: ',' expected after '\"'"),
+    "open quote": (b'id,title\n1,"a\n', "row 1: unexpected end of data"),
+    "long name": (b"id," + b"c" * 64 + b"\n1,a\n", "63 bytes are the most"),
+    "padded key": (b"id,title\n1,a\n001,b\n", "row 2, column 'id': '001' is no key of type bigint"),
+    "other columns": (b"id,title,extra\n1,a,b\n", "it does not fit the table 'there': the table has no column 'extra'"),
+    "other types": (b"id,title,year\n1,a,soon\n", "row 1, column 'year': it does not fit the table 'there'"),
     "system column": (b"id,ctid\n1,a\n", "it does not fit the table 'there'"),
 }  # fmt: skip
 
