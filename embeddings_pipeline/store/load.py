@@ -23,6 +23,7 @@ UPDATED_AT = "updated_at"
 MOST_NAME_BYTES = 63  # PostgreSQL cuts what is longer, and two names become one
 MOST_FILES = 20  # that a table's comment names
 MOST_SHOWN = 200  # characters of a value in an error
+PARQUET = b"PAR1"  # how such a file begins
 _FILES = "Loaded by embeddings-pipeline from "
 
 
@@ -105,12 +106,10 @@ class _Load:
         # Two loads at once would both make the table.
         self.connection.execute("SELECT pg_advisory_xact_lock(hashtext('embeddings-pipeline load'))")
         chosen = {name: check_type(self.connection, name, kind) for name, kind in chosen.items()}
-        state = self._state()
-        created = state is None
-        if state is None:
+        created = not self._states()
+        if created:
             self._create(chosen)
-            state = self._state()
-        assert state is not None
+        [state] = self._states()
         if not self.parts["table"].as_string(None).endswith(sql.Identifier(state.name).as_string(None)):
             raise SourceError(f"{self.path}: the table's name is longer than {MOST_NAME_BYTES} bytes; choose --table")
         if not (state.made or named):
@@ -138,10 +137,10 @@ class _Load:
     def _execute(self, name: str, **parts: sql.Composable) -> psycopg.Cursor:
         return self.connection.execute(sql.SQL(load_sql(f"load/{name}")).format(**self.parts, **parts))
 
-    def _state(self) -> "_State | None":
+    def _states(self) -> "list[_State]":
+        """The table if it is there."""
         parameters = {"table": self.parts["table"].as_string(None)}
-        row = self.connection.execute(load_sql("load/state"), parameters).fetchone()
-        return None if row is None else _State.of(*row)
+        return [_State.of(*row) for row in self.connection.execute(load_sql("load/state"), parameters)]
 
     def _create(self, chosen: Mapping[str, str]) -> None:
         columns = [column for column in self.columns if column.name != UPDATED_AT]
@@ -208,7 +207,7 @@ class _Load:
                     f"{self.path}: row {change.first}, column {name!r}: {written} is no key of type {kind}, "
                     f"which would make it {change.stored}; correct the file, or change the column to text"
                 )
-            more = f", and {change.rows - 1:,} more rows are altered" if change.rows > 1 else ""
+            more = f"; in {change.rows:,} rows in all" if change.rows > 1 else ""
             notes.append(f"column {name!r}, row {change.first}: {written} is {change.stored} as {kind}{more}")
         return notes
 
@@ -272,7 +271,12 @@ class _State:
 def _read(path: Path, key: Sequence[str]) -> list[FileColumn]:
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file")
-    columns = read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, key)
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(len(PARQUET)) == PARQUET or path.suffix.lower() in (".parquet", ".pq")
+        columns = read_parquet(path) if is_parquet else read_csv(path, key)
+    except OSError as error:
+        raise SourceError(f"{path}: it cannot be read: {error.strerror or error}") from error
     names = [column.name for column in columns]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SourceError(f"{path}: two columns are called {twice[0]!r}; rename one")

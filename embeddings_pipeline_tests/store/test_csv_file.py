@@ -24,11 +24,18 @@ def cells(path: Path, key: str = "id") -> dict[str, list[str | None]]:
     separator=st.sampled_from(",;\t|"),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     mark=st.sampled_from(["", "\ufeff"]),
+    quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    first=st.booleans(),
 )
-def test_whatever_is_written_is_read_and_the_empty_cell_is_none(tmp_path_factory, rows, separator, end, mark):
+def test_whatever_is_written_is_read_and_the_empty_cell_is_none(
+    tmp_path_factory, rows, separator, end, mark, quoting, first
+):
+    if any(end in cell for row in rows for cell in row for end in "\r\n"):
+        quoting = csv.QUOTE_ALL  # the writer quotes its own line ends only
     file = io.StringIO(newline="")
-    writer = csv.writer(file, delimiter=separator, lineterminator=end, quoting=csv.QUOTE_ALL)
-    writer.writerows([("id", "a", "b"), *((number, *row) for number, row in enumerate(rows))])
+    writer = csv.writer(file, delimiter=separator, lineterminator=end, quoting=quoting)
+    table = [("id", "a", "b"), *((number, *row) for number, row in enumerate(rows))]
+    writer.writerows(table if first else [(a, b, number) for number, a, b in table])
     path = tmp_path_factory.mktemp("csv") / "any.csv"
     path.write_bytes((mark + file.getvalue()).encode())
     assert cells(path) == {
