@@ -14,7 +14,16 @@ from embeddings_pipeline.errors import RefusedError, SourceError, did_you_mean
 from embeddings_pipeline.store.csv_file import read_csv
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.file_column import FileColumn
-from embeddings_pipeline.store.load_types import COMPARED, EMPTY, altered, check_type, new_types
+from embeddings_pipeline.store.load_types import (
+    COMPARED,
+    EMPTY,
+    MOST_SHOWN,
+    altered,
+    check_type,
+    kept_texts,
+    new_types,
+    shown,
+)
 from embeddings_pipeline.store.parquet_file import read_parquet
 from embeddings_pipeline.store.source import table_identifier
 from embeddings_pipeline.store.sql import load_sql
@@ -22,7 +31,6 @@ from embeddings_pipeline.store.sql import load_sql
 UPDATED_AT = "updated_at"
 MOST_NAME_BYTES = 63  # PostgreSQL cuts what is longer, and two names become one
 MOST_FILES = 20  # that a table's comment names
-MOST_SHOWN = 200  # characters of a value in an error
 PARQUET = b"PAR1"  # how such a file begins
 _FILES = "Loaded by embeddings-pipeline from "
 
@@ -107,8 +115,7 @@ class _Load:
         self.connection.execute("SELECT pg_advisory_xact_lock(hashtext('embeddings-pipeline load'))")
         chosen = {name: check_type(self.connection, name, kind) for name, kind in chosen.items()}
         created = not self._states()
-        if created:
-            self._create(chosen)
+        decided = self._create(chosen) if created else []
         [state] = self._states()
         if not self.parts["table"].as_string(None).endswith(sql.Identifier(state.name).as_string(None)):
             raise SourceError(f"{self.path}: the table's name is longer than {MOST_NAME_BYTES} bytes; choose --table")
@@ -120,6 +127,7 @@ class _Load:
         self.parts["table"] = state.identifier
         types = self._types({} if created else chosen)
         texts, notes = self._texts(types)
+        notes += decided
         self._stage(texts)
         # What a CSV decided for a new column is its text already; a Parquet file's nanoseconds are not.
         asked = [c for c in self.columns if not created or c.name in chosen or (c.type or "").startswith("time")]
@@ -142,13 +150,14 @@ class _Load:
         parameters = {"table": self.parts["table"].as_string(None)}
         return [_State.of(*row) for row in self.connection.execute(load_sql("load/state"), parameters)]
 
-    def _create(self, chosen: Mapping[str, str]) -> None:
+    def _create(self, chosen: Mapping[str, str]) -> list[str]:
         columns = [column for column in self.columns if column.name != UPDATED_AT]
         if UPDATED_AT in chosen:
             raise SourceError(f"{self.path}: the type of {UPDATED_AT} is timestamptz: load keeps it")
         types = new_types(self.connection, columns, chosen)
         definitions = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in types.items()]
         self._execute("table", columns=sql.SQL(", ").join(definitions))
+        return kept_texts([column for column in columns if column.name not in chosen], types)
 
     def _types(self, chosen: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         """The table's columns: the type, and what it is without length and domain."""
@@ -201,7 +210,7 @@ class _Load:
             change = altered(types[name][1], texts[name], stored)
             if change is None:
                 continue
-            written, kind = _shown(change.written), types[name][0]
+            written, kind = shown(change.written), types[name][0]
             if name in key:
                 raise SourceError(
                     f"{self.path}: row {change.first}, column {name!r}: {written} is no key of type {kind}, "
@@ -296,7 +305,7 @@ def _read(path: Path, key: Sequence[str]) -> list[FileColumn]:
 def _check_name(path: Path, name: str) -> None:
     if "\0" in name or len(name.encode("utf-8", "replace")) > MOST_NAME_BYTES:
         raise SourceError(
-            f"{path}: {_shown(name)} cannot be the name of a column: {MOST_NAME_BYTES} bytes are the most, without NUL"
+            f"{path}: {shown(name)} cannot be the name of a column: {MOST_NAME_BYTES} bytes are the most, without NUL"
         )
 
 
@@ -311,11 +320,6 @@ def _called_after(path: Path) -> str:
 def _listed(form: str, names: Sequence[str]) -> sql.Composed:
     template = sql.SQL(form)
     return sql.SQL(", ").join(template.format(sql.Identifier(name)) for name in names)
-
-
-def _shown(text: str) -> str:
-    """A value of a file in one line."""
-    return repr(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…")
 
 
 def _said(error: psycopg.Error) -> str:

@@ -14,6 +14,7 @@ from embeddings_pipeline.store.file_column import FileColumn
 from embeddings_pipeline.store.sql import load_sql
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
+MOST_SHOWN = 200  # characters of a value
 NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 
 # What a value must look like before PostgreSQL is asked for its text as these types, in this order. The patterns leave
@@ -27,6 +28,9 @@ _SHAPES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
         ("timestamp without time zone", "timestamp with time zone"),
     ),
 )
+
+
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class Altered(NamedTuple):
@@ -71,6 +75,27 @@ def _shape(column: FileColumn) -> tuple[str, ...]:
         if values and all(map(pattern.fullmatch, values)):
             return types
     return ()
+
+
+def kept_texts(columns: Sequence[FileColumn], types: Mapping[str, str]) -> list[str]:
+    """Which columns of numbers are text, and since which value, for people."""
+    notes = []
+    for column in columns:
+        values = column.texts("text") if column.type is None and types[column.name] == "text" else []
+        if any(values) and all(value is None or _NUMBER.fullmatch(value) for value in values):
+            exact = _SHAPES[1][0]
+            odd = (row for row, value in enumerate(values, 1) if value is not None and not exact.fullmatch(value))
+            row = next(odd, 1)
+            notes.append(
+                f"column {column.name!r} is text, since row {row} says {shown(values[row - 1] or '')}; "
+                f"--type {column.name}=numeric makes a new table with numbers"
+            )
+    return notes
+
+
+def shown(text: str) -> str:
+    """A value of a file in one line."""
+    return repr(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…")
 
 
 def _rendered(connection: psycopg.Connection, name: str, kind: str) -> bool:
