@@ -32,6 +32,7 @@ def load(
     from dataclasses import asdict
 
     from embeddings_pipeline.store.load import load_file
+    from embeddings_pipeline.store.load_types import printable
 
     by_column = dict(map(_column_and_type, chosen or ()))
     database = pipeline_database(load_settings())
@@ -42,9 +43,9 @@ def load(
     deleted = f", {loaded.deleted:,} deleted first" if loaded.deleted else ""
     print(f"{loaded.table}: {loaded.rows:,} rows, {loaded.inserted:,} new, {loaded.updated:,} changed{deleted}")
     if types:
-        width = max(map(len, loaded.types))
+        width = max(len(printable(name)) for name in loaded.types)
         for name, kind in loaded.types.items():
-            print(f"  {name:{width}}  {kind}")
+            print(f"  {printable(name):{width}}  {kind}")
     for note in [*loaded.notes, *([_decided(loaded)] if loaded.created and not types else [])]:
         print(f"note: {note}", file=sys.stderr)
 
@@ -58,9 +59,11 @@ def _column_and_type(choice: str) -> tuple[str, str]:
 
 def _decided(loaded: "Loaded") -> str:
     """The types of a new table, in one line."""
+    from embeddings_pipeline.store.load_types import printable
+
     by_type: dict[str, list[str]] = {}
     for name, kind in loaded.types.items():
-        by_type.setdefault(kind, []).append(name)
+        by_type.setdefault(kind, []).append(printable(name))
     texts = by_type.pop("text", [])
     told = [f"{kind}: {', '.join(names)}" for kind, names in by_type.items()]
     told += [f"text: {'the others' if told else 'all columns'}"] if texts else []

@@ -22,6 +22,7 @@ from embeddings_pipeline.store.load_types import (
     check_type,
     kept_texts,
     new_types,
+    printable,
     shown,
 )
 from embeddings_pipeline.store.parquet_file import read_parquet
@@ -223,9 +224,10 @@ class _Load:
     def _check_key(self) -> None:
         if bad := self._execute("bad_key").fetchone():
             row, *values = bad
+            names, key = (", ".join(printable(str(part)) for part in parts) for parts in (self.key, values))
             raise SourceError(
-                f"{self.path}: row {row}: the key ({', '.join(self.key)}) must be there and identify a row, and "
-                f"({', '.join(map(str, values))}) does not; correct the file, or name another key with --key"
+                f"{self.path}: row {row}: the key ({names}) must be there and identify a row, and ({key}) does not; "
+                "correct the file, or name another key with --key"
             )
 
     def _upsert(self, types: Mapping[str, tuple[str, str]]) -> tuple[int, int]:
@@ -297,7 +299,7 @@ def _read(path: Path, key: Sequence[str]) -> list[FileColumn]:
         if column not in names:
             raise SourceError(
                 f"{path}: there is no column {column!r} to be the key{did_you_mean(column, names)} "
-                f"(columns: {', '.join(names)}); name one with --key"
+                f"(columns: {', '.join(map(printable, names))}); name one with --key"
             )
     return columns
 

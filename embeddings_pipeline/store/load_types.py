@@ -17,20 +17,19 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 MOST_SHOWN = 200  # characters of a value
 NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_EXACT_NUMBER = re.compile(r"(?!-0$)-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?")
 # What a value must look like before PostgreSQL is asked for its text as these types, in this order. The patterns leave
 # out what has another text of the same value (1.0, -0, 1e5, NaN), and clock times, which may as well be ratios.
 _SHAPES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"true|false"), ("boolean",)),
-    (re.compile(r"(?!-0$)-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?"), ("bigint", "double precision", "numeric")),
+    (_EXACT_NUMBER, ("bigint", "double precision", "numeric")),
     (re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"), ("date",)),
     (
         re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*[1-9])?(\+00)?"),
         ("timestamp without time zone", "timestamp with time zone"),
     ),
 )
-
-
-_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class Altered(NamedTuple):
@@ -83,8 +82,7 @@ def kept_texts(columns: Sequence[FileColumn], types: Mapping[str, str]) -> list[
     for column in columns:
         values = column.texts("text") if column.type is None and types[column.name] == "text" else []
         if any(values) and all(value is None or _NUMBER.fullmatch(value) for value in values):
-            exact = _SHAPES[1][0]
-            odd = (row for row, value in enumerate(values, 1) if value is not None and not exact.fullmatch(value))
+            odd = (row for row, value in enumerate(values, 1) if value and not _EXACT_NUMBER.fullmatch(value))
             row = next(odd, 1)
             notes.append(
                 f"column {column.name!r} is text, since row {row} says {shown(values[row - 1] or '')}; "
@@ -96,6 +94,11 @@ def kept_texts(columns: Sequence[FileColumn], types: Mapping[str, str]) -> list[
 def shown(text: str) -> str:
     """A value of a file in one line."""
     return repr(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…")
+
+
+def printable(name: str) -> str:
+    """A name of a file's column as it is, or quoted if it would break a line or write to the terminal."""
+    return name if name.isprintable() else repr(name)
 
 
 def _rendered(connection: psycopg.Connection, name: str, kind: str) -> bool:

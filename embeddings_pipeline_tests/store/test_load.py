@@ -176,6 +176,8 @@ BAD_FILES = {
     "latin-1": ("id,title\n1,\xe9\n".encode("latin-1"), "not a CSV (UTF-8"),
     "ragged": (b"id,title\n1,a,b\n", "row 1 has 3 cells, and the header names 2 columns (after column 'title')"),
     "no key": (b"ide,title\n1,a\n", "column 'id' to be the key (did you mean 'ide'?) (columns: ide, title); name one"),
+    "no key, odd names": (b'ide,"ti\ntle"\n1,a\n', "(columns: ide, 'ti\\ntle')"),
+    "key twice, odd": (b'id,title\n1,a\n1,"b\n"\n', "row 1: the key (id)"),
     "NULL key": (b"id,title\n1,a\n,b\n", "row 2: the key (id) must be there and identify a row, and (None) does not"),
     "key twice": (b"id,title\n1,a\n7,b\n7,b\n", "row 2: the key (id) must be there and identify a row"),
     "column twice": (b"id,title,title\n1,a,b\n", "two columns are called 'title'; rename one"),
