@@ -1,5 +1,6 @@
 """A CSV file as columns of text, every cell as it is written; an empty cell, quoted or not, is None."""
 
+import codecs
 import csv
 import io
 import sys
@@ -21,18 +22,20 @@ def read_csv(path: Path, key: Sequence[str]) -> list[FileColumn]:
 
     SourceError for what is not UTF-8 or not a CSV: a row with too many or too few cells, a quote that does not end.
     """
-    text = _text(path)
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    text = _text(path, data)
     separator = _separator(text, key)
     _check(path, text, separator)
     single = separator not in text
     frame = pd.read_csv(
-        io.StringIO(text, newline=""),
+        io.BytesIO(data),
         sep=separator,
         header=None,  # a header would have its names changed, and a first column taken for an index
         dtype=object,  # the text of each cell, as Python's `str`
         keep_default_na=False,
         na_filter=False,
         skip_blank_lines=not single,
+        low_memory=False,
     )
     if single:
         frame = frame[frame[0] != ""]  # in a file of one column a blank line is no row, but white space is a cell
@@ -44,10 +47,9 @@ def _texts(cells: list[str]) -> Callable[[str], list[str | None]]:
     return lambda _type: [cell or None for cell in cells]
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
+def _text(path: Path, data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(

@@ -24,6 +24,7 @@ from embeddings_pipeline.store.load_types import (
     new_types,
     printable,
     shown,
+    surely_kept,
 )
 from embeddings_pipeline.store.parquet_file import read_parquet
 from embeddings_pipeline.store.source import table_identifier
@@ -207,6 +208,8 @@ class _Load:
         """What the types of columns change. SourceError for a column of the key: two keys must not become one."""
         notes = []
         for name in names:
+            if surely_kept(types[name][0], texts[name]):
+                continue
             stored = [value for (value,) in self._execute("rows", column=sql.Identifier(name)).fetchall()]
             change = altered(types[name][1], texts[name], stored)
             if change is None:

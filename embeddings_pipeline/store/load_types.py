@@ -17,6 +17,8 @@ EMPTY: Mapping[str, str] = MappingProxyType({})
 MOST_SHOWN = 200  # characters of a value
 NUMBERS = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
 
+# Characters of a number that these types keep for sure; of longer ones PostgreSQL is asked.
+_DIGITS = {"smallint": 5, "integer": 10, "bigint": 19, "numeric": 1000, "real": 6, "double precision": 15}
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _EXACT_NUMBER = re.compile(r"(?!-0$)-?(0|[1-9][0-9]*)(\.[0-9]*[1-9])?")
 # What a value must look like before PostgreSQL is asked for its text as these types, in this order. The patterns leave
@@ -122,6 +124,14 @@ def check_type(connection: psycopg.Connection, name: str, kind: str) -> str:
     except (psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.DataError) as error:
         raise SourceError(f"there is no type {kind!r} for the column {name!r}; {remedy}") from error
     return str(row[0]) if row else kind
+
+
+def surely_kept(kind: str, written: Sequence[str | None]) -> bool:
+    """Whether a column of that type must have these texts as numbers, so that nobody need ask."""
+    most = _DIGITS.get(kind)
+    return most is not None and all(
+        value is None or (len(value) <= most and _EXACT_NUMBER.fullmatch(value)) for value in written
+    )
 
 
 def altered(kind: str, written: Sequence[str | None], stored: Sequence[str | None]) -> Altered | None:
