@@ -31,7 +31,7 @@ help:
 run:
 	@.ci/install run
 	@echo "loading $$CATALOGUE into PostgreSQL"
-	@$(PY) -m embeddings_pipeline load "$$CATALOGUE"
+	@$(PY) -m embeddings_pipeline load "$$CATALOGUE" --table movies
 	@echo "embedding what is new or changed: Dagster and the model start first"
 	@$(PY) -m embeddings_pipeline sync
 	@$(PY) -m embeddings_pipeline status

@@ -96,7 +96,7 @@ def ours(catalogue: Path, folder: Path) -> dict[str, object]:
     hold = f"from embeddings_pipeline.config.settings import load_settings; {hold}"
     holder = subprocess.Popen([sys.executable, "-c", hold], env=environment, cwd=HERE.parent)
     try:
-        run([*program, "load", str(catalogue)], environment)
+        run([*program, "load", str(catalogue), "--table", "movies"], environment)
         first, first_done = sync()
         nothing, nothing_done = sync()
         status = min((run([*program, "status", "--json"], environment) for _ in range(5)), key=lambda t: t.seconds)

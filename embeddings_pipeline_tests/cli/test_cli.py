@@ -95,6 +95,31 @@ def test_from_a_file_to_a_search_with_json_at_every_step(loaded: Command, databa
     assert hit["item"]["revenue"] == 999
 
 
+def test_load_tells_the_types_and_takes_the_files_name(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "shops.csv").write_text("id,zip,name\n1,02134,a\n2,01001,b\n")
+    made = command("load", str(tmp_path / "shops.csv"))
+    assert made.stdout == "shops: 2 rows, 2 new, 0 changed\n"
+    assert made.stderr == (
+        "note: column 'zip' is text, since row 1 says '02134'; --type zip=numeric makes a new table with numbers\n"
+        "note: shops is a new table (bigint: id; text: the others); --types shows each, --type COLUMN=TYPE decides\n"
+    )
+    again = command("load", str(tmp_path / "shops.csv"), "--types")
+    assert again.stdout == "shops: 2 rows, 0 new, 0 changed\n  id    bigint\n  zip   text\n  name  text\n"
+    assert again.stderr == ""
+    chosen = command("load", str(tmp_path / "shops.csv"), "--table", "other", "--type", "zip=bigint", "--json")
+    shown = json.loads(chosen.stdout)
+    assert shown["table"] == "other" and shown["types"] == {"id": "bigint", "zip": "bigint", "name": "text"}
+    assert shown["notes"] == ["column 'zip', row 1: '02134' is 2134 as bigint; in 2 rows in all"]
+    (tmp_path / "mine.csv").write_text("id,zip,name\n3,3,c\n")
+    command("psql", "-c", "CREATE TABLE mine (id int PRIMARY KEY, zip text, name text)")
+    assert "that load has not made; name it with --table" in fails_in_one_line(
+        command("load", str(tmp_path / "mine.csv"))
+    )
+    replaced = command("load", str(tmp_path / "mine.csv"), "--table", "shops", "--replace")
+    assert replaced.stdout == "shops: 1 rows, 1 new, 0 changed, 2 deleted first\n"
+    assert replaced.stderr == f"note: 2 of its rows were deleted, and it was loaded from {tmp_path / 'shops.csv'}\n"
+
+
 @pytest.mark.slow
 def test_people_get_text_and_nothing_but_progress_on_stderr(loaded: Command, process: Command) -> None:
     for arguments, expected in (
@@ -118,6 +143,7 @@ def test_psql_passes_arguments_and_exit_code_on(process: Command) -> None:
     ("arguments", "says"),
     [
         (["load", "nowhere.csv"], "there is no such file"),
+        (["load", "nowhere.csv", "--type", "zip"], "--type zip: write COLUMN=TYPE"),
         (["sync"], 'relation "films" does not exist; create it'),
         (["sync", "--collection", "film"], "did you mean 'films'"),
         (["search", "thief"], "run `embeddings-pipeline sync` first"),
