@@ -234,7 +234,8 @@ def test_an_unknown_profile_is_named_with_its_file(project):
     (project / "defs/titles/defs.yaml").write_text(TITLES + "  profile: minlm\n")
     with pytest.raises(Exception, match="titles") as error:
         dg.load_from_defs_folder(path_within_project=project)
-    assert f"{project}/defs/titles/defs.yaml: " in causes(error.value) and "did you mean 'minilm'?" in causes(error.value)
+    said = causes(error.value)
+    assert f"{project}/defs/titles/defs.yaml: " in said and "did you mean 'minilm'?" in said
 
 
 def test_two_collections_of_one_name_do_not_load(project):
