@@ -45,6 +45,7 @@ from embeddings_pipeline.store.destination import table as own_table
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
+    by_name,
     execute,
     films,
     make_films,
@@ -57,11 +58,6 @@ from embeddings_pipeline_tests.support.workbench import definition as plain_defi
 WIDE = {**PROFILE, "name": "wide", "dimensions": 48}
 OTHER = {**PROFILE, "name": "other", "document_prompt": "passage: "}  # other vectors of the same dimension
 NEXT = pytest.mark.parametrize("name", ["wide", "other"])
-
-
-def by_name(*profiles: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Profiles as `profiles:` of a definition has them: the name is the key."""
-    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in profiles}
 
 
 def definition(**attributes: Any) -> CollectionDefinition:

@@ -73,7 +73,7 @@ def answers(url: str) -> bool:
 
 @pytest.mark.timeout(900)
 def test_the_suite_runs_as_a_plain_role_that_owns_one_database(open_folder: Path) -> None:
-    with over_tcp(open_folder / "theirs") as address:
+    with over_tcp(open_folder / "plain-role") as address:
         url = f"postgresql://plain:plain@{address}/plain_tests"
         wait_until(lambda: answers(url))
         rooms = [str(PROJECT / "embeddings_pipeline_tests" / room) for room in ROOMS]

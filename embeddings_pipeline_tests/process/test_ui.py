@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from embeddings_pipeline_tests.support.workbench import PROFILE, films, wait_until
+from embeddings_pipeline_tests.support.workbench import PROFILE, by_name, films, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -68,7 +68,7 @@ def project(open_folder: Path, skip_without: Callable[[str, bool], None]) -> Pro
         "columns": ["title"],
         "vectors": {"base": "{title} | {overview}"},
         "profile": PROFILE,
-        "profiles": {"wide": {**PROFILE, "name": "wide", "dimensions": 48}},
+        "profiles": by_name({**PROFILE, "name": "wide", "dimensions": 48}),
         "items_per_batch": 5,
     }
     component = {"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes}

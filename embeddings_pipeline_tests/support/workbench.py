@@ -42,6 +42,11 @@ def definition(name: str = "films", **attributes: Any) -> CollectionDefinition:
     return CollectionDefinition(CollectionAttributes.model_validate({**defaults, **attributes}))
 
 
+def by_name(*profiles: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Profiles as `profiles:` of a definition has them: the name is the key."""
+    return {one["name"]: {key: value for key, value in one.items() if key != "name"} for one in profiles}
+
+
 def make_films(database: Database, rows: Iterable[tuple[int, str | None, str | None, int | None]]) -> None:
     """The table `films` with these rows: id, title, overview, revenue."""
     with database.connect() as connection:
