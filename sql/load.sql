@@ -1,6 +1,7 @@
 -- A file becomes a table. {table}, {columns} (names and types), {names}, {key}: of the table; {row}: the number of a row
 -- in the file, counted without the header; {loaded}: the table's columns of the file's rows; {values}, {new}: of the row
--- that is inserted; {old}: of the row that is there.
+-- that is inserted; {old}: of the row that is there. {column}, {type}: one of a file's columns, and a type for it;
+-- {files}: the comment that names the files that were loaded. Parameter: table.
 
 
 -- name: bad_key

@@ -34,7 +34,7 @@ def collection_name(name: str) -> str:
     """The name, if a collection may be called so. ValueError says why not."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
-    ours = r"_(item|text)(_|$)|_(vector|current|written|hash|lacking)_"
+    ours = r"_(item|text)(_|$)|_(vector|current|written|hash|lacking)_|_(pkey|seq|open)$"
     if name in (*SHARED_TABLES, "schema_version") or re.search(ours, name):
         raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
     return name

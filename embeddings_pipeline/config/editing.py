@@ -4,6 +4,9 @@ The parser says where the value stands, and only that is replaced. Writing the p
 does well, still moves comments and spaces.
 """
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -17,7 +20,11 @@ def write_profile(path: Path, name: str, *, in_destination: bool = False) -> Non
 
 
 def write_name(path: Path, old: str, new: str) -> None:
-    """Set `name:` of the collection `old`, one of those that the file defines. ConfigurationError as above."""
+    """Set `name:` of the collection `old`, one of those that the file defines, unless that is done. ConfigurationError
+    as above.
+    """
+    if _names(path) >= {new} and old not in _names(path):
+        return
     _set(path, old, ["name"], new, "the rest of the renaming")
 
 
@@ -34,8 +41,33 @@ def _set(path: Path, collection: str | None, keys: list[str], value: str, done: 
         right = False
     if not right:
         raise by_hand
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(changed)
+    try:
+        _replace(path, changed)
+    except OSError as error:
+        raise ConfigurationError(f"{by_hand} ({path} cannot be written: {error.strerror})") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """The new content, or, whatever fails, the old one."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent, delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            shutil.copymode(path, file.name)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _names(path: Path) -> set[str]:
+    """The collections that the file defines; none if it cannot be read."""
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        return {document["attributes"]["name"] for document in documents}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return set()
 
 
 def _attributes(documents: list[dict], collection: str | None, keys: list[str]) -> dict:
@@ -56,7 +88,7 @@ def _changed(text: str, collection: str | None, keys: list[str], value: str) -> 
     if (node := section.get(keys[-1])) is not None:
         if not isinstance(node, yaml.ScalarNode) or node.style in ("|", ">"):
             raise ValueError("not a text of one line")
-        quote = node.style or ""
+        quote = node.style or ('"' if yaml.safe_load(value) != value else "")  # `no` is a truth value in YAML
         return f"{text[: node.start_mark.index]}{quote}{value}{quote}{text[node.end_mark.index :]}"
     above = section["name"]
     end = text.index("\n", above.end_mark.index) + 1

@@ -1,5 +1,6 @@
 """Kinds of values that the sections of a `defs.yaml` are made of, each with a check that says what would be right."""
 
+import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -20,6 +21,8 @@ def whole_number(least: int, most: int) -> BeforeValidator:
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
     return value
 
 

@@ -12,7 +12,12 @@ from embeddings_pipeline.orchestration.names import JOBS, partitions_of
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
 from embeddings_pipeline.pipeline.removal import check_idle, remove_collection
-from embeddings_pipeline.pipeline.renaming import end_renaming, rename_files, rename_in_database
+from embeddings_pipeline.pipeline.renaming import (
+    check_not_being_renamed,
+    end_renaming,
+    rename_files,
+    rename_in_database,
+)
 from embeddings_pipeline.store.database import Database
 
 OPEN_STATUSES = [
@@ -39,6 +44,7 @@ def remove_everywhere(
     with open_instance(instance) as instance:
         _check_no_run(instance, database, kept.name)
         with database.connect(autocommit=True) as connection:
+            check_not_being_renamed(connection, kept.name)
             check_idle(connection, kept.name)
         _delete_partitions(instance, kept.name)
     failpoint("remove.partitions")
@@ -61,6 +67,9 @@ def rename_everywhere(
     with open_instance(instance) as instance:
         _check_no_run(instance, database, old)
         if take_inventory(database, settings, new).renamed_from != old:
+            with database.connect(autocommit=True) as connection:
+                for name in (old, new):
+                    check_not_being_renamed(connection, name)
             _check_names(database, settings, old, new)
             rename_in_database(database, take_inventory(database, settings, old), new)
         failpoint("rename.database")
@@ -70,8 +79,12 @@ def rename_everywhere(
         failpoint("rename.partitions")
         _delete_partitions(instance, old)
     rename_files(settings, old, new)
-    if definition is not None and definition.path is not None:
-        write_name(definition.path, old, new)
+    try:
+        if definition is not None and definition.path is not None:
+            write_name(definition.path, old, new)
+    except ConfigurationError:  # it says what to do by hand, and that the rest is done
+        end_renaming(database, new)
+        raise
     failpoint("rename.definition")
     end_renaming(database, new)
 

@@ -7,7 +7,9 @@ import psycopg
 import pyarrow.fs as pafs
 from psycopg import sql
 
+from embeddings_pipeline.config.definition import collection_name
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.lake import open_lake
 from embeddings_pipeline.store.sql import load_sql
@@ -49,7 +51,13 @@ def known_collections(database: Database) -> list[str]:
 
 
 def take_inventory(database: Database, settings: Settings, name: str) -> Inventory:
-    """What there is of a collection. Nothing is written."""
+    """What there is of a collection. Nothing is written. ConfigurationError if none can be called so: the name is part
+    of paths and patterns.
+    """
+    try:
+        collection_name(name)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
     with database.connect(autocommit=True) as connection:
         rows = {row[0]: row[1:] for row in connection.execute(load_sql("collection/listed"))}
         renamed_from, fingerprint, profile = rows.get(name, (None, None, None))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pyarrow.fs as pafs
-from psycopg import sql
+from psycopg import errors, sql
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RefusedError
@@ -69,7 +69,13 @@ def rename_in_database(database: Database, kept: Inventory, new: str) -> None:
             lock_collection(connection, name)
         check_idle(connection, old)
 
-    exclusively(database, relations, prepare, [*statements, row, *views])
+    try:
+        exclusively(database, relations, prepare, [*statements, row, *views])
+    except (errors.UndefinedTable, errors.DuplicateTable, errors.UniqueViolation) as error:
+        raise RefusedError(
+            f"collection {old!r}: somebody else has renamed or removed it meanwhile, or called another {new!r}; see "
+            f"`embeddings-pipeline collection list`"
+        ) from error
 
 
 def _ann_indexes(connection: psycopg.Connection, kept: Inventory, new: str) -> Iterator[tuple[str, str]]:

@@ -69,9 +69,7 @@ def _upgrade(connection: psycopg.Connection, database: Database) -> None:
             "install a newer embeddings-pipeline, or name another database"
         )
     if connection.execute(load_sql("schema/older")).fetchone() == (True,):
-        keep = (
-            "move the folder .state away" if database.embedded else "ALTER SCHEMA embeddings RENAME TO embeddings_old"
-        )
+        keep = "move the state folder away" if database.embedded else "ALTER SCHEMA embeddings RENAME TO embeddings_old"
         raise DatabaseError(
             f"{database.name_and_host}: its schema `embeddings` was made by a version before 0.1, which this one does "
             f"not read; nothing was changed. To start over and keep what is there: {keep}, then sync"

@@ -116,6 +116,18 @@ class TestRemove:
         again = json.loads(synced("sync", "--collection", "films", "--json").stdout)
         assert (again["new"], again["embedded"]) == (25, 25)
 
+    @pytest.mark.parametrize("name", ["", ".", "..", "films.*", "(", "/tmp", "films/..", "Films"])
+    def test_what_is_no_name_is_refused_and_removes_nothing(
+        self, synced: Command, project: Settings, tmp_path: Path, name: str
+    ) -> None:
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        for each in (name, str(precious)):
+            refused = synced("collection", "remove", each, "--yes")
+            assert refused.returncode == 1 and f"{each!r} is not a collection name" in refused.stderr
+        assert precious.is_dir() and (project.state_dir / "lake" / "films").is_dir()
+        syncs_nothing(synced, "films")
+
     def test_it_says_what_it_drops_and_asks(self, synced: Command, project: Settings) -> None:
         refused = synced("collection", "remove", "films")
         assert refused.returncode == 1 and "give --yes" in refused.stderr
@@ -215,6 +227,21 @@ class TestRename:
         syncs_nothing(synced, "films_too")
         assert synced("collection", "rename", "movies", "films").returncode == 0
         syncs_nothing(synced, "films")
+
+    def test_no_other_name_joins_a_renaming_that_was_killed(
+        self, synced: Command, database: Database, project: Settings, instance: dg.DagsterInstance
+    ) -> None:
+        interrupted(synced, "rename.database", "collection", "rename", "films", "movies")
+        for arguments in (["rename", "movies", "shows"], ["rename", "films", "shows"], ["remove", "films", "--yes"]):
+            refused = synced("collection", *arguments)
+            assert refused.returncode == 1 and "`embeddings-pipeline collection rename films movies`" in refused.stderr
+        assert synced("collection", "rename", "films", "movies").returncode == 0
+        self.moved(synced, database, project, instance)
+
+    def test_a_name_that_yaml_reads_otherwise_is_quoted(self, synced: Command, defs: Path) -> None:
+        assert synced("collection", "rename", "films", "no").returncode == 0
+        assert 'name: "no"' in (defs / "films" / "defs.yaml").read_text()
+        syncs_nothing(synced, "no")
 
     def test_its_poison_texts_stay_excused(self, synced: Command, database: Database, defs: Path) -> None:
         execute(database, "UPDATE films SET overview = 'a poisoned story' WHERE id = 7")

@@ -1,5 +1,6 @@
 """A `defs.yaml` is changed in one line, or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_the_name_of_one_of_several_collections_is_changed(tmp_path: Path) -> No
     write_name(path, "b", "c")
     assert path.read_text() == text.replace("name: b", "name: c")
     with pytest.raises(ConfigurationError, match="by hand"):
-        write_name(path, "nowhere", "c")
+        write_name(path, "nowhere", "d")
 
 
 def test_the_definition_that_comes_with_the_package_keeps_every_byte_but_its_name(tmp_path: Path) -> None:
@@ -65,3 +66,23 @@ def test_the_definition_that_comes_with_the_package_keeps_every_byte_but_its_nam
     path.write_bytes(shipped.read_bytes())
     write_name(path, "items", "films")
     assert path.read_bytes() == shipped.read_bytes().replace(b"name: items", b"name: films", 1)
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "defs.yaml"
+    path.write_text("type: x\nattributes:\n  name: films\n")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigurationError, match=r"set `name: movies` there by hand.*No space left"):
+        write_name(path, "films", "movies")
+    assert path.read_text() == "type: x\nattributes:\n  name: films\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_is_written_already_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "defs.yaml"
+    path.write_text("type: x\nattributes:\n  name: movies\n")
+    write_name(path, "films", "movies")
+    assert path.read_text() == "type: x\nattributes:\n  name: movies\n"
