@@ -1,14 +1,20 @@
 """The front door for programs: `open_collection("items").search("a man ages backwards")`."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import psycopg
+
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import find_collection, load_collections
 from embeddings_pipeline.config.settings import Settings, load_settings
-from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.store.database import Database, DatabaseUse, join_database
+from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.schema import ensure_schema
 
 if TYPE_CHECKING:
@@ -25,6 +31,8 @@ class CollectionClient:
     def __init__(self, definition: CollectionDefinition, settings: Settings) -> None:
         self.definition, self.settings = definition, settings
         self._one_sync = threading.Lock()
+        self._mutex = threading.Lock()
+        self._use: DatabaseUse | None = None
 
     def search(
         self,
@@ -42,7 +50,10 @@ class CollectionClient:
         """
         from embeddings_pipeline.search.query import search
 
-        return search(self.definition, self.settings, query, k=k, vector_name=vector_name, index=index, profile=profile)
+        with self._database():
+            return search(
+                self.definition, self.settings, query, k=k, vector_name=vector_name, index=index, profile=profile
+            )
 
     def sync(
         self,
@@ -59,7 +70,7 @@ class CollectionClient:
         """
         from embeddings_pipeline.orchestration.sync import sync
 
-        with self._one_sync:
+        with self._one_sync, self._database():
             return sync(
                 self.definition,
                 self.settings,
@@ -74,13 +85,33 @@ class CollectionClient:
         """What `embeddings-pipeline status --json` prints: items, vectors, coverage, model, indexes."""
         from embeddings_pipeline.health.status import collection_status
 
-        database = open_database(self.settings)
-        ensure_schema(database)
-        return collection_status(self.definition, database, self.settings)
+        with self._database() as database:
+            ensure_schema(database)
+            return collection_status(self.definition, database, self.settings)
 
     def close(self) -> None:
-        """Let go of the database. It is opened again if the collection is used again."""
-        open_database(self.settings).close()
+        """Let go of the database, once what other threads and other clients do with it has ended.
+
+        It is opened again if the collection is used again.
+        """
+        with self._mutex:
+            use, self._use = self._use, None
+        if use is not None:
+            use.leave()
+
+    @contextmanager
+    def _database(self) -> Iterator[Database]:
+        """The database, which stays until the block ends, and this client's until `close`."""
+        now = join_database(self.settings)
+        try:
+            with self._mutex:
+                if self._use is None or not self._use.lasts:
+                    self._use = join_database(self.settings)
+            yield now.database
+        except psycopg.Error as error:
+            raise DatabaseError(f"collection {self.definition.name!r}: {what_it_says(error)}") from error
+        finally:
+            now.leave()
 
     def __enter__(self) -> Self:
         return self
