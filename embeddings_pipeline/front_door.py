@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,7 +13,7 @@ import psycopg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import find_collection, load_collections
 from embeddings_pipeline.config.settings import Settings, load_settings
-from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.errors import DatabaseError, unusable
 from embeddings_pipeline.store.database import Database, DatabaseUse, join_database
 from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.schema import ensure_schema
@@ -70,6 +71,8 @@ class CollectionClient:
         """
         from embeddings_pipeline.orchestration.sync import sync
 
+        if limit is not None and (not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 1):
+            raise unusable("limit", limit, "a whole number from 1, or None for no limit")
         with self._one_sync, self._database():
             return sync(
                 self.definition,
@@ -135,6 +138,13 @@ def open_collection(
     `defs.yaml` files (EMBEDDINGS_DEFS_DIR); `state_dir` (EMBEDDINGS_STATE_DIR); `database_url` (DATABASE_URL). Nothing
     is connected to yet. Raises ConfigurationError if there is no such collection or a `defs.yaml` has a mistake.
     """
+    if name is not None and not isinstance(name, str):
+        raise unusable("name", name, "the name of a collection, or None for the only one")
+    for argument, folder in (("defs_dir", defs_dir), ("state_dir", state_dir)):
+        if folder is not None and not isinstance(folder, str | Path):
+            raise unusable(argument, folder, "the path of a folder, or None for what the environment says")
+    if database_url is not None and not isinstance(database_url, str):
+        raise unusable("database_url", "…", "a URL as text, or None for what the environment says")
     given = {
         "embeddings_defs_dir": None if defs_dir is None else Path(defs_dir).resolve(),
         "embeddings_state_dir": None if state_dir is None else Path(state_dir).resolve(),

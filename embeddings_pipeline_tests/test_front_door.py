@@ -5,7 +5,9 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -188,3 +190,59 @@ def test_every_exported_name_is_there_and_importing_the_package_loads_nothing() 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = embeddings_pipeline.nonsense
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"query": None}, "query cannot be None: it may be a text"),
+        ({"query": 3}, "query cannot be 3: "),
+        ({"query": b"x"}, "query cannot be b'x': "),
+        ({"query": ["x"]}, r"query cannot be \['x'\]: "),
+        ({"query": " "}, "the query is blank"),
+        ({"k": True}, "k cannot be True: it may be a whole number from 1 to 1000"),
+        ({"k": 1.5}, "k cannot be 1.5: "),
+        ({"k": "3"}, "k cannot be '3': "),
+        ({"k": None}, "k cannot be None: "),
+        ({"k": 0}, "k cannot be 0: "),
+        ({"k": 1001}, "k cannot be 1001: "),
+        ({"index": "x"}, "index cannot be 'x': it may be 'pgvector' or 'faiss'"),
+        ({"index": None}, "index cannot be None: "),
+        ({"index": ["faiss"]}, r"index cannot be \['faiss'\]: "),
+        ({"vector_name": 3}, "vector_name cannot be 3: it may be one of 'base', or None for the first"),
+        ({"vector_name": ""}, "vector_name cannot be '': "),
+        ({"vector_name": "bas"}, r"has no vector 'bas'; it has base \(did you mean 'base'\?\)"),
+        ({"profile": 3}, "profile cannot be 3: it may be the name of a profile"),
+        ({"profile": ""}, "profile cannot be '': "),
+    ],
+)
+def test_a_search_for_what_cannot_be_is_one_line_that_names_the_argument(
+    defs_dir: Path, given: dict[str, Any], says: str
+) -> None:
+    nowhere = open_collection("films", defs_dir=defs_dir, database_url="postgresql://nobody@127.0.0.1:1/nothing")
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        nowhere.search(**{"query": "a story", **given})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [-1, 0, "x", 1.5, True])
+def test_a_limit_that_cannot_be_is_named_before_anything_is_done(defs_dir: Path, limit: Any) -> None:
+    nowhere = open_collection("films", defs_dir=defs_dir, database_url="postgresql://nobody@127.0.0.1:1/nothing")
+    with pytest.raises(ConfigurationError, match=r"limit cannot be .*: it may be a whole number from 1, or None"):
+        nowhere.sync(limit=limit)
+
+
+@pytest.mark.parametrize(
+    "given", [{"name": 3}, {"name": b"films"}, {"defs_dir": 3}, {"state_dir": b"x"}, {"database_url": 3}]
+)
+def test_a_collection_cannot_be_opened_by_what_is_no_text(defs_dir: Path, given: dict[str, Any]) -> None:
+    [argument] = given
+    with pytest.raises(ConfigurationError, match=f"^{argument} cannot be .*: it may be "):
+        open_collection(**{"name": "films", "defs_dir": defs_dir, **given})
+
+
+def test_a_whole_number_of_numpy_is_one(database: Database, settings: Settings, defs_dir: Path) -> None:
+    make_films(database, films(5))
+    sync_once(definition(), settings)
+    with open_collection("films", defs_dir=defs_dir, database_url=database.url, state_dir=settings.state_dir) as client:
+        assert len(client.search("a story", k=np.int64(2))) == 2  # type: ignore[arg-type]
