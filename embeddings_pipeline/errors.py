@@ -1,6 +1,7 @@
 """The errors that a user can cause: each message is one line that names the thing and the remedy."""
 
 import difflib
+import reprlib
 from typing import Any
 
 
@@ -57,3 +58,8 @@ def did_you_mean(word: str, known: Any) -> str:
     by_lower = {str(name).lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+
+
+def unusable(argument: str, value: object, may_be: str) -> ConfigurationError:
+    """That an argument of a function has a value that it cannot have."""
+    return ConfigurationError(f"{argument} cannot be {' '.join(reprlib.repr(value).split())}: it may be {may_be}")

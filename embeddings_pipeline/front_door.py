@@ -1,14 +1,21 @@
 """The front door for programs: `open_collection("items").search("a man ages backwards")`."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import psycopg
+
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import find_collection, load_collections
 from embeddings_pipeline.config.settings import Settings, load_settings
-from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.errors import DatabaseError, unusable
+from embeddings_pipeline.store.database import Database, DatabaseUse, join_database
+from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.schema import ensure_schema
 
 if TYPE_CHECKING:
@@ -25,6 +32,8 @@ class CollectionClient:
     def __init__(self, definition: CollectionDefinition, settings: Settings) -> None:
         self.definition, self.settings = definition, settings
         self._one_sync = threading.Lock()
+        self._mutex = threading.Lock()
+        self._use: DatabaseUse | None = None
 
     def search(
         self,
@@ -42,7 +51,10 @@ class CollectionClient:
         """
         from embeddings_pipeline.search.query import search
 
-        return search(self.definition, self.settings, query, k=k, vector_name=vector_name, index=index, profile=profile)
+        with self._database():
+            return search(
+                self.definition, self.settings, query, k=k, vector_name=vector_name, index=index, profile=profile
+            )
 
     def sync(
         self,
@@ -59,7 +71,9 @@ class CollectionClient:
         """
         from embeddings_pipeline.orchestration.sync import sync
 
-        with self._one_sync:
+        if limit is not None and (not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 1):
+            raise unusable("limit", limit, "a whole number from 1, or None for no limit")
+        with self._one_sync, self._database():
             return sync(
                 self.definition,
                 self.settings,
@@ -74,13 +88,33 @@ class CollectionClient:
         """What `embeddings-pipeline status --json` prints: items, vectors, coverage, model, indexes."""
         from embeddings_pipeline.health.status import collection_status
 
-        database = open_database(self.settings)
-        ensure_schema(database)
-        return collection_status(self.definition, database, self.settings)
+        with self._database() as database:
+            ensure_schema(database)
+            return collection_status(self.definition, database, self.settings)
 
     def close(self) -> None:
-        """Let go of the database. It is opened again if the collection is used again."""
-        open_database(self.settings).close()
+        """Let go of the database, once what other threads and other clients do with it has ended.
+
+        It is opened again if the collection is used again.
+        """
+        with self._mutex:
+            use, self._use = self._use, None
+        if use is not None:
+            use.leave()
+
+    @contextmanager
+    def _database(self) -> Iterator[Database]:
+        """The database, which stays until the block ends, and this client's until `close`."""
+        now = join_database(self.settings)
+        try:
+            with self._mutex:
+                if self._use is None or not self._use.lasts:
+                    self._use = join_database(self.settings)
+            yield now.database
+        except psycopg.Error as error:
+            raise DatabaseError(f"collection {self.definition.name!r}: {what_it_says(error)}") from error
+        finally:
+            now.leave()
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +138,13 @@ def open_collection(
     `defs.yaml` files (EMBEDDINGS_DEFS_DIR); `state_dir` (EMBEDDINGS_STATE_DIR); `database_url` (DATABASE_URL). Nothing
     is connected to yet. Raises ConfigurationError if there is no such collection or a `defs.yaml` has a mistake.
     """
+    if name is not None and not isinstance(name, str):
+        raise unusable("name", name, "the name of a collection, or None for the only one")
+    for argument, folder in (("defs_dir", defs_dir), ("state_dir", state_dir)):
+        if folder is not None and not isinstance(folder, str | Path):
+            raise unusable(argument, folder, "the path of a folder, or None for what the environment says")
+    if database_url is not None and not isinstance(database_url, str):
+        raise unusable("database_url", "…", "a URL as text, or None for what the environment says")
     given = {
         "embeddings_defs_dir": None if defs_dir is None else Path(defs_dir).resolve(),
         "embeddings_state_dir": None if state_dir is None else Path(state_dir).resolve(),

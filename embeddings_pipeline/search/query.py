@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean, unusable
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.base import Destination
@@ -53,17 +54,7 @@ def search(
     joined to live rows, so what has changed since the index was built is not returned with a wrong payload; if it
     is still of a previous model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
     """
-    if not query.strip():
-        raise ConfigurationError("the query is blank: say what to search for")
-    if not 1 <= k <= MOST_HITS:
-        raise ConfigurationError(f"{k} results cannot be asked for: choose 1 to {MOST_HITS}")
-    names = list(definition.attributes.vectors)
-    name = vector_name or names[0]
-    if name not in names:
-        raise ConfigurationError(
-            f"collection {definition.name!r} has no vector {name!r}; it has {', '.join(names)}"
-            f"{did_you_mean(name, names)}"
-        )
+    name, k = _checked(definition, query, k, vector_name, index, profile), int(k)
     database = open_database(settings)
     for attempt in range(ATTEMPTS):
         with database.session() as connection:
@@ -84,6 +75,34 @@ def search(
                 if attempt + 1 == ATTEMPTS:
                     raise
     raise AssertionError("unreachable")
+
+
+def _checked(
+    definition: CollectionDefinition, query: object, k: object, vector_name: object, index: object, profile: object
+) -> str:
+    """The name of the vector to ask, once all of these are what they may be: programs without types pass anything."""
+    if not isinstance(query, str):
+        raise unusable("query", query, "a text")
+    if not query.strip():
+        raise ConfigurationError("the query is blank: say what to search for")
+    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= MOST_HITS:
+        raise unusable("k", k, f"a whole number from 1 to {MOST_HITS}")
+    if index not in ("pgvector", "faiss"):
+        raise unusable("index", index, "'pgvector' or 'faiss'")
+    if profile is not None and not (isinstance(profile, str) and profile.strip()):
+        raise unusable("profile", profile, "the name of a profile, or None for the current model's")
+    names = list(definition.attributes.vectors)
+    if vector_name is None:
+        return names[0]
+    if not isinstance(vector_name, str) or not vector_name.strip():
+        known = ", ".join(repr(name) for name in names)
+        raise unusable("vector_name", vector_name, f"one of {known}, or None for the first")
+    if vector_name not in names:
+        raise ConfigurationError(
+            f"collection {definition.name!r} has no vector {vector_name!r}; it has {', '.join(names)}"
+            f"{did_you_mean(vector_name, names)}"
+        )
+    return vector_name
 
 
 def _shadow_model(

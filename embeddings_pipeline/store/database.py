@@ -138,6 +138,9 @@ class Database:
                 )
             return _pools[key]
 
+    def _close_pool(self) -> None:
+        _close_pools((os.getpid(), self.url, self.embedded))
+
     def _conninfo(self, application_name: str) -> str:
         # What the URL says itself goes first.
         return make_conninfo(**{**_CONNECTION, **conninfo_to_dict(self.url), "application_name": application_name})
@@ -156,8 +159,11 @@ class Database:
         return _with_database(self.url, name)
 
     def close(self) -> None:
-        """Leave the embedded server, which stops if this was its last user. Needed only before the process ends."""
-        _close_pools(self.url)
+        """Leave the embedded server, which stops if this was its last user. Needed only before the process ends.
+
+        Whoever else in this process uses the database loses it: see `join_database`.
+        """
+        self._close_pool()
         if self.server is not None:
             self.server.leave()
 
@@ -169,10 +175,10 @@ def _set_up(connection: psycopg.Connection) -> None:
     connection.execute(_SESSION)
 
 
-def _close_pools(url: str | None = None) -> None:
-    """Close this process's pools, or those of one URL."""
+def _close_pools(one: tuple[int, str, bool] | None = None) -> None:
+    """Close this process's pools, or one."""
     with _mutex:
-        keys = [key for key in _pools if key[0] == os.getpid() and url in (None, key[1])]
+        keys = [key for key in _pools if key[0] == os.getpid() and one in (None, key)]
         pools = [_pools.pop(key) for key in keys]
     for pool in pools:
         pool.close()
@@ -196,6 +202,59 @@ def open_database(settings: Settings) -> Database:
             server.ensure_running()
             Database(server.url("postgres"), server).ensure_sibling(EMBEDDED_DATABASE)
     return database
+
+
+class DatabaseUse:
+    """One of this process's users of a database, from `join_database` until `leave`; the last lets go of it."""
+
+    def __init__(self, database: Database, users: "_Users") -> None:
+        self.database, self._users = database, users
+        self._process: int | None = os.getpid()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it was not left; a forked process has no part in it."""
+        return self._process == os.getpid()
+
+    def leave(self) -> None:
+        """Let go of the database if nobody else in this process uses it. Once is enough; more does no harm."""
+        with _users_mutex:
+            if not self.lasts:
+                return
+            self._process = None
+            self._users.count -= 1
+            if self._users.count:
+                return
+            self.database._close_pool()
+            if self.database.server is not None and self._users.started:
+                self.database.server.leave()
+
+
+@dataclass
+class _Users:
+    """How many users a database has in this process, and whether the first of them came before any other code did."""
+
+    count: int = 0
+    started: bool = False
+
+
+_users: dict[tuple[int, str, bool], _Users] = {}  # as `_pools`
+_users_mutex = threading.RLock()  # taken before `_mutex`, and held until the last user has gone
+
+
+def join_database(settings: Settings) -> DatabaseUse:
+    """As `open_database`, for one of several users in a process, of which each may leave before the others do.
+
+    The embedded server is left with the last of them, unless other code of this process used it before the first came.
+    """
+    with _users_mutex:
+        started = not settings.database_url and not embedded_server(settings.state_dir / "postgres").in_use
+        database = open_database(settings)
+        users = _users.setdefault((os.getpid(), database.url, database.embedded), _Users())
+        if not users.count:
+            users.started = started
+        users.count += 1
+        return DatabaseUse(database, users)
 
 
 def psql_command(database: Database, args: list[str]) -> tuple[str, list[str], dict[str, str]]:
