@@ -133,7 +133,9 @@ def make_environment(checkout: Path, pip: str) -> None:
 def make_uv(folder: Path) -> Path:
     """A uv that only notes how it was called."""
     folder.mkdir()
-    (folder / "uv").write_text(f"#!{sys.executable}\n" + UV)
+    (folder / "uv.py").write_text(UV)
+    # By a shell: the path of an interpreter in a `#!` line may have no space.
+    (folder / "uv").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/uv.py" "$@"\n')
     (folder / "uv").chmod(0o755)
     return folder
 
