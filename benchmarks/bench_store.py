@@ -62,6 +62,7 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
             "INSERT INTO embeddings.collection (name, fingerprint, definition_hash) VALUES ('bench', %s, '')",
             [table.fingerprint],
         )
+        table.tables.create(connection)
     columns = {
         "text_id": np.arange(rows),
         "vector_name": np.full(rows, b"base"),
@@ -71,7 +72,7 @@ def measure(database: Database, folder: Path, rows: int, dimension: int, storage
     copying = []
     for _ in range(REPEATS):
         with database.connect() as connection:  # each time into a new table, as a first commit does
-            connection.execute(f"DROP TABLE IF EXISTS embeddings.{table.name}")
+            connection.execute(f"DROP TABLE IF EXISTS embeddings.{table.name} CASCADE")
             table.create(connection)
         with database.connect(autocommit=True) as connection:
             connection.execute("CHECKPOINT")
