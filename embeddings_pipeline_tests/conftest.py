@@ -45,6 +45,14 @@ MOST_WORKERS = 8
 # Their tests share a deployment and a browser, or a model: one worker has them all.
 DEAR_FIXTURES = {"test_ui.py", "test_meaning.py", "test_encoders.py"}
 
+# Thousands of small files: servers, state folders. In memory, if there is room, a test is quicker by a third.
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
+    there = os.statvfs(MEMORY)
+    if there.f_bavail * there.f_frsize >= ROOM and not there.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background job: its children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

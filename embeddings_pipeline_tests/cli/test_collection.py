@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.orchestration.collections import partition_keys
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import run_here, run_process
+from embeddings_pipeline_tests.support import databases
+from embeddings_pipeline_tests.support.command_line import PROJECT, run_here, run_process
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import PROFILE, definition, execute, films, make_films
 
@@ -51,15 +53,38 @@ def command(project: Settings, dagster_tables: None, defs: Path, monkeypatch: py
     return lambda *arguments: run_here(arguments)
 
 
-@pytest.fixture
-def synced(command: Command, database: Database, defs: Path) -> Iterator[Command]:
-    """The collections `films`, of 25 items in three batches, and `films_too`, whose name begins alike."""
+@pytest.fixture(scope="module")
+def synced_once(server: Database, template: str, dagster_template: str, open_folder: Path) -> Iterator[Path]:
+    """A folder with `defs` and `.state`, and two databases of its name, after a sync: `synced` is a copy of it all."""
+    folder = open_folder / f"tests_{uuid.uuid4().hex[:8]}"
+    database = databases.copied(server, folder.name, template)
+    databases.copied(server, f"{folder.name}_dagster", dagster_template)
     make_films(database, films(25))
     for name in ("films", "films_too"):
-        write_definition(defs, name, profiles={"wide": {k: v for k, v in WIDE.items() if k != "name"}})
-    done = command("sync")
+        write_definition(folder / "defs", name, profiles={"wide": {k: v for k, v in WIDE.items() if k != "name"}})
+    environment = {
+        "DAGSTER_HOME": str(PROJECT),
+        "DATABASE_URL": database.url,
+        "EMBEDDINGS_STATE_DIR": str(folder / ".state"),
+        "EMBEDDINGS_DEFS_DIR": str(folder / "defs"),
+    }
+    done = run_here(("sync",), environment)
     assert done.returncode == 0, done
-    yield command
+    database.close()
+    yield folder
+    for name in (folder.name, f"{folder.name}_dagster"):
+        databases.dropped(server, name)
+
+
+@pytest.fixture
+def synced(command: Command, synced_once: Path, server: Database, database: Database, tmp_path: Path) -> Command:
+    """The collections `films`, of 25 items in three batches, and `films_too`, whose name begins alike."""
+    for suffix in ("", "_dagster"):
+        name = f"{databases.name_of(database)}{suffix}"
+        databases.dropped(server, name)
+        databases.copied(server, name, f"{synced_once.name}{suffix}")
+    shutil.copytree(synced_once, tmp_path, dirs_exist_ok=True)
+    return command
 
 
 def rows_of(database: Database, name: str) -> int:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -137,6 +138,15 @@ def test_a_role_without_the_right_gets_the_statement_for_dagsters_database(
             connection.execute("DROP ROLE plain")
 
 
+def kill_server(state: Path) -> None:
+    """SIGKILL for the embedded server of the state folder; returns when it has ended."""
+    postmaster = psutil.Process(int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0]))
+    postmaster.kill()
+    with suppress(psutil.NoSuchProcess):
+        while postmaster.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
     state = open_folder / "killed"
@@ -144,10 +154,7 @@ def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
     storage = PipelineStorage(Settings(embeddings_state_dir=state))
     for _ in range(2):
         assert storage.run_storage.get_runs_count() == 0
-        pid = int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        kill_server(state)
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(lambda _: storage.run_storage.get_runs_count(), range(4))) == [0] * 4
     storage.run_storage.database.close()  # type: ignore[attr-defined]
@@ -164,20 +171,14 @@ def test_dagster_waits_for_a_server_of_others_that_is_started_again(
     storage = PipelineStorage(here)
     assert storage.run_storage.get_runs_count() == 0
 
-    def kill() -> None:
-        pid = int((state / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
-
-    kill()
+    kill_server(state)
     with ThreadPoolExecutor(1) as pool:
         counted = pool.submit(storage.run_storage.get_runs_count)
         time.sleep(1)
         assert not counted.done()
         theirs.connect().close()  # it is started
         assert counted.result() == 0
-    kill()
+    kill_server(state)
     monkeypatch.setattr("embeddings_pipeline.orchestration.instance.storage.WAIT_SECONDS", (0.01,))
     refused = pytest.raises(DatabaseError, match=r"^Dagster's database does not answer \(.*\): start it")
     with refused, dg.DagsterInstance.ephemeral() as instance, open_instance(instance):

@@ -210,7 +210,7 @@ def test_a_living_run_that_lost_its_lock_is_left_alone(
     database: Database, project: Settings, instance: dg.DagsterInstance
 ) -> None:
     make_films(database, films(10))
-    running = start_sync(seconds_per_call=8)
+    running = start_sync(seconds_per_call=3)
     storage = instance.event_log_storage
     wait_until(lambda: any(storage.get_concurrency_info(p).active_slot_count for p in storage.get_concurrency_keys()))
     execute(  # as a PostgreSQL that is killed and started again does

@@ -4,8 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,9 +20,9 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.model_change.test_phases import assert_whole, by_name
 from embeddings_pipeline_tests.model_change.test_switch import DEFINITION
 from embeddings_pipeline_tests.support.command_line import run_here
+from embeddings_pipeline_tests.support.forked import start
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
 
-PROJECT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("EMBEDDINGS_TESTS_KILLS", "2"))
 SLOW = {**PROFILE, "name": "slow", "dimensions": 48, "model": "embeddings_pipeline_tests.process.chaos:SlowEncoder"}
 UNDO = {
@@ -61,14 +59,17 @@ def test_killed_anywhere_it_goes_on(
     chance = random.Random(after)
     for command in commands[: len(commands) - commands[::-1].index(after) - 1]:
         assert run_here(tuple(command.split())).returncode == 0
-    killed = 0
+    run("--help")  # what the processes are forked from is there
+    killed, takes = 0, 2.0 if "switch" in after else 0.4  # seconds
     while killed < KILLS:
-        if run(after, 0.2 + (9 if "switch" in after else 3) * chance.random()) == -signal.SIGKILL:
+        begun_at = time.monotonic()
+        if run(after, takes * chance.random()) == -signal.SIGKILL:
             killed += 1
             edit = "UPDATE films SET overview = 'edit ' || %s WHERE id = %s"
             execute(database, edit, [killed, chance.randint(1, 60)])
             execute(database, "INSERT INTO films VALUES (%s, 'New', 'row')", [1000 + killed])
         else:  # it came to its end; undone, it can be killed again
+            takes = time.monotonic() - begun_at
             for command in UNDO[after]:
                 run_here(tuple(command.split()))
     assert run(after) in (0, 1)  # 1: what was killed last had been done
@@ -98,17 +99,11 @@ def vector_columns(database: Database) -> set[str]:
     return {row[0] for row in execute(database, query)}
 
 
-def run(command: str, seconds: float | None = None) -> int:
+def run(command: str, seconds: float | None = None) -> int | None:
     """The exit code of a command; it is killed after so many seconds."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "embeddings_pipeline", *command.split()],
-        cwd=PROJECT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    process = start(command.split())
+    process.join(seconds)
+    if process.is_alive():
         process.kill()
-        time.sleep(0.1)
-        return process.wait()
+        process.join()
+    return process.exitcode
