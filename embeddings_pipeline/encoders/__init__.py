@@ -4,16 +4,16 @@ The pipeline, searches, model changes and the command line call it; nothing else
 """
 
 import importlib
-import threading
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import PipelineError, ProfileError
+from embeddings_pipeline.forks import ProcessLock, compute
 
 __all__ = ["Encoder", "load_encoder"]
 
 _loaded: dict[Profile, Encoder] = {}
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 def load_encoder(profile: Profile) -> Encoder:
@@ -23,7 +23,7 @@ def load_encoder(profile: Profile) -> Encoder:
     """
     with _lock:
         if profile not in _loaded:
-            _loaded[profile] = _load(profile)
+            _loaded[profile] = compute(_load, profile)
         return _loaded[profile]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from embeddings_pipeline.config.templates import content_hash
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, ProfileError
+from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
@@ -149,7 +150,7 @@ def embed_texts(
 def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
     """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
     try:
-        vectors = encoder.encode_documents(texts)
+        vectors = compute(encoder.encode_documents, texts)
     except Exception as error:
         if isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError):
             raise
