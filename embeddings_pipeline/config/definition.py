@@ -27,6 +27,8 @@ SHARED_TABLES = (
     "embedding_cache",
     "model_change",
     "canary",
+    "collection_stamp",
+    "database_identity",
 )
 
 

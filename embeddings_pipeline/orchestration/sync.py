@@ -14,7 +14,8 @@ from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
+from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
 from embeddings_pipeline.orchestration.names import embeddings_asset, partitions_name, step_of
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
@@ -189,6 +190,8 @@ class _Sync:
                 *(name, len(work)),
             )
         if indexes_lag(self.collection, verify=True):
+            if faiss_standing(self.collection) is Standing.FOREIGN:
+                log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
             self.progress("indexing", self.embedded, self.batches)
             self.runner.execute("index", {}, {})
 

@@ -14,7 +14,7 @@ from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.pipeline.renaming import check_not_being_renamed
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.models import Model
+from embeddings_pipeline.store.models import Model, collection_identity
 from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline.store.source import Source
 
@@ -128,8 +128,9 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
             f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
             f"are stored as {current.destination.storage}, which stays; give it a collection of its own to change that"
         )
-    source = Source(definition, database)
-    return Collection(definition, settings, database, ledger, source, open_lake(settings), current, warning)
+    with database.session() as connection:
+        lake = replace(open_lake(settings), identity=collection_identity(connection, definition.name))
+    return Collection(definition, settings, database, ledger, Source(definition, database), lake, current, warning)
 
 
 def _other_profile(definition: CollectionDefinition, declared: Profile, current: Model) -> str:

@@ -17,7 +17,8 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
     committed.
     """
     by_hash: dict[bytes, NDArray] = {}
-    newest = collection.lake.newest(collection.folder("embeddings"), batch)
+    # A vector is its model's and its text's, whatever database it was made for.
+    newest = collection.lake.newest(collection.folder("embeddings"), batch, of_any_database=True)
     if (
         newest
         and newest[1].num_rows

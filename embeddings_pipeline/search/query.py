@@ -16,10 +16,11 @@ from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_pr
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean, unusable
+from embeddings_pipeline.forks import compute
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.base import Destination
-from embeddings_pipeline.store.models import CollectionState, Model, collection_state, current_model
+from embeddings_pipeline.store.models import Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def search(
             try:
                 hits = None
                 if index == "faiss" and shadow is None:
-                    hits = _faiss(connection, settings, state, model, name, vector, k)
+                    hits = _faiss(connection, settings, model, name, vector, k)
                 return nearest_items(connection, definition, model, name, vector, k) if hits is None else hits
             except psycopg.errors.UndefinedTable:
                 if attempt + 1 == ATTEMPTS:
@@ -129,7 +130,7 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
 
 def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
     profile = _runnable(definition, settings, model)
-    return load_encoder(profile).encode_queries([query])[0]
+    return compute(load_encoder(profile).encode_queries, [query])[0]
 
 
 def _runnable(definition: CollectionDefinition, settings: Settings, model: Model) -> Profile:
@@ -196,21 +197,28 @@ def _search_settings(
 def _faiss(
     connection: psycopg.Connection,
     settings: Settings,
-    state: CollectionState,
     model: Model,
     name: str,
     vector: NDArray[np.float32],
     k: int,
 ) -> list[Hit] | None:
-    """The nearest items by FAISS; None if its index is of another model, since it has just been switched."""
+    """The nearest items by FAISS; None if its index is of another model, since it has just been switched, or of a state
+    of another database: text ids mean something else there.
+    """
     from embeddings_pipeline.index.faiss_read import open_index
+    from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 
-    generation = open_index(settings.state_dir / "faiss", model.destination.collection)
-    if (generation.manifest.fingerprint, generation.manifest.epoch) != (model.destination.fingerprint, state.epoch):
+    collection = model.destination.collection
+    generation = open_index(settings.state_dir / "faiss", collection)
+    stands, why = standing(connection, collection, generation.manifest), None
+    if stands is Standing.FOREIGN:
+        why = f"is {why_foreign(connection, generation.manifest)}"
+    elif generation.manifest.fingerprint != model.destination.fingerprint:
+        why = "was built for another model"
+    if why is not None:
         log.warning(
-            "warning: collection %r: the FAISS index was built for another model; PostgreSQL answers until the next "
-            "`embeddings-pipeline sync`",
-            model.destination.collection,
+            "warning: collection %r: the FAISS index %s; PostgreSQL answers until the next `embeddings-pipeline sync`",
+            *(collection, why),
         )
         return None
     scores, ids = generation.search(name, vector[None, :], 2 * k + 10)
