@@ -49,6 +49,6 @@ def _status_text(figures: dict[str, Any]) -> str:
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
             f"  pgvector index  {ann}",
             f"  FAISS index     {search}",
-            f"  database        {database['name']}  (id {database['id']})",
+            f"  database        {database['name']}  (id {database['id']}, epoch {database['epoch']})",
         ]
     )
