@@ -2,7 +2,8 @@
 
 
 -- name: items
--- The items nearest to a vector. Parameters: query, nearest (texts), k (items).
+-- The items nearest to a vector. A vector of zeros, as somebody else may write it, is at no distance: NaN, which is
+-- ordered last. Parameters: query, nearest (texts), k (items).
 
 WITH nearest AS MATERIALIZED (
     SELECT text_id, embedding <=> %(query)s::{type} AS distance
@@ -15,6 +16,7 @@ SELECT item.item_key, 1 - min(nearest.distance) AS score, item.payload
 FROM nearest
 JOIN {text} AS text ON text.id = nearest.text_id
 JOIN {item} AS item ON item.item_key = text.item_key
+WHERE nearest.distance <> 'NaN'
 GROUP BY item.item_key
 ORDER BY score DESC, item.item_key
 LIMIT %(k)s
@@ -32,11 +34,15 @@ WHERE text.id = ANY (%(ids)s) AND text.vector_name = %(vector_name)s
 -- name: texts
 -- The texts nearest to a vector. Parameters: query, n.
 
-SELECT text_id, 1 - (embedding <=> %(query)s::{type})
-FROM {vector}
-WHERE vector_name = {vector_name}
-ORDER BY embedding <=> %(query)s::{type}
-LIMIT %(n)s
+SELECT text_id, 1 - distance
+FROM (
+    SELECT text_id, embedding <=> %(query)s::{type} AS distance
+    FROM {vector}
+    WHERE vector_name = {vector_name}
+    ORDER BY distance
+    LIMIT %(n)s
+) AS nearest
+WHERE distance <> 'NaN'
 
 
 -- name: settings

@@ -10,7 +10,6 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.ledger.full_scan import FullScans
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScans
-from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.work import Work
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
@@ -19,7 +18,7 @@ from embeddings_pipeline.store.models import Model, current_model
 from embeddings_pipeline.store.sql import load_sql
 
 
-class Ledger(FullScans, IncrementalScans, Work, Quarantine):
+class Ledger(FullScans, IncrementalScans, Work):
     """The ledger of one collection: its parts have a module each, and here it comes into being."""
 
     def register(self) -> None:

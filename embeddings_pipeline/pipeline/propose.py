@@ -16,7 +16,7 @@ from embeddings_pipeline.config.mistakes import describe_validation_error
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import open_database
-from embeddings_pipeline.store.source import table_identifier, tables
+from embeddings_pipeline.store.source_sql import table_identifier, tables
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 

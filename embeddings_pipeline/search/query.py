@@ -1,6 +1,7 @@
 """The query path: a text in, the nearest items out, never with another model's vectors (rule 6)."""
 
 import logging
+import reprlib
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.models import CollectionState, Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.vector_range import why_not
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,16 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
 
 def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
     profile = _runnable(definition, settings, model)
-    return load_encoder(profile).encode_queries([query])[0]
+    [vector] = load_encoder(profile).encode_queries([query])
+    length = np.linalg.norm(vector.astype(np.float64))
+    if not (np.isfinite(length) and length > 0):
+        raise ProfileError(
+            f"collection {definition.name!r}: profile {profile.name!r} gives a vector that is not finite, or zero, for "
+            f"the query {reprlib.repr(query)}: nothing can be compared with it; ask in other words"
+        )
+    if why_not(vector[None, :], model.destination.storage):  # a cosine is the same at any length
+        return (vector / length).astype(np.float32)
+    return vector
 
 
 def _runnable(definition: CollectionDefinition, settings: Settings, model: Model) -> Profile:
