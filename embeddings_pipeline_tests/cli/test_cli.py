@@ -243,7 +243,7 @@ class TestQuarantine:
     def test_retry_and_clear_take_the_beginning_of_a_hash_or_all(
         self, loaded: Command, database: Database, bad: str
     ) -> None:
-        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts are tried again")
+        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts and items are tried again")
         assert execute(database, "SELECT attempts, next_try <= now() FROM embeddings.quarantine") == [(0, True)]
         assert loaded("quarantine", "clear", "--all").returncode == 0
         assert loaded("quarantine", "list").stdout == "films: nothing is in quarantine\n"

@@ -32,7 +32,7 @@ def films(**source: Any) -> CollectionDefinition:
     return definition(source=source, columns=["title"], vectors={"base": "{title} {number}"}, items_per_batch=100)
 
 
-def quarantined(collection: Collection) -> list[str | None]:
+def quarantined(collection: Collection) -> list[str]:
     return sorted(entry.item_key or "" for entry in collection.ledger.quarantine_entries())
 
 

@@ -40,7 +40,7 @@ def scanned(source: Source) -> dict[str, bytes]:
     with source.connect() as connection:
         rows = [row for rows in source.scan(connection) for row in rows]
     assert all(isinstance(row, ScannedRow) for row in rows)
-    return dict(rows)
+    return {row.item_key: row.row_hash for row in rows}
 
 
 def read(source: Source, keys: Sequence[str]) -> dict[str, SourceRow]:
