@@ -42,7 +42,7 @@ def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonO
             others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
             item = f"item {entry.item_key}{others}" if entry.item_key is not None else "of no item any more"
             attempts = f"{entry.attempts} attempts" + (f" with {entry.profile}" if entry.profile else "")
-            print(f"{name}  {entry.content_hash[:12]}  {item}, {entry.step}, {attempts}, {again}")
+            print(f"{name}  {entry.content_hash[:12]}  {item}, at {entry.step}, {attempts}, {again}")
             print(f"    {entry.reason}")
             if entry.text:
                 print(f"    {_shortened(entry.text)}")

@@ -315,7 +315,7 @@ def test_two_scans_and_a_tick_out_of_order_end_in_the_same_state(database, setti
         run_batch(collection, batch, "run")
 
     class Old(type(collection.source)):  # type: ignore[misc]
-        def scan(self, connection: Any) -> Any:
+        def scan(self, connection: Any, apart: Any = ()) -> Any:
             return iter([old])
 
     collection.ledger.full_scan(Old(collection.source.definition, collection.source.database))  # older than the commit
