@@ -239,14 +239,12 @@ class Source:
     def _keys(self, connection: psycopg.Connection) -> list[str]:
         """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
         where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
-        if not self._can_ask(connection, where):
-            where = sql.SQL("true")
-        return [row[0] for row in self._copy(connection, self._asking(where), 2)]
+        asked = where if self._can_ask(connection, where) else sql.SQL("true")
+        return [row[0] for row in self._copy(connection, self._asking(asked), 2)]
 
     def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
         """SourceError if it fails without any row too: then no row is to blame."""
-        for _ in self._copy(connection, self._select(sql.SQL("false"), types), 3):
-            pass
+        list(self._copy(connection, self._select(sql.SQL("false"), types), 3))
 
     def _can_ask(self, connection: psycopg.Connection, condition: sql.Composable) -> bool:
         try:
