@@ -20,7 +20,9 @@ from embeddings_pipeline.errors import ConfigurationError
 if TYPE_CHECKING:
     from embeddings_pipeline.ledger.ledger import Ledger
 
-app = typer.Typer(help="Poison texts: the model refused them or gave no usable vector.", no_args_is_help=True)
+app = typer.Typer(
+    help="Poison texts: the model refused them or gave no usable vector.", no_args_is_help=True, suggest_commands=False
+)
 
 HashesArgument = Annotated[
     list[str] | None, typer.Argument(help="Content hashes, or their beginnings, as `list` shows them.")
