@@ -43,12 +43,12 @@ def chosen_collection(name: str | None) -> "CollectionDefinition":
 
 
 def chosen_collections(name: str | None) -> "list[CollectionDefinition]":
-    """The collection of that name; without a name, each one."""
-    from embeddings_pipeline.config.loading import find_collection, load_collections
+    """The collection of that name; without a name, each one, but the sample only if there is no other."""
+    from embeddings_pipeline.config.loading import find_collection, load_collections, without_sample
 
     collections = load_collections(load_settings().defs_dir)
     if name is None and collections:
-        return list(collections.values())
+        return list(without_sample(collections).values())
     return [find_collection(collections, name)]
 
 

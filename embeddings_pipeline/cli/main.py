@@ -8,7 +8,7 @@ import click
 import psycopg
 import typer
 
-from embeddings_pipeline.cli import collection, load, profile, psql, quarantine, search, status, sync, ui
+from embeddings_pipeline.cli import collection, init, load, profile, psql, quarantine, search, status, sync, ui
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.retry import what_it_says
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     suggest_commands=False,  # click does that itself
     pretty_exceptions_enable=False,
 )
-for command in (load.load, sync.sync, status.status, search.search, ui.ui):
+for command in (load.load, sync.sync, status.status, search.search, ui.ui, init.init):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql.psql)
 app.add_typer(profile.app, name="profile")
