@@ -13,6 +13,7 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     pipeline_database,
     print_json,
+    printable,
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
@@ -20,7 +21,9 @@ from embeddings_pipeline.errors import ConfigurationError
 if TYPE_CHECKING:
     from embeddings_pipeline.ledger.ledger import Ledger
 
-app = typer.Typer(help="Texts and items that failed by themselves, and why.", no_args_is_help=True)
+app = typer.Typer(
+    help="Texts and items that failed by themselves, and why.", no_args_is_help=True, suggest_commands=False
+)
 
 HashesArgument = Annotated[list[str] | None, typer.Argument(help="Hashes, or their beginnings, as `list` shows them.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every text and item in quarantine.")]
@@ -40,12 +43,12 @@ def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonO
         for entry in texts:
             again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
             others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
-            item = f"item {entry.item_key}{others}" if entry.item_key is not None else "of no item any more"
+            item = f"item {printable(entry.item_key)}{others}" if entry.item_key is not None else "of no item any more"
             attempts = f"{entry.attempts} attempts" + (f" with {entry.profile}" if entry.profile else "")
             print(f"{name}  {entry.content_hash[:12]}  {item}, at {entry.step}, {attempts}, {again}")
-            print(f"    {entry.reason}")
+            print(f"    {printable(entry.reason)}")
             if entry.text:
-                print(f"    {_shortened(entry.text)}")
+                print(f"    {printable(_shortened(entry.text))}")
 
 
 @app.command("retry")
