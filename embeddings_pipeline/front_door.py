@@ -43,7 +43,7 @@ class CollectionClient:
         index: Literal["pgvector", "faiss"] = "pgvector",
         profile: str | None = None,
     ) -> "list[Hit]":
-        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item)`, the score a cosine.
+        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item, text)`, the score a cosine.
 
         `vector_name`: which of the items' vectors; the first if left out. `index`: where to look. `profile`: a shadow
         model's. The first search loads the model. Raises PipelineError, in one line that names the remedy.

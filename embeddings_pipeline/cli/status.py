@@ -43,7 +43,7 @@ def _status_text(figures: dict[str, Any]) -> str:
         [
             f"{name}: {figures['coverage']:.1%} covered",
             f"  items           {figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale, "
-            f"{figures['quarantined']:,} texts in quarantine)",
+            f"{figures['quarantined']:,} texts and {figures['quarantined_items']:,} whole items in quarantine)",
             f"  vectors         {figures['vectors']:,}  ({figures['orphans']:,} orphans)",
             f"  dirty batches   {figures['dirty_batches']:,}",
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",

@@ -37,7 +37,9 @@ PASSES = 3  # rows that change while a sync runs are dirty again at once
 
 @dataclass
 class SyncResult:
-    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused, quarantined), seconds."""
+    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused), seconds; and how many texts
+    and items are in quarantine after it.
+    """
 
     collection: str
     scanned: int = 0
@@ -189,6 +191,7 @@ class _Sync:
                 "whether a column changes at each read",
                 *(name, len(work)),
             )
+        result.quarantined = sum(entry.items > 0 for entry in ledger.quarantine_entries())
         if indexes_lag(self.collection, verify=True):
             if faiss_standing(self.collection) is Standing.FOREIGN:
                 log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
@@ -222,5 +225,4 @@ class _Sync:
         self.result.deleted += figures.deleted
         self.result.embedded += figures.embedded
         self.result.reused += figures.reused
-        self.result.quarantined += figures.quarantined
         self.result.left += 0 if embed["force"] else figures.left_to_embed

@@ -115,7 +115,12 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
     except ProfileError:
         if current is None:
             raise
-    if declared_fingerprint and (current is None or current.destination.fingerprint != declared_fingerprint):
+    storage = None if definition.attributes.destination else definition.attributes.storage
+    if declared_fingerprint and (
+        current is None
+        or current.destination.fingerprint != declared_fingerprint
+        or storage not in (None, current.destination.storage)
+    ):
         current = ledger.activate(declared, declared_fingerprint)
     assert current is not None
     if declared_fingerprint == current.destination.fingerprint:
@@ -123,7 +128,7 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
         current = Model(declared, current.destination)
     else:
         warning = _other_profile(definition, declared, current)
-    if definition.attributes.destination is None and current.destination.storage != definition.attributes.storage:
+    if storage not in (None, current.destination.storage):
         warning = (
             f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
             f"are stored as {current.destination.storage}, which stays; give it a collection of its own to change that"

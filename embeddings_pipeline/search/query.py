@@ -1,15 +1,20 @@
 """The query path: a text in, the nearest items out, never with another model's vectors (rule 6)."""
 
+import json
 import logging
+import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from pgvector import Vector
 from psycopg import sql
+from psycopg.types.json import set_json_loads
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
@@ -22,21 +27,30 @@ from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.models import Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.vector_range import why_not
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.index.faiss_read import FaissIndex
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
+MOST_TIES = 10_000  # texts of one score that FAISS is asked for
 ALL_COMPARED_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload."""
+    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload, `text` that text.
+
+    Numbers of the payload are as the database has them: an int, or a Decimal with every digit.
+    """
 
     item_key: str
     score: float
     item: dict[str, Any]
+    text: str
 
 
 def search(
@@ -130,7 +144,16 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
 
 def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
     profile = _runnable(definition, settings, model)
-    return compute(load_encoder(profile).encode_queries, [query])[0]
+    [vector] = compute(load_encoder(profile).encode_queries, [query])
+    length = np.linalg.norm(vector.astype(np.float64))
+    if not (np.isfinite(length) and length > 0):
+        raise ProfileError(
+            f"collection {definition.name!r}: profile {profile.name!r} gives a vector that is not finite, or zero, for "
+            f"the query {reprlib.repr(query)}: nothing can be compared with it; ask in other words"
+        )
+    if why_not(vector[None, :], model.destination.storage):  # a cosine is the same at any length
+        return (vector / length).astype(np.float32)
+    return vector
 
 
 def _runnable(definition: CollectionDefinition, settings: Settings, model: Model) -> Profile:
@@ -160,13 +183,20 @@ def nearest_items(
 ) -> list[Hit]:
     """The `k` items nearest to a vector of that model, by PostgreSQL."""
     nearest = k * _texts_per_item(definition)
-    with connection.transaction():
+    with connection.transaction(), _exact_cursor(connection) as cursor:
         _search_settings(connection, model.destination, nearest)
         statement = model.destination.statement(
             "search/items", vector_name=sql.Literal(name), type=model.destination.type
         )
-        rows = connection.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
-        return [Hit(item_key, score, payload) for item_key, score, payload in rows]
+        cursor.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
+        return [Hit(*row) for row in cursor]
+
+
+def _exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
+    """A cursor that reads the numbers of JSON with all their digits."""
+    cursor = connection.cursor()
+    set_json_loads(partial(json.loads, parse_float=Decimal), context=cursor)
+    return cursor
 
 
 def nearest_texts(
@@ -221,12 +251,21 @@ def _faiss(
             *(collection, why),
         )
         return None
-    scores, ids = generation.search(name, vector[None, :], 2 * k + 10)
-    cosines = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
-    rows = connection.execute(
-        model.destination.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name}
-    ).fetchall()
+    cosines = _nearest_by_faiss(generation, name, vector, 2 * k + 10)
+    with _exact_cursor(connection) as cursor:
+        cursor.execute(model.destination.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name})
+        hits = [Hit(key, cosines[text_id], payload, text) for text_id, key, payload, text in cursor]
     best: dict[str, Hit] = {}
-    for text_id, item_key, payload in sorted(rows, key=lambda row: -cosines[row[0]]):
-        best.setdefault(item_key, Hit(item_key, cosines[text_id], payload))
+    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.item_key)):
+        best.setdefault(hit.item_key, hit)
     return list(best.values())[:k]
+
+
+def _nearest_by_faiss(generation: "FaissIndex", name: str, vector: NDArray[np.float32], n: int) -> dict[int, float]:
+    """Ids and cosines of the `n` nearest texts, and of as many more as are exactly as near, within MOST_TIES."""
+    while True:
+        scores, ids = generation.search(name, vector[None, :], n)
+        found = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
+        if len(found) < n or n >= MOST_TIES or scores[0][-1] != scores[0][n // 2]:
+            return found
+        n *= 4

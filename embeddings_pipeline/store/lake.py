@@ -24,7 +24,8 @@ SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 HASH = pa.binary(16)
 RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
 DATABASE, EPOCH = b"database", b"epoch"  # in the metadata of a file: what it is of
-DEFINITION_HASH = b"definition_hash"  # in the metadata of an item_texts file: what it was rendered with
+DEFINITION_HASH = b"definition_hash"  # in the metadata of a raw_items or item_texts file: what it was made for
+FAILED_ITEMS = b"failed_items"  # there too: items that are not among the rows, as `pipeline.failed` writes them
 ITEM_TEXTS = pa.schema(
     [
         ("item_key", pa.string()),
