@@ -184,6 +184,16 @@ def compile_used() -> None:
             say(f"  still compiling: {time.monotonic() - started:.0f} s")
 
 
+def silence_dg() -> None:
+    """Outside `make` nobody names `dg` the dagster.yaml that forbids telemetry: whenever .venv's Python starts, it is
+    told of a configuration that does, unless the user has one.
+    """
+    users = 'os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "dg.toml")'
+    ours = f'os.environ.setdefault("DG_CLI_CONFIG", {str(ROOT / ".ci" / "dg.toml")!r})'
+    for folder in (ENVIRONMENT / "lib").glob("python3*/site-packages"):
+        (folder / "quiet_dg.pth").write_text(f"import os; os.path.exists({users}) or {ours}\n")
+
+
 def install(extra: str, version: str | None) -> None:
     started = time.monotonic()
     there = version_there()
@@ -200,6 +210,7 @@ def install(extra: str, version: str | None) -> None:
         run("installing", command, environment, "; INSTALLER=pip before the command takes pip instead")
     else:
         run("installing", [*pip, *what])
+    silence_dg()
     say("compiling what is used of them")
     compile_used()
     for done in (extra, *INCLUDED[extra]):

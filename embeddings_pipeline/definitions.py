@@ -6,11 +6,14 @@ import dagster as dg
 
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.component import definitions_below
+from embeddings_pipeline.orchestration.housekeeping import build_housekeeping
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
     settings = load_settings()
     if settings.embeddings_defs_dir is not None:
-        return definitions_below(settings.defs_dir)
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+        collections = definitions_below(settings.defs_dir)
+    else:
+        collections = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return dg.Definitions.merge(collections, build_housekeeping())

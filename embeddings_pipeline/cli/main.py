@@ -1,5 +1,7 @@
 """The command line. Each command prints for people, with --json for programs; errors are one line and exit 1."""
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -27,8 +29,15 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(collection.app, name="collection")
 
 
+# What a folder or disk does to a user, rather than a mistake of ours.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+
+
 def main() -> None:
     """Entry point: errors that a user can cause are one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets `?`
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for noisy in ("sentence_transformers", "transformers", "dagster", "alembic", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -44,11 +53,13 @@ def main() -> None:
     except click.Abort:
         print("aborted: nothing more was done", file=sys.stderr)
         raise SystemExit(1) from None
-    except (PipelineError, psycopg.Error) as error:
-        print(one_line(error), file=sys.stderr)
-        raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output has left: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (PipelineError, psycopg.Error, OSError) as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(line, file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -61,4 +72,9 @@ def one_line(error: BaseException) -> str | None:
     """What a user is told of an error that a user can cause; None for any other."""
     if isinstance(error, PipelineError):
         return f"error: {error}"
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
+        return (
+            f"error: {error.filename}: {error.strerror}; make room there or let this user read and write it, or set "
+            "EMBEDDINGS_STATE_DIR to a folder where it may"
+        )
     return f"error: {what_it_says(error)}" if isinstance(error, psycopg.Error) else None

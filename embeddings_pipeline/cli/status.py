@@ -1,6 +1,7 @@
 """`status`: what is there of a collection."""
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
@@ -8,23 +9,41 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     pipeline_database,
     print_json,
+    size,
 )
 from embeddings_pipeline.config.settings import load_settings
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.health.growth import DagsterSize
 
 
 def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is there, what is missing, and which model made it."""
+    from embeddings_pipeline.health.growth import dagster_size
     from embeddings_pipeline.health.status import collection_status
 
     settings = load_settings()
     database = pipeline_database(settings)
     collections = chosen_collections(collection_name)
-    statuses = [collection_status(definition, database, settings) for definition in collections]
+    grown = dagster_size(database, settings)
+    statuses = [
+        {**collection_status(definition, database, settings), "dagster": asdict(grown)} for definition in collections
+    ]
     if as_json:
         print_json(statuses[0] if len(statuses) == 1 else statuses)
         return
     for each in statuses:
         print(_status_text(each))
+    print(_growth_text(grown))
+
+
+def _growth_text(grown: "DagsterSize") -> str:
+    kept = f"kept for {grown.keep_days} days" if grown.keep_days else "kept for ever"
+    in_database = "an unknown size" if grown.database_bytes is None else size(grown.database_bytes)
+    return (
+        f"Dagster's runs and events: {in_database} in its database, {grown.files:,} log files of "
+        f"{size(grown.file_bytes)}; {kept} (EMBEDDINGS_KEEP_DAYS)"
+    )
 
 
 def _status_text(figures: dict[str, Any]) -> str:

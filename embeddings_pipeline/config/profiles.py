@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from embeddings_pipeline.config.fields import Text, YesOrNo, whole_number
 from embeddings_pipeline.config.mistakes import explain
+from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.errors import ProfileError, did_you_mean
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _from_environment(settings: "Settings") -> Profile:
 
 def _with_weights_at(profile: Profile, model: str | None) -> Profile:
     """The profile with a folder for its model, where `model` (EMBEDDING_MODEL) is a folder that is named like it."""
-    if not model or profile.provider != "local" or not (folder := Path(model).expanduser()).is_dir():
+    if not model or profile.provider != "local" or not (folder := expanded(model)).is_dir():
         return profile
     wanted = {profile.model.rsplit("/", 1)[-1].lower(), "models--" + profile.model.replace("/", "--").lower()}
     if wanted & {part.lower() for part in _own_names(folder.resolve())}:
@@ -225,7 +226,7 @@ def resolve_weights(profile: Profile) -> Path:
     The cache comes first, so that a machine without a network starts at once; `HF_HUB_OFFLINE=1` forbids the
     download. Raises ProfileError, in one line, where the weights cannot be had or are incomplete.
     """
-    given = Path(profile.model).expanduser()
+    given = expanded(profile.model)
     if given.is_dir():
         folder = given.resolve()
     elif given.is_absolute() or profile.model.startswith((".", "~")) or given.exists():

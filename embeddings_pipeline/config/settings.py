@@ -3,16 +3,23 @@
 import os
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from embeddings_pipeline.config.paths import expanded
+from embeddings_pipeline.errors import ConfigurationError
+
+KEEP_DAYS = 30
 PACKAGE_DEFS = Path(__file__).parents[1] / "defs"
 
 
 def project_root() -> Path:
-    """The folder of `dagster.yaml`: `DAGSTER_HOME`, else the nearest one above the current folder or this package."""
+    """The folder of `dagster.yaml`: `DAGSTER_HOME`, else the nearest one above the current folder or this package.
+
+    ConfigurationError if DAGSTER_HOME is no folder, or a relative path: Dagster refuses that.
+    """
     if home := os.environ.get("DAGSTER_HOME"):
-        return Path(home).resolve()
+        return _checked_home(home)
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if (folder / "dagster.yaml").is_file():
@@ -22,7 +29,16 @@ def project_root() -> Path:
 
 def in_project(path: Path) -> Path:
     """The path; a relative one is below the project's root, wherever a command happens to be started."""
-    return (project_root() / path.expanduser()).resolve()
+    return (project_root() / expanded(path)).resolve()
+
+
+def _checked_home(home: str) -> Path:
+    remedy = "name the folder of dagster.yaml, or unset it in that folder"
+    if not (path := expanded(home)).is_absolute():
+        raise ConfigurationError(f"DAGSTER_HOME is {home!r}, which is no absolute path: {remedy}")
+    if not path.is_dir():
+        raise ConfigurationError(f"DAGSTER_HOME is {home!r}, where no folder is: {remedy}")
+    return path.resolve()
 
 
 class Settings(BaseSettings):
@@ -43,6 +59,7 @@ class Settings(BaseSettings):
     alert_webhook_url: SecretStr | None = None
     embeddings_state_dir: Path | None = None
     embeddings_defs_dir: Path | None = None
+    embeddings_keep_days: int | None = Field(default=None, ge=0)
 
     @property
     def state_dir(self) -> Path:
@@ -60,13 +77,27 @@ class Settings(BaseSettings):
             return PACKAGE_DEFS
         return in_project(self.embeddings_defs_dir)
 
+    @property
+    def keep_days(self) -> int:
+        """How many days Dagster's runs are kept, with their events and log files; 0: for ever."""
+        return KEEP_DAYS if self.embeddings_keep_days is None else self.embeddings_keep_days
+
 
 def load_settings() -> Settings:
     """Settings from the environment, then from `.env` in the project's root; empty values count as unset.
 
-    The folders in it are absolute, and stay what they are if the program changes its folder.
+    The folders in it are absolute, and stay what they are if the program changes its folder. ConfigurationError,
+    naming the variable, if one cannot be read.
     """
-    settings = Settings(_env_file=project_root() / ".env", _env_ignore_empty=True)  # type: ignore[call-arg]
+    file = project_root() / ".env"
+    try:
+        settings = Settings(_env_file=file, _env_ignore_empty=True)  # type: ignore[call-arg]
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        name = "_".join(map(str, first["loc"])).upper()
+        raise ConfigurationError(f"{name} cannot be {first['input']!r}: {first['msg']}; correct it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read ({error}): write it as UTF-8 text, or remove it") from error
     absolute: dict[str, Path | str] = {"embeddings_state_dir": settings.state_dir}
     if settings.lake_uri and "://" not in settings.lake_uri:
         absolute["lake_uri"] = str(in_project(Path(settings.lake_uri)))

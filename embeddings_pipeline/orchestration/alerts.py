@@ -13,7 +13,8 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     PARTITION_NAME_TAG,
     AssetCheckExecutionRecordStatus,
 )
-from embeddings_pipeline.orchestration.names import JOBS, automation_name, is_of, job_name
+from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG
+from embeddings_pipeline.orchestration.names import JOBS, asset_op_name, automation_name, is_of, job_name, op_name
 
 
 def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
@@ -26,21 +27,23 @@ def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
     )
     def failure_alerts(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
-        if not _concerns(run, definition):
+        if not _concerns(run, definition) or SYNC_TAG in run.tags:  # a sync says itself what failed
             return
-        error = context.failure_event.message or "it failed"
+        error, step = context.failure_event.message or "it failed", None
         with_reason = [event for event in context.get_step_failure_events() if event.step_failure_data]
         for event in with_reason[:1]:
-            data = event.step_failure_data
+            data, step = event.step_failure_data, _step_name(definition, event.step_key or "")
             error = (data.user_failure_data and data.user_failure_data.description) or (
                 data.error_display_string.strip().splitlines()[0] if data.error_display_string else error
             )
+        job = None if run.job_name.startswith("__") else run.job_name  # Dagster's own, of a materialization in the UI
         alert(
             load_settings(),
             "run_failed",
-            f"collection {definition.name!r}: {run.job_name} failed: {error}",
+            f"collection {definition.name!r}: {step or job or 'a materialization'} failed: {error}",
             collection=definition.name,
-            job=run.job_name,
+            job=job,
+            step=step,
             run_id=run.run_id,
             partitions=run.tags.get(PARTITION_NAME_TAG) or _range_of(run.tags),
         )
@@ -51,6 +54,12 @@ def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
 def _concerns(run: dg.DagsterRun, definition: CollectionDefinition) -> bool:
     own = {job_name(definition, job) for job in JOBS}
     return run.job_name in own or any(is_of(definition, key) for key in run.asset_selection or ())
+
+
+def _step_name(definition: CollectionDefinition, op: str) -> str:
+    """The asset's or op's name, less the collection's."""
+    prefix = asset_op_name(definition, "x").removesuffix("x")
+    return op.removeprefix(prefix).removeprefix(op_name(definition, "")).replace("__", "/")
 
 
 def _range_of(tags: Mapping[str, str]) -> str | None:

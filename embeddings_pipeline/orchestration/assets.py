@@ -24,8 +24,9 @@ from embeddings_pipeline.orchestration.asset_metadata import (
 )
 from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, WRITER_POOL, asset_options
 from embeddings_pipeline.orchestration.figures import metadata_of
-from embeddings_pipeline.orchestration.names import embeddings_asset
-from embeddings_pipeline.orchestration.partitions import add_partitions
+from embeddings_pipeline.orchestration.instance.purge import forget_quiet_scans
+from embeddings_pipeline.orchestration.names import embeddings_asset, job_name
+from embeddings_pipeline.orchestration.partitions import add_partitions, keys_in_words
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import each, each_alone, failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
@@ -97,6 +98,8 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
             scan = collection.ledger.full_scan(collection.source, allow_deletes=config.allow_deletes)
             added = add_partitions(context.instance, definition, collection.ledger.batches())
             dirty = collection.ledger.dirty_batches()
+            if not (scan.new or scan.changed or scan.gone) and context.run.job_name == job_name(definition, "scan"):
+                forget_quiet_scans(context.instance, context.run)
         numbers = {"new_partitions": len(added), "dirty_batches": len(dirty), "seconds": _since(started)}
         return dg.MaterializeResult(metadata={**metadata_of(scan), **numbers})
 
@@ -105,11 +108,12 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         """The batch's rows as they are in the source now, in a Parquet file: the columns that templates and searches
         use, and no others.
 
-        Numbers: `rows` read; items of the batch that are `gone` from the source.
+        `item_keys`: which items the partition holds. Numbers: `rows` read; items that are `gone` from the source.
         """
 
         def step(collection: Collection, batch: int) -> Mapping[str, Any]:
-            return metadata_of(read_items(collection, batch, context.run.run_id))
+            figures = metadata_of(read_items(collection, batch, context.run.run_id))
+            return {"item_keys": keys_in_words(collection.ledger.item_keys(batch)), **figures}
 
         each_alone(context, pipeline, definition, step)
 
@@ -158,7 +162,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
                         f"dry run, batch {batch_key(batch)}: {embedded.left_to_embed} texts to encode, "
                         f"{embedded.reused} reused"
                     )
-                yield batch, metadata_of(embedded)
+                yield batch, {**_missing(embedded.left_to_embed, "left out by `limit`"), **metadata_of(embedded)}
 
         each(context, pipeline, definition, steps, report=not config.dry_run)
         if not config.dry_run:
@@ -180,7 +184,8 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         """
 
         def step(collection: Collection, batch: int) -> Mapping[str, Any]:
-            return metadata_of(commit_and_backfill(collection, batch, context.run.run_id))
+            committed = commit_and_backfill(collection, batch, context.run.run_id)
+            return {**_missing(committed.left, "not committed", "items"), **metadata_of(committed)}
 
         each_alone(context, pipeline, definition, step)
 
@@ -210,6 +215,13 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         return dg.MaterializeResult(metadata={**faiss_metadata(manifest), "folder": location})
 
     return [item_ledger, raw_items, item_texts, embed, pgvector_table, pgvector_index, faiss_index]
+
+
+def _missing(count: int, why: str, what: str = "texts") -> dict[str, str]:
+    """First of all, if a partition is not whole: the UI shows it as materialized."""
+    if not count:
+        return {}
+    return {"MISSING": f"{count:,} {what} of this partition are {why}: materialize it again, or sync"}
 
 
 def _since(started: float) -> float:

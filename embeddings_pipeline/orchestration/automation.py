@@ -30,10 +30,13 @@ from embeddings_pipeline.orchestration.dagster_internals import (
 )
 from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
 from embeddings_pipeline.orchestration.names import (
+    AUTOMATION,
+    PEOPLE,
     asset_key,
     automation_name,
     batch_assets,
     job_name,
+    job_tags,
     op_name,
     partitions_name,
 )
@@ -277,16 +280,21 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "refresh"),
-        description="Scan and audit everything, embed what is to be, bring the indexes up to date, run every check.",
+        tags=job_tags(definition, PEOPLE),
+        description=(
+            "THE ONE TO USE: scan and audit everything, embed what is to be, bring the indexes up to date, run every "
+            "check."
+        ),
     )
     def refresh() -> None:
         refresh_everything()
 
     @dg.job(
         name=job_name(definition, "recent"),
+        tags=job_tags(definition, AUTOMATION),
         description=(
-            f"Embed items first seen in the last {automation.recent_days} days that have no vectors, at most "
-            f"{automation.recent_items}."
+            f"For its schedule: embed items first seen in the last {automation.recent_days} days that have no vectors, "
+            f"at most {automation.recent_items}."
         ),
     )
     def recent_job() -> None:

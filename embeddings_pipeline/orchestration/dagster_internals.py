@@ -6,6 +6,7 @@ version is because of this module: look through it before the pin is raised.
 
 # Runs in this process, with events as they come. `dg.execute_job` needs a job that another process could load, and
 # `JobDefinition.execute_in_process` neither takes a run that exists nor yields events.
+from dagster._check import CheckError  # what it raises if dagster.yaml names a class that is not there
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 
@@ -14,6 +15,9 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 
 # Whether a run's process lives. `RunLauncher` is documented for launchers of one's own, what its methods take is not.
 from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, WorkerStatus
+
+# Where a run of ours comes from: the UI's first page shows no run without it. No public call.
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 # How a check ended before. No public call: `dg.AssetCheckEvaluation` has no history.
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
@@ -31,6 +35,7 @@ from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    MAX_RETRIES_TAG,  # documented, as `dagster/max_retries`
     PARTITION_NAME_TAG,
     REPOSITORY_LABEL_TAG,
 )
@@ -53,12 +58,14 @@ from dagster_postgres.utils import DagsterPostgresException
 __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
+    "MAX_RETRIES_TAG",
     "PARTITION_NAME_TAG",
     "REPOSITORY_LABEL_TAG",
     "AssetCheckExecutionRecordStatus",
     "BulkActionStatus",
     "BulkActionsFilter",
     "CapturedLogContext",
+    "CheckError",
     "CheckRunHealthResult",
     "ConcurrencyLimitsTable",
     "ConfigurableClass",
@@ -72,6 +79,8 @@ __all__ = [
     "PostgresEventLogStorage",
     "PostgresRunStorage",
     "PostgresScheduleStorage",
+    "RegisteredCodeLocationOrigin",
+    "RemoteRepositoryOrigin",
     "SerializableErrorInfo",
     "WorkerStatus",
     "create_console_logger",

@@ -11,7 +11,7 @@ from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import build_assets
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
-from embeddings_pipeline.orchestration.names import asset_key, batch_assets, job_name
+from embeddings_pipeline.orchestration.names import AUTOMATION, asset_key, batch_assets, job_name, job_tags
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 
 
@@ -42,28 +42,28 @@ def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
     def select(*names: str) -> dg.AssetSelection:
         return dg.AssetSelection.assets(*(asset_key(definition, name) for name in names))
 
+    def job(name: str, selection: dg.AssetSelection, description: str) -> Any:
+        # Four of them, in this order, are what the job `…_refresh` does at once.
+        description = f"{description} `{job_name(definition, 'refresh')}` does it all at once."
+        tags = job_tags(definition, AUTOMATION)
+        return dg.define_asset_job(job_name(definition, name), selection, description=description, tags=tags)
+
+    indexes = (asset_key(definition, name) for name in ("pgvector_index", "faiss_index"))
     return [
-        dg.define_asset_job(
-            job_name(definition, "scan"),
-            select("item_ledger").without_checks(),
-            description="Look for new, changed and vanished items.",
-        ),
-        dg.define_asset_job(
-            job_name(definition, "batches"),
+        job("scan", select("item_ledger").without_checks(), "Step 1: look for new, changed and vanished items."),
+        job(
+            "batches",
             select(*batch_assets(dimensions)).without_checks(),
-            description="Read, render, embed and commit batches.",
+            "Step 2: read, render, embed and commit batches. Its launchpad has `force`, `dry_run` and `limit`.",
         ),
-        dg.define_asset_job(
-            job_name(definition, "index"),
+        job(
+            "index",
             select("pgvector_index", "faiss_index"),
-            description="Bring the indexes up to date, and run the quick checks.",
+            "Step 3: bring the indexes up to date, and run the quick checks.",
         ),
-        dg.define_asset_job(
-            job_name(definition, "audit"),
-            select("audit")
-            | dg.AssetSelection.checks_for_assets(
-                *(asset_key(definition, name) for name in ("pgvector_index", "faiss_index"))
-            ),
-            description="Compare every copy with the next, and run every check. What disagrees becomes dirty.",
+        job(
+            "audit",
+            select("audit") | dg.AssetSelection.checks_for_assets(*indexes),
+            "Step 4: compare every copy with the next, and run every check. What disagrees becomes dirty.",
         ),
     ]

@@ -23,7 +23,7 @@ from embeddings_pipeline.model_change.phases import (
 from embeddings_pipeline.model_change.state import ModelChange, candidate_profile, open_change, progress
 from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, asset_options
 from embeddings_pipeline.orchestration.figures import metadata_of
-from embeddings_pipeline.orchestration.names import asset_key, job_name, op_name
+from embeddings_pipeline.orchestration.names import MODEL_CHANGE, asset_key, job_name, job_tags, op_name
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import each, failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
@@ -158,22 +158,27 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
 
     @dg.job(
         name=job_name(definition, "migration_roll_back"),
-        description="Bring the previous model back; before a swap, drop the candidate (launchpad: drop_candidate).",
+        tags=job_tags(definition, MODEL_CHANGE),
+        description=(
+            "Change of the model, undone: bring the previous model back; before a swap, drop the candidate (launchpad: "
+            "drop_candidate)."
+        ),
     )
     def migration_roll_back() -> None:
         roll_back_model()
 
     phases = {
-        "expand": "Make the candidate's place (launchpad: candidate_profile).",
-        "backfill": "Backfill batches of the candidate.",
-        "swap": "Check the candidate, and make it the current model.",
-        "contract": "Drop the previous model (launchpad: now).",
+        "expand": "Change of the model, 1: make the candidate's place (launchpad: candidate_profile).",
+        "backfill": "Change of the model, 2: backfill batches of the candidate.",
+        "swap": "Change of the model, 3: check the candidate, and make it the current model.",
+        "contract": "Change of the model, 4, a day later: drop the previous model (launchpad: now).",
     }
     jobs: list[Any] = [
         dg.define_asset_job(
             job_name(definition, f"migration_{phase}"),
             dg.AssetSelection.assets(asset_key(definition, f"migration/{phase}")),
             description=description,
+            tags=job_tags(definition, MODEL_CHANGE),
         )
         for phase, description in phases.items()
     ]

@@ -6,6 +6,10 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
 JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
+# A tag of jobs and their runs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
+FOR_TAG = "embeddings_pipeline/for"
+PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
+COLLECTION_TAG = "embeddings_pipeline/collection"
 BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
 ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit")
 
@@ -45,6 +49,11 @@ def automation_name(definition: CollectionDefinition, name: str) -> str:
 def job_name(definition: CollectionDefinition, job: str) -> str:
     """`films_scan`; `job` is one of JOBS."""
     return f"{definition.name}_{job}"
+
+
+def job_tags(definition: CollectionDefinition, whom: str) -> dict[str, str]:
+    """The tags of a job and of its runs: `whom` is PEOPLE, AUTOMATION or MODEL_CHANGE."""
+    return {COLLECTION_TAG: definition.name, FOR_TAG: whom}
 
 
 def op_name(definition: CollectionDefinition, op: str) -> str:

@@ -1,6 +1,8 @@
 """Batches as Dagster's partitions, and which of them a run takes together."""
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import dagster as dg
 
@@ -12,6 +14,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
 )
 from embeddings_pipeline.orchestration.names import partitions_name
 
+MOST_KEYS, MOST_CHARACTERS = 10, 60  # keys, or ranges of them, that are shown of a batch; characters of each
 BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
 MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones
 
@@ -39,6 +42,19 @@ def run_ranges(work: Mapping[int, int], existing: Sequence[int | None], items_pe
 def range_tags(first: int, last: int) -> dict[str, str]:
     """The tags of a run over these batches."""
     return {ASSET_PARTITION_RANGE_START_TAG: batch_key(first), ASSET_PARTITION_RANGE_END_TAG: batch_key(last)}
+
+
+def keys_in_words(keys: Sequence[str]) -> str:
+    """Which item keys a batch holds, in some hundred characters: `1–998, 1000 (999 items)`, or the first and last."""
+    if all(re.fullmatch(r"0|-?[1-9]\d{0,17}", key) for key in keys):
+        numbers = sorted(map(int, keys))
+        runs = [list(group) for _, group in groupby(enumerate(numbers), lambda at: at[1] - at[0])]
+        parts = [f"{run[0][1]}" if len(run) == 1 else f"{run[0][1]}–{run[-1][1]}" for run in runs]
+    else:
+        parts = sorted(keys)
+    if len(parts) > MOST_KEYS:
+        parts = [*parts[: MOST_KEYS // 2], "…", *parts[-MOST_KEYS // 2 :]]
+    return f"{', '.join(part[:MOST_CHARACTERS] for part in parts)} ({len(keys):,} items)"
 
 
 def batches_of(partitions: Sequence[str]) -> list[int | None]:

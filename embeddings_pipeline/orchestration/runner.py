@@ -1,6 +1,5 @@
 """Jobs as runs in this process, which the UI shows like any other."""
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -10,17 +9,20 @@ import dagster as dg
 import psycopg
 import sqlalchemy.exc
 
-from embeddings_pipeline.config.settings import project_root
 from embeddings_pipeline.errors import DatabaseError, PipelineError
 from embeddings_pipeline.orchestration.dagster_internals import (
+    MAX_RETRIES_TAG,
     REPOSITORY_LABEL_TAG,
     DagsterPostgresException,
     InMemoryJob,
+    RegisteredCodeLocationOrigin,
+    RemoteRepositoryOrigin,
     SerializableErrorInfo,
     execute_run_iterator,
     make_new_run_id,
 )
 from embeddings_pipeline.orchestration.figures import Materialization
+from embeddings_pipeline.orchestration.instance.home import project_instance
 from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, cancel_dead_runs, host_tags
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
@@ -28,7 +30,8 @@ from embeddings_pipeline.orchestration.names import asset_op_name, job_name, ste
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import run_lock
 
-LOCATION = "embeddings_pipeline"  # as workspace.yaml and pyproject.toml name it
+# The location is named so in workspace.yaml and pyproject.toml; the repository is Dagster's name for all definitions.
+REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("embeddings_pipeline"), "__repository__")
 WATCH_SECONDS = 5.0
 
 
@@ -39,8 +42,7 @@ class RunFailed(PipelineError):
 @contextmanager
 def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.DagsterInstance]:
     """Dagster's instance, the one of dagster.yaml if none is given, for runs in this process: it prints for itself."""
-    os.environ.setdefault("DAGSTER_HOME", str(project_root()))
-    with nullcontext(given) if given else dg.DagsterInstance.get() as instance:
+    with nullcontext(given) if given else project_instance() as instance:
         if isinstance(instance.compute_log_manager, StateComputeLogs):
             instance.compute_log_manager.capturing = False
         try:
@@ -92,7 +94,16 @@ class JobRunner:
                 definition,
                 run_id=run_id,
                 run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags={**tags, **host_tags(), SYNC_TAG: "true", REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}"},
+                # Where it comes from, without which the UI's first page leaves it out.
+                remote_job_origin=REPOSITORY.get_job_origin(definition.name),
+                # A run that was killed is not repeated by the daemon: the next sync goes on.
+                tags={
+                    **tags,
+                    **host_tags(),
+                    SYNC_TAG: "true",
+                    REPOSITORY_LABEL_TAG: REPOSITORY.get_label(),
+                    MAX_RETRIES_TAG: "0",
+                },
             )
             materializations: list[Materialization] = []
             failure: str | None = None

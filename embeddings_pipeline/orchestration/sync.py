@@ -17,6 +17,7 @@ from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
 from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
+from embeddings_pipeline.orchestration.instance.purge import purge_daily
 from embeddings_pipeline.orchestration.names import embeddings_asset, partitions_name, step_of
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
 from embeddings_pipeline.orchestration.resources import batch_done
@@ -92,6 +93,7 @@ def sync(
     else:
         with open_instance(instance) as instance:
             _Sync(collection, instance, result, progress).run(_Options(force, limit, allow_deletes, full, recent))
+            purge_daily(instance, settings)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 

@@ -335,6 +335,7 @@ def one_line(error: BaseException) -> str:
 _REMEDIES = (
     (r"password authentication failed|no password supplied|auth.* failed", "check user and password in {source}"),
     (r"database .* does not exist", "create that database, or correct {source}"),
+    (r"local user with ID|could not look up", "name the user in {source}: this process's has no name in /etc/passwd"),
     (r"role .* does not exist", "correct the user in {source}"),
     (r"no pg_hba.conf entry|SSL|ssl", "the server does not let this user in this way; see its pg_hba.conf and sslmode"),
     (r"too many clients|connection slots|too many connections", "close other programs or raise max_connections"),

@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy
-from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event, exc
 
 from embeddings_pipeline.config.settings import Settings, load_settings
@@ -29,18 +29,18 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     PostgresScheduleStorage,
     touch_file,
 )
-from embeddings_pipeline.store.database import Database, database_name, open_database
+from embeddings_pipeline.store.dagster_database import dagster_database_name
+from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.sql import load_sql
 
 
 def dagster_database(settings: Settings) -> tuple[str, Database]:
     """The URL of Dagster's database, which is created if it is missing, and the pipeline's database beside it.
 
-    On the embedded server its name is `dagster`; if DATABASE_URL names a server, `<the pipeline's>_dagster`.
     Raises DatabaseError with the statement for an administrator if this user may not create it.
     """
     database = open_database(settings)
-    own = database_name(conninfo_to_dict(database.url))
-    return database.ensure_sibling("dagster" if database.embedded else f"{own}_dagster"), database
+    return database.ensure_sibling(dagster_database_name(database)), database
 
 
 WAIT_SECONDS = (2, 8)  # for a server that does not answer; Dagster itself tries for a second
@@ -89,7 +89,19 @@ class _RunStorage(_Pooled, PostgresRunStorage):
     pass
 
 
-class _EventLogStorage(_Pooled, PostgresEventLogStorage):
+class PipelineEventLogStorage(_Pooled, PostgresEventLogStorage):
+    """Events, and what else `purge` has to know of them."""
+
+    def newest_runs(self) -> frozenset[str]:
+        """The runs that say how an asset, a partition or a check is."""
+        with self.index_connection() as connection:
+            return frozenset(connection.exec_driver_sql(load_sql("dagster/newest")).scalars())
+
+    def forget_checks(self) -> None:
+        """Remove the results of checks of runs that are gone, but for the newest of each."""
+        with self.index_transaction() as transaction:
+            transaction.exec_driver_sql(load_sql("dagster/forget_checks"))
+
     def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
         # If the pool has a row (another process made it, or its default limit was changed), Dagster catches the
         # conflict of its INSERT and goes on in the failed transaction.
@@ -119,7 +131,7 @@ class PipelineStorage(DagsterStorage, ConfigurableClass):
         self._inst_data = inst_data
         with _tables_made_once(Database(url, database.server)):
             self._runs = _pooled(_RunStorage(url), database)
-            self._events = _pooled(_EventLogStorage(url), database)
+            self._events = _pooled(PipelineEventLogStorage(url), database)
             self._schedules = _pooled(_ScheduleStorage(url), database)
         super().__init__()
 
@@ -203,6 +215,11 @@ class StateComputeLogs(LocalComputeLogManager):
     """What runs print, in the state folder's `dagster/logs`; of a `sync`, it belongs to the terminal."""
 
     capturing = True
+
+    @property
+    def folder(self) -> Path:
+        """Where each run has a folder."""
+        return Path(self._base_dir)
 
     @contextlib.contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:

@@ -202,6 +202,11 @@ class EmbeddedServer:
         os.write(log, done.stderr)
         if done.returncode:
             shutil.rmtree(fresh, ignore_errors=True)
+            if b"could not look up effective user" in done.stderr:
+                raise DatabaseError(
+                    f"the embedded PostgreSQL does not run as a user without a name, and uid {os.geteuid()} has none: "
+                    "add it to /etc/passwd (or run as a user that has one), or set DATABASE_URL"
+                )
             raise DatabaseError(
                 f"the embedded PostgreSQL cannot make its data folder: {_last_complaint(done.stderr)}; "
                 f"its log is {self.log}"

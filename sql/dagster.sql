@@ -1,0 +1,35 @@
+-- Dagster's own tables, in the database beside the pipeline's. Their form is dagster-postgres's: look here, too, before
+-- the pin on Dagster is raised. No placeholders.
+
+
+-- name: size
+-- How many bytes Dagster's database takes; null if this role may not know. In the pipeline's database.
+-- Parameter: database.
+
+SELECT CASE WHEN has_database_privilege(datname, 'CONNECT') THEN pg_database_size(datname) END
+FROM pg_database WHERE datname = %(database)s
+
+
+-- name: newest
+-- The runs that say how things are: those with the newest materialization of an asset, or of one partition of it, and
+-- with the newest result of a check. Without them the UI would call the partition missing.
+
+SELECT DISTINCT run_id
+FROM event_logs
+WHERE id IN (
+    SELECT max(id) FROM event_logs
+    WHERE dagster_event_type = 'ASSET_MATERIALIZATION' AND asset_key IS NOT NULL
+    GROUP BY asset_key, partition
+)
+UNION
+SELECT run_id
+FROM asset_check_executions
+WHERE id IN (SELECT max(id) FROM asset_check_executions GROUP BY asset_key, check_name, partition)
+
+
+-- name: forget_checks
+-- Dagster leaves the results of checks there when their run is deleted.
+
+DELETE FROM asset_check_executions
+WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT FROM runs WHERE runs.run_id = asset_check_executions.run_id)
+  AND id NOT IN (SELECT max(id) FROM asset_check_executions GROUP BY asset_key, check_name, partition)
