@@ -10,6 +10,4 @@ def expanded(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ConfigurationError(
-            f"{path}: no home folder is known; set HOME, or write it in full"
-        ) from error
+        raise ConfigurationError(f"{path}: no home folder is known; set HOME, or write it in full") from error
