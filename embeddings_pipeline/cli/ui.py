@@ -18,8 +18,11 @@ import typer
 from embeddings_pipeline.config.settings import Settings, load_settings, project_root
 from embeddings_pipeline.errors import ConfigurationError
 
-# What Dagster says of itself, and nobody has to do anything about.
-NOISE = re.compile(r" - (DEBUG|INFO) - |No cursor for event type")
+# What Dagster says of itself, and nobody has to do anything about; and the tracebacks of runs, which the UI shows:
+# an alert says in a sentence what failed.
+NOISE = re.compile(r" - (DEBUG|INFO) - |No cursor for event type| - (STEP|RUN)_FAILURE - ")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MESSAGE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ - ")  # what one of Dagster's begins with
 ALERT = re.compile(r"(?:^|: )alert (\{.*\})$")
 LOOK_SECONDS = 1.0
 
@@ -84,7 +87,7 @@ class _Dagster:
             errors="replace",
         ) as process:
             assert process.stdout is not None
-            telling = threading.Thread(target=_tell, args=(process.stdout,), daemon=True)
+            telling = threading.Thread(target=tell, args=(process.stdout,), daemon=True)
             telling.start()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
@@ -110,12 +113,16 @@ class _Dagster:
                 self._end(process)
 
 
-def _tell(output: IO[str]) -> None:
+def tell(output: IO[str]) -> None:
     """Print what a person needs of what Dagster says."""
-    for line in output:
+    noise = False
+    for coloured in output:
+        line = COLOUR.sub("", coloured)
         if alert := ALERT.search(line.rstrip()):
-            print(f"ALERT: {_sentence(alert[1])}", flush=True)
-        elif not NOISE.search(line):
+            noise, line = False, f"ALERT: {_sentence(alert[1])}\n"
+        elif MESSAGE.match(line):
+            noise = NOISE.search(line) is not None
+        if not noise:
             print(line, end="", flush=True)
 
 

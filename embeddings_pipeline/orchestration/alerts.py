@@ -36,6 +36,7 @@ def build_alerts(definition: CollectionDefinition) -> dg.SensorDefinition:
             error = (data.user_failure_data and data.user_failure_data.description) or (
                 data.error_display_string.strip().splitlines()[0] if data.error_display_string else error
             )
+        error = error.removeprefix(f"collection {definition.name!r}: ")
         job = None if run.job_name.startswith("__") else run.job_name  # Dagster's own, of a materialization in the UI
         alert(
             load_settings(),

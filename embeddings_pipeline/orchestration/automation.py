@@ -52,6 +52,7 @@ TICK_SECONDS = 15
 READ_SECONDS = 5.0  # of the source, in one tick
 RUNS_PER_TICK = 4
 FAILED_WAIT = timedelta(minutes=5)  # an index run that failed is asked for again after so long
+EVERYTHING = "scan and audit everything, embed what is to be, bring the indexes up to date, run every check."
 UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -154,7 +155,7 @@ def under_way(instance: dg.DagsterInstance, definition: CollectionDefinition, di
         selected = run.asset_selection or set()
         scan |= run.job_name == job_name(definition, "scan") or asset_key(definition, "item_ledger") in selected
         index |= run.job_name == job_name(definition, "index") or bool(selected & index_assets)
-        refresh |= run.job_name == job_name(definition, "refresh")
+        refresh |= run.job_name in {job_name(definition, "refresh"), job_name(definition, "all")}
         if run.job_name != job_name(definition, "batches") and not selected & step_assets:
             continue
         first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG, run.tags.get(PARTITION_NAME_TAG, ""))
@@ -280,11 +281,8 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "refresh"),
-        tags=job_tags(definition, PEOPLE),
-        description=(
-            "THE ONE TO USE: scan and audit everything, embed what is to be, bring the indexes up to date, run every "
-            "check."
-        ),
+        tags=job_tags(definition, AUTOMATION),
+        description=f"For its schedule, the same as `{job_name(definition, 'all')}`: {EVERYTHING}",
     )
     def refresh() -> None:
         refresh_everything()
@@ -301,6 +299,15 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
         refresh_recent()
 
     return [refresh, recent_job]
+
+
+def build_job_for_people(definition: CollectionDefinition, refresh: dg.JobDefinition) -> dg.JobDefinition:
+    """`…_all`: the job `…_refresh` under a name that comes first."""
+    return refresh.graph.to_job(
+        name=job_name(definition, "all"),
+        tags=job_tags(definition, PEOPLE),
+        description=f"THE ONE TO USE: {EVERYTHING}",
+    )
 
 
 def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefinition]) -> list[dg.ScheduleDefinition]:

@@ -9,7 +9,12 @@ from pydantic import BaseModel
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.orchestration.alerts import build_alerts
-from embeddings_pipeline.orchestration.automation import build_refresh_jobs, build_schedules, build_sensor
+from embeddings_pipeline.orchestration.automation import (
+    build_job_for_people,
+    build_refresh_jobs,
+    build_schedules,
+    build_sensor,
+)
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
 from embeddings_pipeline.orchestration.names import job_name
 from embeddings_pipeline.orchestration.scaffold import CollectionScaffolder
@@ -42,7 +47,7 @@ def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
     asked_for = {job_name(definition, job) for job in ("scan", "batches", "index")}
     jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
     automation = dg.Definitions(
-        jobs=refresh_jobs,
+        jobs=[*refresh_jobs, build_job_for_people(definition, refresh_jobs[0])],
         sensors=[build_sensor(definition, jobs, dimensions), build_alerts(definition)],
         schedules=build_schedules(definition, refresh_jobs),
     )

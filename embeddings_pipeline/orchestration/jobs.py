@@ -43,8 +43,7 @@ def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
         return dg.AssetSelection.assets(*(asset_key(definition, name) for name in names))
 
     def job(name: str, selection: dg.AssetSelection, description: str) -> Any:
-        # Four of them, in this order, are what the job `…_refresh` does at once.
-        description = f"{description} `{job_name(definition, 'refresh')}` does it all at once."
+        description = f"{description} `{job_name(definition, 'all')}` does it all at once."
         tags = job_tags(definition, AUTOMATION)
         return dg.define_asset_job(job_name(definition, name), selection, description=description, tags=tags)
 

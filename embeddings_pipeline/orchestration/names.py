@@ -5,7 +5,8 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
-JOBS = ("scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
+# `all` is `refresh` for people: Dagster sorts jobs by name, so that it comes first.
+JOBS = ("all", "scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
 # A tag of jobs and their runs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
 FOR_TAG = "embeddings_pipeline/for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"

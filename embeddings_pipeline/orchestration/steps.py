@@ -15,15 +15,21 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.retry import what_it_says
 
 
+class Failed(dg.Failure):
+    """A failure that the UI shows by its sentence, which would otherwise come after Dagster's name for the class."""
+
+    __module__ = "builtins"
+
+
 @contextmanager
 def failures() -> Iterator[None]:
     """What a user can cause becomes one line in the UI; its traceback stays in the log."""
     try:
         yield
     except PipelineError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise Failed(description=str(error), allow_retries=False) from error
     except psycopg.Error as error:
-        raise dg.Failure(description=what_it_says(error), allow_retries=False) from error
+        raise Failed(description=what_it_says(error), allow_retries=False) from error
 
 
 def open_logged(
