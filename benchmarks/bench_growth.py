@@ -4,7 +4,7 @@ python benchmarks/bench_growth.py [--times 20] [--seconds 60] [--keep-days 30]
 
 One collection of 60 rows with the tests' deterministic encoder, on an embedded server of its own below a temporary
 folder. Runs are those of the sensor and the schedules; ticks are those of a real daemon in `--seconds`. What the purge
-removes is counted by what it leaves: runs of the last `--keep-days`, ticks of the last day.
+removes is counted by what it leaves: runs of the last `--keep-days`, ticks of the last day. Scans leave the last one.
 """
 
 import argparse
@@ -87,6 +87,7 @@ def measure(state: Path, times: int, seconds: int, keep_days: int) -> dict[str, 
 
     def size() -> tuple[int, int]:
         with history.connect(autocommit=True) as connection:
+            connection.execute("VACUUM")  # as autovacuum does
             [(tables,)] = connection.execute(TABLES).fetchall()
         return int(tables), sum(1 for path in (state / "dagster").rglob("*") if path.is_file())
 
@@ -106,7 +107,8 @@ def measure(state: Path, times: int, seconds: int, keep_days: int) -> dict[str, 
         refresh, recent = build_refresh_jobs(definition)
         runner = JobRunner(open_collection(definition, settings), instance)
         scan = {"ops": {runner.op("item_ledger"): {"config": {"allow_deletes": False}}}}
-        runner.execute("scan", scan, {})
+        for _ in range(5):  # until the room that they need is there
+            runner.execute("scan", scan, {})
         per_scan = growth(lambda: runner.execute("scan", scan, {}), times)
         per_edit = growth(edit, times)
         few = max(1, times // 5)
@@ -121,8 +123,9 @@ def measure(state: Path, times: int, seconds: int, keep_days: int) -> dict[str, 
         "a daily refresh": in_words(per_refresh),
         "a refresh of recent items": in_words(per_recent),
         "ticks": f"{ticks_a_day:,.0f} a day of {tick_bytes:,.0f} bytes, kept for {TICK_DAYS} day",
-        "a year at rest, nothing removed": in_words((day[0] * 365 + of_ticks, day[1] * 365)),
-        f"a year at rest, {keep_days} days kept": in_words((day[0] * keep_days + of_ticks, day[1] * keep_days)),
+        f"after a year at rest, as after {keep_days} days": in_words(
+            (day[0] * keep_days + of_ticks, day[1] * keep_days)
+        ),
     }
 
 

@@ -27,6 +27,12 @@ FROM asset_check_executions
 WHERE id IN (SELECT max(id) FROM asset_check_executions GROUP BY asset_key, check_name, partition)
 
 
+-- name: make_room
+-- What was deleted is room for what comes, at once and not when autovacuum comes by.
+
+VACUUM (SKIP_LOCKED) event_logs, runs, run_tags, asset_check_executions
+
+
 -- name: forget_checks
 -- Dagster leaves the results of checks there when their run is deleted.
 

@@ -53,6 +53,7 @@ def purge(instance: dg.DagsterInstance, settings: Settings, *, seconds: float | 
             break
     if purged.runs:
         events.forget_checks()
+        events.make_room()
     purged.folders = _remove_strays(instance, before)
     return purged
 
@@ -68,8 +69,11 @@ def forget_quiet_scans(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None
     """Of the scans that found nothing, keep the last one that has ended, and `run`, which is such a scan."""
     instance.add_run_tags(run.run_id, {QUIET_TAG: NOTHING})
     quiet = dg.RunsFilter(job_name=run.job_name, tags={QUIET_TAG: NOTHING}, statuses=[dg.DagsterRunStatus.SUCCESS])
-    for record in instance.get_run_records(quiet, limit=PAGE)[1:]:
+    former = instance.get_run_records(quiet, limit=PAGE)[1:]
+    for record in former:
         forget_run(instance, record.dagster_run.run_id)
+    if former and isinstance(instance.event_log_storage, PipelineEventLogStorage):
+        instance.event_log_storage.make_room()
 
 
 def purge_daily(instance: dg.DagsterInstance, settings: Settings) -> None:

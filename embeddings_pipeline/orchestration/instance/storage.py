@@ -102,6 +102,11 @@ class PipelineEventLogStorage(_Pooled, PostgresEventLogStorage):
         with self.index_transaction() as transaction:
             transaction.exec_driver_sql(load_sql("dagster/forget_checks"))
 
+    def make_room(self) -> None:
+        """Let what comes take the room of runs and events that are gone."""
+        with self.index_connection() as connection:
+            connection.exec_driver_sql(load_sql("dagster/make_room"))
+
     def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
         # If the pool has a row (another process made it, or its default limit was changed), Dagster catches the
         # conflict of its INSERT and goes on in the failed transaction.
