@@ -12,6 +12,7 @@ import pytest
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.alerts import alert
 from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline_tests.support.workbench import (
     definition,
@@ -44,6 +45,16 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     server.shutdown()
 
 
+def tell(definitions: dg.Definitions, instance: dg.DagsterInstance, done: dg.ExecuteInProcessResult) -> None:
+    """The alert of a failed run, as Dagster's daemon asks for it."""
+    failed = next(event for event in done.all_events if event.event_type_value == "PIPELINE_FAILURE")
+    sensor = definitions.get_repository_def().get_sensor_def("films_failure_alerts")
+    context = dg.build_run_status_sensor_context(
+        sensor_name=sensor.name, dagster_instance=instance, dagster_run=done.dagster_run, dagster_event=failed
+    ).for_run_failure()
+    sensor(context)
+
+
 class TestAlerts:
     def test_a_check_that_begins_to_fail_is_posted_once(self, database, project, instance, webhook) -> None:
         make_films(database, films(5))
@@ -62,15 +73,35 @@ class TestAlerts:
         execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
         definitions = build_definitions(definition())
         done = definitions.resolve_job_def("films_scan").execute_in_process(instance=instance, raise_on_error=False)
-        failed = next(event for event in done.all_events if event.event_type_value == "PIPELINE_FAILURE")
-        sensor = definitions.get_repository_def().get_sensor_def("films_failure_alerts")
-        context = dg.build_run_status_sensor_context(
-            sensor_name=sensor.name, dagster_instance=instance, dagster_run=done.dagster_run, dagster_event=failed
-        ).for_run_failure()
-        sensor(context)
+        tell(definitions, instance, done)
         [body] = webhook
         assert (body["event"], body["job"], body["run_id"]) == ("run_failed", "films_scan", done.run_id)
         assert "names a column 'title'" in body["text"]
+
+    def test_a_failed_materialization_names_the_collection_and_the_step(
+        self, database, project, instance, webhook
+    ) -> None:
+        make_films(database, films(5))
+        execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
+        definitions = build_definitions(definition())
+        job = definitions.resolve_implicit_global_asset_job_def()
+        ledger = [dg.AssetKey(["films", "item_ledger"])]
+        done = job.get_subset(asset_selection=set(ledger)).execute_in_process(instance=instance, raise_on_error=False)
+        tell(definitions, instance, done)
+        [body] = webhook
+        assert body["text"].startswith(
+            "collection 'films': item_ledger failed: template `base:` names a column 'title'"
+        )
+        assert (body["job"], body["step"]) == (None, "item_ledger")
+
+    def test_a_run_of_a_sync_is_told_by_the_sync_alone(self, database, project, instance, webhook) -> None:
+        make_films(database, films(5))
+        definitions = build_definitions(definition())
+        execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
+        job = definitions.resolve_job_def("films_scan")
+        done = job.execute_in_process(instance=instance, raise_on_error=False, tags={SYNC_TAG: "true"})
+        tell(definitions, instance, done)
+        assert webhook == []
 
     def test_a_webhook_that_does_not_answer_fails_nothing_and_shows_no_secret(self, caplog) -> None:
         settings = Settings(alert_webhook_url="http://127.0.0.1:9/hook?token=SECRET")  # type: ignore[arg-type]
