@@ -12,8 +12,10 @@ import pytest
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.alerts import alert
 from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.dagster_internals import InMemoryJob
 from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG
 from embeddings_pipeline.orchestration.sync import sync
+from embeddings_pipeline_tests.support.dagster_internals import execute_run
 from embeddings_pipeline_tests.support.workbench import (
     definition,
     execute,
@@ -45,12 +47,12 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     server.shutdown()
 
 
-def tell(definitions: dg.Definitions, instance: dg.DagsterInstance, done: dg.ExecuteInProcessResult) -> None:
+def tell(definitions: dg.Definitions, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """The alert of a failed run, as Dagster's daemon asks for it."""
-    failed = next(event for event in done.all_events if event.event_type_value == "PIPELINE_FAILURE")
+    [failed] = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.RUN_FAILURE)
     sensor = definitions.get_repository_def().get_sensor_def("films_failure_alerts")
     context = dg.build_run_status_sensor_context(
-        sensor_name=sensor.name, dagster_instance=instance, dagster_run=done.dagster_run, dagster_event=failed
+        sensor_name=sensor.name, dagster_instance=instance, dagster_run=run, dagster_event=failed.get_dagster_event()
     ).for_run_failure()
     sensor(context)
 
@@ -73,7 +75,7 @@ class TestAlerts:
         execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
         definitions = build_definitions(definition())
         done = definitions.resolve_job_def("films_scan").execute_in_process(instance=instance, raise_on_error=False)
-        tell(definitions, instance, done)
+        tell(definitions, instance, done.dagster_run)
         [body] = webhook
         assert (body["event"], body["job"], body["run_id"]) == ("run_failed", "films_scan", done.run_id)
         assert "names a column 'title'" in body["text"]
@@ -84,10 +86,12 @@ class TestAlerts:
         make_films(database, films(5))
         execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
         definitions = build_definitions(definition())
-        job = definitions.resolve_implicit_global_asset_job_def()
-        ledger = [dg.AssetKey(["films", "item_ledger"])]
-        done = job.get_subset(asset_selection=set(ledger)).execute_in_process(instance=instance, raise_on_error=False)
-        tell(definitions, instance, done)
+        ledger = frozenset([dg.AssetKey(["films", "item_ledger"])])  # as the UI materializes it
+        job = definitions.resolve_implicit_global_asset_job_def().get_subset(asset_selection=ledger)
+        run = instance.create_run_for_job(job, asset_selection=ledger)
+        execute_run(InMemoryJob(job), run, instance, raise_on_error=False)
+        assert run.job_name == "__ASSET_JOB"
+        tell(definitions, instance, run)
         [body] = webhook
         assert body["text"].startswith(
             "collection 'films': item_ledger failed: template `base:` names a column 'title'"
@@ -100,7 +104,7 @@ class TestAlerts:
         execute(database, "ALTER TABLE films RENAME COLUMN title TO headline")
         job = definitions.resolve_job_def("films_scan")
         done = job.execute_in_process(instance=instance, raise_on_error=False, tags={SYNC_TAG: "true"})
-        tell(definitions, instance, done)
+        tell(definitions, instance, done.dagster_run)
         assert webhook == []
 
     def test_a_webhook_that_does_not_answer_fails_nothing_and_shows_no_secret(self, caplog) -> None:
