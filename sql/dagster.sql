@@ -2,14 +2,6 @@
 -- the pin on Dagster is raised. No placeholders.
 
 
--- name: size
--- How many bytes Dagster's database takes; null if this role may not know. In the pipeline's database.
--- Parameter: database.
-
-SELECT CASE WHEN has_database_privilege(datname, 'CONNECT') THEN pg_database_size(datname) END
-FROM pg_database WHERE datname = %(database)s
-
-
 -- name: newest
 -- The runs that say how things are: those with the newest materialization of an asset, or of one partition of it, and
 -- with the newest result of a check. Without them the UI would call the partition missing.

@@ -22,7 +22,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     make_new_run_id,
 )
 from embeddings_pipeline.orchestration.figures import Materialization
-from embeddings_pipeline.orchestration.instance.home import project_instance
+from embeddings_pipeline.orchestration.instance.home import location_name, project_instance
 from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, cancel_dead_runs, host_tags
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
@@ -30,8 +30,6 @@ from embeddings_pipeline.orchestration.names import asset_op_name, job_name, ste
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import run_lock
 
-# The location is named so in workspace.yaml and pyproject.toml; the repository is Dagster's name for all definitions.
-REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("embeddings_pipeline"), "__repository__")
 WATCH_SECONDS = 5.0
 
 
@@ -61,6 +59,8 @@ class JobRunner:
     def __init__(self, collection: Collection, instance: dg.DagsterInstance) -> None:
         self.collection, self.instance = collection, instance
         self.definitions = build_pipeline(collection.definition)
+        location = RegisteredCodeLocationOrigin(location_name())
+        self.repository = RemoteRepositoryOrigin(location, "__repository__")  # Dagster's name for all definitions
 
     def op(self, asset: str) -> str:
         """The op of an asset, as runs' configuration names it."""
@@ -95,13 +95,13 @@ class JobRunner:
                 run_id=run_id,
                 run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 # Where it comes from, without which the UI's first page leaves it out.
-                remote_job_origin=REPOSITORY.get_job_origin(definition.name),
+                remote_job_origin=self.repository.get_job_origin(definition.name),
                 # A run that was killed is not repeated by the daemon: the next sync goes on.
                 tags={
                     **tags,
                     **host_tags(),
                     SYNC_TAG: "true",
-                    REPOSITORY_LABEL_TAG: REPOSITORY.get_label(),
+                    REPOSITORY_LABEL_TAG: self.repository.get_label(),
                     MAX_RETRIES_TAG: "0",
                 },
             )

@@ -6,7 +6,6 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.store.database import Database, database_name
-from embeddings_pipeline.store.sql import load_sql
 
 NAME_BYTES = 63  # PostgreSQL cuts longer names off, without an error
 SUFFIX = "_dagster"
@@ -29,5 +28,7 @@ def dagster_database_name(database: Database) -> str:
 
 def dagster_bytes(connection: psycopg.Connection, database: Database) -> int | None:
     """What Dagster's database takes on the disk; None if it is not there, or the role may not know."""
-    row = connection.execute(load_sql("dagster/size"), {"database": dagster_database_name(database)}).fetchone()
+    may_know = "CASE WHEN has_database_privilege(datname, 'CONNECT') THEN pg_database_size(datname) END"
+    query = f"SELECT {may_know} FROM pg_database WHERE datname = %s"
+    row = connection.execute(query, [dagster_database_name(database)]).fetchone()
     return row[0] if row else None

@@ -4,6 +4,7 @@ import dagster as dg
 import pytest
 
 from embeddings_pipeline.orchestration.component import build_definitions
+from embeddings_pipeline.orchestration.instance.home import location_name
 from embeddings_pipeline.orchestration.names import FOR_TAG
 from embeddings_pipeline.orchestration.partitions import keys_in_words
 from embeddings_pipeline.orchestration.sync import sync
@@ -60,6 +61,22 @@ def test_runs_of_a_sync_come_from_the_code_location_and_are_not_repeated_by_a_da
     for run in runs:  # the UI's first page leaves out what comes from nowhere
         assert run.remote_job_origin.repository_origin.get_label() == "__repository__@embeddings_pipeline"
         assert run.tags["dagster/max_retries"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("workspace", "name"),
+    [
+        (None, "embeddings_pipeline"),
+        ("load_from: [{python_module: {module_name: shop.definitions, location_name: shop}}]", "shop"),
+        ("load_from: [{python_file: here.py}]", "embeddings_pipeline"),
+        ("[", "embeddings_pipeline"),
+    ],
+)
+def test_the_code_location_is_that_of_the_project(monkeypatch, tmp_path, workspace: str | None, name: str) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    if workspace is not None:
+        (tmp_path / "workspace.yaml").write_text(workspace)
+    assert location_name() == name
 
 
 def test_a_failed_run_shows_its_sentence_first(database, project, instance) -> None:

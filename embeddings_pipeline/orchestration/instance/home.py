@@ -11,7 +11,17 @@ from embeddings_pipeline.config.settings import project_root
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.orchestration.dagster_internals import CheckError
 
+LOCATION = "embeddings_pipeline"  # of this project's own definitions
 LONGEST = 300  # characters of what Dagster says is wrong
+
+
+def location_name() -> str:
+    """What `workspace.yaml` in the project's folder calls its code location."""
+    try:
+        workspace = yaml.safe_load((project_root() / "workspace.yaml").read_text(encoding="utf-8"))
+        return str(workspace["load_from"][0]["python_module"]["location_name"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError):  # none, or of another form
+        return LOCATION
 
 
 @contextmanager
