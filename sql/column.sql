@@ -7,7 +7,7 @@
 --                           its aliases; {key_columns}: made from the user's; {first_key}: the first of the user's
 -- {key_json}                makes a row of {hash} of an item key
 -- {same_row}                destination and hash have the same key; {same_as_typed}: destination and typed
--- {text_index}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
+-- {primary_key}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
 -- {made}                    the statement that selects what is written: `committed`, `backfilled` or `backfilled_layer`
 -- {layer}, {on_commit}, {setting}, {change}      of a backfill: see there
 -- {previous}                the previous model's column
@@ -100,8 +100,15 @@ CREATE TABLE IF NOT EXISTS {hash} AS
 SELECT 0::bigint AS text_id, ''::bytea AS content_hash, {key_columns} FROM {destination} AS destination WITH NO DATA
 
 
--- name: create_text_index
-CREATE UNIQUE INDEX IF NOT EXISTS {text_index} ON {hash} (text_id)
+-- name: create_primary_key
+-- In a publication FOR ALL TABLES nothing can be updated or deleted in a table without one. ADD knows no IF NOT EXISTS.
+-- {hash_name}: the table's name, as a text.
+
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_index WHERE indrelid = {hash_name}::regclass AND indisprimary) THEN
+        ALTER TABLE {hash} ADD CONSTRAINT {primary_key} PRIMARY KEY (text_id);
+    END IF;
+END $$
 
 
 -- name: create_key_index

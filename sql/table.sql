@@ -76,6 +76,12 @@ WHERE index.indrelid = to_regclass(format('embeddings.%%I', %(table)s::text))
 ORDER BY named.relname
 
 
+-- name: create_marker
+-- An empty table, with a primary key as each of ours: see sql/schema/0002.
+
+CREATE TABLE IF NOT EXISTS {marker} (fingerprint text PRIMARY KEY)
+
+
 -- name: marker
 -- What embeddings.assert_model() looks for in the catalog. {marker}: the current model's; {new_name}: its name from now on.
 

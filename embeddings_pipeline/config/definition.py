@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from embeddings_pipeline.config.fields import Columns, Number, Text, whole_number
+from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, whole_number
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.errors import did_you_mean
@@ -75,6 +75,11 @@ class SourceDefinition(_Strict):
     key: Columns = Field(description="The column, or columns, that identify an item.")
     updated_at: Text | None = Field(default=None, description="A column that every insert and update sets to now.")
     where: str | None = Field(default=None, description="A condition in SQL; rows that do not meet it are gone.")
+    row_security: YesOrNo = Field(
+        default=False,
+        description="The rows that row-level security shows the pipeline's role are the collection. Left out: it is an "
+        "error if it would hide any.",
+    )
     url: Text | None = Field(
         default=None, description="Another PostgreSQL database; `${NAME}` is taken from the environment."
     )

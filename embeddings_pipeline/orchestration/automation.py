@@ -7,7 +7,7 @@ that are under way, so a tick that failed, a run that was killed or a day withou
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,6 +44,7 @@ from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.locks import run_lock
 from embeddings_pipeline.store.models import collection_state
+from embeddings_pipeline.store.session import TICK_LIMITS
 
 TICK_SECONDS = 15
 READ_SECONDS = 5.0  # of the source, in one tick
@@ -105,7 +106,8 @@ def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dim
     recent: IncrementalScan | str | None = None
     if definition.attributes.source.updated_at and _scanned_at(collection):
         try:
-            recent = collection.ledger.incremental_scan(collection.source, seconds=READ_SECONDS)
+            source = replace(collection.source, limits=TICK_LIMITS)
+            recent = collection.ledger.incremental_scan(source, seconds=READ_SECONDS)
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
     known = instance.get_dynamic_partitions(partitions_name(definition))

@@ -38,7 +38,7 @@ def deployment(
     monkeypatch.setenv("DATABASE_URL", settings.database_url or "")
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
     yield settings
-    name = dagster_database(settings)[0].partition("?")[0].rpartition("/")[2]
+    name = dagster_database(settings)[0].parts["dbname"]
     with server.connect(autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 

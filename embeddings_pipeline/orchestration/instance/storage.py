@@ -9,10 +9,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import sqlalchemy
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import event, exc
 
 from embeddings_pipeline.config.settings import Settings, load_settings
@@ -29,18 +31,54 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     PostgresScheduleStorage,
     touch_file,
 )
-from embeddings_pipeline.store.database import Database, database_name, open_database
+from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.session import OUR_NETWORK
+from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.urls import database_name, url_of
 
 
-def dagster_database(settings: Settings) -> tuple[str, Database]:
-    """The URL of Dagster's database, which is created if it is missing, and the pipeline's database beside it.
+def dagster_database(settings: Settings) -> tuple[Database, Database]:
+    """Dagster's database, which is created if it is missing, and the pipeline's database beside it.
 
     On the embedded server its name is `dagster`; if DATABASE_URL names a server, `<the pipeline's>_dagster`.
     Raises DatabaseError with the statement for an administrator if this user may not create it.
     """
     database = open_database(settings)
-    own = database_name(conninfo_to_dict(database.url))
-    return database.ensure_sibling("dagster" if database.embedded else f"{own}_dagster"), database
+    own = database_name(database.parts)
+    url = database.ensure_sibling("dagster" if database.embedded else f"{own}_dagster")
+    return _with_a_schema(Database(url, database.server)), database
+
+
+def _with_a_schema(database: Database) -> Database:
+    """The database, whose sessions make tables in `public` if the role's search path names no schema that is there."""
+    with database.connect(autocommit=True) as connection:
+        if connection.execute("SELECT current_schema()").fetchone() != (None,):
+            return database
+    options = f"{database.parts.get('options', '')} -c search_path=public".strip()
+    return Database(url_of(database.parts | {"options": options}), database.server)
+
+
+@dataclass(frozen=True)
+class _Password:
+    """What Dagster asks for a password at each connection, so that it stands in no URL."""
+
+    password: str = field(repr=False)
+
+    def get_token(self) -> str:
+        return self.password
+
+
+def _for_dagster(database: Database) -> dict[str, Any]:
+    """What Dagster's storages connect by. libpq reads the parts of the address, and SQLAlchemy none of them, since it
+    takes several hosts, socket folders and names for something else.
+    """
+    parts = OUR_NETWORK | database.parts
+    password = parts.pop("password", None)
+    dsn = make_conninfo(**parts)
+    return {
+        "postgres_url": f"postgresql://?{urlencode({'dsn': dsn})}",
+        "token_provider": _Password(password) if password else None,
+    }
 
 
 WAIT_SECONDS = (2, 8)  # for a server that does not answer; Dagster itself tries for a second
@@ -63,13 +101,13 @@ class _Pooled:
     def _connect_again(self, dialect: Any, _: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
         for wait in WAIT_SECONDS:
             try:
-                return dialect.connect(*arguments, **parameters)
+                return _lasting(dialect.connect(*arguments, **parameters))
             except dialect.loaded_dbapi.OperationalError:
                 if self.database.server is not None:
                     self.database.server.ensure_running()
                     break
                 time.sleep(wait)
-        return dialect.connect(*arguments, **parameters)
+        return _lasting(dialect.connect(*arguments, **parameters))
 
     def _refuse_dead(self, connection: Any, *_: Any) -> None:
         try:
@@ -80,6 +118,14 @@ class _Pooled:
     def dispose(self) -> None:
         super().dispose()  # type: ignore[misc]
         self._engine.dispose()
+
+
+def _lasting(connection: Any) -> Any:
+    """A connection of psycopg 2 that no limit of the role's or the server's ends while the pool keeps it."""
+    with connection.cursor() as cursor:
+        cursor.execute(load_sql("session/limits"))
+    connection.commit()
+    return connection
 
 
 T = TypeVar("T", bound=_Pooled)
@@ -115,12 +161,13 @@ class PipelineStorage(DagsterStorage, ConfigurableClass):
     def __init__(self, settings: Settings, inst_data: ConfigurableClassData | None = None) -> None:
         # Without it Dagster writes each partition's events one by one: minutes for a thousand partitions in a run.
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "200")
-        url, database = dagster_database(settings)
+        dagsters, database = dagster_database(settings)
+        address = _for_dagster(dagsters)
         self._inst_data = inst_data
-        with _tables_made_once(Database(url, database.server)):
-            self._runs = _pooled(_RunStorage(url), database)
-            self._events = _pooled(_EventLogStorage(url), database)
-            self._schedules = _pooled(_ScheduleStorage(url), database)
+        with _tables_made_once(dagsters):
+            self._runs = _pooled(_RunStorage(**address), database)
+            self._events = _pooled(_EventLogStorage(**address), database)
+            self._schedules = _pooled(_ScheduleStorage(**address), database)
         super().__init__()
 
     @property

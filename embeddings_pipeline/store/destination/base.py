@@ -206,7 +206,7 @@ class Destination(ABC):
 
     def mark(self, connection: psycopg.Connection) -> None:
         """Make the marker of the current model if it is not there yet."""
-        connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ()").format(self.marker))
+        connection.execute(self.statement("table/create_marker", marker=self.marker))
 
     def marker_change(self, shadow: "Destination") -> Change:
         """What marks another model as the current one in this one's place."""

@@ -158,12 +158,13 @@ class ColumnDestination(Destination):
         name = f"{self.collection}_hash_{self.fingerprint}"
         names = {
             "column": sql.Identifier(column),
-            "text_index": sql.Identifier(f"{name}_text"),
+            "hash_name": sql.Literal(self.hash.as_string(None)),
+            "primary_key": sql.Identifier(f"{name}_text"),
             "key_index": sql.Identifier(f"{name}_key"),
         }
         statements = (
             "column/create_hash",
-            "column/create_text_index",
+            "column/create_primary_key",
             "column/create_key_index",
             "column/create_vector",
             "column/create_written",

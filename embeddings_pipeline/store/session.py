@@ -1,0 +1,150 @@
+"""What a session with PostgreSQL needs before it is of use: of our own database, and of a source."""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+
+from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.store.sql import load_sql
+
+APPLICATION_NAME = "embeddings-pipeline"
+CONNECT_SECONDS = 10
+SILENCE_SECONDS = 10  # from the end that a statement should have come to, until its server counts as gone
+
+# A server that vanished without a word is noticed while we wait for it after a minute …
+NETWORK: dict[str, Any] = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "application_name": APPLICATION_NAME,
+}
+# … and while we send, after these milliseconds. Batches on their way into our own database may have to wait longer.
+OUR_NETWORK = NETWORK | {"tcp_user_timeout": 300_000, "client_encoding": "utf8"}
+SOURCE_NETWORK = NETWORK | {"tcp_user_timeout": 60_000}
+
+
+# --- our own database --------------------------------------------------------------------------------------------
+
+
+def set_up(connection: psycopg.Connection) -> None:
+    """UTC, read committed, no limit of time, and pgvector's schema in the search path."""
+    connection.execute(f"{load_sql('session/limits')};\n{load_sql('session/ours')}")
+
+
+def check_encoding(connection: psycopg.Connection, name: str) -> None:
+    """DatabaseError if the database cannot hold every text."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise DatabaseError(
+            f"{name} has the encoding {encoding}, which cannot hold every text: name one that an administrator makes "
+            "with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0; the source may stay where it is (`source.url:`)"
+        )
+
+
+def check_lasts(connection: psycopg.Connection, connect_another: Callable[[], psycopg.Connection], name: str) -> None:
+    """DatabaseError if a pooler lends each transaction another process of the server: no session of ours would last.
+
+    For a session on which nothing was set yet, since another program might get what is set.
+    """
+    first = _backend(connection)
+    with contextlib.suppress(psycopg.OperationalError), connect_another() as other:  # perhaps too many are connected
+        with other.transaction():
+            taken = _backend(other)
+            lasts = taken != first and _backend(connection) == first
+        if not lasts:
+            raise DatabaseError(
+                f"{name}: a pooler lends its sessions by the transaction, and the pipeline's locks and temporary "
+                "tables need sessions that last: name the server itself, or a pooler with `pool_mode = session`, in "
+                "DATABASE_URL"
+            )
+
+
+def _backend(connection: psycopg.Connection) -> int:
+    name = connection.info.get_parameters()["application_name"]
+    cursor = connection.execute(sql.SQL(load_sql("session/backend")).format(application_name=sql.Literal(name)))
+    cursor.nextset()
+    [(pid,)] = cursor.fetchall()
+    return int(pid)
+
+
+# --- sources -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How long a statement that reads a source may wait for a lock, and take in all; None: for ever."""
+
+    lock_seconds: int
+    statement_seconds: int | None = None
+
+
+RUN_LIMITS = ReadLimits(lock_seconds=120)
+TICK_LIMITS = ReadLimits(lock_seconds=5, statement_seconds=30)
+"""Of a sensor's tick, for which Dagster waits a minute."""
+
+
+@contextmanager
+def reading(connection: psycopg.Connection, limits: ReadLimits, *, some_rows_do: bool) -> Iterator[None]:
+    """A read-only transaction on a source. Nothing that it sets outlives it.
+
+    some_rows_do: row-level security may hide rows; else the server raises an error where it would.
+    """
+    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, True
+    statement = sql.SQL(load_sql("session/source")).format(
+        row_security=sql.Literal("on" if some_rows_do else "off"),
+        lock_timeout=sql.Literal(str(1000 * limits.lock_seconds)),
+        statement_timeout=sql.Literal(str(1000 * (limits.statement_seconds or 0))),
+    )
+    with _not_silent(connection, limits.statement_seconds), connection.transaction():
+        connection.execute(statement)
+        yield
+
+
+@contextmanager
+def _not_silent(connection: psycopg.Connection, statement_seconds: int | None) -> Iterator[None]:
+    """Closes the connection's socket some time after the server should have ended its statement, which it does not do
+    if something between it and us swallows what is said: a proxy may, behind which no keepalive looks.
+    """
+    if statement_seconds is None:
+        yield
+        return
+    with socket.socket(fileno=os.dup(connection.fileno())) as line:
+        timer = threading.Timer(statement_seconds + SILENCE_SECONDS, line.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+
+def what_to_do(error: psycopg.Error, limits: ReadLimits) -> str | None:
+    """What ended a read, and the remedy; None if it is nothing that these sessions bring about."""
+    if isinstance(error, errors.InsufficientPrivilege) and error.diag.source_function == "check_enable_rls":
+        said = f"{error.diag.message_primary}" + (f" ({error.diag.message_hint})" if error.diag.message_hint else "")
+        return (
+            f"row-level security would hide rows from the pipeline's role, and these would count as gone: {said}; an "
+            "administrator runs ALTER ROLE … BYPASSRLS, or, if the rows that the role sees are the collection, declare "
+            "`row_security: true` under `source:`"
+        )
+    if isinstance(error, errors.LockNotAvailable):
+        return (
+            f"another session has locked the source for more than {limits.lock_seconds} s (ALTER TABLE, VACUUM FULL or "
+            "the like: see pg_stat_activity there); nothing was changed, it is read again next time"
+        )
+    if isinstance(error, errors.QueryCanceled) and limits.statement_seconds:
+        return (
+            f"the source did not answer within {limits.statement_seconds} s; an index on `source.updated_at:` makes it "
+            "faster, and full scans find every change meanwhile"
+        )
+    return None
