@@ -77,7 +77,7 @@ ORDER BY named.relname
 
 
 -- name: create_marker
--- An empty table, with a primary key as each of ours: see sql/schema/0002.
+-- An empty table. With a primary key, as each of ours: in a publication FOR ALL TABLES one without cannot be written.
 
 CREATE TABLE IF NOT EXISTS {marker} (fingerprint text PRIMARY KEY)
 
