@@ -18,6 +18,7 @@ from embeddings_pipeline.orchestration.names import automation_name, partitions_
 from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.store.session import ReadLimits
 from embeddings_pipeline_tests.support.dagster_internals import (
     AssetBackfillData,
     PartitionBackfill,
@@ -94,6 +95,19 @@ class TestSensor:
             and "indexes current" in said
         )
         assert "last full scan 0 minutes ago" in said
+
+    def test_a_locked_source_does_not_hold_a_tick_up(self, database, project, daemon, monkeypatch) -> None:
+        monkeypatch.setattr(automation, "TICK_LIMITS", ReadLimits(lock_seconds=1, statement_seconds=5))
+        make_films(database, films(5))
+        execute(database, "ALTER TABLE films ADD COLUMN updated_at timestamptz DEFAULT now()")
+        one = daemon(source={"table": "films", "key": ["id"], "updated_at": "updated_at"})
+        one.until_quiet()
+        with database.connect() as locker:
+            locker.execute("LOCK TABLE films IN ACCESS EXCLUSIVE MODE")
+            said = one.tick().skip_reason.skip_message
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'films'::regclass AND NOT granted"
+            assert locker.execute(waiting).fetchone() == (0,)
+        assert "another session has locked the source for more than 1 s" in said
 
     def test_rows_that_are_new_changed_and_gone_arrive_by_themselves(self, database, project, daemon) -> None:
         execute(

@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import dagster as dg
 import psutil
 import pytest
 from dagster import DagsterInstance
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
@@ -24,8 +27,10 @@ from embeddings_pipeline.orchestration.instance.liveness import HOST_TAG, host_t
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.urls import read_address
 from embeddings_pipeline_tests.support.dagster_internals import EngineEventData, InstanceRef
-from embeddings_pipeline_tests.support.databases import as_role
+from embeddings_pipeline_tests.support.databases import as_role, dropped
+from embeddings_pipeline_tests.support.workbench import execute
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -145,6 +150,55 @@ def kill_server(state: Path) -> None:
     with suppress(psutil.NoSuchProcess):
         while postmaster.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
+
+
+def encoded(parts: dict[str, str]) -> str:
+    folder = quote(parts["host"], safe="")
+    return f"postgresql://{parts['user']}:{parts['password']}@{folder}:{parts.get('port', 5432)}/{parts['dbname']}"
+
+
+def two_hosts(parts: dict[str, str]) -> str:
+    server = encoded(parts).replace("@", "@127.0.0.1:1,")
+    return f"{server}?target_session_attrs=read-write"
+
+
+def key_words(parts: dict[str, str]) -> str:
+    return make_conninfo(**parts)
+
+
+@pytest.mark.parametrize("written", [encoded, two_hosts, key_words])
+def test_dagster_takes_any_address_and_shows_no_password(
+    embedded: None, deployment: Settings, written: Callable[[dict[str, str]], str]
+) -> None:
+    parts = read_address(deployment.database_url or "") | {"password": "s3cret"}
+    settings = deployment.model_copy(update={"database_url": written(parts)})
+    storage = PipelineStorage(settings)
+    assert storage.run_storage.get_runs_count() == 0
+    for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+        assert "s3cret" not in f"{part._engine!r} {vars(part)!r}"  # type: ignore[attr-defined]
+        part.dispose()
+
+
+@pytest.mark.parametrize("path", ["''", "no_such_schema", "app"])
+def test_dagsters_sessions_last_and_have_a_schema_whatever_the_role_is_set_to(
+    superuser: None, database: Database, deployment: Settings, path: str
+) -> None:
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    execute(database, f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'")
+    execute(database, f"ALTER ROLE {role} SET search_path = {path}")
+    execute(database, f"ALTER ROLE {role} SET idle_session_timeout = '300ms'")
+    try:
+        url = as_role(database, role, "x").url
+        storage = PipelineStorage(deployment.model_copy(update={"database_url": url}))
+        with storage.run_storage.connect() as connection:  # type: ignore[attr-defined]
+            time.sleep(0.6)
+            connection.exec_driver_sql("SELECT count(*) FROM public.runs")
+        for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+            part.dispose()
+    finally:
+        dropped(database, dagster_database(deployment)[0].parts["dbname"])
+        execute(database, f"DROP ROLE {role}")
+        dagster_database(deployment)
 
 
 @pytest.mark.slow
