@@ -22,8 +22,8 @@ WHERE current_setting(name, true) IS NOT NULL
 
 
 -- name: backend
--- Which process of the server answers. The name is the one that the session has anyway: setting it makes a pooler keep
--- the process for us, if it is of those that do so for settings.
+-- Which process of the server answers. {application_name}: the one that the session has anyway; setting it makes a pooler
+-- keep the process for us, if it is of those that do so for settings.
 
 SET application_name = {application_name}; SELECT pg_backend_pid()
 

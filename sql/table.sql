@@ -77,7 +77,8 @@ ORDER BY named.relname
 
 
 -- name: create_marker
--- An empty table. With a primary key, as each of ours: in a publication FOR ALL TABLES one without cannot be written.
+-- {marker}: an empty table. With a primary key, as each of ours: in a publication FOR ALL TABLES nothing can be updated or
+-- deleted in one without.
 
 CREATE TABLE IF NOT EXISTS {marker} (fingerprint text PRIMARY KEY)
 

@@ -35,9 +35,14 @@ SOURCE_NETWORK = NETWORK | {"tcp_user_timeout": 60_000}
 # --- our own database --------------------------------------------------------------------------------------------
 
 
+def lifting_limits() -> str:
+    """The statement after which no limit of time of the role's or the server's ends a session."""
+    return load_sql("session/limits")
+
+
 def set_up(connection: psycopg.Connection) -> None:
     """UTC, read committed, no limit of time, and pgvector's schema in the search path."""
-    connection.execute(f"{load_sql('session/limits')};\n{load_sql('session/ours')}")
+    connection.execute(f"{lifting_limits()};\n{load_sql('session/ours')}")
 
 
 def check_encoding(connection: psycopg.Connection, name: str) -> None:

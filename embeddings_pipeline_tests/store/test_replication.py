@@ -1,7 +1,5 @@
 """A publication FOR ALL TABLES is in the way of nothing: each of our tables has a primary key."""
 
-from collections.abc import Iterator
-
 import pytest
 from psycopg import errors
 
@@ -37,7 +35,7 @@ WITHOUT_KEY = """SELECT relname FROM pg_class
 
 
 @pytest.fixture
-def published(superuser: None, database: Database) -> Iterator[Database]:
+def published(superuser: None, database: Database) -> Database:
     """A database whose tables are all published, those to come as well, and 25 films in it."""
     execute(database, "CREATE PUBLICATION everything FOR ALL TABLES")
     make_films(database, films(25))

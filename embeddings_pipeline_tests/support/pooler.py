@@ -67,7 +67,10 @@ class Pooler:
             startup = _startup(client, file)
             session = self._take(startup)
             client.sendall(session.hello)
-            held = session if self._by_session else self._give(session)
+            held: _Session | None = session
+            if not self._by_session:
+                self._give(session)
+                held = None
             while True:
                 kind, message = _message(file)
                 self._flows.wait()
@@ -76,7 +79,8 @@ class Pooler:
                 held = held or self._take(startup)
                 held.socket.sendall(message)
                 if kind in ANSWERED and self._answer(client, held) and not self._by_session:
-                    held = self._give(held)
+                    self._give(held)
+                    held = None
 
     def _answer(self, client: socket.socket, session: _Session) -> bool:
         """Pass on what the server answers; whether the transaction has ended."""

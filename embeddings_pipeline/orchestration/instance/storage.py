@@ -32,8 +32,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     touch_file,
 )
 from embeddings_pipeline.store.database import Database, open_database
-from embeddings_pipeline.store.session import OUR_NETWORK
-from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.session import OUR_NETWORK, lifting_limits
 from embeddings_pipeline.store.urls import database_name, url_of
 
 
@@ -123,7 +122,7 @@ class _Pooled:
 def _lasting(connection: Any) -> Any:
     """A connection of psycopg 2 that no limit of the role's or the server's ends while the pool keeps it."""
     with connection.cursor() as cursor:
-        cursor.execute(load_sql("session/limits"))
+        cursor.execute(lifting_limits())
     connection.commit()
     return connection
 
