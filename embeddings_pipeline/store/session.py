@@ -18,6 +18,7 @@ from embeddings_pipeline.store.sql import load_sql
 APPLICATION_NAME = "embeddings-pipeline"
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 10  # from the end that a statement should have come to, until its server counts as gone
+PROBE_SECONDS, SILENT_PROBES = 60, 3  # of a server that reads on for long: whether it answers somebody new
 
 # A server that vanished without a word is noticed while we wait for it after a minute …
 NETWORK: dict[str, Any] = {
@@ -109,28 +110,54 @@ def reading(connection: psycopg.Connection, limits: ReadLimits, *, some_rows_do:
         lock_timeout=sql.Literal(str(1000 * limits.lock_seconds)),
         statement_timeout=sql.Literal(str(1000 * (limits.statement_seconds or 0))),
     )
-    with _not_silent(connection, limits.statement_seconds), connection.transaction():
+    with _watched(connection, limits), connection.transaction():
         connection.execute(statement)
         yield
 
 
 @contextmanager
-def _not_silent(connection: psycopg.Connection, statement_seconds: int | None) -> Iterator[None]:
-    """Closes the connection's socket some time after the server should have ended its statement, which it does not do
-    if something between it and us swallows what is said: a proxy may, behind which no keepalive looks.
+def _watched(connection: psycopg.Connection, limits: ReadLimits) -> Iterator[None]:
+    """Ends a read whose server is gone behind something that goes on taking what is said to it, as a tunnel or a proxy
+    does: no keepalive looks behind that.
     """
-    if statement_seconds is None:
-        yield
-        return
+    info = connection.info
+    address = {**SOURCE_NETWORK, **info.get_parameters(), "host": info.host, "port": info.port}
+    done = threading.Event()
     with socket.socket(fileno=os.dup(connection.fileno())) as line:
-        timer = threading.Timer(statement_seconds + SILENCE_SECONDS, line.shutdown, [socket.SHUT_RDWR])
-        timer.daemon = True
-        timer.start()
+        watching = threading.Thread(
+            target=_watch, args=(line, {**address, "password": info.password}, limits, done), daemon=True
+        )
+        watching.start()
         try:
             yield
         finally:
-            timer.cancel()
-            timer.join()
+            done.set()
+            watching.join()
+
+
+def _watch(line: socket.socket, address: dict[str, Any], limits: ReadLimits, done: threading.Event) -> None:
+    if limits.statement_seconds is not None:  # after which the server ends it, if it is there
+        if done.wait(limits.statement_seconds + SILENCE_SECONDS):
+            return
+    else:
+        silent = 0
+        while silent < SILENT_PROBES:
+            if done.wait(PROBE_SECONDS):
+                return
+            silent = 0 if _answers(address) else silent + 1
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _answers(address: dict[str, Any]) -> bool:
+    """Whether a server says anything to somebody new, and be it that it has no room."""
+    try:
+        psycopg.connect(**address).close()
+    except errors.ConnectionTimeout:
+        return False
+    except psycopg.Error:
+        return True
+    return True
 
 
 def what_to_do(error: psycopg.Error, limits: ReadLimits) -> str | None:

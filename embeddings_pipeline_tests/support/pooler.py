@@ -66,6 +66,7 @@ class Pooler:
         with contextlib.suppress(OSError, EOFError), client, client.makefile("rb") as file:
             startup = _startup(client, file)
             session = self._take(startup)
+            self._flows.wait()
             client.sendall(session.hello)
             held: _Session | None = session
             if not self._by_session:
