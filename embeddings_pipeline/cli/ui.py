@@ -12,6 +12,7 @@ import typer
 
 from embeddings_pipeline.config.settings import Settings, load_settings, project_root
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.store.database import open_database
 
 
 def ui(
@@ -34,6 +35,8 @@ def run_ui(settings: Settings, host: str, port: int) -> int:
                 "the Dagster UI of this project is already running, and two daemons on one database quarrel; "
                 "use that one, or stop it first"
             ) from error
+        if settings.database_url:
+            open_database(settings).connect().close()  # which says in one line why it cannot be used
         root = project_root()
         command = [sys.executable, "-m", "dagster", "dev", "--host", host, "--port", str(port)]
         command += ["--log-level", "warning"]  # else each tick of the sensor is two lines here

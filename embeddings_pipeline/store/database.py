@@ -100,9 +100,13 @@ class Database:
     def _open_plain(self, application_name: str = APPLICATION_NAME) -> psycopg.Connection:
         return psycopg.connect(self._conninfo(application_name), autocommit=True)
 
+    @property
+    def _is_checked(self) -> bool:
+        return self.server is not None or self.url in _checked
+
     def _check(self, connection: psycopg.Connection) -> None:
         """Once a process: DatabaseError if nothing can be kept in the database, before anything is made there."""
-        if self.server is None and self.url not in _checked:
+        if not self._is_checked:
             check_encoding(connection, self.name_and_host)
             check_lasts(connection, self._open_plain, self.name_and_host)
             _checked.add(self.url)
@@ -112,6 +116,8 @@ class Database:
         """As `connect(autocommit=True)`, but of the process's pool: a new session takes longer to make and to warm than
         a search. For short queries that leave nothing behind; each gets a plan of its own.
         """
+        if not self._is_checked:
+            self.connect().close()
         pool = self._pool()
         try:
             connection = pool.getconn()

@@ -27,7 +27,7 @@ from embeddings_pipeline.orchestration.instance.liveness import HOST_TAG, host_t
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
-from embeddings_pipeline.store.urls import read_address
+from embeddings_pipeline.store.urls import read_address, url_of
 from embeddings_pipeline_tests.support.dagster_internals import EngineEventData, InstanceRef
 from embeddings_pipeline_tests.support.databases import as_role, dropped
 from embeddings_pipeline_tests.support.workbench import execute
@@ -177,6 +177,13 @@ def test_dagster_takes_any_address_and_shows_no_password(
     for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
         assert "s3cret" not in f"{part._engine!r} {vars(part)!r}"  # type: ignore[attr-defined]
         part.dispose()
+
+
+def test_a_parameter_that_only_our_libpq_knows_is_one_line(deployment: Settings) -> None:
+    url = url_of(read_address(deployment.database_url or "") | {"min_protocol_version": "3.0"})
+    with pytest.raises(DatabaseError, match=r'"min_protocol_version".*; leave it out$') as caught:
+        PipelineStorage(deployment.model_copy(update={"database_url": url}))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["''", "no_such_schema", "app"])

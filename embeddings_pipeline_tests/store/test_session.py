@@ -174,9 +174,10 @@ def test_a_pooler_that_lends_by_the_transaction_is_refused_and_nothing_is_left(
 ) -> None:
     with psycopg.connect(transactions.url, autocommit=True) as other:
         before = other.execute(SETTINGS).fetchall()
-    for _ in range(2):
+    ours = open_database(Settings(database_url=transactions.url))
+    for use in (ours.connect, ours.connect, lambda: ours.session().__enter__()):
         with pytest.raises(DatabaseError, match="`pool_mode = session`, in DATABASE_URL") as caught:
-            open_database(Settings(database_url=transactions.url)).connect()
+            use()
         assert "\n" not in str(caught.value)
     with psycopg.connect(transactions.url, autocommit=True) as other:
         assert other.execute(SETTINGS).fetchall() == before

@@ -16,8 +16,10 @@ from urllib.parse import urlencode
 import sqlalchemy
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import event, exc
+from sqlalchemy.dialects.postgresql import psycopg2
 
 from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.orchestration.dagster_internals import (
     CapturedLogContext,
     ConcurrencyLimitsTable,
@@ -31,9 +33,9 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     PostgresScheduleStorage,
     touch_file,
 )
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.database import Database, one_line, open_database
 from embeddings_pipeline.store.session import OUR_NETWORK, lifting_limits
-from embeddings_pipeline.store.urls import database_name, url_of
+from embeddings_pipeline.store.urls import url_of
 
 
 def dagster_database(settings: Settings) -> tuple[Database, Database]:
@@ -43,8 +45,11 @@ def dagster_database(settings: Settings) -> tuple[Database, Database]:
     Raises DatabaseError with the statement for an administrator if this user may not create it.
     """
     database = open_database(settings)
-    own = database_name(database.parts)
-    url = database.ensure_sibling("dagster" if database.embedded else f"{own}_dagster")
+    name = "dagster"
+    if not database.embedded:
+        with database.connect() as connection:
+            name = f"{connection.info.dbname}_dagster"
+    url = database.ensure_sibling(name)
     return _with_a_schema(Database(url, database.server)), database
 
 
@@ -74,6 +79,13 @@ def _for_dagster(database: Database) -> dict[str, Any]:
     parts = OUR_NETWORK | database.parts
     password = parts.pop("password", None)
     dsn = make_conninfo(**parts)
+    try:
+        psycopg2.dialect.import_dbapi().extensions.parse_dsn(dsn)
+    except psycopg2.dialect.import_dbapi().ProgrammingError as error:
+        raise DatabaseError(
+            f"{database.name_and_host}: Dagster's libpq is older, and does not know each parameter of the address "
+            f"({one_line(error)}); leave it out"
+        ) from None
     return {
         "postgres_url": f"postgresql://?{urlencode({'dsn': dsn})}",
         "token_provider": _Password(password) if password else None,
