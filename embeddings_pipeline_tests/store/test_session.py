@@ -90,12 +90,13 @@ def test_no_limit_of_time_ends_a_read_of_the_source(limited: Database) -> None:
 def test_a_locked_source_ends_a_read_in_one_line_and_leaves_no_session(database: Database) -> None:
     make(database, "bigint", [1])
     source = replace(source_of(database, url=database.url), limits=ReadLimits(lock_seconds=1))
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    others = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND backend_type = 'client backend' AND pid <> ALL (ARRAY[pg_backend_pid(), %s])"""
     with database.connect() as locker:
         locker.execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(SourceError, match="another session has locked the source for more than 1 s") as caught:
             scanned(source)
-        assert locker.execute(waiting).fetchone() == (0,)
+        wait_until(lambda: execute(database, others, [locker.info.backend_pid]) == [(0,)], 10)
     assert "\n" not in str(caught.value)
 
 
