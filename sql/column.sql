@@ -251,6 +251,7 @@ SELECT
       AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = class.oid) AS is_table,
     pg_has_role(class.relowner, 'USAGE')                                  AS is_owner,
     has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'UPDATE') AS may_write,
+    row_security_active(class.oid)                                        AS hides_rows,
     attribute.attacl IS NOT NULL                                          AS has_grants,
     type.typname                                                          AS type,
     attribute.atttypmod                                                   AS dimension,

@@ -664,6 +664,16 @@ class TestPhases:
                 expand(collection, candidate_profile(collection, "test"))
             assert "embedding_32" not in " ".join(columns(table))
 
+    def test_a_role_from_which_row_level_security_hides_rows(self, table, settings) -> None:
+        with plain_role(table, "tenant") as url:
+            execute(table, "GRANT SELECT, UPDATE ON segments TO tenant")
+            execute(table, "ALTER TABLE segments ENABLE ROW LEVEL SECURITY")
+            execute(table, "CREATE POLICY own ON segments USING (id < 10)")
+            theirs = Settings(database_url=url, embeddings_state_dir=settings.embeddings_state_dir)
+            shown = {"table": "segments", "key": ["id"], "row_security": True}
+            with pytest.raises(ConfigurationError, match=r"row-level security may hide rows of segments .* BYPASSRLS"):
+                open_collection(definition(source=shown), theirs)
+
     def test_an_empty_column_of_a_failed_try_is_taken(self, table, settings) -> None:
         collection = sync(definition(), settings)
         execute(table, "ALTER TABLE segments ADD COLUMN embedding_32 vector(32)")

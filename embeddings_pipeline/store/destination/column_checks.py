@@ -54,6 +54,11 @@ def check_adoption(connection: psycopg.Connection, destination: "ColumnDestinati
         problem = f"{table} has no unique index on ({', '.join(destination.key)}), by which rows are found"
     elif not seen["may_write"]:
         problem = f"the role may not read and update {table}: GRANT SELECT, UPDATE ON it"
+    elif seen["hides_rows"]:
+        problem = (
+            f"row-level security may hide rows of {table} from the role, which then get no vector: an administrator "
+            "runs ALTER ROLE … BYPASSRLS"
+        )
     elif others := [other for other in dependants(connection, destination, column, [destination]) if OUR_VIEW in other]:
         problem = f"{name} is the destination of another collection already ({others[0]})"
     else:
