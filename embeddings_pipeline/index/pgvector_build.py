@@ -17,6 +17,7 @@ from embeddings_pipeline.store.database import Database, one_line
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import NEW, AnnIndex, IndexChange, drop_index
 from embeddings_pipeline.store.locks import exclusively
+from embeddings_pipeline.store.session import end_what_runs
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class IndexBuilder:
 
     def _remove(self, index: AnnIndex) -> None:
         """Take away what a failed build has left. If that fails too, it is told, and the next build does it."""
+        end_what_runs(self.connection)
         try:
             if not self.connection.closed:
                 self._drop(self.connection, index)

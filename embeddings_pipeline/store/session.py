@@ -33,6 +33,16 @@ OUR_NETWORK = NETWORK | {"tcp_user_timeout": 300_000, "client_encoding": "utf8"}
 SOURCE_NETWORK = NETWORK | {"tcp_user_timeout": 60_000}
 
 
+def end_what_runs(connection: psycopg.Connection) -> None:
+    """Cancel a statement that goes on though we were interrupted, and close the connection. psycopg does so itself for
+    KeyboardInterrupt, and for nothing else: Dagster interrupts by an exception of its own.
+    """
+    if connection.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+        with contextlib.suppress(psycopg.Error):
+            connection.cancel_safe(timeout=CONNECT_SECONDS)
+        connection.close()
+
+
 # --- our own database --------------------------------------------------------------------------------------------
 
 
@@ -111,8 +121,12 @@ def reading(connection: psycopg.Connection, limits: ReadLimits, *, some_rows_do:
         statement_timeout=sql.Literal(str(1000 * (limits.statement_seconds or 0))),
     )
     with _watched(connection, limits), connection.transaction():
-        connection.execute(statement)
-        yield
+        try:
+            connection.execute(statement)
+            yield
+        except BaseException:
+            end_what_runs(connection)
+            raise
 
 
 @contextmanager

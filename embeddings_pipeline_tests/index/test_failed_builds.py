@@ -1,6 +1,7 @@
 """A build of an ANN index that fails takes away what it left, whatever made it fail."""
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -63,6 +64,27 @@ def test_a_build_that_comes_to_its_deadline_leaves_no_index(database, table):
         older.rollback()
         building.join()
     assert "not done within 1 s" in str(failed[0])
+    assert indexes(database, table) == []
+
+
+class Interrupted(BaseException):
+    """As Dagster interrupts a run: no KeyboardInterrupt, for which psycopg itself cancels."""
+
+
+def test_a_build_that_is_interrupted_leaves_no_index(database, table):
+    def interrupt(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with database.connect() as older:
+            hold_up(older, table)
+            threading.Timer(4, older.rollback).start()
+            signal.setitimer(signal.ITIMER_REAL, 2)
+            with pytest.raises(Interrupted):
+                ensure_index(database, table, HNSW, ["base"])
+    finally:
+        signal.signal(signal.SIGALRM, before)
     assert indexes(database, table) == []
 
 
