@@ -60,6 +60,11 @@ def did_you_mean(word: str, known: Any) -> str:
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
+def profile_command(words: str, collection: str) -> str:
+    """A command of `profile` that works whichever other collections there are."""
+    return f"embeddings-pipeline profile {words} --collection {collection}"
+
+
 def unusable(argument: str, value: object, may_be: str) -> ConfigurationError:
     """That an argument of a function has a value that it cannot have."""
     return ConfigurationError(f"{argument} cannot be {' '.join(reprlib.repr(value).split())}: it may be {may_be}")

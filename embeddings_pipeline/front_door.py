@@ -16,7 +16,7 @@ from embeddings_pipeline.errors import DatabaseError, unusable
 from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.database import Database, DatabaseUse, join_database
 from embeddings_pipeline.store.retry import what_it_says
-from embeddings_pipeline.store.schema import ensure_schema
+from embeddings_pipeline.store.schema import has_schema
 
 if TYPE_CHECKING:
     from embeddings_pipeline.orchestration.sync import SyncResult
@@ -88,7 +88,7 @@ class CollectionClient:
         from embeddings_pipeline.health.status import collection_status
 
         with self._database() as database:
-            ensure_schema(database)
+            has_schema(database)
             return collection_status(self.definition, database, self.settings)
 
     def close(self) -> None:

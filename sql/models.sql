@@ -26,6 +26,14 @@ FROM embeddings.collection, embeddings.database_identity AS identity
 WHERE collection.name = %(collection)s
 
 
+-- name: has_vectors
+-- Whether a vector is committed. Parameter: collection.
+
+SELECT version > 0 AND EXISTS (SELECT FROM embeddings.batch WHERE collection = name AND committed_at IS NOT NULL)
+FROM embeddings.collection
+WHERE name = %(collection)s
+
+
 -- name: shadows
 -- The models that are kept current beside the current one. Parameter: collection.
 

@@ -76,16 +76,15 @@ WHERE item.committed_hash IS NOT NULL
 
 -- name: pending
 -- The keys that a sync would look at: new, different from what is committed, or rendered with another definition.
--- Parameters: collection, everything.
+-- Parameters: collection, definition_hash, everything.
 
 SELECT scan.item_key
 FROM scan_row AS scan
 LEFT JOIN {item} AS item USING (item_key)
 LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
-LEFT JOIN embeddings.collection ON collection.name = %(collection)s
 WHERE %(everything)s
    OR item.committed_hash IS DISTINCT FROM scan.row_hash
-   OR batch.definition_hash IS DISTINCT FROM collection.definition_hash
+   OR batch.definition_hash IS DISTINCT FROM %(definition_hash)s
 ORDER BY scan.item_key
 
 
@@ -100,6 +99,12 @@ CREATE TEMPORARY TABLE scan_row (item_key text COLLATE "C" NOT NULL, row_hash by
 
 CREATE UNIQUE INDEX scan_row_key ON scan_row (item_key);
 ANALYZE scan_row;
+
+
+-- name: staged_keys
+-- What a scan saw, where there is nothing yet to compare it with. No placeholders.
+
+SELECT item_key FROM scan_row ORDER BY item_key
 
 
 -- name: suspect

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embeddings_pipeline.cli.console import JsonOption, YesOption, confirm, pipeline_database, print_json, size
+from embeddings_pipeline.cli.console import (
+    JsonOption,
+    YesOption,
+    confirm,
+    database_to_read,
+    pipeline_database,
+    print_json,
+    size,
+)
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError, did_you_mean
 
@@ -27,7 +35,7 @@ def list_collections(as_json: JsonOption = False) -> None:
     from embeddings_pipeline.pipeline.inventory import known_collections, take_inventory
 
     settings, defined = load_settings(), _defined()
-    database = pipeline_database(settings)
+    database = database_to_read(settings)
     names = dict.fromkeys([*defined, *known_collections(database)])
     kept = [take_inventory(database, settings, name) for name in names]
     if as_json:

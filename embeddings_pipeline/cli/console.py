@@ -35,6 +35,16 @@ def pipeline_database(settings: Settings) -> "Database":
     return database
 
 
+def database_to_read(settings: Settings) -> "Database":
+    """The pipeline's database for what only looks: its schema may not be there."""
+    from embeddings_pipeline.store.database import open_database
+    from embeddings_pipeline.store.schema import has_schema
+
+    database = open_database(settings)
+    has_schema(database)
+    return database
+
+
 def chosen_collection(name: str | None) -> "CollectionDefinition":
     """The collection of that name; without a name, the only one or `items`."""
     from embeddings_pipeline.config.loading import find_collection, load_collections

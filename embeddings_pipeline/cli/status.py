@@ -6,7 +6,7 @@ from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
     chosen_collections,
-    pipeline_database,
+    database_to_read,
     print_json,
 )
 from embeddings_pipeline.config.settings import load_settings
@@ -17,7 +17,7 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
     from embeddings_pipeline.health.status import collection_status
 
     settings = load_settings()
-    database = pipeline_database(settings)
+    database = database_to_read(settings)
     collections = chosen_collections(collection_name)
     statuses = [collection_status(definition, database, settings) for definition in collections]
     if as_json:

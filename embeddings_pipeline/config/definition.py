@@ -12,7 +12,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from embeddings_pipeline.config.fields import Columns, Number, Text, whole_number
-from embeddings_pipeline.config.profiles import Profile, ProfileSettings
+from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.errors import did_you_mean
 
@@ -293,6 +294,17 @@ class CollectionDefinition:
             list(self.attributes.columns),
         ]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def named_profile(definition: CollectionDefinition, name: str, settings: Settings) -> Profile:
+    """The profile of that name: the collection's own, a built-in one, or what the environment makes of one if the
+    definition leaves it open. ProfileError if there is none.
+    """
+    if definition.declared is None and name not in definition.attributes.profiles:
+        declared = resolve_profile(None, settings)
+        if declared.name == name:
+            return declared
+    return resolve_profile(definition.profile_named(name), settings)
 
 
 def batch_key(batch: int) -> str:

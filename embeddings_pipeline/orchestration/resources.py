@@ -10,7 +10,7 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.dagster_internals import create_console_logger
-from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.locks import run_lock
 
@@ -33,6 +33,10 @@ class PipelineResource(dg.ConfigurableResource):
     def open(self, definition: CollectionDefinition) -> Collection:
         """The collection with its database, lake and current model."""
         return open_collection(definition, load_settings())
+
+    def look_at(self, definition: CollectionDefinition) -> Collection:
+        """The same for a dry run: nothing is written."""
+        return look_at_collection(definition, load_settings())
 
 
 @dg.logger(

@@ -21,7 +21,7 @@ from embeddings_pipeline.orchestration.names import embeddings_asset, partitions
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
 from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.runner import JobRunner, RunFailed, open_instance
-from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def sync(
     """
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
-    collection = open_collection(definition, settings)
+    collection = (look_at_collection if dry_run else open_collection)(definition, settings)
     if collection.warning:
         log.warning("warning: %s", collection.warning)
     if dry_run:

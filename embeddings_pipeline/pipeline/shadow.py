@@ -27,7 +27,8 @@ from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
-from embeddings_pipeline.store.destination.base import Change, Destination
+from embeddings_pipeline.store.destination.base import Destination
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.retry import outage_attempts
 from embeddings_pipeline.store.sql import load_sql

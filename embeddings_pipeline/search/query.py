@@ -20,7 +20,14 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean, unusable
+from embeddings_pipeline.errors import (
+    ConfigurationError,
+    DatabaseError,
+    ProfileError,
+    did_you_mean,
+    profile_command,
+    unusable,
+)
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
@@ -133,7 +140,7 @@ def _shadow_model(
     known = ", ".join(model.profile.name for model in [current, *shadows])
     raise ConfigurationError(
         f"collection {definition.name!r} has no vectors of profile {name!r}, but of {known}; "
-        f"`embeddings-pipeline profile add {name}` keeps one more"
+        f"`{profile_command(f'add {name}', definition.name)}` keeps one more"
     )
 
 

@@ -68,6 +68,15 @@ def _model(definition: CollectionDefinition, row: tuple[Any, ...]) -> Model:
     return Model(Profile(**profile), destination_of(definition, fingerprint, dimension, storage))
 
 
+def has_vectors(connection: psycopg.Connection, collection: str) -> bool:
+    """Whether a vector of the collection is committed: until then the declared profile is taken."""
+    try:
+        row = connection.execute(load_sql("models/has_vectors"), {"collection": collection}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return False
+    return row == (True,)
+
+
 def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:
     """Where a collection stands; None if it has never been synced."""
     try:
