@@ -22,7 +22,6 @@ from embeddings_pipeline.model_change.state import (
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.destination.base import MOST_DIMENSIONS, Destination
 from embeddings_pipeline.store.destination.rights import check_rights
-from embeddings_pipeline.store.models import has_vectors
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.vector_range import why_not
 
@@ -56,18 +55,19 @@ def check_no_other_change(collection: Collection, profile: Profile) -> ModelChan
 
 def check_candidate(collection: Collection, profile: Profile) -> Destination:
     """The destination of a model that may be made. ModelChangeError or ProfileError says why it may not."""
-    name = collection.definition.name
+    name, key = collection.definition.name, "profile"
+    if collection.definition.attributes.destination is not None:
+        key = "destination.profile"
+    if not collection.ledger.has_vectors():
+        raise ModelChangeError(
+            f"collection {name!r} has no vectors yet, so there is nothing to migrate: declare the profile (`{key}: "
+            f"{profile.name}` in its defs.yaml) and sync"
+        )
     candidate = candidate_destination(collection, profile)
     if candidate.fingerprint == collection.fingerprint:
         raise ModelChangeError(f"collection {name!r}: profile {profile.name!r} is its current model already")
     is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
-        if not has_vectors(connection, name):
-            key = "profile" if collection.definition.attributes.destination is None else "destination.profile"
-            raise ModelChangeError(
-                f"collection {name!r} has no vectors yet, so there is nothing to migrate: declare the profile (`{key}: "
-                f"{profile.name}` in its defs.yaml) and sync"
-            )
         _check_dimensions(connection, collection, candidate, profile)
         current = collection.model.destination
         check_rights(connection, name, [*current.kept, current.tables.view, current.marker])

@@ -73,7 +73,10 @@ def rights_of(connection: psycopg.Connection, relations: Sequence[sql.Identifier
             frozenset(Grant(*grant) for grant in grants),
             row_security,
             forced,
-            frozenset(Policy(*start, tuple(roles), using, check) for *start, roles, using, check in policies),
+            frozenset(
+                Policy(name, permissive, command, tuple(roles), using, check)
+                for name, permissive, command, roles, using, check in policies
+            ),
             tuple(sorted(options)),
         )
         for owner, grants, row_security, forced, policies, options in rows
