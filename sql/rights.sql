@@ -6,9 +6,6 @@
 -- one that is not there yet, what it gets when this role makes it. A policy names its own table by the character 1.
 -- Parameter: relations.
 
-WITH me AS (
-    SELECT oid FROM pg_roles WHERE rolname = current_user
-)
 SELECT
     coalesce(pg_get_userbyid(class.relowner), current_user)::text,
     (
@@ -45,7 +42,7 @@ SELECT
     ),
     CASE WHEN class.relkind = 'v' THEN to_jsonb(coalesce(class.reloptions, '{}')) ELSE '[]' END
 FROM unnest(%(relations)s::text[]) WITH ORDINALITY AS named (relation, number)
-CROSS JOIN me
+CROSS JOIN (SELECT oid FROM pg_roles WHERE rolname = current_user) AS me
 LEFT JOIN pg_class AS class ON class.oid = to_regclass(named.relation)
 ORDER BY named.number
 

@@ -52,9 +52,8 @@ def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: 
         print_json([asdict(step) for step in planned])
         return
     cost = price(collection, profile)
-    print(
-        f"-- {definition.name}: {collection.profile.name} → {name}, {cost.texts:,} texts, about {cost.tokens:,} tokens"
-    )
+    counted = f"{cost.texts:,} texts to encode, about {cost.tokens:,} tokens"
+    print(f"-- {definition.name}: {collection.profile.name} → {name}: {counted}")
     print_phases(phases(planned, cost))
     phase = ""
     for step in planned:
@@ -177,9 +176,8 @@ def _print_empty(collection: "Collection", *, as_json: bool) -> None:
     if as_json:
         print_json({"collection": name, "current": None, "declared": declared, "beside": [], "migration": None})
     else:
-        print(
-            f"{name}: no vector is there yet; `embeddings-pipeline sync --collection {name}` makes them with {declared}"
-        )
+        command = f"`embeddings-pipeline sync --collection {name}`"
+        print(f"{name}: no vector is there yet; {command} makes them with {declared}")
 
 
 def _status_dict(

@@ -100,7 +100,7 @@ class TestCommands:
         how = ["--yes"] if verb == "switch" else []
         with pytest.raises(PipelineError, match="hnsw takes up to 4000 dimensions"):
             command("profile", verb, "huge", *how)
-        with pytest.raises(PipelineError, match="quality: the weights of .* are not on this machine"):
+        with pytest.raises(PipelineError, match=r"quality: the weights of .* are not on this machine"):
             command("profile", verb, "quality", *how)
         with pytest.raises(PipelineError, match="no_such_module:Encoder cannot be loaded"):
             command("profile", verb, "broken", *how)
@@ -109,7 +109,7 @@ class TestCommands:
         assert execute(database, "SELECT count(*) FROM embeddings.model_change") == [(0,)]
         collection = open_collection(definition(), project)
         expand(collection, candidate_profile(collection, "wide"))
-        with pytest.raises(PipelineError, match="a change .*wide.* is open"):
+        with pytest.raises(PipelineError, match=r"a change .*wide.* is open"):
             command("profile", verb, "other", *how)
 
     def test_the_plan_of_an_open_change_is_what_is_left_of_it(self, command, project) -> None:
