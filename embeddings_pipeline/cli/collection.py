@@ -32,12 +32,17 @@ RELOAD = "If Dagster is running, reload its definitions now (Deployment → Relo
 @app.command("list")
 def list_collections(as_json: JsonOption = False) -> None:
     """Every collection that is defined, or that the database knows."""
-    from embeddings_pipeline.pipeline.inventory import known_collections, take_inventory
+    from embeddings_pipeline.pipeline.inventory import empty_inventory, known_collections, take_inventory
+    from embeddings_pipeline.store.database import was_used
 
     settings, defined = load_settings(), _defined()
-    database = database_to_read(settings)
-    names = dict.fromkeys([*defined, *known_collections(database)])
-    kept = [take_inventory(database, settings, name) for name in names]
+    names = dict.fromkeys(defined)
+    if was_used(settings):
+        database = database_to_read(settings)
+        names |= dict.fromkeys(known_collections(database))
+        kept = [take_inventory(database, settings, name) for name in names]
+    else:
+        kept = [empty_inventory(name) for name in names]
     if as_json:
         print_json([_as_dict(each, defined.get(each.name)) for each in kept])
         return

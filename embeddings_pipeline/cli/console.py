@@ -37,10 +37,10 @@ def pipeline_database(settings: Settings) -> "Database":
 
 def database_to_read(settings: Settings) -> "Database":
     """The pipeline's database for what only looks: its schema may not be there."""
-    from embeddings_pipeline.store.database import open_database
+    from embeddings_pipeline.store.database import open_database_to_read
     from embeddings_pipeline.store.schema import has_schema
 
-    database = open_database(settings)
+    database = open_database_to_read(settings)
     has_schema(database)
     return database
 

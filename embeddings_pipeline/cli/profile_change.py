@@ -21,6 +21,7 @@ from embeddings_pipeline.cli.console import (
 from embeddings_pipeline.cli.profile_choice import (
     NameArgument,
     ask_for_profile,
+    declared_profile,
     look_at_chosen,
     open_chosen,
     profile_named,
@@ -300,8 +301,8 @@ def _check_declarable(definition: "CollectionDefinition", name: str) -> None:
 
 
 def _is_declared(definition: "CollectionDefinition", name: str) -> bool:
-    declared = definition.declared
-    return name == (declared if declared is None or isinstance(declared, str) else declared.name)
+    declared = definition.declared or declared_profile(definition)
+    return name == (declared if isinstance(declared, str) else declared.name)
 
 
 def _may_write(definition: "CollectionDefinition", name: str) -> bool:

@@ -14,12 +14,15 @@ from embeddings_pipeline.config.settings import load_settings
 
 def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is there, what is missing, and which model made it."""
-    from embeddings_pipeline.health.status import collection_status
+    from embeddings_pipeline.health.status import collection_status, empty_status
+    from embeddings_pipeline.store.database import was_used
 
-    settings = load_settings()
-    database = database_to_read(settings)
-    collections = chosen_collections(collection_name)
-    statuses = [collection_status(definition, database, settings) for definition in collections]
+    settings, collections = load_settings(), chosen_collections(collection_name)
+    if was_used(settings):
+        database = database_to_read(settings)
+        statuses = [collection_status(definition, database, settings) for definition in collections]
+    else:
+        statuses = [empty_status(definition) for definition in collections]
     if as_json:
         print_json(statuses[0] if len(statuses) == 1 else statuses)
         return

@@ -12,10 +12,10 @@ from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import LakeError, ProfileError, profile_command
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.pipeline.renaming import check_not_being_renamed
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.database import Database, open_database, open_database_to_read
 from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.models import Model, collection_identity
+from embeddings_pipeline.store.models import Model, collection_identity, is_known
 from embeddings_pipeline.store.schema import ensure_schema, has_schema
 from embeddings_pipeline.store.source import Source
 
@@ -122,7 +122,8 @@ def look_at_collection(definition: CollectionDefinition, settings: Settings) -> 
 
     Before a vector is committed the model is the declared one, whose tables may not be there.
     """
-    database = open_database(settings)
+    is_elsewhere = definition.attributes.source.url is not None  # the source is read, whatever is here
+    database = (open_database if is_elsewhere else open_database_to_read)(settings)
     if has_schema(database):
         with database.session() as connection:
             check_not_being_renamed(connection, definition.name)
@@ -162,14 +163,16 @@ def _opened(ledger: Ledger, settings: Settings, declared: Profile, digest: str |
         current = Model(declared, current.destination)
     else:
         warning = _other_profile(definition, declared, current)
+    storage = None if definition.attributes.destination else definition.attributes.storage
     if storage not in (None, current.destination.storage):
         warning = (
             f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
             f"are stored as {current.destination.storage}, which stays; give it a collection of its own to change that"
         )
-    database = ledger.database
+    database, lake = ledger.database, open_lake(settings)
     with database.session() as connection:
-        lake = replace(open_lake(settings), identity=collection_identity(connection, definition.name))
+        if is_known(connection, definition.name):
+            lake = replace(lake, identity=collection_identity(connection, definition.name))
     return Collection(definition, settings, database, ledger, Source(definition, database), lake, current, warning)
 
 

@@ -53,6 +53,11 @@ def known_collections(database: Database) -> list[str]:
         return [row[0] for row in connection.execute(load_sql("collection/listed"))]
 
 
+def empty_inventory(name: str) -> Inventory:
+    """Nothing, of a collection of that name."""
+    return Inventory(name, False, None, None, 0, 0, (), (), (), 0, None, 0, None, 0)
+
+
 def take_inventory(database: Database, settings: Settings, name: str) -> Inventory:
     """What there is of a collection. Nothing is written. ConfigurationError if none can be called so: the name is part
     of paths and patterns.

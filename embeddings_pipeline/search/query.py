@@ -30,7 +30,7 @@ from embeddings_pipeline.errors import (
 )
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.ledger.ledger import Ledger
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.models import Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
@@ -77,7 +77,7 @@ def search(
     is still of a previous model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
     """
     name, k = _checked(definition, query, k, vector_name, index, profile), int(k)
-    database = open_database(settings)
+    database = open_database_to_read(settings)
     for attempt in range(ATTEMPTS):
         with database.session() as connection:
             state, model = collection_state(connection, definition.name), current_model(connection, definition)

@@ -39,6 +39,11 @@ class Identity:
     epoch: str
 
 
+def is_known(connection: psycopg.Connection, collection: str) -> bool:
+    """Whether the collection is registered in this database."""
+    return collection_state(connection, collection) is not None
+
+
 def collection_identity(connection: psycopg.Connection, collection: str) -> Identity:
     """What the files of a registered collection are of."""
     row = connection.execute(load_sql("models/identity"), {"collection": collection}).fetchone()

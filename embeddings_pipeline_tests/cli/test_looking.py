@@ -213,3 +213,13 @@ def test_the_list_marks_the_models_that_are_kept(synced: Database, settings: Set
     assert sum(map(bool, marks.values())) == 2
     undeclared = look("profile", "list", profiles={}, profile="minilm").stdout  # the vectors are there all the same
     assert "(current)" in undeclared and "(beside it)" in undeclared
+
+
+def test_where_the_embedded_server_was_never_started_nothing_is_made(tmp_path: Path) -> None:
+    settings = Settings(embeddings_state_dir=tmp_path / "state")
+    environment = environment_of(Database(""), settings, tmp_path)
+    for name, command in LOOKS.items():
+        done = run_here(command, environment)
+        assert not settings.state_dir.exists(), name
+        told = done.stdout if done.returncode == 0 else done.stderr
+        assert name in ("profile list", "profile show") or "not synced yet" in told or "nothing is there yet" in told

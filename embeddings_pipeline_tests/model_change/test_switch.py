@@ -142,8 +142,21 @@ class TestCommands:
             )
             switched = command(*advised.split(), "--yes").stdout
         warned = open_collection(load_collections(defs_yaml.parents[1])["films"], load_settings()).warning
-        [advised] = re.findall("`embeddings-pipeline (profile switch[^`]*)`", warned)
+        [advised] = re.findall("`embeddings-pipeline (profile switch[^`]*)`", str(warned))
         assert advised == "profile switch test --collection films"
+
+    def test_what_the_environment_makes_of_a_profile_is_what_its_name_moves_to(
+        self, command, defs_yaml, monkeypatch
+    ) -> None:
+        defs_yaml.write_text(defs_yaml.read_text().replace("  profile: test ", "  # "))
+        for name, value in {"PROVIDER": "python", "MODEL": PROFILE["model"], "DIMENSIONS": "48"}.items():
+            monkeypatch.setenv(f"EMBEDDING_{name}", value)
+        warned = open_collection(load_collections(defs_yaml.parents[1])["films"], load_settings()).warning
+        [advised] = re.findall("`embeddings-pipeline (profile switch[^`]*)`", str(warned))
+        assert advised == "profile switch minilm --collection films"
+        done = command(*advised.split(), "--yes")
+        assert done.exit_code == 0 and "test → minilm: 25 texts embedded" in done.stdout and "Set " not in done.stderr
+        assert "48 dimensions, current" in command("profile", "status").stdout
 
     def test_nothing_starts_unasked(self, command) -> None:
         with pytest.raises(PipelineError, match="give --yes"):
