@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 import psycopg
@@ -111,10 +111,13 @@ class Ledger(FullScans, IncrementalScans, Work):
 
     @contextmanager
     def _rights_kept(self, connection: psycopg.Connection, before: Destination, after: Destination) -> Iterator[None]:
-        """What is made anew within the block, the view too, gets the rights of what was there before."""
+        """What is made anew within the block, the view too, gets the rights of what was there before. A user's own column
+        has rights of its own.
+        """
         rights, [view] = before.rights(connection), rights_of(connection, [self.tables.view])
         yield
         [new] = rights_of(connection, [self.tables.view])
-        changes = rights_changes(self.tables.view, new, view)
-        for change in [*changes, *after.rights_changes(after.rights(connection), rights)]:
+        made = after.rights(connection)
+        wanted = replace(rights, column_grants=made.column_grants)
+        for change in [*rights_changes(self.tables.view, new, view), *after.rights_changes(made, wanted)]:
             connection.execute(change.statement)

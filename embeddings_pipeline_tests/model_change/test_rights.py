@@ -327,3 +327,18 @@ def test_grants_on_a_users_own_column_follow_its_name(table, settings) -> None:
         swap(open_collection(one, settings), "again")
         contract(open_collection(one, settings), now=True)
         assert seen() == (25, expected[1] - {(False, "SELECT", False)})
+
+
+def test_a_column_that_is_adopted_anew_keeps_its_own_rights_and_the_view_its_reader(table, settings) -> None:
+    name = f"reader_{name_of(table)}"
+    with roles(table, name):
+        test_adopted.sync(test_adopted.definition(), settings)
+        execute(table, READ_ALL.format(name))
+        execute(table, "ALTER TABLE segments ADD COLUMN second vector(48)")
+        execute(table, f"GRANT SELECT (embedding) ON segments TO {name}; GRANT UPDATE (second) ON segments TO {name}")
+        elsewhere = {"table": "segments", "profile": "wide", "column": "second"}
+        test_adopted.sync(test_adopted.definition(destination=elsewhere), settings)
+        assert as_reader(table, name, "SELECT count(*) FROM embeddings.segments") == [(25,)]
+        acl = """SELECT attname, privilege_type FROM pg_attribute, aclexplode(attacl)
+                 WHERE attrelid = 'segments'::regclass ORDER BY 1"""
+        assert execute(table, acl) == [("embedding", "SELECT"), ("second", "UPDATE")]
