@@ -111,8 +111,8 @@ class Ledger(FullScans, IncrementalScans, Work):
 
     @contextmanager
     def _rights_kept(self, connection: psycopg.Connection, before: Destination, after: Destination) -> Iterator[None]:
-        """What is made anew within the block, the view too, gets the rights of what was there before. A user's own column
-        has rights of its own.
+        """What is made anew within the block, the view too, gets the rights of what was there before; a user's own
+        column has rights of its own.
         """
         rights, [view] = before.rights(connection), rights_of(connection, [self.tables.view])
         yield
