@@ -51,7 +51,8 @@ WHERE {norm}(destination.{column}) > 0 AND item.committed_hash IS NULL
 
 
 -- name: adoptable_at_first
--- The same before the collection has tables of ours. {own_key_json} makes a row of {destination} of an item key.
+-- The same before the collection has tables of ours. {own_key_json} makes a row of {destination} of an item key;
+-- {same_row_as_typed}: destination and that row have the same key.
 
 SELECT made.item_key
 FROM unnest({item_keys}::text[]) AS made (item_key), jsonb_populate_record(NULL::{destination}, {own_key_json}) AS typed
