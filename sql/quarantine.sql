@@ -13,13 +13,14 @@ SET reason = excluded.reason, attempts = quarantine.attempts + 1, last_try = now
 
 
 -- name: among
--- Which of these texts are in quarantine. Parameters: collection, fingerprint, content_hashes, attempts, and
--- waiting: only those that are not to be tried now.
+-- Which of these texts are in quarantine. Parameters: collection, fingerprint, content_hashes, attempts, longest (wait),
+-- and waiting: only those that are not to be tried now.
 
 SELECT content_hash
 FROM embeddings.quarantine
 WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(content_hashes)b)
-  AND NOT (%(waiting)s AND attempts < %(attempts)s AND next_try <= now())
+  AND NOT (%(waiting)s AND attempts < %(attempts)s
+           AND NOT (next_try > now() AND next_try <= now() + %(longest)s::interval))
 
 
 -- name: batches

@@ -5,6 +5,7 @@ from typing import Any
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    check_all_defined,
     chosen_collections,
     pipeline_database,
     print_json,
@@ -22,9 +23,10 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
     statuses = [collection_status(definition, database, settings) for definition in collections]
     if as_json:
         print_json(statuses[0] if len(statuses) == 1 else statuses)
-        return
-    for each in statuses:
-        print(_status_text(each))
+    else:
+        for each in statuses:
+            print(_status_text(each))
+    check_all_defined(collection_name)
 
 
 def _status_text(figures: dict[str, Any]) -> str:
@@ -48,5 +50,6 @@ def _status_text(figures: dict[str, Any]) -> str:
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
             f"  pgvector index  {ann}",
             f"  FAISS index     {search}",
+            *([f"  definition      {figures['definition']}"] if figures["definition"] else []),
         ]
     )

@@ -35,6 +35,7 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
             "pgvector_index": [],
             "faiss": empty,
             "last_scan": None,
+            "definition": None,
         }
     covered = coverage(database, model)
     with database.connect(autocommit=True) as connection:
@@ -64,4 +65,5 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
         "pgvector_index": [asdict(index) for index in indexes],
         "faiss": faiss,
         "last_scan": state.full_scan_at,
+        "definition": ledger.definition_notice(),
     }

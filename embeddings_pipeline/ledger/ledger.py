@@ -10,6 +10,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.ledger.full_scan import FullScans
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScans
+from embeddings_pipeline.ledger.proposal import Proposals
 from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.work import Work
 from embeddings_pipeline.store.destination.base import Destination
@@ -19,11 +20,14 @@ from embeddings_pipeline.store.models import Model, current_model
 from embeddings_pipeline.store.sql import load_sql
 
 
-class Ledger(FullScans, IncrementalScans, Work, Quarantine):
+class Ledger(FullScans, IncrementalScans, Work, Quarantine, Proposals):
     """The ledger of one collection: its parts have a module each, and here it comes into being."""
 
-    def register(self) -> None:
-        """Make the collection's tables if they are missing, and note its definition: what differs becomes dirty."""
+    def register(self, *, redefine: bool = False) -> None:
+        """Make the collection's tables if they are missing, and propose its definition: what differs becomes dirty.
+
+        StaleDefinitionError if a newer one is in force.
+        """
         with self.database.connect(autocommit=True) as connection:
             if not _exist(connection, self.tables.item, self.tables.text):
                 # By itself, and only if needed: even IF NOT EXISTS waits for commits, which wait for the row below.
@@ -32,6 +36,7 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine):
                     self.tables.create(connection)
             definition = {"collection": self.name, "definition_hash": self.definition.definition_hash}
             connection.execute(load_sql("register/register"), definition)
+            self.propose(connection, redefine=redefine)
             model = current_model(connection, self.definition)
             if model is None:
                 return

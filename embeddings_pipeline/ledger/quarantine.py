@@ -62,6 +62,7 @@ class Quarantine(LedgerBase):
             "content_hashes": list(content_hashes),
             "waiting": waiting,
             "attempts": self._attempts,
+            "longest": LONGEST_TEXT_WAIT,
         }
         with self.database.connect(autocommit=True) as connection:
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}

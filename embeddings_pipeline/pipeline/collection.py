@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
+from embeddings_pipeline.config.changed import check_as_read
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
@@ -95,18 +96,20 @@ class Collection:
         return newest
 
 
-def open_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
+def open_collection(definition: CollectionDefinition, settings: Settings, *, redefine: bool = False) -> Collection:
     """Open the database, register the definition, and find its current model; the first run activates the declared one.
 
-    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5). Raises
-    DatabaseError, SourceError or ProfileError.
+    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5).
+    `redefine`: the definition counts, though a newer one is in force. Raises StaleDefinitionError, DatabaseError,
+    SourceError or ProfileError.
     """
+    check_as_read(definition)
     database = open_database(settings)
     ensure_schema(database)
     with database.session() as connection:
         check_not_being_renamed(connection, definition.name)
     ledger = Ledger(definition, database)
-    ledger.register()
+    ledger.register(redefine=redefine)
     declared = resolve_profile(definition.declared_profile, settings)
     current, warning = ledger.current(), None
     declared_fingerprint = None

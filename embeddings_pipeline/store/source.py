@@ -137,6 +137,13 @@ class Source:
             row = connection.execute(statement).fetchone()
         return Position(row[0], "") if row else None
 
+    def is_ahead(self, connection: psycopg.Connection, position: Position | None) -> bool:
+        """Whether a position is of a time that is yet to come by the source's clock."""
+        order, at = self._order(self.check(connection)), sql.Literal(position.updated_at if position else None)
+        with self._errors(connection):
+            statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
+            return connection.execute(statement).fetchone() == (True,)
+
     def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
