@@ -10,10 +10,13 @@ ON CONFLICT DO NOTHING
 
 
 -- name: in_force
--- The definition in force, what this place proposed last, and whether that was lately. Parameters: collection, place.
+-- The definition in force, what this place proposed last, whether that was lately, and whether any place has proposed
+-- this one. Parameters: collection, place, outcome_hash.
 
-SELECT collection.definition_hash, collection.outcome_hash, here.outcome_hash,
-       coalesce(here.proposed_at BETWEEN now() - interval '1 day' AND now(), false)
+SELECT collection.outcome_hash, here.outcome_hash,
+       coalesce(here.proposed_at BETWEEN now() - interval '1 day' AND now(), false),
+       EXISTS (SELECT FROM embeddings.proposed_definition AS proposed
+               WHERE proposed.collection = collection.name AND proposed.outcome_hash = %(outcome_hash)s)
 FROM embeddings.collection
 LEFT JOIN embeddings.proposed_definition AS here ON here.collection = collection.name AND here.place = %(place)s
 WHERE collection.name = %(collection)s

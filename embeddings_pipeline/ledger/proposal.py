@@ -14,8 +14,9 @@ class Proposals(LedgerBase):
     """The part of the ledger that knows where definitions come from.
 
     A definition that is read anew from a file is proposed, and is in force from then on: what differs becomes dirty.
-    It is not proposed again by the process that read it, nor by a file that has not changed: so two that differ, on one
-    database, do not undo each other's work, and the older one is told.
+    It is not proposed again by the process that read it, by a file that has not changed, or by a file that nobody knows
+    yet (a container has a new host name each time). So two that differ, on one database, do not undo each other's work,
+    and the older one is told.
     """
 
     def propose(self, connection: psycopg.Connection, *, redefine: bool = False) -> None:
@@ -24,15 +25,16 @@ class Proposals(LedgerBase):
         if self.definition.path is None:  # a program's own: there is nothing to compare it with
             connection.execute(load_sql("register/propose"), values)
             return
-        _, in_force, here, lately = self._in_force(connection, values)
+        in_force, here, lately, _ = self._in_force(connection, values)
         own = self.definition.outcome_hash
         if in_force == own and (reading.proposed or (here == own and lately)):
             reading.proposed = True
             return
         with connection.transaction():
             connection.execute(load_sql("register/lock"), values)
-            _, in_force, here, _ = self._in_force(connection, values)
-            if in_force not in (own, None) and (reading.proposed or here == own) and not redefine:
+            in_force, here, _, known = self._in_force(connection, values)
+            older = reading.proposed or here == own or (here is None and known)
+            if in_force not in (own, None) and older and not redefine:
                 raise self._superseded(connection, values)
             connection.execute(load_sql("register/propose"), values)
             connection.execute(load_sql("register/proposed"), values)
@@ -48,13 +50,16 @@ class Proposals(LedgerBase):
         if self.definition.path is None:
             return None
         values, own = self._proposal(), self.definition.outcome_hash
-        with self.database.connect(autocommit=True) as connection:
-            _, in_force, here, _ = self._in_force(connection, values)
-            if in_force not in (own, None):
-                if here == own:
-                    return str(self._superseded(connection, values))
-                return "defs.yaml has changed since the last sync: the next one takes it"
-            aside = connection.execute(load_sql("register/who_is_aside"), values).fetchone()
+        try:
+            with self.database.connect(autocommit=True) as connection:
+                in_force, here, _, known = self._in_force(connection, values)
+                if in_force not in (own, None):
+                    if here == own or (here is None and known):
+                        return str(self._superseded(connection, values))
+                    return "defs.yaml has changed since the last sync: the next one takes it"
+                aside = connection.execute(load_sql("register/who_is_aside"), values).fetchone()
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):  # an older schema
+            return None
         return aside[0] if aside else None
 
     def _proposal(self) -> dict[str, Any]:
@@ -67,7 +72,7 @@ class Proposals(LedgerBase):
         }
 
     def _in_force(self, connection: psycopg.Connection, values: dict[str, Any]) -> tuple[Any, ...]:
-        return connection.execute(load_sql("register/in_force"), values).fetchone() or (None, None, None, False)
+        return connection.execute(load_sql("register/in_force"), values).fetchone() or (None, None, False, False)
 
     def _superseded(self, connection: psycopg.Connection, values: dict[str, Any]) -> StaleDefinitionError:
         place, since = connection.execute(load_sql("register/by_whom"), values).fetchone() or ("elsewhere", None)

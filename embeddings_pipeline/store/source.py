@@ -130,12 +130,10 @@ class Source:
 
     def newest(self, connection: psycopg.Connection) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
-        statement = sql.SQL(load_sql("source/newest")).format(
-            **self._order(self.check(connection)), overlap=sql.Literal(OVERLAP)
-        )
+        order = self._order(self.check(connection))
+        statement = sql.SQL(load_sql("source/newest")).format(**order, overlap=sql.Literal(OVERLAP))
         with self._errors(connection):
-            row = connection.execute(statement).fetchone()
-        return Position(row[0], "") if row else None
+            return next((Position(at, "") for (at,) in connection.execute(statement)), None)
 
     def is_ahead(self, connection: psycopg.Connection, position: Position | None) -> bool:
         """Whether a position is of a time that is yet to come by the source's clock."""

@@ -111,7 +111,7 @@ def test_an_older_checkout_is_told_and_can_be_put_in_force(
     other = save(tmp_path / "other", "beta", FILMS.replace("[title]", "[title, revenue]"))
     environment = {"DATABASE_URL": database.url, "EMBEDDINGS_DEFS_DIR": str(tmp_path / "other")}
     environment["EMBEDDINGS_STATE_DIR"] = str(tmp_path / ".state")
-    assert run_here(["sync"], {**os.environ, "DAGSTER_HOME": str(project_root()), **environment}).returncode == 0
+    assert run_here(("sync",), {**os.environ, "DAGSTER_HOME": str(project_root()), **environment}).returncode == 0
     done = command("sync", "-c", "beta")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert str(other) in done.stderr and "sync --collection beta --redefine" in done.stderr

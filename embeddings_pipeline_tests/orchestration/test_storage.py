@@ -1,6 +1,5 @@
 """Dagster's storage beside the pipeline's database."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 """Two definitions of one collection at once: the newest one counts, once; the older one steps aside and says so."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -149,6 +150,19 @@ def test_two_checkouts_are_told_of_each_other_and_the_newer_one_counts_once(data
     assert str(second) in str(collection_status(load_collections(first)["films"], database, settings)["definition"])
     assert collection_status(load_collections(second)["films"], database, settings)["definition"] is None
     open_collection(saved(first, WITH_REVENUE), settings)  # made the same
+
+
+def test_an_older_definition_does_not_come_back_with_the_host_name_of_each_new_container(
+    database, settings, tmp_path, monkeypatch
+) -> None:
+    make_films(database, films(3))
+    count = itertools.count()
+    monkeypatch.setattr("embeddings_pipeline.ledger.proposal.socket.gethostname", lambda: f"container-{next(count)}")
+    sync_once(saved(tmp_path), settings)
+    sync_once(saved(tmp_path, WITH_REVENUE), settings)
+    with pytest.raises(StaleDefinitionError, match="--redefine"):
+        open_collection(saved(tmp_path), settings)
+    open_collection(saved(tmp_path, FILMS.replace("[title]", "[revenue]")), settings)  # a new one counts
 
 
 def test_a_file_that_was_changed_counts_again_also_back_to_what_it_was(database, settings, tmp_path) -> None:
