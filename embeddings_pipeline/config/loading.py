@@ -68,6 +68,8 @@ def read_collections(folder: Path = PACKAGE_DEFS) -> Defined:
     mistakes: dict[Path, ConfigurationError] = {}
     twice = set()
     for path in sorted(folder.rglob("defs.yaml")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # of a ConfigMap that is mounted: `films/defs.yaml` is a link to `films/..2026_11_25/defs.yaml`
         try:
             for collection in _read(path):
                 if collection.name in collections:

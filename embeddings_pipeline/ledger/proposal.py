@@ -63,7 +63,9 @@ class Proposals(LedgerBase):
         return aside[0] if aside else None
 
     def _proposal(self) -> dict[str, Any]:
-        path = self.definition.path.resolve() if self.definition.path else ""
+        path = (
+            self.definition.path.absolute() if self.definition.path else ""
+        )  # which may be a link to each new version
         return {
             "collection": self.name,
             "place": f"{socket.gethostname()}:{path}",
