@@ -36,7 +36,7 @@ def _documents(content: bytes, name: str) -> list[Any] | None:
     """What a file says of a collection; all that it says, if none is called so; None if that is not YAML."""
     try:
         documents = list(yaml.safe_load_all(content.decode("utf-8-sig")))
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return [document for document in documents if _name(document) == name] or documents
 

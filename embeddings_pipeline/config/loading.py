@@ -97,7 +97,7 @@ def _read(path: Path) -> Iterator[CollectionDefinition]:
         content = path.read_bytes()
         documents = list(yaml.compose_all(content.decode("utf-8-sig"), Loader=yaml.SafeLoader))
         contents = [yaml.SafeLoader("").construct_document(node) for node in documents]
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -26,6 +26,7 @@ BROKEN = {
     "an unknown key": FILMS.replace("columns", "colums"),
     "no YAML": FILMS.replace("[title]", "[title"),
     "nothing": "",
+    "nested too deep": FILMS + "  where: " + "[" * 2000 + "]" * 2000 + "\n",
     "a name that is taken": FILMS.replace("NAME", "alpha"),
 }
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from embeddings_pipeline import front_door
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
@@ -236,3 +239,36 @@ def test_one_broken_defs_yaml_stops_its_own_collection_in_the_code_location(tmp_
     assert "did you mean 'columns'" in keys["broken/NOT_LOADED"] and "minlm" in keys["unknown/NOT_LOADED"]
     assert "a collection is not loaded" in caplog.text
     assert "films_scan" in {job.name for job in definitions.resolve_all_job_defs()}
+
+
+# A process as the one in front of a code server, by its command line, and its child that asks for it.
+IN_FRONT = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[-1]]).returncode)"
+CHILD = """
+from embeddings_pipeline.orchestration.reload import code_server
+found = code_server()
+print(found and (found.socket or found.port))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["code-server", "start", "--socket", "/tmp/a.sock"], "/tmp/a.sock"),
+        (["code-server", "start", "-p", "4000", "--host", "0.0.0.0"], "4000"),
+        (["api", "grpc", "--port", "4000"], "None"),
+    ],
+)
+def test_the_process_in_front_of_a_code_server_is_known_by_its_command(words: list[str], found: str) -> None:
+    command = [sys.executable, "-c", IN_FRONT, *words, CHILD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == found
+
+
+def test_a_program_that_has_an_older_definition_is_told(database, project, tmp_path) -> None:
+    make_films(database, films(1))
+    saved(tmp_path)
+    with front_door.open_collection("films", defs_dir=tmp_path) as client:
+        saved(tmp_path, WITH_REVENUE)
+        with pytest.raises(StaleDefinitionError, match=CHANGED):
+            client.sync()
