@@ -28,15 +28,17 @@ help:
 	@echo "make clean      remove .venv and caches; the data in .state stays"
 	@echo "INSTALLER=pip: set up without uv. PYTHON=…: another interpreter for .venv."
 
+# The sample, whatever else is defined.
+run: export EMBEDDINGS_DEFS_DIR := embeddings_pipeline/defs
 run:
 	@.ci/install run
 	@echo "loading $$CATALOGUE into PostgreSQL"
 	@$(PY) -m embeddings_pipeline load "$$CATALOGUE" --table movies
 	@echo "embedding what is new or changed: Dagster and the model start first"
-	@$(PY) -m embeddings_pipeline sync
-	@$(PY) -m embeddings_pipeline status
+	@$(PY) -m embeddings_pipeline sync --collection items
+	@$(PY) -m embeddings_pipeline status --collection items
 	@echo "search: $$QUERY"
-	@$(PY) -m embeddings_pipeline search -k 5 -- "$$QUERY"
+	@$(PY) -m embeddings_pipeline search --collection items -k 5 -- "$$QUERY"
 
 test:
 	@.ci/install test

@@ -1,6 +1,5 @@
 """The front door for programs: `open_collection("items").search("a man ages backwards")`."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral
@@ -14,6 +13,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import DatabaseError, unusable
+from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.database import Database, DatabaseUse, join_database
 from embeddings_pipeline.store.retry import what_it_says
 from embeddings_pipeline.store.schema import ensure_schema
@@ -31,8 +31,7 @@ class CollectionClient:
 
     def __init__(self, definition: CollectionDefinition, settings: Settings) -> None:
         self.definition, self.settings = definition, settings
-        self._one_sync = threading.Lock()
-        self._mutex = threading.Lock()
+        self._one_sync, self._mutex = ProcessLock(), ProcessLock()
         self._use: DatabaseUse | None = None
 
     def search(
@@ -44,7 +43,7 @@ class CollectionClient:
         index: Literal["pgvector", "faiss"] = "pgvector",
         profile: str | None = None,
     ) -> "list[Hit]":
-        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item)`, the score a cosine.
+        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item, text)`, the score a cosine.
 
         `vector_name`: which of the items' vectors; the first if left out. `index`: where to look. `profile`: a shadow
         model's. The first search loads the model. Raises PipelineError, in one line that names the remedy.

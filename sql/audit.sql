@@ -4,11 +4,12 @@
 
 
 -- name: count
--- How ledger, texts and model table disagree, whatever is dirty.
+-- How ledger, texts and model table disagree, whatever is dirty. Parameter: collection.
 
 SELECT
     (SELECT count(*) FROM {item} AS item
      WHERE item.committed_hash IS NOT NULL
+       AND item.item_key NOT IN (SELECT item_key FROM embeddings.quarantined_item WHERE collection = %(collection)s)
        AND NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key)) AS items_without_texts,
     (SELECT count(*) FROM {text} AS text
      WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)) AS texts_without_item,

@@ -7,8 +7,11 @@
 -- name: stage
 -- What one run has for a batch, for this transaction alone.
 
-CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank
-    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb NOT NULL
+CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank; or that failed
+    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_failed (      -- of these, the items that failed as a whole, and have no texts
+    item_key text COLLATE "C" PRIMARY KEY, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
 ) ON COMMIT DROP;
 CREATE TEMPORARY TABLE commit_text (
     row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
@@ -35,7 +38,7 @@ SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 --   delete:   gone, and a scan said so (or nothing of it is committed)
 --   vanished: gone, but no scan has said so yet: a scan decides, which refuses to wipe
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
---   commit:   what this run encoded goes in
+--   commit:   what this run encoded goes in, also that the item failed: then its texts and vectors go
 
 CREATE TEMPORARY TABLE commit_decision ON COMMIT DROP AS
 SELECT

@@ -5,7 +5,8 @@
 
 -- name: items
 -- How well the vectors cover the items, from the data itself. Parameter: collection.
---   missing: items of which nothing is committed, or that lack a vector of one of their texts
+--   missing: items of which nothing is committed, or that lack a vector of one of their texts. What quarantine excuses is
+--            counted by itself: texts, and items that failed as a whole
 --   stale:   items that are committed, but not as they were last seen, or rendered with another definition
 
 WITH lacks AS (
@@ -19,21 +20,26 @@ WITH lacks AS (
 ), item_state AS (
     SELECT
         item.committed_hash IS NULL OR coalesce(lacks.missing, false)
-            OR NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key) AS missing,
+            OR quarantined.item_key IS NULL
+               AND NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key) AS missing,
         item.committed_hash IS NOT NULL AND (
             item.seen_hash IS DISTINCT FROM item.committed_hash OR lacks.stale
             OR batch.definition_hash IS DISTINCT FROM collection.definition_hash) AS stale,
-        coalesce(lacks.quarantined, 0) AS quarantined
+        coalesce(lacks.quarantined, 0) AS quarantined,
+        quarantined.item_key IS NOT NULL AS quarantined_whole
     FROM {item} AS item
     JOIN embeddings.collection ON collection.name = %(collection)s
     LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
     LEFT JOIN lacks USING (item_key)
+    LEFT JOIN embeddings.quarantined_item AS quarantined
+      ON quarantined.collection = %(collection)s AND quarantined.item_key = item.item_key
 )
 SELECT
     count(*) AS items,
     count(*) FILTER (WHERE missing) AS missing,
     count(*) FILTER (WHERE stale AND NOT missing) AS stale,
     coalesce(sum(quarantined), 0)::bigint AS quarantined,
+    count(*) FILTER (WHERE quarantined_whole) AS quarantined_items,
     (SELECT count(*) FROM {written}) AS vectors,
     (SELECT count(*) FROM {written} AS vector
      WHERE NOT EXISTS (SELECT FROM {text} AS text WHERE text.id = vector.text_id))
@@ -83,7 +89,7 @@ WHERE collection.name = %(collection)s
 
 -- name: integrity
 -- Vectors that cannot be right. Parameters: dimension, normalized, tolerance.
--- Stored values are always finite (pgvector refuses others on the way in); a length that is not says otherwise.
+-- Stored values are always finite (pgvector refuses others on the way in); a length that is not, or is zero, says otherwise.
 
 WITH measured AS (
     SELECT vector_dims(embedding) AS dimension, {norm}(embedding) AS length, content_hash, embedding FROM {vector}
@@ -93,7 +99,7 @@ WITH measured AS (
 SELECT
     count(*),
     count(*) FILTER (WHERE dimension <> %(dimension)s),
-    count(*) FILTER (WHERE length IS NULL OR length = 'NaN' OR length = 'Infinity'),
+    count(*) FILTER (WHERE length IS NULL OR length = 0 OR length = 'NaN' OR length = 'Infinity'),
     count(*) FILTER (WHERE %(normalized)s AND abs(length - 1) > %(tolerance)s),
     count(DISTINCT measured.content_hash) > 1 AND bool_and(measured.embedding = (SELECT embedding FROM first))
 FROM measured

@@ -19,6 +19,14 @@ LEFT JOIN embeddings.scan ON scan.collection = collection.name
 WHERE collection.name = %(collection)s
 
 
+-- name: identity
+-- What files of a collection are of. Parameter: collection.
+
+SELECT identity.id::text, collection.epoch::text
+FROM embeddings.collection, embeddings.database_identity AS identity
+WHERE collection.name = %(collection)s
+
+
 -- name: shadows
 -- The models that are kept current beside the current one. Parameter: collection.
 

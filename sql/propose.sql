@@ -24,3 +24,12 @@ JOIN pg_type ON pg_type.oid = atttypid
 LEFT JOIN part ON number = attnum
 WHERE attrelid = %(table)s::regclass AND attnum > 0 AND NOT attisdropped
 ORDER BY attnum
+
+
+-- name: removed_states
+-- Which values of a status column say that a row is gone. {table}, {column}; {rows}: of the sample. Parameter: states.
+
+SELECT DISTINCT {column}::text
+FROM (SELECT {column} FROM {table} LIMIT {rows}) AS sample
+WHERE lower({column}::text) = ANY (%(states)s)
+ORDER BY 1

@@ -2,7 +2,8 @@
 
 
 -- name: damaged_batches
--- Batches in which a committed item lacks a vector that it should have, or has no texts.
+-- Batches in which a committed item lacks a vector that it should have, or has no texts though it is not in quarantine.
+-- Parameter: collection.
 
 SELECT item.batch
 FROM {lacking} AS lacking
@@ -12,15 +13,17 @@ UNION
 SELECT item.batch
 FROM {item} AS item
 WHERE item.committed_hash IS NOT NULL AND NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key)
+  AND item.item_key NOT IN (SELECT item_key FROM embeddings.quarantined_item WHERE collection = %(collection)s)
 
 
 -- name: suspect
--- Makes such items of one batch dirty, under its lock: nothing of them counts as committed. Parameter: batch.
+-- Makes such items of one batch dirty, under its lock: nothing of them counts as committed. Parameters: collection, batch.
 
 UPDATE {item} AS item
 SET committed_hash = NULL, seen_at = now(), as_first_seen = false
 WHERE item.batch = %(batch)s AND item.committed_hash IS NOT NULL AND item.seen_hash IS NOT NULL
   AND (NOT EXISTS (SELECT FROM {text} AS text WHERE text.item_key = item.item_key)
+       AND item.item_key NOT IN (SELECT item_key FROM embeddings.quarantined_item WHERE collection = %(collection)s)
        OR EXISTS (
            SELECT FROM {lacking} AS lacking WHERE lacking.item_key = item.item_key AND NOT lacking.excused))
 

@@ -63,6 +63,18 @@ ORDER BY place
 ON CONFLICT DO NOTHING;
 
 
+-- name: no_longer_read
+-- How many committed items have a row that cannot be read and that was another when they were committed; and how many
+-- are committed. Parameter: unreadable (keys).
+
+SELECT
+    count(*) FILTER (WHERE scan.row_hash <> item.committed_hash AND scan.item_key = ANY (%(unreadable)s)),
+    count(*)
+FROM {item} AS item
+LEFT JOIN scan_row AS scan USING (item_key)
+WHERE item.committed_hash IS NOT NULL
+
+
 -- name: pending
 -- The keys that a sync would look at: new, different from what is committed, or rendered with another definition.
 -- Parameters: collection, everything.

@@ -2,28 +2,34 @@
 
 
 -- name: items
--- The items nearest to a vector. Parameters: query, nearest (texts), k (items).
+-- The items nearest to a vector, each with its nearest text. Parameters: query, nearest (texts), k (items).
+-- Texts as near as the last one are taken too, so that equal ones come in the order of their items' keys. A vector of
+-- zeros, as somebody else may write it, is at no distance: NaN, which is ordered last.
 
 WITH nearest AS MATERIALIZED (
     SELECT text_id, embedding <=> %(query)s::{type} AS distance
     FROM {vector}
     WHERE vector_name = {vector_name}
     ORDER BY distance
-    LIMIT %(nearest)s
+    FETCH FIRST %(nearest)s ROWS WITH TIES
+), best AS (
+    SELECT DISTINCT ON (text.item_key) text.item_key, nearest.distance, text.text
+    FROM nearest
+    JOIN {text} AS text ON text.id = nearest.text_id
+    WHERE nearest.distance <> 'NaN'
+    ORDER BY text.item_key, nearest.distance, text.chunk
 )
-SELECT item.item_key, 1 - min(nearest.distance) AS score, item.payload
-FROM nearest
-JOIN {text} AS text ON text.id = nearest.text_id
-JOIN {item} AS item ON item.item_key = text.item_key
-GROUP BY item.item_key
-ORDER BY score DESC, item.item_key
+SELECT item.item_key, 1 - best.distance AS score, item.payload, best.text
+FROM best
+JOIN {item} AS item ON item.item_key = best.item_key
+ORDER BY score DESC, item.item_key COLLATE "C"
 LIMIT %(k)s
 
 
 -- name: ids
 -- Live items behind text ids that an index found. Parameters: ids, vector_name.
 
-SELECT text.id, item.item_key, item.payload
+SELECT text.id, item.item_key, item.payload, text.text
 FROM {text} AS text
 JOIN {item} AS item ON item.item_key = text.item_key
 WHERE text.id = ANY (%(ids)s) AND text.vector_name = %(vector_name)s
@@ -32,11 +38,15 @@ WHERE text.id = ANY (%(ids)s) AND text.vector_name = %(vector_name)s
 -- name: texts
 -- The texts nearest to a vector. Parameters: query, n.
 
-SELECT text_id, 1 - (embedding <=> %(query)s::{type})
-FROM {vector}
-WHERE vector_name = {vector_name}
-ORDER BY embedding <=> %(query)s::{type}
-LIMIT %(n)s
+SELECT text_id, 1 - distance
+FROM (
+    SELECT text_id, embedding <=> %(query)s::{type} AS distance
+    FROM {vector}
+    WHERE vector_name = {vector_name}
+    ORDER BY distance
+    LIMIT %(n)s
+) AS nearest
+WHERE distance <> 'NaN'
 
 
 -- name: settings

@@ -1,6 +1,6 @@
 -- The user's table or query, only ever read. {relation}: that; {key}: the item key as an expression; {used}, {seen},
 -- {payload}: its columns that are read, that are hashed, and that searches return; {condition}: which rows; {updated_at}, {clock},
--- {meets}, {overlap}, {limit}: of incremental scans.
+-- {row_json}, {meets}, {overlap}, {limit}: of incremental scans.
 
 
 -- name: rows
@@ -33,7 +33,7 @@ LIMIT 1
 
 SELECT
     {key} AS item_key,
-    row_to_json(seen.*)::text AS row_json,
+    {row_json} AS row_json,
     {updated_at}::text AS updated_at,
     source."row meets where" AS meets,
     {updated_at} > {clock} AS ahead

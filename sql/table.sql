@@ -117,5 +117,16 @@ SET vector_name = excluded.vector_name, content_hash = excluded.content_hash, em
 DELETE FROM {vector} AS vector USING commit_gone AS gone WHERE vector.text_id = gone.id
 
 
+-- name: delete_unusable
+-- Of a commit: vectors of zeros, as an earlier version stored them, of texts that are in quarantine since. {norm}: pgvector's
+-- function for a length; {collection_name}, {model_fingerprint}: literals.
+
+DELETE FROM {vector} AS vector
+USING embeddings.quarantine, {text} AS text, commit_decision AS decided
+WHERE quarantine.collection = {collection_name} AND quarantine.fingerprint = {model_fingerprint}
+  AND text.content_hash = quarantine.content_hash AND vector.text_id = text.id AND {norm}(vector.embedding) = 0
+  AND decided.item_key = text.item_key AND decided.decision = 'commit'
+
+
 -- name: drop
 DROP TABLE {vector}

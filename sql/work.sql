@@ -46,19 +46,29 @@ ORDER BY batch.batch
 
 
 -- name: retries
--- The batches with a text whose time in quarantine is over and that has no vector yet, and how many such items.
+-- The batches with a text whose time in quarantine is over and that has no vector yet, or with an item whose time there is
+-- over; and how many such items.
 -- Parameters: collection, fingerprint, attempts, longest, longest_text, and due: without the batches that wait for their
 -- next try.
 
-SELECT item.batch, count(DISTINCT item.item_key)
-FROM embeddings.quarantine
-JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
+WITH due AS (
+    SELECT lacking.item_key
+    FROM embeddings.quarantine
+    JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
+    WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
+      AND quarantine.attempts < %(attempts)s
+      AND NOT (quarantine.next_try > now() AND quarantine.next_try <= now() + %(longest_text)s::interval)
+    UNION
+    SELECT item_key
+    FROM embeddings.quarantined_item
+    WHERE collection = %(collection)s AND attempts < %(attempts)s
+      AND NOT (next_try > now() AND next_try <= now() + %(longest_text)s::interval)
+)
+SELECT item.batch, count(*)
+FROM due
 JOIN {item} AS item USING (item_key)
-JOIN embeddings.batch ON batch.collection = quarantine.collection AND batch.batch = item.batch
-WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-  AND quarantine.attempts < %(attempts)s
-  AND NOT (quarantine.next_try > now() AND quarantine.next_try <= now() + %(longest_text)s::interval)
-  AND NOT (%(due)s AND coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false))
+JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
+WHERE NOT (%(due)s AND coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false))
 GROUP BY item.batch
 ORDER BY item.batch
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.pipeline.inventory import Inventory
 
-app = typer.Typer(help="Collections: which there are, renaming one, and removing one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Collections: which there are, renaming one, and removing one.", no_args_is_help=True, suggest_commands=False
+)
 
 RELOAD = "If Dagster is running, reload its definitions now (Deployment → Reload): it still knows the former ones."
 

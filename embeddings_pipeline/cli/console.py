@@ -1,13 +1,14 @@
 """What the commands share: their options, what they open, and what they print."""
 
-import json
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
+import simplejson
 import typer
 
 from embeddings_pipeline.config.settings import Settings, load_settings
@@ -44,9 +45,12 @@ def chosen_collection(name: str | None) -> "CollectionDefinition":
 
 
 def chosen_collections(name: str | None) -> "list[CollectionDefinition]":
-    """The collection of that name; without a name, each one whose file has no mistake."""
+    """The collection of that name; without a name, each one whose file has no mistake, and the sample if it is alone."""
+    from embeddings_pipeline.config.loading import without_sample
+
     defined = defined_collections()
-    chosen = [defined.find(name)] if name is not None or not defined.collections else [*defined.collections.values()]
+    own = without_sample(defined.collections)
+    chosen = [defined.find(name)] if name is not None or not own else [*own.values()]
     warn_of_mistakes(defined)
     return chosen
 
@@ -127,8 +131,49 @@ def _lines(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document; what JSON has no form for, such as a time, as text."""
-    print(json.dumps(value, ensure_ascii=False, default=str))
+    """One JSON document; a Decimal with all its digits, what JSON has no form for, such as a time, as text."""
+    written = simplejson.dumps(value, ensure_ascii=False, default=str, use_decimal=True, ignore_nan=True)
+    try:
+        written.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # the output takes ASCII only, or little more
+        written = simplejson.dumps(value, default=str, use_decimal=True, ignore_nan=True)
+    print(written)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """What is waited for, on a terminal, until it is there."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(what):
+            yield
+    else:
+        yield
+
+
+def print_cut(bold: str, dimmed: str) -> None:
+    """One line: on a terminal in bold and dimmed, as wide as that is; elsewhere whole."""
+    if not sys.stdout.isatty():
+        print(bold + dimmed)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console().print(Text.assemble((bold, "bold"), (dimmed, "dim")), no_wrap=True, overflow="ellipsis")
+
+
+def printable(text: str) -> str:
+    """A text on one line, with what a terminal would obey, or could not show, escaped: line ends, colours, bells."""
+    return "".join(
+        char if char == " " or char.isprintable() or _joins(char) else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _joins(char: str) -> bool:
+    """Joiners and variation selectors make up emoji and scripts; spaces such as U+00A0 do no harm."""
+    return char in "\u200c\u200d" or unicodedata.category(char) == "Zs"
 
 
 def size(count: int) -> str:

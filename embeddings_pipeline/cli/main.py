@@ -4,10 +4,11 @@ import logging
 import os
 import sys
 
+import click
 import psycopg
 import typer
 
-from embeddings_pipeline.cli import collection, load, profile, psql, quarantine, search, status, sync, ui
+from embeddings_pipeline.cli import collection, init, load, profile, psql, quarantine, search, status, sync, ui
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.retry import what_it_says
 
@@ -15,9 +16,10 @@ app = typer.Typer(
     help="Keeps the embeddings of a table up to date, in PostgreSQL (pgvector) and in FAISS.",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click does that itself
     pretty_exceptions_enable=False,
 )
-for command in (load.load, sync.sync, status.status, search.search, ui.ui):
+for command in (load.load, sync.sync, status.status, search.search, ui.ui, init.init):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql.psql)
 app.add_typer(profile.app, name="profile")
@@ -32,13 +34,27 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("embeddings_pipeline.health.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
     try:
-        app()
+        raise SystemExit(app(prog_name="embeddings-pipeline", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except click.ClickException as error:
+        print(f"error: {error.format_message()}{_help_of(error)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except click.Abort:
+        print("aborted: nothing more was done", file=sys.stderr)
+        raise SystemExit(1) from None
     except (PipelineError, psycopg.Error) as error:
         print(one_line(error), file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output has left: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _help_of(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" (see `{context.command_path} --help`)" if context else ""
 
 
 def one_line(error: BaseException) -> str | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Models: which there are, and moving a collection from one to another while it is in use.",
     no_args_is_help=True,
+    suggest_commands=False,
 )
 TEST_BATCHES = (1, 8, 32, 128)
 TEST_TEXTS = 128

@@ -1,4 +1,4 @@
-"""`quarantine …`: poison texts, which the model refused or gave no usable vector for."""
+"""`quarantine …`: texts that failed by themselves, and items that failed as a whole."""
 
 import re
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     pipeline_database,
     print_json,
+    printable,
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
@@ -20,17 +21,17 @@ from embeddings_pipeline.errors import ConfigurationError
 if TYPE_CHECKING:
     from embeddings_pipeline.ledger.ledger import Ledger
 
-app = typer.Typer(help="Poison texts: the model refused them or gave no usable vector.", no_args_is_help=True)
+app = typer.Typer(
+    help="Texts and items that failed by themselves, and why.", no_args_is_help=True, suggest_commands=False
+)
 
-HashesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Content hashes, or their beginnings, as `list` shows them.")
-]
-AllOption = Annotated[bool, typer.Option("--all", help="Every text in quarantine.")]
+HashesArgument = Annotated[list[str] | None, typer.Argument(help="Hashes, or their beginnings, as `list` shows them.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every text and item in quarantine.")]
 
 
 @app.command("list")
 def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
-    """What is in quarantine, why, and when it is tried again."""
+    """What is in quarantine, which step failed and why, and when it is tried again."""
     ledgers = _ledgers(collection_name)
     entries = {ledger.definition.name: ledger.quarantine_entries(every_model=True) for ledger in ledgers}
     if as_json:
@@ -42,11 +43,12 @@ def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonO
         for entry in texts:
             again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
             others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
-            item = f"item {entry.item_key}{others}" if entry.item_key is not None else "of no item any more"
-            attempts = f"{entry.attempts} attempts with {entry.profile}"
-            print(f"{name}  {entry.content_hash[:12]}  {item}, {attempts}, {again}")
-            print(f"    {entry.reason}")
-            print(f"    {_shortened(entry.text)}")
+            item = f"item {printable(entry.item_key)}{others}" if entry.item_key is not None else "of no item any more"
+            attempts = f"{entry.attempts} attempts" + (f" with {entry.profile}" if entry.profile else "")
+            print(f"{name}  {entry.content_hash[:12]}  {item}, at {entry.step}, {attempts}, {again}")
+            print(f"    {printable(entry.reason)}")
+            if entry.text:
+                print(f"    {printable(_shortened(entry.text))}")
 
 
 @app.command("retry")
@@ -56,13 +58,13 @@ def quarantine_retry(
     collection_name: EachCollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have texts tried again with the next sync, with as many attempts as a new one."""
+    """Have texts and items tried again with the next sync, with as many attempts as new ones."""
     meant = _chosen(_ledgers(collection_name), hashes, every)
     count = sum(ledger.quarantine_retry(chosen) for ledger, chosen in meant)
     if as_json:
         print_json({"texts": count})
         return
-    print(f"{count:,} texts are tried again with the next `embeddings-pipeline sync`")
+    print(f"{count:,} texts and items are tried again with the next `embeddings-pipeline sync`")
 
 
 @app.command("clear")
@@ -72,17 +74,17 @@ def quarantine_clear(
     collection_name: EachCollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget texts: what still stands in an item is embedded as if it were new."""
+    """Forget texts and items: what is still there is read and embedded as if it were new."""
     meant = _chosen(_ledgers(collection_name), hashes, every)
     count = sum(ledger.quarantine_clear(chosen) for ledger, chosen in meant)
     if as_json:
         print_json({"texts": count})
         return
-    print(f"{count:,} texts are no longer in quarantine; those that items still have are embedded with the next sync")
+    print(f"{count:,} texts and items are no longer in quarantine; what is still there is embedded with the next sync")
 
 
 def _chosen(ledgers: "list[Ledger]", hashes: list[str] | None, every: bool) -> "Iterator[tuple[Ledger, list[bytes]]]":
-    """Each ledger with the content hashes that are meant. ConfigurationError if a beginning fits none."""
+    """Each ledger with the hashes that are meant. ConfigurationError if a beginning fits none."""
     if bool(hashes) == every:
         raise ConfigurationError("name content hashes as `quarantine list` shows them, or give --all")
     kept = [

@@ -1,12 +1,26 @@
 """`search`: the items nearest in meaning."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from embeddings_pipeline.cli.console import CollectionOption, JsonOption, chosen_collection, print_json
+from embeddings_pipeline.cli.console import (
+    CollectionOption,
+    JsonOption,
+    chosen_collection,
+    print_cut,
+    print_json,
+    printable,
+    waiting,
+)
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.config.templates import as_text
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.search.query import Hit
 
 
 def search(
@@ -26,19 +40,26 @@ def search(
     settings = load_settings()
     definition = chosen_collection(collection_name)
     index: Literal["faiss", "pgvector"] = "faiss" if faiss else "pgvector"
-    hits = run_search(definition, settings, query, k=k, vector_name=vector, index=index, profile=profile)
+    with waiting("loading the model"):
+        hits = run_search(definition, settings, query, k=k, vector_name=vector, index=index, profile=profile)
     if as_json:
         print_json([asdict(hit) for hit in hits])
         return
     for hit in hits:
-        payload = [(column, hit.item.get(column)) for column in definition.attributes.columns]
-        print(
-            f"{hit.score:.3f}  {' · '.join(_shown(*each) for each in payload if each[1] is not None) or hit.item_key}"
-        )
+        print_hit(hit, definition.attributes.columns)
     if not hits:
         print("nothing found: the collection has no vectors of that name")
 
 
+def print_hit(hit: "Hit", columns: Sequence[str]) -> None:
+    """Score, key and first column of the payload, then the rest and the text that was near, cut to the terminal."""
+    payload = [(column, hit.item.get(column)) for column in columns]
+    shown = [_shown(*each) for each in payload if each[1] is not None]
+    first, rest = shown[:1], [*shown[1:], printable(hit.text)]
+    print_cut("  ".join([f"{hit.score:.3f}", printable(hit.item_key), *first]), " · ".join(["", *rest]))
+
+
 def _shown(column: str, value: object) -> str:
     # A number says nothing without its name.
-    return f"{column} {value}" if isinstance(value, int | float) else str(value)
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    return printable(f"{column} {value}" if number else as_text(value))

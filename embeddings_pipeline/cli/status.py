@@ -35,21 +35,23 @@ def _status_text(figures: dict[str, Any]) -> str:
         return f"{name}: nothing is there yet; run `embeddings-pipeline sync --collection {name}`"
     faiss, indexes = figures["faiss"], figures["pgvector_index"]
     ann = ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
-    search = (
-        f"generation {faiss['generation']}, {faiss['vectors']:,} vectors, {'current' if faiss['current'] else 'behind'}"
-        if faiss["generation"]
-        else "none"
-    )
+    search = "none"
+    if faiss["generation"]:
+        search = f"generation {faiss['generation']}, {faiss['vectors']:,} vectors, {faiss['standing']}"
+    if "foreign" in faiss:
+        search += f": {faiss['foreign']}; the next sync builds it again"
+    database = figures["database"]
     return "\n".join(
         [
             f"{name}: {figures['coverage']:.1%} covered",
             f"  items           {figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale, "
-            f"{figures['quarantined']:,} texts in quarantine)",
+            f"{figures['quarantined']:,} texts and {figures['quarantined_items']:,} whole items in quarantine)",
             f"  vectors         {figures['vectors']:,}  ({figures['orphans']:,} orphans)",
             f"  dirty batches   {figures['dirty_batches']:,}",
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
             f"  pgvector index  {ann}",
             f"  FAISS index     {search}",
             *([f"  definition      {figures['definition']}"] if figures["definition"] else []),
+            f"  database        {database['name']}  (id {database['id']}, epoch {database['epoch']})",
         ]
     )

@@ -28,6 +28,8 @@ SHARED_TABLES = (
     "model_change",
     "canary",
     "proposed_definition",
+    "collection_stamp",
+    "database_identity",
 )
 
 

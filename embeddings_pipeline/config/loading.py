@@ -20,15 +20,34 @@ DOCUMENT_KEYS = ("type", "attributes", "template_vars_module", "requirements", "
 
 
 def find_collection(collections: Mapping[str, CollectionDefinition], name: str | None) -> CollectionDefinition:
-    """The collection of that name; without a name, the only one or `items`. ConfigurationError if there is none."""
+    """The collection of that name; without a name, the only one or `items`. ConfigurationError if there is none.
+
+    The sample counts only if it is named, or alone.
+    """
+    if not collections:
+        raise ConfigurationError(
+            f"no collection is defined yet: `dg scaffold defs {COMPONENT_TYPE} NAME --table TABLE` proposes one"
+        )
     if name is None:
-        if len(collections) == 1:
-            return next(iter(collections.values()))
-        name = "items"
+        own = without_sample(collections)
+        if len(own) == 1 or "items" in own:
+            return own["items"] if "items" in own else next(iter(own.values()))
+        raise ConfigurationError(f"say with --collection which collection: {' or '.join(sorted(own))}")
     if name in collections:
         return collections[name]
     known = ", ".join(sorted(collections)) or "none"
     raise ConfigurationError(f"there is no collection {name!r}; defined are: {known}{did_you_mean(name, collections)}")
+
+
+def without_sample(collections: Mapping[str, CollectionDefinition]) -> dict[str, CollectionDefinition]:
+    """One's own collections; the sample, films that `load` has put into the table `movies`, if there are no others."""
+    own = {name: one for name, one in collections.items() if not is_sample(one)}
+    return own or dict(collections)
+
+
+def is_sample(collection: CollectionDefinition) -> bool:
+    """Whether it is the one that the package brings, as it brings it."""
+    return collection.path == PACKAGE_DEFS / "items" / "defs.yaml" and collection.attributes.source.table == "movies"
 
 
 @dataclass(frozen=True)

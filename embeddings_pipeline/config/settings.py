@@ -20,6 +20,11 @@ def project_root() -> Path:
     return here
 
 
+def in_project(path: Path) -> Path:
+    """The path; a relative one is below the project's root, wherever a command happens to be started."""
+    return (project_root() / path.expanduser()).resolve()
+
+
 class Settings(BaseSettings):
     """Read once at the edge (command line, Dagster resource) and passed on; see the README's table."""
 
@@ -41,8 +46,8 @@ class Settings(BaseSettings):
 
     @property
     def state_dir(self) -> Path:
-        """Where everything is written: `.state` in the project's root."""
-        return (self.embeddings_state_dir or project_root() / ".state").resolve()
+        """Where everything is written: EMBEDDINGS_STATE_DIR, relative to the project's root, else `.state` there."""
+        return in_project(self.embeddings_state_dir or Path(".state"))
 
     @property
     def defs_dir(self) -> Path:
@@ -53,10 +58,16 @@ class Settings(BaseSettings):
         """
         if self.embeddings_defs_dir is None:
             return PACKAGE_DEFS
-        return (project_root() / self.embeddings_defs_dir.expanduser()).resolve()
+        return in_project(self.embeddings_defs_dir)
 
 
 def load_settings() -> Settings:
-    """Settings from the environment, then from `.env` in the project's root; empty values count as unset."""
+    """Settings from the environment, then from `.env` in the project's root; empty values count as unset.
+
+    The folders in it are absolute, and stay what they are if the program changes its folder.
+    """
     settings = Settings(_env_file=project_root() / ".env", _env_ignore_empty=True)  # type: ignore[call-arg]
-    return settings
+    absolute: dict[str, Path | str] = {"embeddings_state_dir": settings.state_dir}
+    if settings.lake_uri and "://" not in settings.lake_uri:
+        absolute["lake_uri"] = str(in_project(Path(settings.lake_uri)))
+    return settings.model_copy(update=absolute)

@@ -108,3 +108,8 @@ def content_hash(text: str) -> bytes:
 def row_hash(item_key: str, row_json: str) -> bytes:
     """BLAKE2b-128 over an item's key, template columns and payload, and nothing else of its row."""
     return blake2b(f"{item_key}\x00{row_json}".encode(), digest_size=HASH_BYTES).digest()
+
+
+def unreadable_hash(item_key: str) -> bytes:
+    """In place of the row hash of an item whose row cannot be read: as long as that is so, nothing has changed."""
+    return row_hash(item_key, "unreadable")

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 class Encoder(Protocol):
     """Turns texts into vectors. Implementations are safe to call from several threads.
 
-    A class of the user's own (`provider: python`) is constructed with the `Profile` as its only argument.
+    A class of the user's own (`provider: python`) is constructed with the `Profile` as its only argument, and may leave
+    `count_tokens` out; `OwnEncoder` looks at what it gives.
     """
 
     @property

@@ -6,7 +6,7 @@ products run in 16 bits if the processor has instructions for them.
 """
 
 import contextlib
-import threading
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from embeddings_pipeline.config.profiles import Profile, resolve_weights
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
+from embeddings_pipeline.forks import ProcessLock, compute
 
 Features = dict[str, Any]
 
@@ -43,7 +44,8 @@ class LocalEncoder:
         self.model = _load(profile, self.device)
         tokenizer = getattr(self.model, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
-        self._lock = threading.Lock()
+        self._lock = ProcessLock(ended_first=True)
+        self._process = os.getpid()
         if self.half is not None:
             # Once here rather than by autocast in each batch. Embeddings, norms and residuals stay float32.
             for module in self.model.modules():
@@ -124,6 +126,15 @@ class LocalEncoder:
 
     def _run(self, texts: list[str], tokens: list[Features], prompt: str) -> NDArray[np.float32]:
         """One pass of the model over one batch."""
+        if self.device.type != "cpu" and self._process != os.getpid():
+            raise ProfileError(
+                f"Profile {self.profile.name}: the model was loaded on {self.device} before this process was forked, "
+                "and cannot be used there after it: search first in the worker (without --preload), or set "
+                "EMBEDDING_DEVICE=cpu"
+            )
+        return compute(self._pass, texts, tokens, prompt)
+
+    def _pass(self, texts: list[str], tokens: list[Features], prompt: str) -> NDArray[np.float32]:
         autocast = contextlib.nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
         with self._lock, torch.inference_mode(), autocast:
             if self._tokens_suffice[prompt]:

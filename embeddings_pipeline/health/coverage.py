@@ -14,12 +14,13 @@ class Coverage:
     missing: int
     stale: int
     quarantined: int
+    quarantined_items: int  # that failed as a whole, and have no texts
     vectors: int
     orphans: int
 
     @property
     def share(self) -> float:
-        """Share of items whose every text has its current vector (or is in quarantine); 1.0 for no items."""
+        """Share of items whose every text has its current vector (or it or the item is in quarantine); 1.0 for none."""
         return 1.0 if self.items == 0 else (self.items - self.missing - self.stale) / self.items
 
 

@@ -41,5 +41,6 @@ def measure(database: Database, fingerprint: str, encoder: Encoder) -> Drift:
         return Drift(len(texts), 0.0, 0.0, texts[0])
     lengths = np.linalg.norm(then, axis=1) * np.linalg.norm(now, axis=1)
     cosines = np.nan_to_num(np.einsum("ij,ij->i", then, now) / np.where(lengths > 0, lengths, 1), nan=0.0)
+    cosines[~then.any(axis=1) & ~now.any(axis=1)] = 1.0  # it knows no word of the text, then as now
     worst = int(cosines.argmin())
     return Drift(len(texts), round(float(cosines[worst]), 6), round(float(cosines.mean()), 6), texts[worst])

@@ -1,4 +1,4 @@
-"""Vectors that cannot be right: of another dimension, not finite, not of unit length, or all the same."""
+"""Vectors that cannot be right: of another dimension, not finite, zero, not of unit length, or all the same."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Integrity:
 
     vectors: int
     wrong_dimension: int
-    not_finite: int
+    not_finite: int  # or zero
     not_unit: int  # 0 if the profile does not normalise
     all_equal: bool  # every vector is the same, though texts differ
 

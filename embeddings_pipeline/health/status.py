@@ -3,22 +3,26 @@
 from dataclasses import asdict
 from typing import Any
 
+import psycopg
+
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.index.faiss_read import is_current, read_manifest
+from embeddings_pipeline.index.faiss_read import read_manifest
 from embeddings_pipeline.index.pgvector import describe_indexes
+from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.models import collection_state
+from embeddings_pipeline.store.models import collection_identity, collection_state
+
+NO_FAISS: dict[str, Any] = {"generation": None, "vectors": 0, "current": False, "standing": Standing.MISSING.value}
 
 
 def collection_status(definition: CollectionDefinition, database: Database, settings: Settings) -> dict[str, Any]:
     """Counts from the data itself, the current model and the indexes. Nothing is written, no model loaded."""
     ledger = Ledger(definition, database)
     model = ledger.current()
-    empty: dict[str, Any] = {"generation": None, "vectors": 0, "current": False}
     if model is None:
         return {
             "collection": definition.name,
@@ -31,25 +35,21 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
             "stale": 0,
             "orphans": 0,
             "quarantined": 0,
+            "quarantined_items": 0,
             "dirty_batches": 0,
             "pgvector_index": [],
-            "faiss": empty,
+            "faiss": NO_FAISS,
             "last_scan": None,
             "definition": None,
+            "database": None,
         }
     covered = coverage(database, model)
     with database.connect(autocommit=True) as connection:
         state = collection_state(connection, definition.name)
         indexes = describe_indexes(connection, model.destination)
+        faiss = _faiss_status(connection, definition.name, settings)
+        identity = collection_identity(connection, definition.name)
     assert state is not None
-    try:
-        manifest = read_manifest(settings.state_dir / "faiss", definition.name)
-    except VectorIndexError:  # damaged: the next sync builds it again
-        manifest = None
-    faiss = empty
-    if manifest is not None:
-        current = is_current(manifest, model.destination.fingerprint, state.epoch, state.version)
-        faiss = {"generation": manifest.generation, "vectors": manifest.count, "current": current}
     return {
         "collection": definition.name,
         "profile": model.profile.name,
@@ -61,9 +61,31 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
         "stale": covered.stale,
         "orphans": covered.orphans,
         "quarantined": covered.quarantined,
+        "quarantined_items": covered.quarantined_items,
         "dirty_batches": len(ledger.dirty_batches()),
         "pgvector_index": [asdict(index) for index in indexes],
         "faiss": faiss,
         "last_scan": state.full_scan_at,
         "definition": ledger.definition_notice(),
+        "database": {"name": database.name_and_host, "id": identity.database, "epoch": identity.epoch},
+    }
+
+
+def _faiss_status(connection: psycopg.Connection, collection: str, settings: Settings) -> dict[str, Any]:
+    """The current generation, and what it is to the database; a foreign one with the reason."""
+    try:
+        manifest = read_manifest(settings.state_dir / "faiss", collection)
+    except VectorIndexError:  # damaged: the next sync builds it again
+        return NO_FAISS
+    stands = standing(connection, collection, manifest)
+    if manifest is None:
+        return NO_FAISS
+    of = {"database": manifest.database, "epoch": manifest.epoch, "current": stands is Standing.CURRENT}
+    why = {"foreign": why_foreign(connection, manifest)} if stands is Standing.FOREIGN else {}
+    return {
+        "generation": manifest.generation,
+        "vectors": manifest.count,
+        **of,
+        "standing": stands.value,
+        **why,
     }

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.forks import compute
 from embeddings_pipeline.index.exact import SAME, nearest, unit
 from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder, publish, write_file
 from embeddings_pipeline.index.faiss_read import Manifest, VectorFiles
 from embeddings_pipeline.index.snapshot import (
     BUILD_AGAIN,
-    TableVersion,
     snapshot,
     table_version,
     vector_blocks,
     vector_counts,
 )
+from embeddings_pipeline.index.standing import Standing, standing
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import Destination
 
@@ -53,7 +54,7 @@ def build(database: Database, table: Destination, folder: Path) -> Manifest:
         with build_folder(parent) as building:
             manifest = _write_generation(database, table, building)
             failpoint("faiss.publish")
-            return publish(parent, building, manifest, lambda: _version_now(database, table))
+            return publish(parent, building, manifest, functools.partial(_standing_now, database, table))
     except OSError as error:
         raise VectorIndexError(
             f"FAISS index of {table.collection!r} cannot be written to {parent}: {error.strerror or error}; the "
@@ -79,8 +80,10 @@ def _write_generation(database: Database, table: Destination, folder: Path) -> M
         collection=table.collection,
         generation="",
         fingerprint=table.fingerprint,
+        database=now.database,
         epoch=now.epoch,
         version=now.version,
+        stamp=now.stamp,
         dimension=table.dimension,
         storage=table.storage,
         vectors=vectors,
@@ -89,9 +92,9 @@ def _write_generation(database: Database, table: Destination, folder: Path) -> M
     )
 
 
-def _version_now(database: Database, table: Destination) -> TableVersion:
+def _standing_now(database: Database, table: Destination, manifest: Manifest) -> Standing:
     with snapshot(database, table) as connection:
-        return table_version(connection, table.collection)
+        return standing(connection, table.collection, manifest)
 
 
 def _write_vectors(
@@ -104,7 +107,7 @@ def _write_vectors(
         ids[filled : filled + len(block_ids)] = block_ids
         vectors[filled : filled + len(block_ids)] = unit(block)
         filled += len(block_ids)
-    index, index_type, exact, recall = _index(vectors)
+    index, index_type, exact, recall = compute(_index, vectors)
     writers: dict[str, Callable[[HashingWriter], Any]] = {
         f"{name}.faiss": functools.partial(_write_index, index),
         f"{name}.ids.npy": lambda file: np.save(file, ids),

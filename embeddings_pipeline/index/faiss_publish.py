@@ -19,28 +19,32 @@ from typing import Any
 from filelock import FileLock
 
 from embeddings_pipeline.index.faiss_read import FORMAT, Manifest, checksum_of, current_or_none
-from embeddings_pipeline.index.snapshot import TableVersion
+from embeddings_pipeline.index.standing import Standing
 
 KEPT_GENERATIONS = 3
+
+BUILD_LOCK = "lock"  # in a folder that is being built
 
 _BUILDING = ".building-"
 
 
-def publish(parent: Path, folder: Path, manifest: Manifest, version_now: Callable[[], TableVersion]) -> Manifest:
+def publish(parent: Path, folder: Path, manifest: Manifest, standing_now: Callable[[Manifest], Standing]) -> Manifest:
     """Make what `folder` holds the current generation, as the manifest describes it. Returns the current manifest.
 
-    That is another one if a process that read a newer version of the table was faster. OSError if the disk refuses.
+    That is another one if a process that read a newer version of the table was faster. What is foreign to the database
+    is replaced, whatever its version. OSError if the disk refuses.
     """
     with _publishing(parent):
         published = current_or_none(parent)
         if published is not None:
-            now = version_now()
-            if (_is_of(published, now), published.version) > (_is_of(manifest, now), manifest.version):
+            of_database, mine = (standing_now(each) is not Standing.FOREIGN for each in (published, manifest))
+            if (of_database, published.version) > (mine, manifest.version):
                 return published
         number = max((int(name[:6]) for name in _generations(parent)), default=0) + 1
         manifest = replace(manifest, generation=f"{number:06d}-{folder.name.removeprefix(_BUILDING)}")
         manifest = replace(manifest, checksum=checksum_of(asdict(manifest)))
         _write_durably(folder / "manifest.json", json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2))
+        (folder / BUILD_LOCK).unlink()  # nobody sweeps it now, since we are publishing
         _sync_folder(folder)
         folder.rename(parent / manifest.generation)
         _sync_folder(parent)
@@ -51,12 +55,6 @@ def publish(parent: Path, folder: Path, manifest: Manifest, version_now: Callabl
         for older in _generations(parent)[:-KEPT_GENERATIONS]:
             shutil.rmtree(parent / older, ignore_errors=True)
     return manifest
-
-
-def _is_of(manifest: Manifest, now: TableVersion) -> bool:
-    """Whether the manifest is of this or an earlier version of what the table holds now."""
-    same = (manifest.fingerprint, manifest.epoch) == (now.fingerprint, now.epoch)
-    return same and manifest.version <= now.version
 
 
 def write_file(path: Path, write: Callable[["HashingWriter"], Any]) -> tuple[str, int]:
@@ -77,13 +75,13 @@ def build_folder(parent: Path) -> Iterator[Path]:
     with _publishing(parent):
         _sweep_builds(parent)
         folder.mkdir()
-        handle = os.open(folder, os.O_RDONLY)
+        handle = _open_lock(folder)
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         yield folder
     finally:
+        os.close(handle)  # first: NFS keeps an open file's folder from being removed
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
 
 
 @contextmanager
@@ -108,14 +106,19 @@ def _generations(parent: Path) -> list[str]:
 def _sweep_builds(parent: Path) -> None:
     """Remove what killed builds left: the folders that no living process has locked."""
     for leftover in parent.glob(f"{_BUILDING}*"):
-        handle = os.open(leftover, os.O_RDONLY)
+        handle = _open_lock(leftover)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(leftover, ignore_errors=True)
         except BlockingIOError:
-            pass  # being built at this moment
+            continue  # being built at this moment
         finally:
             os.close(handle)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _open_lock(folder: Path) -> int:
+    """A file to lock: NFS gives an exclusive lock only to who has it open for writing, which no folder can be."""
+    return os.open(folder / BUILD_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -8,23 +8,22 @@ On disk, below `<folder>/<collection>/`: `<generation>/` with `manifest.json` an
 while one is published. A generation never changes: readers need no lock.
 """
 
-import functools
 import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.forks import ProcessLock, compute
 from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
-FORMAT = 1  # of manifest.json and the files that it names
+FORMAT = 2  # of manifest.json and the files that it names
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,10 @@ class Manifest:
     collection: str
     generation: str
     fingerprint: str
+    database: str
     epoch: str
     version: int
+    stamp: str
     dimension: int
     storage: str
     vectors: dict[str, VectorFiles]
@@ -89,32 +90,47 @@ def read_manifest(folder: Path, collection: str) -> Manifest | None:
             before = generation
 
 
-def is_current(manifest: Manifest | None, fingerprint: str | None, epoch: UUID | str, version: int) -> bool:
-    """Whether the generation holds exactly what the collection's current model table holds."""
-    return manifest is not None and (manifest.fingerprint, manifest.epoch, manifest.version) == (
-        fingerprint,
-        str(epoch),
-        version,
-    )
-
-
 def open_index(folder: Path, collection: str) -> "FaissIndex":
     """The current generation, its checksums verified: the first time in a process; later calls return the same one.
 
-    Raises VectorIndexError, naming the file, if one is missing or damaged.
+    A process holds the current generation of each collection, and lets go of those that were replaced. Raises
+    VectorIndexError, naming the file, if one is missing or damaged.
     """
-    before = None
+    parent = folder / collection
+    manifest = read_manifest(folder, collection)
+    opened = _opened.get(parent)
+    if manifest is not None and opened is not None and opened.manifest == manifest:
+        return opened
+    with _opening.setdefault(parent, ProcessLock()):  # so that each file is hashed once
+        return _open_current(folder, collection)
+
+
+def _open_current(folder: Path, collection: str) -> "FaissIndex":
+    parent, before = folder / collection, None
     while True:
         manifest = read_manifest(folder, collection)
         if manifest is None:
-            where = folder / collection
-            raise VectorIndexError(f"collection {collection!r} has no FAISS index in {where}; {BUILD_AGAIN}")
+            _opened.pop(parent, None)
+            raise VectorIndexError(f"collection {collection!r} has no FAISS index in {parent}; {BUILD_AGAIN}")
+        opened = _opened.get(parent)
+        if opened is not None and opened.manifest == manifest:
+            return opened
         try:
-            return _open(folder / collection / manifest.generation, manifest.checksum)
+            opened = _opened[parent] = _open(parent / manifest.generation, manifest.checksum)
         except VectorIndexError:
             if manifest.generation == before:
                 raise
             before = manifest.generation
+        else:
+            _let_go_of_replaced()
+            return opened
+
+
+def _let_go_of_replaced() -> None:
+    for parent, opened in list(_opened.items()):
+        current = current_or_none(parent)
+        if current is None or current.checksum != opened.manifest.checksum:
+            _opened.pop(parent, None)
 
 
 def _read_current(parent: Path) -> str | None:
@@ -182,7 +198,7 @@ class FaissIndex:
         found_ids = np.full((len(queries), k), -1, np.int64)
         index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
         if len(queries) and len(ids):
-            scores, rows = index.search(unit(queries), min(k, len(ids)))
+            scores, rows = compute(index.search, unit(queries), min(k, len(ids)))
             hit = rows >= 0
             found_scores[:, : rows.shape[1]][hit] = scores[hit]
             found_ids[:, : rows.shape[1]][hit] = ids[rows[hit]]
@@ -193,7 +209,11 @@ class FaissIndex:
         return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
 
 
-@functools.lru_cache(maxsize=8)
+# Of this process, by the collection's folder.
+_opened: dict[Path, FaissIndex] = {}
+_opening: dict[Path, ProcessLock] = {}
+
+
 def _open(generation: Path, checksum: str) -> FaissIndex:
     import faiss
 

@@ -10,8 +10,9 @@ from psycopg import sql
 
 from embeddings_pipeline.index.exact import SAME, TIE, nearest, unit
 from embeddings_pipeline.index.faiss_build import LEAST_RECALL, RECALL_AT
-from embeddings_pipeline.index.faiss_read import FaissIndex, is_current
-from embeddings_pipeline.index.snapshot import snapshot, table_version, vector_blocks, vector_counts
+from embeddings_pipeline.index.faiss_read import FaissIndex
+from embeddings_pipeline.index.snapshot import snapshot, vector_blocks, vector_counts
+from embeddings_pipeline.index.standing import Standing, standing
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import Destination
 
@@ -20,7 +21,7 @@ from embeddings_pipeline.store.destination.base import Destination
 class Parity:
     """How a generation compares with its model table. Unless `comparable`, nothing else was looked at."""
 
-    comparable: bool  # the generation is of the collection's fingerprint, epoch and version
+    comparable: bool  # the generation is the current one of the collection's current model
     in_index: int = 0
     in_table: int = 0
     missing_in_index: int = 0
@@ -47,9 +48,8 @@ def check_parity(database: Database, table: Destination, index: FaissIndex, samp
     """
     manifest = index.manifest
     with snapshot(database, table) as connection:
-        now = table_version(connection, table.collection)
         ours = manifest.fingerprint == table.fingerprint
-        if not ours or not is_current(manifest, now.fingerprint, now.epoch, now.version):
+        if not ours or standing(connection, table.collection, manifest) is not Standing.CURRENT:
             return Parity(comparable=False)
         names = sorted({*vector_counts(connection, table), *manifest.vectors})
         return _sum([_compare(connection, table, index, name, samples) for name in names])

@@ -12,17 +12,23 @@ from embeddings_pipeline.errors import DatabaseError, VectorIndexError
 from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import Destination
+from embeddings_pipeline.store.sql import load_sql
 
 BUILD_AGAIN = "run `embeddings-pipeline sync` to build it again"
 
 
 @dataclass(frozen=True)
 class TableVersion:
-    """Which content of a model table a snapshot has: vectors of this model, as they were after that many changes."""
+    """Which content of a model table a snapshot has: vectors of this model, as they were after that many changes.
+
+    The count comes again if the database goes back; the stamp, a random value, does not.
+    """
 
     fingerprint: str | None
+    database: str
     epoch: str
     version: int
+    stamp: str
 
 
 @contextmanager
@@ -42,13 +48,16 @@ def snapshot(database: Database, table: Destination) -> Iterator[psycopg.Connect
 
 
 def table_version(connection: psycopg.Connection, collection: str) -> TableVersion:
-    """The collection's current model, epoch and version. VectorIndexError if there is no such collection."""
-    row = connection.execute(
-        "SELECT fingerprint, epoch, version FROM embeddings.collection WHERE name = %s", [collection]
-    ).fetchone()
+    """The collection's current model and what names its content. VectorIndexError if there is no such collection."""
+    try:
+        row = connection.execute(load_sql("faiss/version"), {"collection": collection}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        raise VectorIndexError(
+            f"FAISS index of {collection!r}: the database is of an earlier embeddings-pipeline; {BUILD_AGAIN}"
+        ) from error
     if row is None:
         raise VectorIndexError(f"FAISS index of {collection!r}: the database has no such collection; {BUILD_AGAIN}")
-    return TableVersion(row[0], str(row[1]), row[2])
+    return TableVersion(*row)
 
 
 def vector_counts(connection: psycopg.Connection, table: Destination) -> dict[str, int]:

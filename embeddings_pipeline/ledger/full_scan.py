@@ -1,17 +1,23 @@
 """A full scan: the entire source, compared with what is committed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
 
-from embeddings_pipeline.errors import RefusedError
+from embeddings_pipeline.errors import RefusedError, SourceError
+from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.repair import Repair
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
+from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import Source
+from embeddings_pipeline.store.source_rows import ScannedRow
 from embeddings_pipeline.store.sql import load_sql
+
+FEW_UNREADABLE = 10
+"""So many items may become unreadable at once, whatever share of all that is."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +31,20 @@ class FullScan:
     unchanged: int
 
 
-class FullScans(ScanBase, Repair):
+class FullScans(ScanBase, Repair, Quarantine):
     """The part of the ledger that reads the entire source."""
 
     def full_scan(self, source: Source, *, allow_deletes: bool = False) -> FullScan:
         """Compare the entire source with the ledger, and note every item that differs from what is committed.
 
-        Only notes: nothing is committed or deleted, and no item becomes clean (rule 2). RefusedError if more than 20 %
-        of what is committed is gone, SourceError for a key that is NULL or comes twice.
+        Only notes: nothing is committed or deleted, and no item becomes clean (rule 2). A row that cannot be read is
+        there, with a mark for its hash. RefusedError if more than 20 % of what is committed is gone, or can no longer
+        be read; SourceError for a key that is NULL or comes twice.
         """
-        with self._staged(source) as connection:
+        with self._staged(source) as (connection, unreadable):
             result = self._compare(connection, allow_deletes)
+            if not allow_deletes:
+                self._judge_unreadable(connection, unreadable)
             self._insert_new(connection)
             # A commit that looked at the source before our snapshot and commits after the comparison would hide a
             # change from it. It holds its batch's lock now, so such batches are compared again, under that lock.
@@ -55,25 +64,55 @@ class FullScans(ScanBase, Repair):
 
     def look(self, source: Source, *, everything: bool = False) -> tuple[FullScan, list[str]]:
         """What `full_scan` would say, and the keys that a sync would work on (`everything`: all). Writes nothing."""
-        with self._staged(source) as connection:
+        with self._staged(source) as (connection, _):
             result = self._compare(connection, allow_deletes=True)
             parameters = {"collection": self.name, "everything": everything}
             keys = connection.execute(self.tables.statement("scan/pending"), parameters)
             return result, [row[0] for row in keys]
 
     @contextmanager
-    def _staged(self, source: Source) -> Iterator[psycopg.Connection]:
-        """A session with the entire source in its table `scan_row`."""
+    def _staged(self, source: Source) -> Iterator[tuple[psycopg.Connection, dict[str, str]]]:
+        """A session with the entire source in its table `scan_row`; and, of rows that cannot be read, key → reason."""
+        unreadable: dict[str, str] = {}
+
+        def rows_of(scan: Iterator[list[ScannedRow]]) -> Iterator[tuple[str, bytes]]:
+            for rows in scan:
+                for item_key, row_hash, reason in rows:
+                    if reason is not None:
+                        unreadable[item_key] = reason
+                    yield item_key, row_hash
+
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
             source.check(reading)
             connection.execute(load_sql("scan/stage"))
-            self._stage(connection, (row for rows in source.scan(reading) for row in rows))
+            try:
+                self._stage(connection, rows_of(source.scan(reading, self.unreadable_items(connection))))
+            except SourceError as error:
+                if not is_of_data(error.__cause__):
+                    raise
+                unreadable.clear()
+                self._stage(connection, rows_of(source.scan_by_key(reading)))
             try:
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:
                 detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=(")
                 raise self._key_twice(detail.removesuffix(") is duplicated.")) from error
-            yield connection
+            yield connection, unreadable
+
+    def _judge_unreadable(self, connection: psycopg.Connection, unreadable: Mapping[str, str]) -> None:
+        """RefusedError if the vectors of too many items would go because their rows can no longer be read (rule 8)."""
+        if len(unreadable) <= FEW_UNREADABLE:
+            return
+        parameters = {"unreadable": list(unreadable)}
+        row = connection.execute(self.tables.statement("scan/no_longer_read"), parameters).fetchone()
+        lost, committed = row or (0, 0)
+        if lost > max(FEW_UNREADABLE, GONE_SHARE * committed):
+            item_key, reason = next(iter(unreadable.items()))
+            raise RefusedError(
+                f"collection {self.name!r}: {lost:,} of {committed:,} items can no longer be read from the source, "
+                f"more than {GONE_SHARE:.0%}, as the one with the key ({item_key}): {reason}; nothing was changed. "
+                "Correct the rows or `source:`, or sync with --allow-deletes, which puts them into quarantine"
+            )
 
     def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> FullScan:
         """RefusedError if too much is gone, unless `allow_deletes`."""

@@ -11,7 +11,8 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
-from embeddings_pipeline.store.source import OVERLAP, Position, Source, UpdatedRow
+from embeddings_pipeline.store.source import OVERLAP, Source
+from embeddings_pipeline.store.source_rows import Position, UpdatedRow
 from embeddings_pipeline.store.sql import load_sql
 
 ROWS_PER_TRANSACTION = 2000  # each may lie in another batch, and take its lock

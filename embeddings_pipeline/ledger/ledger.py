@@ -11,7 +11,6 @@ from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.ledger.full_scan import FullScans
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScans
 from embeddings_pipeline.ledger.proposal import Proposals
-from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.work import Work
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
@@ -20,7 +19,7 @@ from embeddings_pipeline.store.models import Model, current_model
 from embeddings_pipeline.store.sql import load_sql
 
 
-class Ledger(FullScans, IncrementalScans, Work, Quarantine, Proposals):
+class Ledger(FullScans, IncrementalScans, Work, Proposals):
     """The ledger of one collection: its parts have a module each, and here it comes into being."""
 
     def register(self, *, redefine: bool = False) -> None:
@@ -71,14 +70,19 @@ class Ledger(FullScans, IncrementalScans, Work, Quarantine, Proposals):
             connection.execute(load_sql("register/new_epoch"), {"collection": self.name})
 
     def activate(self, profile: Profile, fingerprint: str) -> Model:
-        """Make this model the collection's current one if no vector is committed yet; the one that is current."""
+        """Make this model the collection's current one, stored as declared, if no vector is committed yet; the one that
+        is current.
+        """
         with self.database.connect() as connection:
             lock_collection(connection, self.name)
             query = "SELECT fingerprint, version FROM embeddings.collection WHERE name = %s"
             row = connection.execute(query, [self.name]).fetchone()
-            if row and row[1] == 0 and row[0] != fingerprint:  # no vector is committed
-                self._replace_models(connection, profile, fingerprint)
             model = current_model(connection, self.definition)
+            if row and row[1] == 0:  # no vector is committed
+                declared = (fingerprint, declared_storage(connection, self.definition))
+                if model is None or (model.destination.fingerprint, model.destination.storage) != declared:
+                    self._replace_models(connection, profile, fingerprint)
+                    model = current_model(connection, self.definition)
         assert model is not None
         return model
 

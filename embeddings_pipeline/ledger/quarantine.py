@@ -1,10 +1,12 @@
-"""Poison texts: they fail by themselves, are excused under one model, and are tried again later (rule 7)."""
+"""Poison texts, each under one model, and items that fail as a whole: excused, and tried again later (rule 7)."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+import psycopg
 
 from embeddings_pipeline.ledger.base import LedgerBase
 from embeddings_pipeline.store.locks import lock_batch
@@ -20,17 +22,18 @@ FIRST_TEXT_WAIT, LONGEST_TEXT_WAIT = timedelta(minutes=10), timedelta(days=1)
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """A poison text, and an item that has it (None: no longer any)."""
+    """A poison text, and an item that has it (None: no longer any); or an item that fails as a whole."""
 
-    content_hash: str  # hexadecimal
+    content_hash: str  # hexadecimal; of an item, its row hash
     item_key: str | None
     items: int  # that lack a vector because of it
+    step: str  # that failed: encode or store of a text; read, render or store of an item
     reason: str
     attempts: int
     last_try: datetime
     next_try: datetime | None  # None: given up
-    text: str
-    profile: str  # of the model that it failed with
+    text: str  # "": of an item
+    profile: str | None  # of the model that a text failed with
 
 
 class Quarantine(LedgerBase):
@@ -40,8 +43,10 @@ class Quarantine(LedgerBase):
     def _attempts(self) -> int:
         return self.definition.attributes.quarantine.attempts
 
-    def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]]) -> None:
-        """Put bad texts (content hash → text and reason) into quarantine. The commit takes out what went well."""
+    def quarantine(self, fingerprint: str, bad: Mapping[bytes, tuple[str, str]], *, step: str) -> None:
+        """Put texts that failed at a step (content hash → text and reason) into quarantine. The commit takes out what
+        went well.
+        """
         if not bad:
             return
         waits = {"first": FIRST_TEXT_WAIT, "longest": LONGEST_TEXT_WAIT}
@@ -49,7 +54,7 @@ class Quarantine(LedgerBase):
             for digest, (text, reason) in bad.items():
                 log.warning("collection %r: a text went to quarantine: %s", self.name, reason)
                 parameters: dict[str, Any] = {"collection": self.name, "fingerprint": fingerprint, **waits}
-                parameters |= {"content_hash": digest, "text": text, "reason": reason}
+                parameters |= {"content_hash": digest, "text": text, "step": step, "reason": reason}
                 connection.execute(load_sql("quarantine/add"), parameters)
 
     def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:
@@ -67,16 +72,35 @@ class Quarantine(LedgerBase):
         with self.database.connect(autocommit=True) as connection:
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
+    def waiting_items(self, batch: int) -> dict[str, tuple[bytes, str]]:
+        """Item key → row hash and reason, of the batch's items that could not be stored and are not to be tried now."""
+        parameters = {"collection": self.name, "batch": batch, "attempts": self._attempts, "longest": LONGEST_TEXT_WAIT}
+        with self.database.connect(autocommit=True) as connection:
+            rows = connection.execute(self.tables.statement("quarantine/waiting_items"), parameters)
+            return {item_key: (row_hash, reason) for item_key, row_hash, reason in rows}
+
+    def unreadable_items(self, connection: psycopg.Connection) -> list[str]:
+        """The keys of the items whose rows could not be read."""
+        return [row[0] for row in connection.execute(load_sql("quarantine/unreadable"), {"collection": self.name})]
+
+    def note_failed_items(self, connection: psycopg.Connection) -> None:
+        """Within a commit: what it found to fail as a whole goes into quarantine, and what did not leaves it."""
+        waits = {"first": FIRST_TEXT_WAIT, "longest": LONGEST_TEXT_WAIT}
+        parameters = {"collection": self.name, "attempts": self._attempts, **waits}
+        connection.execute(load_sql("quarantine/add_items"), parameters)
+        connection.execute(load_sql("quarantine/mended_items"), parameters)
+
     def quarantine_entries(self, *, every_model: bool = False) -> list[QuarantineEntry]:
-        """What is in quarantine under the current model, newest first; `every_model`: then what is under shadow
-        models.
+        """What is in quarantine: items, and texts under the current model, newest first; `every_model`: then texts
+        under shadow models.
         """
         current = self.current()
         if current is None:
             return []
         parameters = {"collection": self.name, "attempts": self._attempts}
-        entries = []
         with self.database.connect(autocommit=True) as connection:
+            items = connection.execute(load_sql("quarantine/list_items"), parameters).fetchall()
+            entries = [QuarantineEntry(*row) for row in items]
             for model in [current, *(self.shadow_models() if every_model else [])]:
                 own = {**parameters, "fingerprint": model.destination.fingerprint, "profile": model.profile.name}
                 rows = connection.execute(model.destination.statement("quarantine/list"), own).fetchall()
@@ -84,12 +108,13 @@ class Quarantine(LedgerBase):
         return entries
 
     def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
-        """Have these texts (None: all) tried with the next run, with as many attempts as a new one; how many."""
+        """Have these texts and items (None: all) tried with the next run, with as many attempts as new ones."""
         with self.database.connect(autocommit=True) as connection:
-            return connection.execute(load_sql("quarantine/retry"), self._chosen(content_hashes)).rowcount
+            [(count,)] = connection.execute(load_sql("quarantine/retry"), self._chosen(content_hashes)).fetchall()
+        return int(count)
 
     def quarantine_clear(self, content_hashes: Sequence[bytes] | None = None) -> int:
-        """Forget these texts (None: all), which are new ones then: their items are dirty. How many."""
+        """Forget these texts and items (None: all), which are new then: the items are dirty. How many."""
         parameters = self._chosen(content_hashes)
         with self.database.connect(autocommit=True) as connection:
             batches = [row[0] for row in connection.execute(self.tables.statement("quarantine/batches"), parameters)]
@@ -98,7 +123,8 @@ class Quarantine(LedgerBase):
                     lock_batch(connection, self.name, batch)
                 connection.execute(self.tables.statement("quarantine/suspect"), parameters)
                 connection.execute(load_sql("quarantine/look_again"), {**parameters, "batches": batches})
-                return connection.execute(load_sql("quarantine/clear"), parameters).rowcount
+                [(count,)] = connection.execute(load_sql("quarantine/clear"), parameters).fetchall()
+        return int(count)
 
     def _chosen(self, content_hashes: Sequence[bytes] | None) -> dict[str, Any]:
         chosen = None if content_hashes is None else list(content_hashes)

@@ -12,14 +12,14 @@ class Repair(LedgerBase):
         model = self.current()
         if model is None:
             return 0
-        repaired = 0
+        repaired, parameters = 0, {"collection": self.name}
         with self.database.connect(autocommit=True) as connection:
-            damaged = connection.execute(model.destination.statement("repair/damaged_batches")).fetchall()
+            damaged = connection.execute(model.destination.statement("repair/damaged_batches"), parameters).fetchall()
             for (batch,) in damaged:
                 with connection.transaction():
                     lock_batch(connection, self.name, batch)
                     suspect = model.destination.statement("repair/suspect")
-                    repaired += connection.execute(suspect, {"batch": batch}).rowcount
+                    repaired += connection.execute(suspect, {**parameters, "batch": batch}).rowcount
             repaired += connection.execute(model.destination.statement("repair/orphans")).rowcount
-            connection.execute(self.tables.statement("quarantine/sweep"), {"collection": self.name})
+            connection.execute(self.tables.statement("quarantine/sweep"), parameters)
         return repaired

@@ -5,7 +5,6 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import psycopg
 from psycopg import errors, sql
 
@@ -23,6 +22,7 @@ from embeddings_pipeline.model_change.state import (
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.destination.base import MOST_DIMENSIONS, Destination
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.vector_range import why_not
 
 COUNT_BELOW = 100_000  # texts; more are not counted to see whether the disk has room
 
@@ -71,7 +71,7 @@ def check_candidate(collection: Collection, profile: Profile) -> Destination:
         if not is_kept:
             _check_disk(connection, collection, candidate)
     golden_queries(collection)  # what is wrong with them is said now, not after the backfill
-    check_encoder(profile)
+    check_encoder(profile, candidate)
     return candidate
 
 
@@ -117,13 +117,13 @@ def _count_texts(connection: psycopg.Connection, candidate: Destination) -> int:
     return row[0] if row else 0
 
 
-def check_encoder(profile: Profile) -> None:
-    """ProfileError if the model cannot be loaded, or does not give the vectors that its profile says."""
+def check_encoder(profile: Profile, destination: Destination) -> None:
+    """ProfileError if the model cannot be loaded, or does not give vectors as its profile says, that can be kept."""
     vectors = load_encoder(profile).encode_documents(["a plain sentence"])
     if vectors.shape != (1, profile.dimensions):
         raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
-    if not np.isfinite(vectors).all() or not vectors.any():
-        raise ProfileError(f"Profile {profile.name}: its vector of a plain sentence is not finite, or zero")
+    for reason in why_not(vectors, destination.storage).values():
+        raise ProfileError(f"Profile {profile.name}: of a plain sentence, {reason}")
 
 
 # --- backfill and swap -------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def check_swap(collection: Collection, change: ModelChange) -> None:
             f"switch {change.candidate.profile.name}`"
         )
     check_exchange(collection, change)
-    check_encoder(change.candidate.profile)  # searches are going to need it
+    check_encoder(change.candidate.profile, change.candidate.destination)  # searches are going to need it
 
 
 def check_exchange(collection: Collection, change: ModelChange) -> None:

@@ -19,7 +19,8 @@ from pydantic import Field
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
-from embeddings_pipeline.health.lag import indexes_lag, lagging_since
+from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag, lagging_since
+from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration.dagster_internals import (
@@ -272,6 +273,8 @@ def _what_was_seen(
     parts.append(", ".join(f"{what}: {count}" for what, count in counts.items()))
     index = "being built" if busy.index else "behind" if lags else "current"
     parts.append(f"indexes {index}")
+    if lags and faiss_standing(collection) is Standing.FOREIGN:
+        parts.append(FOREIGN_INDEX)
     return "; ".join(parts)
 
 

@@ -112,15 +112,15 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             vectors = integrity(collection.database, collection.model)
-        wrong = f"{vectors.wrong_dimension:,} of another dimension, {vectors.not_finite:,} not finite"
+        wrong = f"{vectors.wrong_dimension:,} of another dimension, {vectors.not_finite:,} not finite or zero"
         counts = f"{vectors.vectors:,} vectors: {wrong}, {vectors.not_unit:,} not of unit length"
         counts += ", all the same" if vectors.all_equal else ""
         return result(context, "integrity", vectors.sound, counts, vars(vectors))
 
     @dg.asset_check(asset=table, name="quarantine")
     def quarantine_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-        """No text failed by itself. Above none it warns, above `quarantine.error_percent` of all texts it is an error.
-        If it fails, see `embeddings-pipeline quarantine list`.
+        """No text and no whole item failed. Above none it warns, above `quarantine.error_percent` of all texts it is an
+        error. If it fails, see `embeddings-pipeline quarantine list`.
         """
         with failures():
             collection = pipeline.open(definition)
@@ -129,7 +129,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         percent = 100 * len(entries) / texts if texts else 0.0
         given_up = sum(entry.next_try is None for entry in entries)
         error = percent > definition.attributes.quarantine.error_percent
-        counts = f"{len(entries):,} texts ({percent:.2f} %) in quarantine, {given_up:,} of them given up"
+        counts = f"{len(entries):,} texts and items ({percent:.2f} %) in quarantine, {given_up:,} of them given up"
         reasons = {f"reason_{n}": entry.reason for n, entry in enumerate(entries[:3], 1)}
         metadata = {"quarantined": len(entries), "given_up": given_up, "percent": round(percent, 4), **reasons}
         severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN

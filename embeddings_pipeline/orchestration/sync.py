@@ -14,7 +14,8 @@ from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
+from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
 from embeddings_pipeline.orchestration.names import embeddings_asset, partitions_name, step_of
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
@@ -36,7 +37,9 @@ PASSES = 3  # rows that change while a sync runs are dirty again at once
 
 @dataclass
 class SyncResult:
-    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused, quarantined), seconds."""
+    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused), seconds; and how many texts
+    and items are in quarantine after it.
+    """
 
     collection: str
     scanned: int = 0
@@ -190,7 +193,10 @@ class _Sync:
                 "whether a column changes at each read",
                 *(name, len(work)),
             )
+        result.quarantined = sum(entry.items > 0 for entry in ledger.quarantine_entries())
         if indexes_lag(self.collection, verify=True):
+            if faiss_standing(self.collection) is Standing.FOREIGN:
+                log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
             self.progress("indexing", self.embedded, self.batches)
             self.runner.execute("index", {}, {})
 
@@ -221,5 +227,4 @@ class _Sync:
         self.result.deleted += figures.deleted
         self.result.embedded += figures.embedded
         self.result.reused += figures.reused
-        self.result.quarantined += figures.quarantined
         self.result.left += 0 if embed["force"] else figures.left_to_embed

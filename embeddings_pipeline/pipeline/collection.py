@@ -15,7 +15,7 @@ from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.pipeline.renaming import check_not_being_renamed
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.models import Model
+from embeddings_pipeline.store.models import Model, collection_identity
 from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline.store.source import Source
 
@@ -118,7 +118,12 @@ def open_collection(definition: CollectionDefinition, settings: Settings, *, red
     except ProfileError:
         if current is None:
             raise
-    if declared_fingerprint and (current is None or current.destination.fingerprint != declared_fingerprint):
+    storage = None if definition.attributes.destination else definition.attributes.storage
+    if declared_fingerprint and (
+        current is None
+        or current.destination.fingerprint != declared_fingerprint
+        or storage not in (None, current.destination.storage)
+    ):
         current = ledger.activate(declared, declared_fingerprint)
     assert current is not None
     if declared_fingerprint == current.destination.fingerprint:
@@ -126,13 +131,14 @@ def open_collection(definition: CollectionDefinition, settings: Settings, *, red
         current = Model(declared, current.destination)
     else:
         warning = _other_profile(definition, declared, current)
-    if definition.attributes.destination is None and current.destination.storage != definition.attributes.storage:
+    if storage not in (None, current.destination.storage):
         warning = (
             f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
             f"are stored as {current.destination.storage}, which stays; give it a collection of its own to change that"
         )
-    source = Source(definition, database)
-    return Collection(definition, settings, database, ledger, source, open_lake(settings), current, warning)
+    with database.session() as connection:
+        lake = replace(open_lake(settings), identity=collection_identity(connection, definition.name))
+    return Collection(definition, settings, database, ledger, Source(definition, database), lake, current, warning)
 
 
 def _other_profile(definition: CollectionDefinition, declared: Profile, current: Model) -> str:

@@ -11,19 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.config.templates import content_hash
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.errors import OutageError, OutOfMemoryError, ProfileError
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
+from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
-from embeddings_pipeline.pipeline.render import render_row
+from embeddings_pipeline.pipeline.render import ItemError, render_row
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
+from embeddings_pipeline.store.source_rows import SourceRow
+from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
 
 log = logging.getLogger(__name__)
 
 LOOK_AT_ONCE = 1000  # items of a dry run
+HARMLESS = "a plain sentence"
 TEXTS_TOGETHER = 1000  # of several batches in one call of the encoder; a kill loses no more
 
 
@@ -132,26 +135,28 @@ def embed_texts(
     """Vectors, reasons of the poison texts, and numbers of tokens, by content hash (rule 7). OutageError."""
     encoder = collection.encoder()
     digests, values = list(texts), list(texts.values())
-    tokens = dict(zip(digests, encoder.count_tokens(values).tolist(), strict=True))
+    tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
     bad: dict[bytes, str] = {}
     vectors = _encode(encoder, digests, values, bad)
-    good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad}
-    reasons = {digest: (texts[digest], reason) for digest, reason in bad.items()}
-    collection.ledger.quarantine(collection.fingerprint, reasons)
+    refused = _refused(collection, encoder, digests, vectors, bad)
+    good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad | refused}
+    for step, reasons in (("encode", bad), ("store", refused)):
+        poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
+        collection.ledger.quarantine(collection.fingerprint, poison, step=step)
     if good:
         try:
             remember(collection.database, collection.fingerprint, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
-    return good, bad, tokens
+    return good, bad | refused, tokens
 
 
 def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
     """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
     try:
-        vectors = encoder.encode_documents(texts)
+        return compute(encoder.encode_documents, texts)
     except Exception as error:
-        if isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError):
+        if _no_texts_fault(error):
             raise
         if len(texts) == 1:
             if not _works(encoder):
@@ -161,22 +166,57 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
         half = len(texts) // 2
         first = _encode(encoder, digests[:half], texts[:half], bad)
         return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad)])
-    length = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    for n in np.flatnonzero(~(np.isfinite(length) & (length > 0))):
-        bad[digests[n]] = "the model gave a vector that is not finite, or zero"
-    return vectors
 
 
-def _reason(error: Exception, text: str) -> str:
+def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
+    """As the encoder counts them; 0 for a text that it cannot count."""
+    try:
+        counts: list[int] = encoder.count_tokens(texts).tolist()
+    except Exception as error:
+        if _no_texts_fault(error):
+            raise
+        half = len(texts) // 2
+        return [0] if half == 0 else _count_tokens(encoder, texts[:half]) + _count_tokens(encoder, texts[half:])
+    return counts
+
+
+def _no_texts_fault(error: Exception) -> bool:
+    return isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError)
+
+
+def _refused(
+    collection: Collection, encoder: Encoder, digests: list[bytes], vectors: NDArray, bad: dict[bytes, str]
+) -> dict[bytes, str]:
+    """Why vectors of texts that are not bad cannot be stored. Those that are none at all become `bad`.
+
+    ProfileError if a harmless text's vector cannot be stored either: then it is the model that does not fit.
+    """
+    storage = collection.model.destination.storage
+    reasons = {digests[row]: reason for row, reason in why_not(vectors, storage).items() if digests[row] not in bad}
+    bad |= {digest: reason for digest, reason in reasons.items() if reason == NOT_A_VECTOR}
+    refused = {digest: reason for digest, reason in reasons.items() if reason != NOT_A_VECTOR}
+    if refused and len(refused) + len(bad) == len(digests):
+        for reason in why_not(encoder.encode_documents([HARMLESS]), storage).values():
+            if reason != NOT_A_VECTOR:
+                raise ProfileError(
+                    f"Profile {collection.profile.name}: no vector of {collection.profile.model} can be stored: of "
+                    f"{HARMLESS!r} {reason}"
+                )
+    return refused
+
+
+def _reason(error: BaseException, text: str) -> str:
     if isinstance(error, MemoryError | OutOfMemoryError):
         return f"memory ran out for this text of {len(text):,} characters alone: `chunk:` splits long texts"
+    if type(error) is PipelineError and error.__cause__ is not None:  # of the model, or of a class of the user's own
+        error = error.__cause__
     return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
 
 
 def _works(encoder: Encoder) -> bool:
     """Whether the encoder takes a harmless text: if not, the texts are not to blame."""
     try:
-        encoder.encode_documents(["a plain sentence"])
+        encoder.encode_documents([HARMLESS])
     except Exception:
         return False
     return True
@@ -193,8 +233,7 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
                 adopted = collection.model.destination.adoptable_items(connection, [row.item_key for row in rows])
             reused += len(adopted)
             others = [row for row in rows if row.item_key not in adopted]
-            wanted = [text for row in others for text in render_row(collection.definition, row.row_json) if text[2]]
-            digests = {content_hash(text) for _, _, text in wanted}
+            digests = {digest for row in others for digest in _content_hashes(collection, row)}
             statement = collection.model.destination.statement("embed/content_hashes")
             stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
             have = set() if force else digests & {row[0] for row in stored}
@@ -205,3 +244,14 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
             pending += len(lacking - excused)
             reused += len(have)
     return pending, reused
+
+
+def _content_hashes(collection: Collection, row: SourceRow) -> set[bytes]:
+    """Of the texts that the row is to have vectors for: none if it would go into quarantine as a whole."""
+    if row.reason is not None:
+        return set()
+    try:
+        texts = render_row(collection.definition, row.row_json)
+    except ItemError:
+        return set()
+    return {digest for *_, text, digest in texts if text}

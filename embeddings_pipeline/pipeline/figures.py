@@ -47,6 +47,7 @@ class Committed:
     updated: int = 0
     deleted: int = 0
     unchanged: int = 0
+    quarantined: int = 0  # failed as a whole
     left: int = 0  # not committed: not whole, or changed since the run read it
     vectors_written: int = 0
     vectors_deleted: int = 0
@@ -54,8 +55,8 @@ class Committed:
 
     @property
     def coverage_percent(self) -> float:
-        """Which share of the batch's items is committed as it is in the source now."""
-        covered = self.inserted + self.updated + self.unchanged
+        """Which share of the batch's items is committed as it is in the source now, or in quarantine."""
+        covered = self.inserted + self.updated + self.unchanged + self.quarantined
         items = covered + self.left
         return round(100 * covered / items, 2) if items else 100.0
 

@@ -16,7 +16,7 @@ from embeddings_pipeline.config.mistakes import describe_validation_error
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import open_database
-from embeddings_pipeline.store.source import table_identifier, tables
+from embeddings_pipeline.store.source_sql import table_identifier, tables
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 
@@ -24,7 +24,10 @@ SAMPLE_ROWS = 1000
 TEXT_TYPES = ("text", "character varying", "character", "citext")
 TITLES = ("title", "name", "headline", "subject", "label")
 UPDATED = ("updated_at", "modified_at", "last_modified", "changed_at", "updated", "modified", "last_updated")
-REMOVED = ("is_removed", "is_deleted", "removed", "deleted")
+REMOVED = ("is_removed", "is_deleted", "is_archived", "is_trashed", "removed", "deleted", "archived", "trashed")
+REMOVED_AT = ("deleted_at", "removed_at", "archived_at", "trashed_at", "deleted_on", "date_deleted", "deletion_date")
+STATES = ("status", "state")
+REMOVED_STATES = ("deleted", "removed", "archived", "trashed")
 HEAVY_TYPES = ("bytea", "json", "jsonb", "xml", "tsvector", "vector", "halfvec", "sparsevec")
 LONG_TEXT = 200  # characters on average: too long for a payload
 WORDLESS = r"^(https?://\S*|/\S*|[\w.+-]+@[\w.-]+|[0-9a-fA-F-]{16,}|\d[\d:.,/ -]*)$"  # links, paths, hashes, numbers
@@ -37,6 +40,7 @@ class _Column:
     key_position: int | None
     length: float  # average of a text column's sample
     wordless: float  # share of the sample that no reader would call text
+    removed_states: tuple[str, ...]  # values of a status column's sample that say that the row is gone
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class _Proposal:
     key: list[str]
     texts: list[_Column]
     updated: str | None
-    removed: str | None
+    removed: dict[str, str]  # columns that mark a row as gone, with the condition that the others meet
     payload: list[str]
 
 
@@ -110,10 +114,25 @@ def _choose(table: str, columns: list[_Column], key: Sequence[str]) -> _Proposal
     if not texts:
         raise SourceError(f"{table!r} has no column with text in it; choose another table, or make a view with one")
     updated = next((c.name for wish in UPDATED for c in columns if c.name.lower() == wish and "time" in c.type), None)
-    removed = next((c.name for c in columns if c.name.lower() in REMOVED and c.type == "boolean"), None)
-    skipped = {*key, updated, removed}
+    removed = {c.name: condition for c in columns if c.name not in key and (condition := _remaining(c))}
+    skipped = {*key, updated, *removed}
     payload = [c.name for c in columns if c.name not in skipped and c.type not in HEAVY_TYPES and c.length <= LONG_TEXT]
     return _Proposal(columns, list(key), texts, updated, removed, payload)
+
+
+def _remaining(column: _Column) -> str | None:
+    """The condition that rows meet which are not marked as removed by the column; None if it marks none so."""
+    name, quoted = column.name.lower(), quoted_identifier(column.name)
+    if name in REMOVED and column.type == "boolean":
+        return f"{quoted} IS NOT TRUE"
+    if name in REMOVED and column.type in ("smallint", "integer", "bigint"):
+        return f"coalesce({quoted}, 0) = 0"
+    if name in REMOVED_AT and (column.type == "date" or column.type.startswith("timestamp")):
+        return f"{quoted} IS NULL"
+    if column.removed_states:
+        states = ", ".join(sql.Literal(state).as_string(None) for state in column.removed_states)
+        return f"coalesce({quoted}::text, '') NOT IN ({states})"
+    return None
 
 
 def _source_lines(table: str, url: str | None, proposal: _Proposal) -> list[str]:
@@ -129,8 +148,8 @@ def _source_lines(table: str, url: str | None, proposal: _Proposal) -> list[str]
     else:
         lines.append("    # No column tells when a row changed: every sync compares the whole table, which finds all.")
     if proposal.removed:
-        lines += [f"    # Rows with {proposal.removed} set are gone, as far as searches are concerned.",
-                  f"    where: {_yaml(f'{quoted_identifier(proposal.removed)} IS NOT TRUE')}"]  # fmt: skip
+        lines += [f"    # The others are marked as gone by {' or '.join(proposal.removed)}: no search finds them.",
+                  f"    where: {_yaml(' AND '.join(proposal.removed.values()))}"]  # fmt: skip
     else:
         lines.append("    # where: a condition in SQL; rows that do not meet it are treated as gone.")
     if url:
@@ -204,6 +223,9 @@ def _describe(table: str, url: str | None, settings: Settings) -> list[_Column]:
                 sql.Composed(measures), identifier, sql.Literal(SAMPLE_ROWS)
             )
             measured = [float(value or 0) for value in connection.execute(sample).fetchone() or ()][2:]
+            states = {
+                name: _removed_states(connection, identifier, name) for name, _, _ in rows if name.lower() in STATES
+            }
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             nearest = did_you_mean(table, tables(connection)) or "; give its name as `schema.table`, in its exact case"
             raise SourceError(f"there is no table {table!r}{nearest}") from error
@@ -213,5 +235,16 @@ def _describe(table: str, url: str | None, settings: Settings) -> list[_Column]:
             ) from error
         except psycopg.Error as error:
             raise SourceError(f"table {table!r} cannot be read: {error.diag.message_primary or error}") from error
-    lengths = dict(zip(texts, zip(measured[::2], measured[1::2], strict=True), strict=True))
-    return [_Column(name, kind, position, *lengths.get(name, (0.0, 0.0))) for name, kind, position in rows]
+    pairs = zip(measured[::2], measured[1::2], strict=True)
+    lengths: dict[str, tuple[float, float]] = dict(zip(texts, pairs, strict=True))
+    return [
+        _Column(name, kind, position, *lengths.get(name, (0.0, 0.0)), states.get(name, ()))
+        for name, kind, position in rows
+    ]
+
+
+def _removed_states(connection: psycopg.Connection, table: sql.Identifier, column: str) -> tuple[str, ...]:
+    statement = sql.SQL(load_sql("propose/removed_states")).format(
+        column=sql.Identifier(column), table=table, rows=sql.Literal(SAMPLE_ROWS)
+    )
+    return tuple(state for (state,) in connection.execute(statement, {"states": list(REMOVED_STATES)}))

@@ -27,7 +27,7 @@ def remove_collection(database: Database, settings: Settings, kept: Inventory) -
         shutil.rmtree(kept.faiss)
     failpoint("remove.faiss")
     if kept.lake is not None:
-        open_lake(settings).filesystem.delete_dir(kept.lake)
+        open_lake(settings).delete_folder(kept.lake)
     failpoint("remove.lake")
     _remove_from_database(database, kept)
 

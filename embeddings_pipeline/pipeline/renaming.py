@@ -3,6 +3,7 @@
 Until the renaming has ended, neither name can be synced; a renaming that was killed is repeated to its end.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import psycopg
@@ -120,11 +121,12 @@ def _rename_in_lake(lake: Lake, old: str, new: str) -> None:
     if not is_before:
         return
     if isinstance(lake.filesystem, pafs.LocalFileSystem) and not is_after:
-        lake.filesystem.move(before, after)
-        return
+        with contextlib.suppress(PermissionError):  # a folder that nothing may be moved from is copied
+            lake.filesystem.move(before, after)
+            return
     # An object store has no folders to move: every file is copied, those too that a killed copy has brought over.
     pafs.copy_files(before, after, source_filesystem=lake.filesystem, destination_filesystem=lake.filesystem)
-    lake.filesystem.delete_dir(before)
+    lake.delete_folder(before)
 
 
 def end_renaming(database: Database, new: str) -> None:

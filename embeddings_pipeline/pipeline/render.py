@@ -1,5 +1,6 @@
 """The second step of a batch: every template of every item becomes a text, or several chunks of one."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,9 @@ import pyarrow as pa
 from embeddings_pipeline.config.chunks import split_chunks
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.templates import clean, clean_json, content_hash, parse_row
+from embeddings_pipeline.errors import LakeError, PipelineError
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.failed import FailedItem, failed_items, reason_of, with_failed
 from embeddings_pipeline.pipeline.figures import TextsRendered
 from embeddings_pipeline.store import lake as files
 
@@ -18,19 +21,28 @@ SAMPLE_TEXTS, SAMPLE_CHARACTERS = 3, 300
 def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
     """Render every template of every item of the batch, and write the texts with their hashes to the lake."""
     _, items = collection.newest("raw_items", batch, run)
-    columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
-    for item in items.to_pylist():
-        payload = clean_json(item["payload"])
-        for vector_name, chunk, text in render_row(collection.definition, item["row"]):
-            values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, content_hash(text))
-            for column, value in zip(columns.values(), (*values, not text), strict=True):
-                column.append(value)
-    table = pa.table(columns, schema=files.ITEM_TEXTS)
     # Rows that were read for another definition may hold an older payload: these are not this definition's texts.
     same = (items.schema.metadata or {}).get(files.DEFINITION_HASH) == collection.definition.definition_hash
-    table = table.replace_schema_metadata(
-        {files.DEFINITION_HASH: collection.definition.definition_hash if same else b""}
-    )
+    columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
+    failed = failed_items(items)
+    for item in items.to_pylist():
+        try:
+            texts, payload = render_row(collection.definition, item["row"]), clean_json(item["payload"])
+        except ItemError as error:
+            if not same:  # it may lack a column that the template has had since
+                raise LakeError(
+                    f"collection {collection.definition.name!r}, batch {batch}: its raw_items were read for another "
+                    "definition; materialize raw_items first, or run `embeddings-pipeline sync`"
+                ) from error
+            failed[item["item_key"]] = FailedItem(item["row_hash"], "render", str(error))
+            continue
+        for vector_name, chunk, text, digest in texts:
+            values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, digest, not text)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+    table = pa.table(columns, schema=files.ITEM_TEXTS)
+    definition_hash = {files.DEFINITION_HASH: collection.definition.definition_hash if same else b""}
+    table = with_failed(table, definition_hash, failed)
     collection.lake.write(table, collection.folder("item_texts"), batch, run)
     lengths = [len(text) for text in columns["text"] if text]
     return TextsRendered(
@@ -42,8 +54,23 @@ def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
     )
 
 
-def render_row(definition: CollectionDefinition, row_json: str) -> Iterator[tuple[str, int, str]]:
-    """Vector name, chunk and text of every text of a row; blank texts too."""
+class ItemError(PipelineError):
+    """A row that cannot be rendered, while others can."""
+
+
+def render_row(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str, bytes]]:
+    """Vector name, chunk, text and content hash of every text of a row; blank texts too.
+
+    ItemError if that fails for the row, and does not for a harmless one.
+    """
+    try:
+        return [(*text, content_hash(text[2])) for text in _texts(definition, row_json)]
+    except Exception as error:
+        list(_texts(definition, json.dumps(dict.fromkeys(definition.template_columns, "a plain text"))))
+        raise ItemError(reason_of(error)) from error
+
+
+def _texts(definition: CollectionDefinition, row_json: str) -> Iterator[tuple[str, int, str]]:
     chunking = definition.attributes.chunk
     characters, overlap = (chunking.characters, chunking.overlap) if chunking else (None, 0)
     row = parse_row(row_json)

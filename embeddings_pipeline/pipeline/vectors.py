@@ -1,6 +1,7 @@
 """Vectors that are there already for a batch's texts, and the table in which a run's vectors go to the lake."""
 
 from collections.abc import Container, Mapping
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from psycopg import sql
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
+from embeddings_pipeline.store.vector_range import why_not
 
 
 def vectors_there(collection: Collection, batch: int, *, committed: bool = True) -> dict[bytes, NDArray]:
@@ -17,7 +19,8 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
     committed.
     """
     by_hash: dict[bytes, NDArray] = {}
-    newest = collection.lake.newest(collection.folder("embeddings"), batch)
+    # A vector is its model's and its text's, whatever database it was made for.
+    newest = collection.lake.newest(collection.folder("embeddings"), batch, of_any_database=True)
     if (
         newest
         and newest[1].num_rows
@@ -25,16 +28,25 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
     ):
         vectors = files.vectors_from_arrow(newest[1]["embedding"])
         by_hash.update(zip(newest[1]["content_hash"].to_pylist(), vectors, strict=True))
-    if not committed:
-        return by_hash
     table = collection.model.destination
+    if not committed:
+        return _usable(by_hash, table.storage)
     query = table.statement("embed/vectors_of_batch", batch=sql.Literal(batch))
     with collection.database.connect(autocommit=True) as connection:
         stored = copy_out(
             connection, query, {"content_hash": "bytea16", "embedding": table.storage}, dimension=table.dimension
         )
     by_hash.update(zip((digest.tobytes() for digest in stored["content_hash"]), stored["embedding"], strict=True))
-    return by_hash
+    return _usable(by_hash, table.storage)
+
+
+def _usable(vectors: dict[bytes, NDArray], storage: Literal["halfvec", "vector"]) -> dict[bytes, NDArray]:
+    """Without vectors that cannot be kept, such as an earlier version may have written."""
+    digests = list(vectors)
+    unusable = why_not(np.stack(list(vectors.values())), storage) if vectors else {}
+    for row in unusable:
+        del vectors[digests[row]]
+    return vectors
 
 
 def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDArray]:

@@ -1,41 +1,56 @@
 """The query path: a text in, the nearest items out, never with another model's vectors (rule 6)."""
 
+import json
 import logging
+import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from pgvector import Vector
 from psycopg import sql
+from psycopg.types.json import set_json_loads
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean, unusable
+from embeddings_pipeline.forks import compute
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.destination.base import Destination
-from embeddings_pipeline.store.models import CollectionState, Model, collection_state, current_model
+from embeddings_pipeline.store.models import Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.vector_range import why_not
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.index.faiss_read import FaissIndex
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
+MOST_TIES = 10_000  # texts of one score that FAISS is asked for
 ALL_COMPARED_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload."""
+    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload, `text` that text.
+
+    Numbers of the payload are as the database has them: an int, or a Decimal with every digit.
+    """
 
     item_key: str
     score: float
     item: dict[str, Any]
+    text: str
 
 
 def search(
@@ -69,7 +84,7 @@ def search(
             try:
                 hits = None
                 if index == "faiss" and shadow is None:
-                    hits = _faiss(connection, settings, state, model, name, vector, k)
+                    hits = _faiss(connection, settings, model, name, vector, k)
                 return nearest_items(connection, definition, model, name, vector, k) if hits is None else hits
             except psycopg.errors.UndefinedTable:
                 if attempt + 1 == ATTEMPTS:
@@ -129,7 +144,16 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
 
 def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
     profile = _runnable(definition, settings, model)
-    return load_encoder(profile).encode_queries([query])[0]
+    [vector] = compute(load_encoder(profile).encode_queries, [query])
+    length = np.linalg.norm(vector.astype(np.float64))
+    if not (np.isfinite(length) and length > 0):
+        raise ProfileError(
+            f"collection {definition.name!r}: profile {profile.name!r} gives a vector that is not finite, or zero, for "
+            f"the query {reprlib.repr(query)}: nothing can be compared with it; ask in other words"
+        )
+    if why_not(vector[None, :], model.destination.storage):  # a cosine is the same at any length
+        return (vector / length).astype(np.float32)
+    return vector
 
 
 def _runnable(definition: CollectionDefinition, settings: Settings, model: Model) -> Profile:
@@ -159,13 +183,20 @@ def nearest_items(
 ) -> list[Hit]:
     """The `k` items nearest to a vector of that model, by PostgreSQL."""
     nearest = k * _texts_per_item(definition)
-    with connection.transaction():
+    with connection.transaction(), _exact_cursor(connection) as cursor:
         _search_settings(connection, model.destination, nearest)
         statement = model.destination.statement(
             "search/items", vector_name=sql.Literal(name), type=model.destination.type
         )
-        rows = connection.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
-        return [Hit(item_key, score, payload) for item_key, score, payload in rows]
+        cursor.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
+        return [Hit(*row) for row in cursor]
+
+
+def _exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
+    """A cursor that reads the numbers of JSON with all their digits."""
+    cursor = connection.cursor()
+    set_json_loads(partial(json.loads, parse_float=Decimal), context=cursor)
+    return cursor
 
 
 def nearest_texts(
@@ -196,29 +227,45 @@ def _search_settings(
 def _faiss(
     connection: psycopg.Connection,
     settings: Settings,
-    state: CollectionState,
     model: Model,
     name: str,
     vector: NDArray[np.float32],
     k: int,
 ) -> list[Hit] | None:
-    """The nearest items by FAISS; None if its index is of another model, since it has just been switched."""
+    """The nearest items by FAISS; None if its index is of another model, since it has just been switched, or of a state
+    of another database: text ids mean something else there.
+    """
     from embeddings_pipeline.index.faiss_read import open_index
+    from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 
-    generation = open_index(settings.state_dir / "faiss", model.destination.collection)
-    if (generation.manifest.fingerprint, generation.manifest.epoch) != (model.destination.fingerprint, state.epoch):
+    collection = model.destination.collection
+    generation = open_index(settings.state_dir / "faiss", collection)
+    stands, why = standing(connection, collection, generation.manifest), None
+    if stands is Standing.FOREIGN:
+        why = f"is {why_foreign(connection, generation.manifest)}"
+    elif generation.manifest.fingerprint != model.destination.fingerprint:
+        why = "was built for another model"
+    if why is not None:
         log.warning(
-            "warning: collection %r: the FAISS index was built for another model; PostgreSQL answers until the next "
-            "`embeddings-pipeline sync`",
-            model.destination.collection,
+            "warning: collection %r: the FAISS index %s; PostgreSQL answers until the next `embeddings-pipeline sync`",
+            *(collection, why),
         )
         return None
-    scores, ids = generation.search(name, vector[None, :], 2 * k + 10)
-    cosines = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
-    rows = connection.execute(
-        model.destination.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name}
-    ).fetchall()
+    cosines = _nearest_by_faiss(generation, name, vector, 2 * k + 10)
+    with _exact_cursor(connection) as cursor:
+        cursor.execute(model.destination.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name})
+        hits = [Hit(key, cosines[text_id], payload, text) for text_id, key, payload, text in cursor]
     best: dict[str, Hit] = {}
-    for text_id, item_key, payload in sorted(rows, key=lambda row: -cosines[row[0]]):
-        best.setdefault(item_key, Hit(item_key, cosines[text_id], payload))
+    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.item_key)):
+        best.setdefault(hit.item_key, hit)
     return list(best.values())[:k]
+
+
+def _nearest_by_faiss(generation: "FaissIndex", name: str, vector: NDArray[np.float32], n: int) -> dict[int, float]:
+    """Ids and cosines of the `n` nearest texts, and of as many more as are exactly as near, within MOST_TIES."""
+    while True:
+        scores, ids = generation.search(name, vector[None, :], n)
+        found = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
+        if len(found) < n or n >= MOST_TIES or scores[0][-1] != scores[0][n // 2]:
+            return found
+        n *= 4

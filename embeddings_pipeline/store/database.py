@@ -9,7 +9,6 @@ import atexit
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.server.binaries import server_binaries
 from embeddings_pipeline.store.server.embedded import EmbeddedServer, embedded_server
 
@@ -184,7 +184,7 @@ def _close_pools(one: tuple[int, str, bool] | None = None) -> None:
         pool.close()
 
 
-_mutex = threading.RLock()
+_mutex = ProcessLock()
 
 
 def open_database(settings: Settings) -> Database:
@@ -239,7 +239,7 @@ class _Users:
 
 
 _users: dict[tuple[int, str, bool], _Users] = {}  # as `_pools`
-_users_mutex = threading.RLock()  # taken before `_mutex`, and held until the last user has gone
+_users_mutex = ProcessLock()  # taken before `_mutex`, and held until the last user has gone
 
 
 def join_database(settings: Settings) -> DatabaseUse:

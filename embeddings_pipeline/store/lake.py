@@ -1,6 +1,7 @@
 """The lake: Parquet files, one a batch, asset and run, in a folder or an object store. Files are never overwritten."""
 
 import contextlib
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.definition import batch_key
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, in_project
 from embeddings_pipeline.errors import LakeError
+from embeddings_pipeline.store.models import Identity
+
+log = logging.getLogger(__name__)
 
 SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 
 HASH = pa.binary(16)
 RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
-DEFINITION_HASH = b"definition_hash"  # in the metadata of an item_texts file: what it was rendered with
+DATABASE, EPOCH = b"database", b"epoch"  # in the metadata of a file: what it is of
+DEFINITION_HASH = b"definition_hash"  # in the metadata of a raw_items or item_texts file: what it was made for
+FAILED_ITEMS = b"failed_items"  # there too: items that are not among the rows, as `pipeline.failed` writes them
 ITEM_TEXTS = pa.schema(
     [
         ("item_key", pa.string()),
@@ -67,15 +73,22 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray:
 
 @dataclass(frozen=True)
 class Lake:
-    """`<root>/<collection>/<asset>[/<fingerprint>]/<batch>/<run>.parquet`."""
+    """`<root>/<collection>/<asset>[/<fingerprint>]/<batch>/<run>.parquet`.
+
+    Each file says in its metadata which database it is of (`identity`): two of them may share a lake.
+    """
 
     filesystem: pafs.FileSystem
     root: str
+    identity: Identity | None = None
 
     def write(self, table: pa.Table, folder: str, batch: int, run: str) -> str:
         """Write one file; its path. A second try of the same run gets a name of its own."""
         directory = f"{self.root}/{folder}/{batch_key(batch)}"
         path = f"{directory}/{run}.parquet"
+        if self.identity is not None:
+            of = {DATABASE: self.identity.database.encode(), EPOCH: self.identity.epoch.encode()}
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **of})
         try:
             self.filesystem.create_dir(directory, recursive=True)
             tries = 1
@@ -95,16 +108,41 @@ class Lake:
         return path
 
     def sweep(self, folder: str, batch: int, keep: str) -> None:
-        """Remove the batch's files that nobody needs: more than a day old, neither the newest nor the one named."""
+        """Remove the batch's files that nobody needs: more than a day old, neither the newest nor the one named.
+
+        Another database's stay. Where nothing may be deleted, as under an object lock, all stay, and a warning says so.
+        """
         directory = f"{self.root}/{folder}/{batch_key(batch)}"
-        files = self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True))
-        files = sorted((file for file in files if file.is_file), key=lambda file: file.mtime_ns or 0)
-        for file in files[:-1]:
-            # Far off either way: its clock may have been ahead.
-            old = file.mtime_ns and abs(time.time_ns() - file.mtime_ns) > SWEEP_AFTER_SECONDS * 10**9
-            if old and file.base_name != keep:
-                with contextlib.suppress(FileNotFoundError):  # another run swept it
-                    self.filesystem.delete_file(file.path)
+        try:
+            files = self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True))
+            files = sorted((file for file in files if file.is_file), key=lambda file: file.mtime_ns or 0)
+            for file in files[:-1]:
+                # Far off either way: its clock may have been ahead.
+                old = file.mtime_ns and abs(time.time_ns() - file.mtime_ns) > SWEEP_AFTER_SECONDS * 10**9
+                if old and file.base_name != keep and not self._is_foreign(file.path):
+                    with contextlib.suppress(FileNotFoundError):  # another run swept it
+                        self.filesystem.delete_file(file.path)
+        except OSError as error:
+            _warn_of_leftovers(self.root, _reason(error))
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder of the lake and all that is in it; where that is not allowed, a warning names it."""
+        try:
+            self.filesystem.delete_dir(folder)
+        except OSError as error:
+            log.warning("warning: the lake's folder %s stays, delete it yourself: %s", folder, _reason(error))
+
+    def _is_foreign(self, path: str) -> bool:
+        """Whether a file says that it is of another database; one that is damaged says nothing."""
+        try:
+            metadata = pq.read_schema(path, filesystem=self.filesystem).metadata
+        except (pa.ArrowInvalid, FileNotFoundError):
+            return False
+        return self._foreign(metadata)
+
+    def _foreign(self, metadata: dict[bytes, bytes] | None) -> bool:
+        database = (metadata or {}).get(DATABASE)
+        return self.identity is not None and database not in (None, self.identity.database.encode())
 
     def content_hashes(self, folder: str, batch: int, file: str) -> set[bytes] | None:
         """The content hashes in one file of a batch; None if it is gone or damaged."""
@@ -117,11 +155,15 @@ class Lake:
             raise LakeError(f"the lake cannot be read at {path}: {_reason(error)}; check LAKE_URI") from error
         return set(column.to_pylist())
 
-    def newest(self, folder: str, batch: int, run: str | None = None) -> tuple[str, pa.Table] | None:
+    def newest(
+        self, folder: str, batch: int, run: str | None = None, *, of_any_database: bool = False
+    ) -> tuple[str, pa.Table] | None:
         """Path and content of the batch's newest complete file, of this run if it wrote one; None without any.
 
-        A file that a killed run left unfinished has no footer and is passed over.
+        A file that a killed run left unfinished has no footer and is passed over; so is another database's, unless
+        there is no other and `of_any_database` takes it.
         """
+        foreign: tuple[str, pa.Table] | None = None
         directory = f"{self.root}/{folder}/{batch_key(batch)}"
         try:
             files = self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True))
@@ -131,28 +173,42 @@ class Lake:
         mine = [file for file in files if run and file.base_name.startswith(run)]
         for file in sorted(mine or files, key=lambda file: (file.mtime_ns or 0, file.path), reverse=True):
             try:
-                return file.path, pq.read_table(file.path, filesystem=self.filesystem)
+                table = pq.read_table(file.path, filesystem=self.filesystem)
+                if not self._foreign(table.schema.metadata):
+                    return file.path, table
+                foreign = foreign or (file.path, table)
             except (pa.ArrowInvalid, FileNotFoundError):
                 continue
             except OSError as error:
                 raise LakeError(f"the lake cannot be read at {file.path}: {_reason(error)}; check LAKE_URI") from error
-        return None
+        return foreign if of_any_database else None
 
 
 def open_lake(settings: Settings) -> Lake:
-    """The lake at LAKE_URI, anything that `pyarrow.fs` opens, else the folder `lake` in the state folder."""
+    """The lake at LAKE_URI, a folder (relative to the project's root) or anything that `pyarrow.fs` opens; else the
+    folder `lake` in the state folder.
+    """
     uri = settings.lake_uri
     if not uri:
         return Lake(pafs.LocalFileSystem(), (settings.state_dir / "lake").as_posix())
     try:
         if "://" not in uri:
-            return Lake(pafs.LocalFileSystem(), Path(uri).expanduser().resolve().as_posix())
+            return Lake(pafs.LocalFileSystem(), in_project(Path(uri)).as_posix())
         filesystem, root = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
         raise LakeError(
             f"LAKE_URI {uri!r} cannot be opened: {_reason(error)}; use a folder or s3://bucket/path"
         ) from error
     return Lake(filesystem, root.rstrip("/"))
+
+
+_told_of_leftovers: set[str] = set()  # once a process and lake, and not for each batch
+
+
+def _warn_of_leftovers(root: str, reason: str) -> None:
+    if root not in _told_of_leftovers:
+        _told_of_leftovers.add(root)
+        log.warning("warning: old files of the lake %s stay, since they cannot be deleted: %s", root, reason)
 
 
 def _reason(error: Exception) -> str:

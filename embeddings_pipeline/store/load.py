@@ -27,7 +27,7 @@ from embeddings_pipeline.store.load_types import (
     surely_kept,
 )
 from embeddings_pipeline.store.parquet_file import read_parquet
-from embeddings_pipeline.store.source import table_identifier
+from embeddings_pipeline.store.source_sql import table_identifier
 from embeddings_pipeline.store.sql import load_sql
 
 UPDATED_AT = "updated_at"

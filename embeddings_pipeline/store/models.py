@@ -32,6 +32,21 @@ class CollectionState:
     asked_at: datetime  # when that was so, by the database's clock, as all its times are
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Which database files are of, and which life of a collection's tables in it."""
+
+    database: str
+    epoch: str
+
+
+def collection_identity(connection: psycopg.Connection, collection: str) -> Identity:
+    """What the files of a registered collection are of."""
+    row = connection.execute(load_sql("models/identity"), {"collection": collection}).fetchone()
+    assert row is not None
+    return Identity(*row)
+
+
 def current_model(connection: psycopg.Connection, definition: CollectionDefinition) -> Model | None:
     """The current model of a collection; None if it is not known to the database yet."""
     try:

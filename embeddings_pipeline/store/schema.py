@@ -1,13 +1,13 @@
 """The schema `embeddings` and pgvector: made if they are missing, brought up to date by numbered files."""
 
 import re
-import threading
 
 import psycopg
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.database import Database, database_name, one_line, quoted
 from embeddings_pipeline.store.locks import lock_schema
 from embeddings_pipeline.store.sql import load_sql, schema_versions
@@ -15,18 +15,19 @@ from embeddings_pipeline.store.sql import load_sql, schema_versions
 OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
 
 _current_schemas: set[str] = set()
-_mutex = threading.RLock()
+_mutex = ProcessLock()
 
 
 def ensure_schema(database: Database) -> None:
-    """Make or bring up to date the schema `embeddings`. One round trip if it is current, none the second time.
+    """Make or bring up to date the schema `embeddings`. It is looked at each time, by the process's pool: a database
+    that was restored meanwhile may have an older one, or none.
 
     Writes: the extension `vector` if it is missing, and the files of sql/schema that the database does not have yet, in
     one transaction that several processes may race for. Raises DatabaseError if pgvector is older than 0.7, a right is
     missing, or the schema comes from a newer version of this package, or from one before 0.1.
     """
     with _mutex:
-        if database.url in _current_schemas:
+        if database.url in _current_schemas and _is_current(database):
             return
         with database.connect() as connection:
             try:
@@ -48,6 +49,11 @@ def ensure_schema(database: Database) -> None:
 def forget_schemas() -> None:
     """Let `ensure_schema` look at every database again, as a new process does."""
     _current_schemas.clear()
+
+
+def _is_current(database: Database) -> bool:
+    with database.session() as connection:
+        return _version(connection) == schema_versions()[-1][0]
 
 
 def _version(connection: psycopg.Connection) -> int:

@@ -1,20 +1,28 @@
 """Reading the user's table or query: streamed as a whole, or some items by key. Nothing is ever written to it."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.templates import row_hash
+from embeddings_pipeline.config.templates import row_hash, unreadable_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
+from embeddings_pipeline.store.source_rows import Position, ScannedRow, SourceRow, UpdatedRow, is_key, split_key
+from embeddings_pipeline.store.source_sql import (
+    column_of,
+    columns_of,
+    primary,
+    table_identifier,
+    tables,
+    user_statement,
+)
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 
@@ -35,38 +43,6 @@ SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET I
 SET bytea_output = 'hex'; SET extra_float_digits = 1; SET jit = off; SET default_transaction_read_only = on;
 SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
 """
-
-
-class ScannedRow(NamedTuple):
-    """What a scan keeps of a row."""
-
-    item_key: str
-    row_hash: bytes
-
-
-class Position(NamedTuple):
-    """A place in the order in which rows were updated: what `updated_at` says, as text, and the item's key."""
-
-    updated_at: str
-    item_key: str | None  # None: after all rows of that time
-
-
-class UpdatedRow(NamedTuple):
-    """A row as an incremental read sees it."""
-
-    item_key: str
-    row_hash: bytes | None  # None: it does not meet the collection's `where:`
-    position: Position
-    ahead: bool  # its `updated_at` is later than the source's clock
-
-
-class SourceRow(NamedTuple):
-    """One row of the source, as far as the collection looks at it."""
-
-    item_key: str
-    row_hash: bytes
-    row_json: str  # template columns and payload
-    payload_json: str
 
 
 @dataclass(frozen=True)
@@ -114,19 +90,44 @@ class Source:
             )
         return types
 
-    def scan(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
-        """Every row of the source in one snapshot, in lists of at most 20,000, in no order."""
+    def scan(self, connection: psycopg.Connection, apart: Sequence[str] = ()) -> Iterator[list[ScannedRow]]:
+        """Every row of the source in one snapshot, in lists of at most 20,000, in no order.
+
+        `apart`: keys of rows that could not be read before, which are read by themselves. SourceError if another cannot
+        be read: `scan_by_key` finds which.
+        """
         # Only what is hashed comes over: PostgreSQL leaves the rest of the query out.
         types = self.check(connection)
-        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(self._select(sql.SQL("true"), types))
+        others = sql.SQL("{} <> ALL ({}::text[])").format(self._key, sql.Literal(list(apart)))
+        selected = self._select(others, types, guarded=True) if apart else self._select(sql.SQL("true"), types)
+        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(selected)
         rows: list[ScannedRow] = []
         for item_key, row_json in self._copy(connection, statement, 2):
             rows.append(ScannedRow(item_key, row_hash(item_key, row_json)))
             if len(rows) == ROWS_AT_ONCE:
                 yield rows
                 rows = []
+        rows += [ScannedRow(row.item_key, row.row_hash, row.reason) for row in self.read(connection, apart)]
         if rows:
             yield rows
+
+    def scan_by_key(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
+        """As `scan`, with the rows that cannot be read among the others. SourceError if those are all, or too many."""
+        self._check_statement(connection, self.check(connection))
+        keys = self._keys(connection)
+        readable, failed, example = 0, 0, None
+        for start in range(0, len(keys), ROWS_AT_ONCE):
+            rows = self.read(connection, keys[start : start + ROWS_AT_ONCE])
+            unreadable = [row for row in rows if row.reason is not None]
+            readable, failed = readable + len(rows) - len(unreadable), failed + len(unreadable)
+            example = example or next(iter(unreadable), None)
+            last = start + ROWS_AT_ONCE >= len(keys)
+            if example and (failed > MOST_FAILURES or (last and failed > 1 and not readable)):
+                raise SourceError(
+                    f"{self}: {failed:,} rows of {self._name} cannot be read, and {readable:,} could; the one with the "
+                    f"key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
+                )
+            yield [ScannedRow(row.item_key, row.row_hash, row.reason) for row in rows]
 
     def newest(self, connection: psycopg.Connection) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
@@ -158,23 +159,40 @@ class Source:
                 position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
                 condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
-        where = _statement((self.definition.attributes.source.where or "").strip() or "true")
+        where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
         columns = dict.fromkeys(
             (*self.definition.attributes.source.key, *seen, self.definition.attributes.source.updated_at)
         )
-        statement = sql.SQL(load_sql("source/updated")).format(
+        parts = {
             **order,
-            used=_columns(c for c in columns if c),
-            seen=self._hashed(types),
-            meets=sql.SQL("({}\n)").format(where),
-            condition=condition,
-            limit=sql.Literal(limit),
-        )
-        rows = []
-        for item_key, row_json, updated_at, meets, ahead in self._copy(connection, statement, 5):
-            digest = row_hash(item_key, row_json) if meets == "t" else None
-            rows.append(UpdatedRow(item_key, digest, Position(updated_at, item_key), ahead == "t"))
-        return rows
+            "used": columns_of(c for c in columns if c),
+            "seen": self._hashed(types),
+            "condition": condition,
+            "limit": sql.Literal(limit),
+        }
+        row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(where)
+        statement = sql.SQL(load_sql("source/updated"))
+        try:
+            found = list(self._copy(connection, statement.format(**parts, row_json=row_json, meets=meets), 5))
+        except SourceError as error:
+            if not is_of_data(error.__cause__):
+                raise
+            places = statement.format(**parts, row_json=sql.SQL("''"), meets=sql.SQL("true"))
+            return self._updated_by_key(connection, list(self._copy(connection, places, 5)))
+        return [
+            UpdatedRow(key, row_hash(key, row) if met == "t" else None, Position(updated_at, key), ahead == "t")
+            for key, row, updated_at, met, ahead in found
+        ]
+
+    def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[str, ...]]) -> list[UpdatedRow]:
+        """Rows at these places, each read by its key since one of them cannot be read."""
+        keys = list(dict.fromkeys(key for key, *_ in places))
+        hashes = {row.item_key: row.row_hash for row in self.read(connection, keys)}
+        last = {key: n for n, (key, *_) in enumerate(places)}
+        return [
+            UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead == "t")
+            for n, (key, _, updated_at, _, ahead) in enumerate(places)
+        ]
 
     def _order(self, types: dict[str, str]) -> dict[str, sql.Composable]:
         """The parts of statements that read in the order of updates."""
@@ -185,37 +203,79 @@ class Source:
         clock = "clock_timestamp()" if kind == TIMESTAMPS[0] else "(clock_timestamp() AT TIME ZONE 'UTC' + '14 hours')"
         return {
             "key": self._key,
-            "updated_at": _column(column),
+            "updated_at": column_of(column),
             "type": sql.SQL(kind),
             "clock": sql.SQL(clock),
             "relation": self._relation,
         }
 
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
-        """The rows with these keys, as they are now; those that are gone are missing from the list."""
+        """The rows with these keys, as they are now; those that are gone are missing from the list. A row that cannot
+        be read is in it with the reason.
+        """
         columns = len(self.definition.attributes.source.key)
-        item_keys = [item_key for item_key in item_keys if _is_key(item_key, columns)]
+        item_keys = [item_key for item_key in item_keys if is_key(item_key, columns)]
         if not item_keys:
             return []
         types = self.check(connection)
         try:
-            return self._read(connection, self._with_keys(item_keys, types), types)
+            return self._read(connection, self._select(self._with_keys(item_keys, types), types))
         except SourceError as error:
-            if not isinstance(error.__cause__, psycopg.DataError):
+            if not is_of_data(error.__cause__):
                 raise
-            # A key that the column's type cannot hold: the type was changed. As text it is just not found.
-            return self._read(connection, self._with_keys_as_text(item_keys), types)
+        self._check_statement(connection, types)
+        # Either a row cannot be read, or the column's type, which was changed, cannot hold a key: as text that is just
+        # not found.
+        as_text = not self._can_ask(connection, self._with_keys(item_keys, types))
 
-    def _read(
-        self, connection: psycopg.Connection, condition: sql.Composable, types: dict[str, str]
-    ) -> list[SourceRow]:
-        rows = self._copy(connection, self._select(condition, types), 3)
+        def read(keys: list[str]) -> list[SourceRow]:
+            condition = self._with_keys_as_text(keys) if as_text else self._with_keys(keys, types)
+            return self._read(connection, self._select(condition, types, guarded=True))
+
+        parts, failed = by_halves(read, item_keys, lambda error: is_of_data(error.__cause__))
+        reasons = {key: primary(error.__cause__) for key, error in failed.items()}  # type: ignore[arg-type]
+        unreadable = [SourceRow(key, unreadable_hash(key), "", "", reason) for key, reason in reasons.items()]
+        return [*(row for part in parts for row in part), *unreadable]
+
+    def _read(self, connection: psycopg.Connection, query: sql.Composable) -> list[SourceRow]:
+        rows = self._copy(connection, query, 3)
         return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in rows]
+
+    def _keys(self, connection: psycopg.Connection) -> list[str]:
+        """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
+        where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
+        asked = where if self._can_ask(connection, where) else sql.SQL("true")
+        return [row[0] for row in self._copy(connection, self._asking(asked), 2)]
+
+    def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
+        """SourceError if it fails without any row too: then no row is to blame."""
+        list(self._copy(connection, self._select(sql.SQL("false"), types), 3))
+
+    def _can_ask(self, connection: psycopg.Connection, condition: sql.Composable) -> bool:
+        try:
+            for _ in self._copy(connection, self._asking(condition), 2):
+                pass
+        except SourceError as error:
+            if not is_of_data(error.__cause__):
+                raise
+            return False
+        return True
+
+    def _asking(self, condition: sql.Composable) -> sql.Composed:
+        """The keys of the rows that meet a condition, and nothing else of them."""
+        statement = sql.SQL("SELECT {}, '' FROM {} AS source WHERE ({}\n)")
+        return statement.format(self._key, self._relation, condition)
 
     def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
         """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
         statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
-        with self._errors(connection), connection.cursor() as cursor, cursor.copy(statement) as copy:
+        # The transaction is a savepoint within another, which goes on if this fails.
+        with (
+            self._errors(connection),
+            connection.transaction(),
+            connection.cursor() as cursor,
+            cursor.copy(statement) as copy,
+        ):
             copy.set_types(["text"] * columns)
             for row in copy.rows():
                 item_key = row[0]
@@ -231,16 +291,20 @@ class Source:
                     )
                 yield row
 
-    def _select(self, condition: sql.Composable, types: dict[str, str]) -> sql.Composed:
+    def _select(self, condition: sql.Composable, types: dict[str, str], *, guarded: bool = False) -> sql.Composed:
+        """The rows that meet `where:` and a condition; `guarded`: `where:` is asked of none that does not meet it."""
         config = self.definition.attributes
         if where := (config.source.where or "").strip():
-            condition = sql.SQL("({}\n) AND {}").format(_statement(where), condition)
+            both = "({where}\n) AND {condition}"
+            if guarded:
+                both = "{condition} AND CASE WHEN {condition} THEN ({where}\n) END"
+            condition = sql.SQL(both).format(where=user_statement(where), condition=condition)
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *config.columns)))
         return sql.SQL(load_sql("source/rows")).format(
             key=self._key,
-            used=_columns(dict.fromkeys((*config.source.key, *seen))),
+            used=columns_of(dict.fromkeys((*config.source.key, *seen))),
             seen=self._hashed(types),
-            payload=_columns(config.columns),
+            payload=columns_of(config.columns),
             relation=self._relation,
             condition=condition,
         )
@@ -251,14 +315,14 @@ class Source:
         columns: list[sql.Composable] = []
         for name in dict.fromkeys((*rendered, *self.definition.attributes.columns)):
             function = _WITHOUT_NAN.get(types[name]) if name in rendered else None
-            column = sql.SQL(function or "{}").format(_column(name))
+            column = sql.SQL(function or "{}").format(column_of(name))
             columns.append(sql.SQL("{} AS {}").format(column, sql.Identifier(name)) if function else column)
         return sql.SQL(", ").join(columns)
 
     @property
     def _key(self) -> sql.Composable:
         """The item key as an expression: NULL if any of its columns is."""
-        columns = [_column(column) for column in self.definition.attributes.source.key]
+        columns = [column_of(column) for column in self.definition.attributes.source.key]
         if len(columns) == 1:
             return sql.SQL("{}::text").format(columns[0])
         return sql.SQL("CASE WHEN {} THEN json_build_array({})::text END").format(
@@ -274,9 +338,9 @@ class Source:
             for c, v in zip(columns, values, strict=True)
         ]
         if len(columns) == 1:  # the plain form uses an index if there is one
-            return sql.SQL("{} = ANY ({})").format(_column(columns[0]), arrays[0])
+            return sql.SQL("{} = ANY ({})").format(column_of(columns[0]), arrays[0])
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
-            sql.SQL(", ").join(map(_column, columns)), sql.SQL(", ").join(arrays)
+            sql.SQL(", ").join(map(column_of, columns)), sql.SQL(", ").join(arrays)
         )
 
     def _with_keys_as_text(self, item_keys: Sequence[str]) -> sql.Composed:
@@ -290,7 +354,7 @@ class Source:
             config = self.definition.attributes
             named = dict.fromkeys((*config.source.key, *self.definition.template_columns, *config.columns))
             named |= {config.source.updated_at: None} if config.source.updated_at else {}
-            statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(_columns(named), self._relation)
+            statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(columns_of(named), self._relation)
             described = connection.execute(statement).description or []
         oids = [column.type_code for column in described]
         names = connection.execute("SELECT array_agg(format_type(o, -1)) FROM unnest(%s::oid[]) o", [oids]).fetchone()
@@ -301,7 +365,7 @@ class Source:
         source = self.definition.attributes.source
         if source.table:
             return table_identifier(source.table)
-        return sql.SQL("({}\n)").format(_statement(source.query or ""))
+        return sql.SQL("({}\n)").format(user_statement(source.query or ""))
 
     @property
     def _name(self) -> str:
@@ -330,71 +394,12 @@ class Source:
                 nearest = did_you_mean(source.table, tables(connection))
                 remedy = f"create it (`embeddings-pipeline load FILE --table {source.table}`), or correct"
                 remedy = f"correct{nearest}" if nearest else remedy
-            raise SourceError(f"{self}: {_primary(error)}; {remedy} `source:` in {self._file}") from error
+            raise SourceError(f"{self}: {primary(error)}; {remedy} `source:` in {self._file}") from error
         except psycopg.errors.InsufficientPrivilege as error:
-            raise SourceError(f"{self}: {_primary(error)}; GRANT SELECT on it to the pipeline's role") from error
+            raise SourceError(f"{self}: {primary(error)}; GRANT SELECT on it to the pipeline's role") from error
         except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.DataError) as error:
-            raise SourceError(f"{self}: {_primary(error)}; correct `source:` in {self._file}") from error
+            raise SourceError(f"{self}: {primary(error)}; correct `source:` in {self._file}") from error
         except psycopg.OperationalError as error:
-            raise SourceError(f"{self}: the source cannot be read: {_primary(error)}; try again") from error
+            raise SourceError(f"{self}: the source cannot be read: {primary(error)}; try again") from error
         except psycopg.Error as error:
-            raise SourceError(f"{self}: {_primary(error)}; see `source:` in {self._file}") from error
-
-
-def split_key(item_key: str, columns: int) -> list[str]:
-    """The key columns' values as texts: the inverse of how an item key is made."""
-    return [item_key] if columns == 1 else json.loads(item_key)
-
-
-def _is_key(item_key: str, columns: int) -> bool:
-    """Whether a key of the ledger can be one of the source, whose key columns may have been others before."""
-    if columns == 1:
-        return True
-    try:
-        values = json.loads(item_key)
-    except ValueError:
-        return False
-    return isinstance(values, list) and len(values) == columns and all(isinstance(value, str) for value in values)
-
-
-def table_identifier(name: str) -> sql.Identifier:
-    """`movies`, `schema.movies` or `"odd.name"` as an identifier; the case is kept. SourceError for another shape."""
-    part = r'(?:"(?:[^"]|"")+"|[^".]+)'
-    if not re.fullmatch(rf"{part}(\.{part})?", name) or "\0" in name:
-        raise SourceError(f'{name!r} is not the name of a table: write `movies`, `schema.movies` or `"odd.name"`')
-    parts = re.findall(r'"((?:[^"]|"")+)"|([^".]+)', name)
-    return sql.Identifier(*(quoted.replace('""', '"') or plain for quoted, plain in parts))
-
-
-def tables(connection: psycopg.Connection) -> list[str]:
-    """Tables and views that are not the system's or ours, as `table:` names them."""
-    return [row[0] for row in connection.execute(load_sql("source/tables"))]
-
-
-_TOKEN = re.compile(
-    r"""[eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$
-      | (?P<comment>--[^\n]* | /\*.*?\*/ | \s+) | (?P<semicolon>;) | .""",
-    re.VERBOSE | re.DOTALL,
-)
-
-
-def _statement(text: str) -> sql.SQL:
-    """A query or condition of the user's, without the semicolons that end it; comments may follow those."""
-    end = 0
-    for token in _TOKEN.finditer(text):
-        if not token["comment"] and not token["semicolon"]:
-            end = token.end()
-    return sql.SQL(text[:end])
-
-
-def _columns(names: Iterable[str]) -> sql.Composed:
-    return sql.SQL(", ").join(map(_column, names))
-
-
-def _column(name: str) -> sql.Composed:
-    return sql.SQL("source.{}").format(sql.Identifier(name))
-
-
-def _primary(error: psycopg.Error) -> str:
-    said = error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{said} ({error.diag.message_hint})" if error.diag.message_hint else said
+            raise SourceError(f"{self}: {primary(error)}; see `source:` in {self._file}") from error

@@ -235,7 +235,7 @@ class TestQuarantine:
     def test_list_shows_what_and_why_and_when(self, loaded: Command, bad: str) -> None:
         shown = loaded("quarantine", "list")
         assert shown.returncode == 0 and not shown.stderr
-        assert f"films  {bad[:12]}  item 2, 1 attempts with test, tried again from" in shown.stdout
+        assert f"films  {bad[:12]}  item 2, at encode, 1 attempts with test, tried again from" in shown.stdout
         assert "ValueError: it was refused" in shown.stdout and "Heat" in shown.stdout
         [entry] = json.loads(loaded("quarantine", "list", "--json").stdout)
         assert (entry["collection"], entry["content_hash"], entry["item_key"]) == ("films", bad, "2")
@@ -243,7 +243,7 @@ class TestQuarantine:
     def test_retry_and_clear_take_the_beginning_of_a_hash_or_all(
         self, loaded: Command, database: Database, bad: str
     ) -> None:
-        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts are tried again")
+        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts and items are tried again")
         assert execute(database, "SELECT attempts, next_try <= now() FROM embeddings.quarantine") == [(0, True)]
         assert loaded("quarantine", "clear", "--all").returncode == 0
         assert loaded("quarantine", "list").stdout == "films: nothing is in quarantine\n"

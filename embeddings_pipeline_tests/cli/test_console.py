@@ -1,11 +1,22 @@
-"""What long work shows while it lasts."""
+"""What people are shown: progress, results, help and mistakes."""
 
+import io
+import json
+import os
+import pty
 import re
+import sys
 import time
+from decimal import Decimal
 
+import click
 import pytest
+import typer
 
 from embeddings_pipeline.cli import console
+from embeddings_pipeline.cli.main import app, main
+from embeddings_pipeline.cli.search import print_hit
+from embeddings_pipeline.search.query import Hit
 
 
 def test_in_a_pipe_long_work_says_now_and_then_what_it_does(
@@ -26,3 +37,90 @@ def test_short_work_and_work_for_a_program_say_nothing(capsys: pytest.CaptureFix
         with console.progress_bar("films", show=show) as progress:
             progress("encoding", 1, 1)
     assert capsys.readouterr().err == ""
+
+
+def test_json_has_every_digit_and_an_output_without_letters_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"big": Decimal("12345678901234567890.123456789"), "price": Decimal("12.50"), "title": "Amélie 🎬"}
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+        console.print_json(value)
+        written = raw.getvalue().decode(encoding)
+        assert json.loads(written, parse_float=Decimal) == value
+        assert "Amélie" in written or encoding != "utf-8"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two\nlines\r\tand a tab", "two\\nlines\\r\\tand a tab"),
+        ("\x1b[31mred\x1b[0m\x07", "\\x1b[31mred\\x1b[0m\\x07"),
+        ("\x9b2J clear, \u202eturned, \u2028 \ufeff", "\\x9b2J clear, \\u202eturned, \\u2028 \\ufeff"),
+        ("café à\u00a0la 👩\u200d🚀 e\u0301 नमस्ते", "café à\u00a0la 👩\u200d🚀 e\u0301 नमस्ते"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
+    assert console.printable(text) == shown
+
+
+HIT = Hit("22", 0.3204, {"title": "Fight\nClub", "year": 1999, "note": None, "tags": ["a", "b"]}, "a \x1b text " * 30)
+
+
+def test_a_hit_in_a_pipe_is_one_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_hit(HIT, ["title", "year", "note", "tags"])
+    assert capsys.readouterr().out == "0.320  22  Fight\\nClub · year 1999 · a, b · " + "a \\x1b text " * 30 + "\n"
+
+
+def test_a_hit_on_a_terminal_is_bold_dimmed_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        print_hit(HIT, ["title", "year"])
+        terminal.flush()
+        [line] = os.read(ours, 10_000).decode().splitlines()
+    os.close(ours)
+    assert line.startswith("\x1b[1m0.320  22  Fight\\nClub\x1b[0m\x1b[2m · year 1999 · a")
+    assert len(re.sub(r"\x1b\[\d*m", "", line)) == 60
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        return [one for name, part in command.commands.items() for one in commands(part, (*path, name))]
+    return [(path, command)]
+
+
+@pytest.mark.parametrize(("path", "command"), commands(typer.main.get_command(app)), ids=lambda part: str(part)[:40])
+def test_help_shows_the_text_of_each_parameter(
+    path: tuple[str, ...], command: click.Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", *path, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for parameter in command.params:
+        text = " ".join((getattr(parameter, "help", None) or "").split())
+        assert text, f"{parameter.name} has no help"
+        assert all(word in words for word in text.split()), f"{parameter.name}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["serch"], "error: No such command 'serch'. Did you mean 'search'? (see `embeddings-pipeline --help`)"),
+        (["profile", "swich"], "error: No such command 'swich'. Did you mean 'switch'? (see `embeddings-pipeline pro"),
+        (["search", "-k", "1001", "x"], "error: Invalid value for '-k': 1001 is not in the range 1<=x<=1000. (see `"),
+        (["search"], "error: Missing argument 'QUERY'. (see `embeddings-pipeline search --help`)"),
+        (["sync", "--ful"], "error: No such option '--ful'. Did you mean '--full'? (see `embeddings-pipeline sync --"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    shown = capsys.readouterr().err
+    assert shown.startswith(line) and shown.count("\n") == 1

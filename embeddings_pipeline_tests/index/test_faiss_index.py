@@ -9,7 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
-import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import pytest
 
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.failpoints import at_failpoint
-from embeddings_pipeline.index import faiss_build
+from embeddings_pipeline.index import faiss_build, faiss_read
 from embeddings_pipeline.index.faiss_build import build
-from embeddings_pipeline.index.faiss_read import is_current, open_index, read_manifest
+from embeddings_pipeline.index.faiss_read import open_index, read_manifest
 from embeddings_pipeline.index.parity import check_parity
+from embeddings_pipeline.index.snapshot import TableVersion, table_version
 from embeddings_pipeline.store.destination.table import TableDestination
 from embeddings_pipeline_tests.support.model_tables import (
     FINGERPRINT,
@@ -41,11 +43,6 @@ def table(database):
     table = make_collection(database)
     add_vectors(database, table, unit_vectors(500))
     return table
-
-
-def live(database):
-    with database.connect() as connection:
-        return connection.execute("SELECT fingerprint, epoch, version FROM embeddings.collection").fetchone()
 
 
 def generations(folder):
@@ -97,15 +94,12 @@ def test_vectors_that_are_not_of_length_one_are_ranked_by_cosine(database, folde
 def test_manifest_says_what_the_generation_was_made_from(database, folder, table):
     add_vectors(database, table, unit_vectors(20, seed=3), name="title", first_id=9000)
     manifest = build(database, table, folder)
-    fingerprint, epoch, version = live(database)
     assert read_manifest(folder, "things") == manifest
+    of = (manifest.fingerprint, manifest.database, manifest.epoch, manifest.version, manifest.stamp)
+    with database.connect() as connection:
+        assert table_version(connection, "things") == TableVersion(*of)
     assert (manifest.version, manifest.dimension, manifest.count) == (2, 32, 520)
     assert {name: part.vectors for name, part in manifest.vectors.items()} == {"base": 500, "title": 20}
-    assert is_current(manifest, fingerprint, epoch, version)
-    assert not is_current(manifest, fingerprint, epoch, version + 1)
-    assert not is_current(manifest, fingerprint, uuid.uuid4(), version)
-    assert not is_current(manifest, "another", epoch, version)
-    assert not is_current(None, fingerprint, epoch, version)
 
 
 def test_reading_the_manifest_does_not_import_faiss(database, folder, table):
@@ -174,6 +168,75 @@ def test_opening_is_done_once_a_generation(database, folder, table):
     assert open_index(folder, "things") is not before
 
 
+def watched_hashing(monkeypatch):
+    """The names of the files that are hashed from now on."""
+    hashed: list[str] = []
+    verify = faiss_read._verify
+
+    def watched(path, expected):
+        hashed.append(path.name)
+        verify(path, expected)
+
+    monkeypatch.setattr(faiss_read, "_verify", watched)
+    return hashed
+
+
+def mapped(folder):
+    """The index files below the folder that this process has mapped into its memory."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if ".faiss" in line and str(folder) in line}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
+def test_a_process_maps_the_current_generation_of_each_collection_and_no_other(database, folder, table, monkeypatch):
+    hashed = watched_hashing(monkeypatch)
+    build(database, table, folder)
+    for n in range(12):  # more collections than a small cache would hold
+        shutil.copytree(folder / "things", folder / f"other{n}")
+    names = ["things", *(f"other{n}" for n in range(12))]
+    for name in [*names, *names]:
+        open_index(folder, name)
+    assert len(hashed) == 2 * len(names) and len(mapped(folder)) == len(names)
+    new = build(database, table, folder)
+    for n in range(3):
+        shutil.rmtree(folder / f"other{n}")
+    open_index(folder, "things")
+    assert len(mapped(folder)) == len(names) - 3
+    assert {path.split("/")[-2] for path in mapped(folder / "things")} == {new.generation}
+
+
+def test_threads_that_open_a_new_generation_hash_it_once(database, folder, table, monkeypatch):
+    hashed = watched_hashing(monkeypatch)
+    build(database, table, folder)
+    with ThreadPoolExecutor(8) as threads:
+        opened = list(threads.map(lambda _: open_index(folder, "things"), range(16)))
+    assert sorted(hashed) == ["base.faiss", "base.ids.npy"] and len({id(each) for each in opened}) == 1
+
+
+NFS = """
+import errno, fcntl, os
+flock = fcntl.flock
+def nfs(file, operation):  # flock(2), "NFS details"
+    number = file if isinstance(file, int) else file.fileno()
+    mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    if operation & fcntl.LOCK_EX and mode == os.O_RDONLY or operation & fcntl.LOCK_SH and mode == os.O_WRONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return flock(file, operation)
+fcntl.flock = nfs
+(folder / "things").mkdir(parents=True)
+(folder / "things" / ".building-deadbeef").mkdir()
+for _ in range(2):
+    faiss_build.build(database, table, folder)
+print(sorted(path.name for path in (folder / "things").glob(".building-*")))
+"""
+
+
+def test_a_folder_on_nfs_is_locked_by_a_file_in_it(database, folder, table):
+    assert in_process(NFS, database, folder).communicate()[0] == "[]\n"
+    assert [path.name for path in (folder / "things" / generations(folder)[-1]).iterdir() if path.name == "lock"] == []
+    assert len(generations(folder)) == 2
+
+
 def test_another_model_is_refused(database, folder, table):
     with pytest.raises(VectorIndexError, match="model feed is not the current one"):
         build(database, make_table(fingerprint="feed"), folder)
@@ -197,17 +260,14 @@ def test_an_older_version_never_replaces_a_newer_one(database, folder, table):
     assert read_manifest(folder, "things") == manifest and len(generations(folder)) == 1
 
 
-def test_what_an_earlier_epoch_or_a_lost_future_left_is_replaced(database, folder, table):
+def test_what_an_earlier_epoch_left_is_replaced(database, folder, table):
     with database.connect() as connection:
         connection.execute("UPDATE embeddings.collection SET version = 50")
     build(database, table, folder)
     with database.connect() as connection:
         connection.execute("UPDATE embeddings.collection SET version = 3, epoch = gen_random_uuid()")
     assert build(database, table, folder).version == 3
-    with database.connect() as connection:  # restored from a backup: the same epoch, an earlier version
-        connection.execute("UPDATE embeddings.collection SET version = 2")
-    assert build(database, table, folder).version == 2
-    assert read_manifest(folder, "things").version == 2
+    assert read_manifest(folder, "things").version == 3
 
 
 def test_two_builders_at_once_both_end_well(database, folder, table):

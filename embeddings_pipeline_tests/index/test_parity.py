@@ -31,7 +31,7 @@ def test_parity_counts_both_directions(database, folder, table):
     remove_vectors(database, table, [1, 2])
     assert not check_parity(database, table, opened).comparable  # of another version
     with database.connect() as connection:  # as if a vector had been changed behind the version's back
-        connection.execute("UPDATE embeddings.collection SET version = 1")
+        connection.execute("UPDATE embeddings.collection SET stamp = %s", [opened.manifest.stamp])
     parity = check_parity(database, table, opened)
     assert not parity.ok and (parity.missing_in_index, parity.not_in_table) == (3, 2)
 

@@ -20,7 +20,7 @@ from embeddings_pipeline.pipeline.embed import embed_batches
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.source import Position
+from embeddings_pipeline.store.source_rows import Position
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import committed, definition, execute, run_batch
 
@@ -315,7 +315,7 @@ def test_two_scans_and_a_tick_out_of_order_end_in_the_same_state(database, setti
         run_batch(collection, batch, "run")
 
     class Old(type(collection.source)):  # type: ignore[misc]
-        def scan(self, connection: Any) -> Any:
+        def scan(self, connection: Any, apart: Any = ()) -> Any:
             return iter([old])
 
     collection.ledger.full_scan(Old(collection.source.definition, collection.source.database))  # older than the commit

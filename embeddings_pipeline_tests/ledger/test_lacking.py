@@ -26,7 +26,7 @@ def test_a_model_lacks_texts_without_a_vector_or_with_another_texts_and_no_blank
     execute(database, f"UPDATE {model} SET content_hash = '' WHERE text_id = ({text} = '2')")
     assert lacking(database, collection.fingerprint) == [("1", False, False), ("2", True, False)]
     [(digest,)] = execute(database, "SELECT content_hash FROM embeddings.films_text WHERE item_key = '1'")
-    collection.ledger.quarantine(collection.fingerprint, {digest: ("a text", "too odd")})
+    collection.ledger.quarantine(collection.fingerprint, {digest: ("a text", "too odd")}, step="encode")
     assert lacking(database, collection.fingerprint) == [("1", False, True), ("2", True, False)]
     assert collection.ledger.repair() == 1 and collection.ledger.dirty_items() == {0: 1}
 
@@ -68,6 +68,6 @@ def test_a_poison_text_waits_four_times_as_long_each_time(database: Database, se
     collection = open_collection(definition(), settings)
     waits = []
     for _ in range(6):
-        collection.ledger.quarantine(collection.fingerprint, {b"digest": ("a text", "too odd")})
+        collection.ledger.quarantine(collection.fingerprint, {b"digest": ("a text", "too odd")}, step="encode")
         waits += [row[0] for row in execute(database, "SELECT next_try - now() FROM embeddings.quarantine")]
     assert minutes(waits) == [10, 40, 160, 640, 1440, 1440]

@@ -42,6 +42,39 @@ def test_what_it_writes_for_a_table_of_films_syncs_at_once(database, settings, t
     assert committed(database, "mine")["1"][0].startswith("Film 1 | A long story about film 1.")
 
 
+@pytest.mark.parametrize(
+    ("column", "gone"),
+    [
+        ("deleted_at timestamptz", "now()"),
+        ("archived_at timestamp", "now()"),
+        ("deleted_on date", "now()"),
+        ('"Is_Deleted" boolean', "true"),
+        ("is_archived smallint", "1"),
+        ("status text", "'deleted'"),
+        ("state varchar(20)", "'Archived'"),
+    ],
+)
+def test_what_is_marked_as_gone_is_left_out(database, settings, tmp_path, column, gone):
+    execute(database, f"CREATE TABLE posts (id int PRIMARY KEY, title text, body text, {column})")
+    execute(database, "INSERT INTO posts SELECT n, 'Post ' || n, 'a body' FROM generate_series(1, 4) n")
+    execute(database, f"INSERT INTO posts SELECT n, 'Post ' || n, 'a body', {gone} FROM generate_series(5, 9) n")
+    one = proposed(tmp_path, settings, "posts")
+    assert sync_once(one, settings)[1] == 4
+    assert column.split()[0].strip('"') not in one.attributes.columns
+
+
+def test_several_marks_count_together_and_a_status_of_the_living_is_none(database, settings, tmp_path):
+    execute(
+        database,
+        """CREATE TABLE posts (id int PRIMARY KEY, title text, status text, deleted_at timestamptz, archived_at date);
+           INSERT INTO posts VALUES (1, 'one', 'draft', NULL, NULL), (2, 'two', 'live', now(), NULL),
+               (3, 'three', 'live', NULL, now())""",
+    )
+    one = proposed(tmp_path, settings, "posts")
+    assert one.attributes.source.where == '"deleted_at" IS NULL AND "archived_at" IS NULL'
+    assert "status" in one.attributes.columns and sync_once(one, settings)[1] == 1
+
+
 def test_a_column_of_vectors_is_pointed_out(database, settings):
     execute(database, "CREATE TABLE notes (id int PRIMARY KEY, body text, vec vector(32))")
     execute(database, "INSERT INTO notes VALUES (1, 'a long note about something', NULL)")
@@ -92,7 +125,7 @@ CREATE TABLE "Odd Schema"."Films: ""all"" #1
 yes" ("Primary ""Key"": \u2028x" bigint PRIMARY KEY, "Title: # \nyes" text, "{x}" text, "order" text, "is_Removed" int,
     "Deleted" boolean, "100%" varchar(10), "🎬 é" text);
 INSERT INTO "Odd Schema"."Films: ""all"" #1
-yes" VALUES (1, 'Heat', 'no', 'a word', 1, NULL, 'another', 'third')
+yes" VALUES (1, 'Heat', 'no', 'a word', 0, NULL, 'another', 'third')
 """
 
 
@@ -100,8 +133,8 @@ def test_any_names_are_written_so_that_they_are_read_again(database, settings, t
     execute(database, ODD)
     one = proposed(tmp_path, settings, '"Odd Schema"."Films: ""all"" #1\nyes"')
     assert one.attributes.source.key == ('Primary "Key": \u2028x',)
-    assert set(one.attributes.columns) == {"Title: # \nyes", "{x}", "order", "is_Removed", "100%", "🎬 é"}
-    assert one.attributes.source.where == '"Deleted" IS NOT TRUE'
+    assert set(one.attributes.columns) == {"Title: # \nyes", "{x}", "order", "100%", "🎬 é"}
+    assert one.attributes.source.where == 'coalesce("is_Removed", 0) = 0 AND "Deleted" IS NOT TRUE'
     sync_once(one, settings)
     assert committed(database, "mine")["1"][0] == "Heat | a word | another | third"
 

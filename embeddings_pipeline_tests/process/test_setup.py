@@ -44,6 +44,19 @@ def test_wheel_has_the_package_its_sql_and_nothing_else(wheel: Path) -> None:
     assert {root for root in roots if not root.endswith(".dist-info")} == {"embeddings_pipeline"}
 
 
+def test_a_wheel_never_packs_the_collections_of_who_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("embeddings_pipeline", "sql"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ("pyproject.toml", "README.md", "LICENSE", "dagster.yaml", "compose.yaml", "constraints.txt"):
+        shutil.copy(PROJECT / path, tmp_path / path)
+    (tmp_path / "embeddings_pipeline" / "defs" / "theirs").mkdir()
+    (tmp_path / "embeddings_pipeline" / "defs" / "theirs" / "defs.yaml").write_text("type: nobody's business")
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(tmp_path / build_wheel(str(tmp_path))) as archive:
+        defs = [name for name in archive.namelist() if name.startswith("embeddings_pipeline/defs/")]
+    assert defs == ["embeddings_pipeline/defs/items/defs.yaml"]
+
+
 def test_installed_wheel_finds_its_sql(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

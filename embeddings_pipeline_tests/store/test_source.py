@@ -13,7 +13,9 @@ from psycopg import sql
 from embeddings_pipeline.config.templates import parse_row
 from embeddings_pipeline.errors import PipelineError, SourceError
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.source import ScannedRow, Source, SourceRow, table_identifier
+from embeddings_pipeline.store.source import Source
+from embeddings_pipeline.store.source_rows import ScannedRow, SourceRow
+from embeddings_pipeline.store.source_sql import table_identifier
 from embeddings_pipeline_tests.support.databases import as_role
 from embeddings_pipeline_tests.support.workbench import definition, execute, sync_once
 
@@ -38,7 +40,7 @@ def scanned(source: Source) -> dict[str, bytes]:
     with source.connect() as connection:
         rows = [row for rows in source.scan(connection) for row in rows]
     assert all(isinstance(row, ScannedRow) for row in rows)
-    return dict(rows)
+    return {row.item_key: row.row_hash for row in rows}
 
 
 def read(source: Source, keys: Sequence[str]) -> dict[str, SourceRow]:

@@ -1,6 +1,8 @@
 """Databases for tests: copies of a template where the role may make databases, else one that is emptied each time."""
 
+import subprocess
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
@@ -10,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from embeddings_pipeline.pipeline.canaries import forget_canaries
 from embeddings_pipeline.store.database import Database, database_name
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
+from embeddings_pipeline.store.server.binaries import server_binaries
 
 KEEPER = "tests: the database is in use"  # the session that keeps other test runs out of a database
 
@@ -52,6 +55,18 @@ def dropped(server: Database, name: str) -> None:
     """Drop the database `name` if it is there, whoever is still connected to it."""
     with server.connect(autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def dumped(database: Database, file: Path) -> None:
+    """Back the database up, as its administrator would."""
+    subprocess.run([server_binaries() / "pg_dump", "-Fc", "-f", file, database.url], check=True)
+
+
+def restored(server: Database, database: Database, file: Path) -> None:
+    """The database goes back to what it was when it was backed up."""
+    dropped(server, name_of(database))
+    server.ensure_sibling(name_of(database))
+    subprocess.run([server_binaries() / "pg_restore", "-d", database.url, file], check=True)
 
 
 def kept(database: Database) -> psycopg.Connection:

@@ -18,7 +18,8 @@ from embeddings_pipeline.pipeline.figures import RunFigures
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.source import Source, SourceRow
+from embeddings_pipeline.store.source import Source
+from embeddings_pipeline.store.source_rows import SourceRow
 from embeddings_pipeline_tests.support import databases
 
 PROFILE = {
@@ -138,7 +139,7 @@ def committed(database: Database, name: str = "films") -> dict[str, tuple[str, s
 
 def later(database: Database, seconds: int) -> None:
     """Move what waits for its next try forward, as if time had passed."""
-    for table in ("batch", "quarantine"):
+    for table in ("batch", "quarantine", "quarantined_item"):
         execute(database, f"UPDATE embeddings.{table} SET next_try = next_try - interval '{seconds} s'")
 
 
@@ -168,6 +169,6 @@ class OldSnapshot(Source):
             object.__setattr__(self, "_seen", [row for rows in super().scan(connection) for row in rows])
         return self
 
-    def scan(self, connection: Any) -> Any:
+    def scan(self, connection: Any, apart: Any = ()) -> Any:
         seen: list[SourceRow] = self._seen  # type: ignore[attr-defined]
         return iter([seen])

@@ -21,7 +21,7 @@ from embeddings_pipeline.store.destination import column_checks, column_indexes,
 from embeddings_pipeline.store.destination.base import NORM, Change, Destination, Exchange, Layout, Limits
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange, parse_options
 from embeddings_pipeline.store.destination.table import COLUMNS
-from embeddings_pipeline.store.source import table_identifier
+from embeddings_pipeline.store.source_sql import table_identifier
 from embeddings_pipeline.store.sql import load_sql
 
 HASH_ROW_BYTES = 80  # of a companion table

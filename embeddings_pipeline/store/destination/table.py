@@ -12,7 +12,7 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import ModelChangeError
 from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
-from embeddings_pipeline.store.destination.base import ROW_BYTES, Change, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Change, Destination, Exchange, Layout, Limits
 from embeddings_pipeline.store.destination.indexes import (
     NEW,
     AnnIndex,
@@ -89,7 +89,15 @@ class TableDestination(Destination):
     # --- vectors within a commit ---
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
-        return connection.execute(self.statement("table/delete")).rowcount
+        deleted = connection.execute(self.statement("table/delete")).rowcount
+        if replaced:
+            names = {
+                "collection_name": sql.Literal(self.collection),
+                "model_fingerprint": sql.Literal(self.fingerprint),
+            }
+            unusable = self.statement("table/delete_unusable", norm=sql.SQL(NORM[self.storage]), **names)
+            deleted += connection.execute(unusable).rowcount
+        return deleted
 
     def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
         return connection.execute(self.statement("table/write")).rowcount

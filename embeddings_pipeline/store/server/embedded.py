@@ -24,7 +24,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from urllib.parse import quote
 import psycopg
 
 from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.server.binaries import check_version, server_binaries
 from embeddings_pipeline.store.server.folders import as_user, server_user, socket_folder_of, usable_folder
 
@@ -50,7 +50,7 @@ class EmbeddedServer:
     """This process's use of the server in `folder`. From the first `ensure_running` until `leave` the server stays."""
 
     def __init__(self, folder: Path) -> None:
-        self._mutex = threading.RLock()
+        self._mutex = ProcessLock()
         self._lease: int | None = None
         with _explained(folder):
             self._user = server_user(folder)
@@ -292,7 +292,7 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 _servers: dict[Path, EmbeddedServer] = {}
-_servers_mutex = threading.Lock()
+_servers_mutex = ProcessLock()
 
 
 def embedded_server(folder: Path) -> EmbeddedServer:

@@ -1,0 +1,73 @@
+"""`init`: a project of one's own, for collections that are nobody's but its owner's."""
+
+import importlib.util
+import keyword
+import os
+import re
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embeddings_pipeline.config.definition import COMPONENT_TYPE
+from embeddings_pipeline.errors import ConfigurationError
+
+# As this package has them: from the installed package, or from the checkout.
+SHARED = ("dagster.yaml", "compose.yaml", "constraints.txt")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to make it; it may be there, if it has none of the files.")],
+) -> None:
+    """Make a project of your own: a folder for definitions, Dagster's settings, `.env`, and files for Docker."""
+    folder = folder.expanduser().resolve()
+    name = module_name(folder.name)
+    contents = {path.format(name=name): text for path, text in project_files(name).items()}
+    if there := [path for path in contents if os.path.lexists(folder / path)]:
+        raise ConfigurationError(
+            f"{folder} has {', '.join(there)} already, and nothing was written: name another folder"
+        )
+    try:
+        for path, text in contents.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be written: {error.strerror}; name another folder") from error
+    print(
+        f"{folder}: made. In it, with DATABASE_URL in .env, or an embedded PostgreSQL without:\n"
+        f"  dg scaffold defs {COMPONENT_TYPE} products --table products    # proposes a collection\n"
+        f"  embeddings-pipeline sync                                       # embeds it\n"
+        f"  embeddings-pipeline ui                                         # Dagster, with its sensor and schedules"
+    )
+
+
+def module_name(folder_name: str) -> str:
+    """The name of the project's package: the folder's, as Python takes it, and of no other package's."""
+    name = re.sub(r"[^a-z0-9_]+", "_", folder_name.lower()).strip("_") or "project"
+    if name[0].isdigit() or keyword.iskeyword(name) or importlib.util.find_spec(name) is not None:
+        name = f"project_{name}"
+    return name
+
+
+def project_files(name: str) -> dict[str, str]:
+    """The project's files, by their path in it."""
+    templates = files("embeddings_pipeline") / "project"
+    shared = {path: _shared(path).read_text(encoding="utf-8") for path in SHARED}
+    own = {
+        "pyproject.toml": "pyproject.toml",
+        "workspace.yaml": "workspace.yaml",
+        "Dockerfile": "Dockerfile",
+        ".env": "env",
+        ".gitignore": "gitignore",
+        ".dockerignore": "dockerignore",
+        "{name}/definitions.py": "definitions.py.txt",
+    }
+    made = {path: (templates / file).read_text(encoding="utf-8").replace("NAME", name) for path, file in own.items()}
+    return {**shared, **made, "{name}/__init__.py": "", "{name}/defs/__init__.py": ""}
+
+
+def _shared(path: str) -> Traversable:
+    packaged = files("embeddings_pipeline") / "project" / path
+    return packaged if packaged.is_file() else Path(__file__).resolve().parents[2] / path

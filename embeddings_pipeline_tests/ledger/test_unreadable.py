@@ -1,0 +1,145 @@
+"""Rows that cannot be read are found by their keys, by full and incremental scans, and nothing is gone for that."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import RefusedError, SourceError
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import databases
+from embeddings_pipeline_tests.support.workbench import committed, definition, execute, run_batch, sync_once
+
+
+def make(database: Database, rows: int) -> None:
+    execute(
+        database,
+        """CREATE TABLE films (id bigint PRIMARY KEY, title text, divisor bigint NOT NULL DEFAULT 1, year text,
+               updated_at timestamptz NOT NULL DEFAULT now())""",
+    )
+    execute(database, "CREATE VIEW readable AS SELECT *, 10 / divisor AS number FROM films")
+    execute(
+        database, f"INSERT INTO films (id, title, year) SELECT n, 'Film ' || n, n FROM generate_series(1, {rows}) n"
+    )
+
+
+def films(**source: Any) -> CollectionDefinition:
+    source = {"table": "readable", "key": ["id"], **source}
+    return definition(source=source, columns=["title"], vectors={"base": "{title} {number}"}, items_per_batch=100)
+
+
+def quarantined(collection: Collection) -> list[str]:
+    return sorted(entry.item_key or "" for entry in collection.ledger.quarantine_entries())
+
+
+def test_a_scan_finds_the_rows_and_reads_them_apart_from_then_on(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(database, 50)
+    execute(database, "UPDATE films SET divisor = 0 WHERE id IN (7, 30)")
+    collection, _ = sync_once(films(), settings)
+    assert quarantined(collection) == ["30", "7"] and len(committed(database)) == 48
+    monkeypatch.setattr(type(collection.source), "scan_by_key", None)  # which costs more
+    scan = collection.ledger.full_scan(collection.source)
+    assert (scan.scanned, scan.unchanged, scan.gone, scan.changed) == (50, 50, 0, 0)
+    execute(database, "UPDATE films SET divisor = 2 WHERE id = 7")
+    collection, _ = sync_once(films(), settings, "mended")
+    assert quarantined(collection) == ["30"] and committed(database)["7"][0] == "Film 7 5"
+
+
+def test_a_where_that_fails_for_a_row_is_a_row_that_cannot_be_read(database: Database, settings: Settings) -> None:
+    make(database, 20)
+    execute(database, "UPDATE films SET year = 'n/a' WHERE id = 13")
+    collection, _ = sync_once(films(where="year::int > 5"), settings)
+    assert quarantined(collection) == ["13"]
+    assert set(committed(database)) == {str(n) for n in range(6, 21) if n != 13}
+    scan = collection.ledger.full_scan(collection.source)
+    assert (scan.scanned, scan.unchanged) == (15, 15)
+    execute(database, "UPDATE films SET year = 3 WHERE id = 13")
+    collection, _ = sync_once(films(where="year::int > 5"), settings, "mended")
+    assert quarantined(collection) == [] and len(committed(database)) == 14
+
+
+def test_a_key_of_several_columns_and_a_query_without_an_index(database: Database, settings: Settings) -> None:
+    make(database, 20)
+    execute(database, "UPDATE films SET divisor = 0 WHERE id = 13")
+    query = "SELECT id, title, 10 / divisor AS number, year FROM films"
+    source = {"table": None, "query": query, "key": ["id", "year"]}
+    collection, _ = sync_once(films(**source), settings)
+    assert quarantined(collection) == ['["13", "13"]'] and len(committed(database)) == 19
+
+
+def test_an_incremental_scan_finds_them_and_goes_on(database: Database, settings: Settings) -> None:
+    make(database, 20)
+    one = films(updated_at="updated_at", where="year::int > 0")
+    collection, _ = sync_once(one, settings)
+    collection.ledger.incremental_scan(collection.source)
+    execute(database, "UPDATE films SET divisor = 0, updated_at = now() WHERE id = 13")
+    execute(database, "UPDATE films SET year = 'n/a', updated_at = now() WHERE id = 14")
+    execute(database, "UPDATE films SET title = 'New', updated_at = now() WHERE id = 15")
+    execute(database, "UPDATE films SET year = -1, updated_at = now() WHERE id = 16")
+    scan = collection.ledger.incremental_scan(collection.source)
+    assert (scan.changed, scan.gone, scan.caught_up) == (3, 1, True)
+    run_batch(collection, 0, "again")
+    assert quarantined(collection) == ["13", "14"]
+    assert set(committed(database)) == {str(n) for n in range(1, 21) if n not in (13, 14, 16)}
+    assert committed(database)["15"][0] == "New 10"
+    scan = collection.ledger.incremental_scan(collection.source)
+    assert (scan.changed, scan.gone) == (0, 0)
+
+
+def test_too_many_that_can_no_longer_be_read_are_refused(database: Database, settings: Settings) -> None:
+    make(database, 50)
+    sync_once(films(), settings)
+    execute(database, "UPDATE films SET divisor = 0 WHERE id <= 11")
+    collection = open_collection(films(), settings)
+    with pytest.raises(RefusedError, match=r"11 of 50 items can no longer be read .* key \(\d+\): division by zero"):
+        collection.ledger.full_scan(collection.source)
+    assert collection.ledger.dirty_batches() == [] and len(committed(database)) == 50
+    collection.ledger.full_scan(collection.source, allow_deletes=True)
+    run_batch(collection, 0, "wanted")
+    assert len(committed(database)) == 39 and len(quarantined(collection)) == 11
+
+
+def test_a_source_of_which_no_row_can_be_read_is_at_fault_itself(database: Database, settings: Settings) -> None:
+    make(database, 5)
+    sync_once(films(), settings)
+    execute(database, "UPDATE films SET divisor = 0")
+    with pytest.raises(SourceError, match=r"5 rows of table 'readable' cannot be read, and 0 could; .*by zero"):
+        sync_once(films(), settings, "broken")
+    assert len(committed(database)) == 5
+
+
+def test_a_statement_that_fails_without_any_row_blames_none(database: Database, settings: Settings) -> None:
+    make(database, 1)
+    with pytest.raises(SourceError, match="invalid input syntax for type bigint"):
+        sync_once(films(where="id = 'x'"), settings)
+
+
+@pytest.fixture
+def legacy(server: Database, database: Database, superuser: None) -> Iterator[Database]:
+    """A database that takes any bytes for text."""
+    name = f"{databases.name_of(database)}_legacy"
+    with server.connect(autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    yield replace(server, url=server.ensure_sibling(name))
+    databases.dropped(server, name)
+
+
+def test_bytes_that_are_no_text_are_one_row(database: Database, settings: Settings, legacy: Database) -> None:
+    execute(legacy, "CREATE TABLE films (id bigint PRIMARY KEY, title text)")
+    execute(legacy, r"INSERT INTO films VALUES (1, 'plain'), (77, E'caf\xe9'), (3, 'more')")
+    one = definition(
+        source={"table": "films", "key": ["id"], "url": legacy.url}, columns=["title"], vectors={"base": "{title}"}
+    )
+    collection, _ = sync_once(one, settings)
+    assert set(committed(database)) == {"1", "3"}
+    [entry] = collection.ledger.quarantine_entries()
+    assert (entry.item_key, entry.step) == ("77", "read") and "invalid byte sequence" in entry.reason
+    execute(legacy, r"UPDATE films SET title = 'caf' WHERE id = 77")
+    collection, _ = sync_once(one, settings, "mended")
+    assert set(committed(database)) == {"1", "3", "77"} and quarantined(collection) == []

@@ -1,0 +1,117 @@
+"""The lake: whose files are read and swept, and folders in which nothing may be deleted."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.pipeline.renaming import _rename_in_lake
+from embeddings_pipeline.store.lake import Lake, open_lake
+from embeddings_pipeline.store.models import Identity
+
+TABLE = pa.table({"content_hash": [b"0" * 16]})
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(pafs.LocalFileSystem(), str(tmp_path / "lake"), Identity("ours", "1"))
+
+
+def long_ago(lake: Lake) -> list[str]:
+    """Every file becomes old; their names."""
+    files = sorted(Path(lake.root).rglob("*.parquet"))
+    for n, file in enumerate(files):
+        os.utime(file, (n + 1, n + 1))
+    return [file.name for file in files]
+
+
+def test_a_file_of_another_database_is_neither_read_nor_swept(lake: Lake) -> None:
+    theirs = replace(lake, identity=Identity("theirs", "1"))
+    lake.write(TABLE, "films/item_texts", 0, "a")
+    for run in ("b", "c"):
+        theirs.write(TABLE, "films/item_texts", 0, run)
+    newest = [each.newest("films/item_texts", 0) for each in (lake, theirs)]
+    assert [found and Path(found[0]).name for found in newest] == ["a.parquet", "c.parquet"]
+    lake.write(TABLE, "films/item_texts", 0, "d")
+    long_ago(lake)
+    lake.sweep("films/item_texts", 0, keep="d.parquet")
+    assert long_ago(lake) == ["b.parquet", "c.parquet", "d.parquet"]
+    theirs.sweep("films/item_texts", 0, keep="c.parquet")
+    assert long_ago(lake) == ["c.parquet", "d.parquet"]
+
+
+def test_a_vector_may_be_of_any_database_if_there_is_none_of_ours(lake: Lake) -> None:
+    theirs = replace(lake, identity=Identity("theirs", "1"))
+    theirs.write(TABLE, "films/embeddings/fp", 0, "a")
+    assert lake.newest("films/embeddings/fp", 0) is None
+    path, _ = lake.newest("films/embeddings/fp", 0, of_any_database=True) or ("", None)
+    assert path.endswith("a.parquet")
+    lake.write(TABLE, "films/embeddings/fp", 0, "b")
+    theirs.write(TABLE, "films/embeddings/fp", 0, "c")
+    path, _ = lake.newest("films/embeddings/fp", 0, of_any_database=True) or ("", None)
+    assert path.endswith("b.parquet")
+
+
+def test_files_of_before_the_identities_are_ours(lake: Lake) -> None:
+    replace(lake, identity=None).write(TABLE, "films/item_texts", 0, "a")
+    assert lake.newest("films/item_texts", 0) is not None
+
+
+@pytest.fixture
+def append_only(lake: Lake):
+    """The lake, once `begin` was called, in folders from which nothing can be deleted."""
+    if os.geteuid() != 0 or sys.platform != "linux" or not shutil.which("chattr"):
+        pytest.skip("chattr needs root on Linux")
+
+    def chattr(flag: str) -> int:
+        folders = [lake.root, *(str(path) for path in Path(lake.root).rglob("*") if path.is_dir())]
+        return subprocess.run(["chattr", flag, *folders], capture_output=True, check=False).returncode
+
+    def begin() -> None:
+        if chattr("+a"):
+            pytest.skip("this file system has no chattr +a")
+
+    yield begin
+    chattr("-a")
+
+
+def test_sweeping_where_nothing_may_be_deleted_is_one_warning(lake: Lake, append_only, caplog) -> None:
+    for batch in (0, 1):
+        for run in ("a", "b"):
+            lake.write(TABLE, "films/item_texts", batch, run)
+    names = long_ago(lake)
+    append_only()
+    for batch in (0, 1):
+        lake.sweep("films/item_texts", batch, keep="b.parquet")
+    assert sorted(path.name for path in Path(lake.root).rglob("*.parquet")) == sorted(names)
+    assert [record.getMessage().startswith("warning: old files of the lake") for record in caplog.records] == [True]
+    lake.delete_folder(f"{lake.root}/films")
+    assert "stays, delete it yourself" in caplog.text
+
+
+def test_a_folder_is_relative_to_the_project_wherever_a_command_is_started(tmp_path: Path, monkeypatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere):
+        folder.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(project))
+    monkeypatch.chdir(elsewhere)
+    settings = Settings(lake_uri="data/lake", embeddings_state_dir=Path("data/state"))
+    assert open_lake(settings).root == str(project / "data/lake")
+    assert settings.state_dir == project / "data/state"
+    assert open_lake(Settings(embeddings_state_dir=Path("data/state"))).root == str(project / "data/state/lake")
+
+
+def test_a_collection_is_renamed_though_its_old_files_cannot_be_deleted(lake: Lake, append_only, caplog) -> None:
+    lake.write(TABLE, "films/item_texts", 0, "a")
+    append_only()
+    for _ in range(2):  # a renaming that was killed is repeated
+        _rename_in_lake(lake, "films", "movies")
+        assert lake.newest("movies/item_texts", 0) is not None
+    assert "stays, delete it yourself" in caplog.text
