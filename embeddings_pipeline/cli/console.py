@@ -45,7 +45,7 @@ def chosen_collection(name: str | None) -> "CollectionDefinition":
 
 
 def chosen_collections(name: str | None) -> "list[CollectionDefinition]":
-    """The collection of that name; without a name, each one whose file has no mistake, and the sample if it is alone."""
+    """The collection of that name; without a name, each one whose file has no mistake, the sample only if alone."""
     from embeddings_pipeline.config.loading import without_sample
 
     defined = defined_collections()
