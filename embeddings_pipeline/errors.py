@@ -45,6 +45,17 @@ class StaleRunError(PipelineError):
     """A run worked with a profile that is no longer the current one; its commit was rolled back."""
 
 
+class StaleDefinitionError(PipelineError):
+    """Somebody works with a definition that is not the newest one of its collection; nothing was done.
+
+    `file_changed`: the file that it was read from has another one by now.
+    """
+
+    def __init__(self, message: str, *, file_changed: bool = False) -> None:
+        super().__init__(message)
+        self.file_changed = file_changed
+
+
 class LakeError(PipelineError):
     """The lake cannot be written or read."""
 

@@ -10,9 +10,10 @@ WHERE collection.name = %(collection)s
 
 
 -- name: state
--- Parameter: collection.
+-- A time of the last full scan that is yet to come counts as none: the clock was ahead for a while. Parameter: collection.
 
-SELECT collection.fingerprint, collection.version, collection.epoch::text, scan.full_scan_at
+SELECT collection.fingerprint, collection.version, collection.epoch::text,
+       CASE WHEN scan.full_scan_at <= now() THEN scan.full_scan_at END, now()
 FROM embeddings.collection
 LEFT JOIN embeddings.scan ON scan.collection = collection.name
 WHERE collection.name = %(collection)s

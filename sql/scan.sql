@@ -8,7 +8,8 @@
 SELECT DISTINCT item.batch
 FROM {item} AS item
 LEFT JOIN scan_row AS scan USING (item_key)
-WHERE scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash
+WHERE scan.row_hash IS DISTINCT FROM item.committed_hash
+  AND (scan.row_hash IS DISTINCT FROM item.seen_hash OR item.seen_at > now())
 ORDER BY item.batch;
 
 
@@ -113,9 +114,11 @@ SELECT item_key FROM scan_row ORDER BY item_key
 
 UPDATE {item} AS item
 SET seen_hash = seen.row_hash,
-    -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
-    as_first_seen = false
+    -- Since when it is dirty: another edit does not make it any younger. A time that is yet to come is none: the clock
+    -- was ahead for a while.
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN least(item.seen_at, now())
+                   ELSE now() END,
+    as_first_seen = item.as_first_seen AND seen.row_hash IS NOT DISTINCT FROM item.seen_hash
 FROM (
     SELECT item_key, scan.row_hash
     FROM {item} AS inner_item
@@ -124,4 +127,4 @@ FROM (
 ) AS seen
 WHERE item.item_key = seen.item_key
   AND seen.row_hash IS DISTINCT FROM item.committed_hash
-  AND seen.row_hash IS DISTINCT FROM item.seen_hash;
+  AND (seen.row_hash IS DISTINCT FROM item.seen_hash OR item.seen_at > now());

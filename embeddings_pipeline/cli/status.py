@@ -5,6 +5,7 @@ from typing import Any
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    check_all_defined,
     chosen_collections,
     database_to_read,
     print_json,
@@ -25,9 +26,10 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
         statuses = [empty_status(definition) for definition in collections]
     if as_json:
         print_json(statuses[0] if len(statuses) == 1 else statuses)
-        return
-    for each in statuses:
-        print(_status_text(each))
+    else:
+        for each in statuses:
+            print(_status_text(each))
+    check_all_defined(collection_name)
 
 
 def _status_text(figures: dict[str, Any]) -> str:
@@ -52,6 +54,7 @@ def _status_text(figures: dict[str, Any]) -> str:
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
             f"  pgvector index  {ann}",
             f"  FAISS index     {search}",
+            *([f"  definition      {figures['definition']}"] if figures["definition"] else []),
             f"  database        {database['name']}  (id {database['id']}, epoch {database['epoch']})",
         ]
     )

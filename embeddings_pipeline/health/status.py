@@ -37,6 +37,7 @@ def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
         "pgvector_index": [],
         "faiss": dict(NO_FAISS),
         "last_scan": None,
+        "definition": None,
         "database": None,
     }
 
@@ -70,6 +71,7 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
         "pgvector_index": [asdict(index) for index in indexes],
         "faiss": faiss,
         "last_scan": state.full_scan_at,
+        "definition": ledger.definition_notice(),
         "database": {"name": database.name_and_host, "id": identity.database, "epoch": identity.epoch},
     }
 

@@ -13,6 +13,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError, profile_command
 from embeddings_pipeline.ledger.full_scan import FullScans
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScans
+from embeddings_pipeline.ledger.proposal import Proposals
 from embeddings_pipeline.ledger.work import Work
 from embeddings_pipeline.store.destination.base import Destination, all_there
 from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
@@ -22,11 +23,14 @@ from embeddings_pipeline.store.models import Model, current_model, has_vectors
 from embeddings_pipeline.store.sql import load_sql
 
 
-class Ledger(FullScans, IncrementalScans, Work):
+class Ledger(FullScans, IncrementalScans, Work, Proposals):
     """The ledger of one collection: its parts have a module each, and here it comes into being."""
 
-    def register(self) -> None:
-        """Make the collection's tables if they are missing, and note its definition: what differs becomes dirty."""
+    def register(self, *, redefine: bool = False) -> None:
+        """Make the collection's tables if they are missing, and propose its definition: what differs becomes dirty.
+
+        StaleDefinitionError if a newer one is in force.
+        """
         with self.database.connect(autocommit=True) as connection:
             if not self.tables.are_made(connection):
                 # By itself, and only if needed: even IF NOT EXISTS waits for commits, which wait for the row below.
@@ -35,6 +39,7 @@ class Ledger(FullScans, IncrementalScans, Work):
                     self.tables.create(connection)
             definition = {"collection": self.name, "definition_hash": self.definition.definition_hash}
             connection.execute(load_sql("register/register"), definition)
+            self.propose(connection, redefine=redefine)
             model = current_model(connection, self.definition)
             if model is None:
                 return

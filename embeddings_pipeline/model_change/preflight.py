@@ -208,8 +208,11 @@ def check_contract(collection: Collection, *, now: bool) -> ModelChange:
         )
     if now:
         return change
-    ends = change.swapped_at + timedelta(hours=collection.definition.attributes.model_change.grace_hours)
-    if datetime.now(UTC) < ends:
+    with collection.database.connect(autocommit=True) as connection:
+        row = connection.execute(load_sql("model_change/grace"), {"change": change.id}).fetchone()
+    since, asked_at = row or (change.swapped_at, datetime.now(UTC))
+    ends = since + timedelta(hours=collection.definition.attributes.model_change.grace_hours)
+    if asked_at < ends:
         raise ModelChangeError(
             f"collection {name!r}: the grace period runs until {ends:%Y-%m-%d %H:%M %Z}; until then "
             f"`{profile_command('rollback', name)}` brings {named(change.previous)} back at once. `--now` (in the "

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
+from embeddings_pipeline.config.changed import check_as_read
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, keep_digests, resolve_profile
 from embeddings_pipeline.config.settings import Settings
@@ -96,18 +97,20 @@ class Collection:
         return newest
 
 
-def open_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
+def open_collection(definition: CollectionDefinition, settings: Settings, *, redefine: bool = False) -> Collection:
     """Open the database, register the definition, and find its current model; the first run activates the declared one.
 
-    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5). Raises
-    DatabaseError, SourceError or ProfileError.
+    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5).
+    `redefine`: the definition counts, though a newer one is in force. Raises StaleDefinitionError, DatabaseError,
+    SourceError or ProfileError.
     """
+    check_as_read(definition)
     database = open_database(settings)
     ensure_schema(database)
     with database.session() as connection:
         check_not_being_renamed(connection, definition.name)
     ledger = Ledger(definition, database)
-    ledger.register()
+    ledger.register(redefine=redefine)
     declared, digest = _declared(ledger, settings)
     current = ledger.current()
     if digest and not _is(definition, current, digest):
@@ -120,8 +123,9 @@ def open_collection(definition: CollectionDefinition, settings: Settings) -> Col
 def look_at_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
     """As `open_collection` for what only looks: nothing is written, registered or activated.
 
-    Before a vector is committed the model is the declared one, whose tables may not be there.
+    Before a vector is committed the model is the declared one, whose tables may not be there. StaleDefinitionError.
     """
+    check_as_read(definition)
     is_elsewhere = definition.attributes.source.url is not None  # the source is read, whatever is here
     database = (open_database if is_elsewhere else open_database_to_read)(settings)
     if has_schema(database):

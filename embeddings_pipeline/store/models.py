@@ -29,6 +29,7 @@ class CollectionState:
     version: int
     epoch: str
     full_scan_at: datetime | None
+    asked_at: datetime  # when that was so, by the database's clock, as all its times are
 
 
 @dataclass(frozen=True)

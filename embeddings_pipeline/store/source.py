@@ -131,12 +131,17 @@ class Source:
 
     def newest(self, connection: psycopg.Connection) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
-        statement = sql.SQL(load_sql("source/newest")).format(
-            **self._order(self.check(connection)), overlap=sql.Literal(OVERLAP)
-        )
+        order = self._order(self.check(connection))
+        statement = sql.SQL(load_sql("source/newest")).format(**order, overlap=sql.Literal(OVERLAP))
         with self._errors(connection):
-            row = connection.execute(statement).fetchone()
-        return Position(row[0], "") if row else None
+            return next((Position(at, "") for (at,) in connection.execute(statement)), None)
+
+    def is_ahead(self, connection: psycopg.Connection, position: Position | None) -> bool:
+        """Whether a position is of a time that is yet to come by the source's clock."""
+        order, at = self._order(self.check(connection)), sql.Literal(position.updated_at if position else None)
+        with self._errors(connection):
+            statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
+            return connection.execute(statement).fetchone() == (True,)
 
     def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.

@@ -15,7 +15,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
 from embeddings_pipeline.orchestration.runner import RunFailed
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import open_collection
@@ -217,7 +217,7 @@ def test_a_living_run_that_lost_its_lock_is_left_alone(
         database,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'embeddings-pipeline run%'",
     )
-    assert cancel_dead_runs(instance, database) == []
+    assert cancel_dead_runs(instance, database, RunWatch()) == []
     assert running.wait(timeout=60) == 0
     assert len(committed(database)) == 10
 
