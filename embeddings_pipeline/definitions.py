@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.component import definitions_below
 
@@ -12,5 +13,7 @@ from embeddings_pipeline.orchestration.component import definitions_below
 def defs() -> dg.Definitions:
     settings = load_settings()
     if settings.embeddings_defs_dir is not None:
+        return definitions_below(settings.defs_dir)
+    if read_collections(settings.defs_dir).mistakes:  # of which Dagster would load nothing
         return definitions_below(settings.defs_dir)
     return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

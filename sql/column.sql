@@ -50,6 +50,16 @@ JOIN {destination} AS destination ON {same_as_typed}
 WHERE {norm}(destination.{column}) > 0 AND item.committed_hash IS NULL
 
 
+-- name: adoptable_at_first
+-- The same before the collection has tables of ours. {own_key_json} makes a row of {destination} of an item key;
+-- {same_row_as_typed}: destination and that row have the same key.
+
+SELECT made.item_key
+FROM unnest({item_keys}::text[]) AS made (item_key), jsonb_populate_record(NULL::{destination}, {own_key_json}) AS typed
+JOIN {destination} AS destination ON {same_row_as_typed}
+WHERE {norm}(destination.{column}) > 0
+
+
 -- name: adopted
 -- Vectors that are there already of items that are never committed, and are as they were first seen. number: the item's
 -- place among its keys, from 1.
@@ -252,7 +262,6 @@ SELECT
     pg_has_role(class.relowner, 'USAGE')                                  AS is_owner,
     has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'UPDATE') AS may_write,
     row_security_active(class.oid)                                        AS hides_rows,
-    attribute.attacl IS NOT NULL                                          AS has_grants,
     type.typname                                                          AS type,
     attribute.atttypmod                                                   AS dimension,
     attribute.attnotnull                                                  AS not_null,

@@ -5,8 +5,9 @@ from typing import Any
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    check_all_defined,
     chosen_collections,
-    pipeline_database,
+    database_to_read,
     print_json,
 )
 from embeddings_pipeline.config.settings import load_settings
@@ -14,17 +15,21 @@ from embeddings_pipeline.config.settings import load_settings
 
 def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is there, what is missing, and which model made it."""
-    from embeddings_pipeline.health.status import collection_status
+    from embeddings_pipeline.health.status import collection_status, empty_status
+    from embeddings_pipeline.store.database import was_used
 
-    settings = load_settings()
-    database = pipeline_database(settings)
-    collections = chosen_collections(collection_name)
-    statuses = [collection_status(definition, database, settings) for definition in collections]
+    settings, collections = load_settings(), chosen_collections(collection_name)
+    if was_used(settings):
+        database = database_to_read(settings)
+        statuses = [collection_status(definition, database, settings) for definition in collections]
+    else:
+        statuses = [empty_status(definition) for definition in collections]
     if as_json:
         print_json(statuses[0] if len(statuses) == 1 else statuses)
-        return
-    for each in statuses:
-        print(_status_text(each))
+    else:
+        for each in statuses:
+            print(_status_text(each))
+    check_all_defined(collection_name)
 
 
 def _status_text(figures: dict[str, Any]) -> str:
@@ -49,6 +54,7 @@ def _status_text(figures: dict[str, Any]) -> str:
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
             f"  pgvector index  {ann}",
             f"  FAISS index     {search}",
+            *([f"  definition      {figures['definition']}"] if figures["definition"] else []),
             f"  database        {database['name']}  (id {database['id']}, epoch {database['epoch']})",
         ]
     )

@@ -21,7 +21,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     make_new_run_id,
 )
 from embeddings_pipeline.orchestration.figures import Materialization
-from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, cancel_dead_runs, host_tags
+from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, RunWatch, cancel_dead_runs, process_tags
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
 from embeddings_pipeline.orchestration.names import asset_op_name, job_name, step_of
@@ -67,13 +67,13 @@ class JobRunner:
     @contextmanager
     def others_watched(self) -> Iterator[None]:
         """A run that is killed while ours waits for its place in a pool must not keep us waiting."""
-        done = threading.Event()
-        cancel_dead_runs(self.instance, self.collection.database)
+        done, runs = threading.Event(), RunWatch()
+        cancel_dead_runs(self.instance, self.collection.database, runs)
 
         def watch() -> None:
             while not done.wait(WATCH_SECONDS):
                 with suppress(PipelineError, psycopg.Error, sqlalchemy.exc.SQLAlchemyError):  # until the next round
-                    cancel_dead_runs(self.instance, self.collection.database)
+                    cancel_dead_runs(self.instance, self.collection.database, runs)
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
@@ -92,7 +92,12 @@ class JobRunner:
                 definition,
                 run_id=run_id,
                 run_config={**config, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags={**tags, **host_tags(), SYNC_TAG: "true", REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}"},
+                tags={
+                    **tags,
+                    **process_tags(run_id),
+                    SYNC_TAG: "true",
+                    REPOSITORY_LABEL_TAG: f"__repository__@{LOCATION}",
+                },
             )
             materializations: list[Materialization] = []
             failure: str | None = None

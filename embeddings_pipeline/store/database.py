@@ -224,6 +224,21 @@ def open_database(settings: Settings) -> Database:
     return database
 
 
+def was_used(settings: Settings) -> bool:
+    """Whether the database can hold anything: the embedded one, once it was started; another, as far as is known."""
+    return bool(settings.database_url) or (settings.state_dir / "postgres").is_dir()
+
+
+def open_database_to_read(settings: Settings) -> Database:
+    """As `open_database` for what only looks. DatabaseError if the embedded one was never used; nothing is made."""
+    if was_used(settings):
+        return open_database(settings)
+    raise DatabaseError(
+        f"nothing is there yet: there is no database in {settings.state_dir}; `embeddings-pipeline load FILE` makes "
+        "one and loads a table into it, or set DATABASE_URL"
+    )
+
+
 class DatabaseUse:
     """One of this process's users of a database, from `join_database` until `leave`; the last lets go of it."""
 

@@ -45,6 +45,27 @@ def ensure_schema(database: Database) -> None:
         _current_schemas.add(database.url)
 
 
+def has_schema(database: Database) -> bool:
+    """Whether the schema `embeddings` is there, and of this version. Writes nothing.
+
+    Raises DatabaseError if it is of another version.
+    """
+    with _mutex:
+        if database.url in _current_schemas:
+            return True
+        with database.connect(autocommit=True) as connection:
+            current, newest = _version(connection), schema_versions()[-1][0]
+            _check_known(connection, database, current, newest)
+        if 0 < current < newest:
+            raise DatabaseError(
+                f"{database.name_and_host}: its schema has version {current} and this embeddings-pipeline has "
+                f"{newest}: `embeddings-pipeline sync` brings it up to date"
+            )
+        if current:
+            _current_schemas.add(database.url)
+        return current > 0
+
+
 def forget_schemas() -> None:
     """Let `ensure_schema` look at every database again, as a new process does."""
     _current_schemas.clear()
@@ -67,7 +88,17 @@ def _version(connection: psycopg.Connection) -> int:
 
 def _upgrade(connection: psycopg.Connection, database: Database) -> None:
     current, files = _version(connection), schema_versions()
-    newest = files[-1][0]
+    _check_known(connection, database, current, files[-1][0])
+    _ensure_pgvector(connection, database)
+    connection.execute(load_sql("schema/create"))
+    for version, statements in files:
+        if version > current:
+            connection.execute(statements)
+            connection.execute(load_sql("schema/applied"), {"version": version})
+
+
+def _check_known(connection: psycopg.Connection, database: Database, current: int, newest: int) -> None:
+    """DatabaseError if the schema is newer than this package, or older than the numbered files."""
     if current > newest:
         raise DatabaseError(
             f"{database.name_and_host}: its schema has version {current} and this embeddings-pipeline knows {newest}: "
@@ -79,12 +110,6 @@ def _upgrade(connection: psycopg.Connection, database: Database) -> None:
             f"{database.name_and_host}: its schema `embeddings` was made by a version before 0.1, which this one does "
             f"not read; nothing was changed. To start over and keep what is there: {keep}, then sync"
         )
-    _ensure_pgvector(connection, database)
-    connection.execute(load_sql("schema/create"))
-    for version, statements in files:
-        if version > current:
-            connection.execute(statements)
-            connection.execute(load_sql("schema/applied"), {"version": version})
 
 
 def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None:

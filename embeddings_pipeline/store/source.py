@@ -133,6 +133,13 @@ class Source:
             row = connection.execute(statement).fetchone()
         return Position(row[0], "") if row else None
 
+    def is_ahead(self, connection: psycopg.Connection, position: Position | None) -> bool:
+        """Whether a position is of a time that is yet to come by the source's clock."""
+        order, at = self._order(self.check(connection)), sql.Literal(position.updated_at if position else None)
+        with self._reading(connection):
+            statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
+            return connection.execute(statement).fetchone() == (True,)
+
     def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
@@ -264,10 +271,10 @@ class Source:
             for row in copy.rows():
                 item_key = row[0]
                 if item_key is None:
+                    key = ", ".join(self.definition.attributes.source.key)
                     raise SourceError(
-                        f"{self}: {self._name} has a row whose key "
-                        f"({', '.join(self.definition.attributes.source.key)}) is "
-                        f"NULL, near {row[1][:80]}; give it a key, or leave it out with `where:`"
+                        f"{self}: {self._name} has a row whose key ({key}) is NULL, near {row[1][:80]}; give it a key, "
+                        f"or leave it out with `where:`"
                     )
                 if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
                     raise SourceError(
@@ -355,11 +362,8 @@ class Source:
 
     @property
     def _name(self) -> str:
-        return (
-            f"table {self.definition.attributes.source.table!r}"
-            if self.definition.attributes.source.table
-            else "the query"
-        )
+        table = self.definition.attributes.source.table
+        return f"table {table!r}" if table else "the query"
 
     def __str__(self) -> str:
         return f"collection {self.definition.name!r}"

@@ -134,6 +134,11 @@ def test_a_run_executes_exactly_what_the_plan_printed(
     collection: Collection = request.getfixturevalue(destination)
     if setting.isdecimal():
         execute(collection.database, f"ALTER TABLE segments SET (toast_tuple_target = {setting})")
+    execute(collection.database, "GRANT SELECT ON ALL TABLES IN SCHEMA embeddings TO PUBLIC")
+    view = collection.model.destination.tables.view.as_string(None)
+    execute(collection.database, f"ALTER VIEW {view} SET (security_barrier = true)")
+    if destination == "adopted":
+        execute(collection.database, "GRANT SELECT (embedding) ON segments TO PUBLIC")
     printed: dict[str, list[str]] = {}
     for step in plan(collection, candidate_profile(collection, profile)):
         printed.setdefault(step.phase, []).append(step.statement)
