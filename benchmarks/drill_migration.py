@@ -3,9 +3,10 @@
 python benchmarks/drill_migration.py [--rows 200000] [--current 1536] [--candidate 384] [--index ivfflat] [--adopted]
                                      [--alone] [--keep]
 
-No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right answer under
-each model, its own row at a cosine of 1. Every answer is looked at. Before the others begin, and while they rest, the
-steps that exclude anybody are taken by themselves. One line of JSON at the end.
+The readers are roles that may only read: the library with `SELECT` on the tables, the foreign program with `SELECT` on
+the view alone. No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right
+answer under each model, its own row at a cosine of 1. Every answer is looked at. Before the others begin, and while
+they rest, the steps that exclude anybody are taken by themselves. One line of JSON at the end.
 
 `--adopted`: the vectors are in a column of the source table itself, with an index of the user's own, and the foreign
 program asks that table. `--alone`: nobody else works, for the times of the phases by themselves.
@@ -46,6 +47,14 @@ from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.database import open_database
 
 TOPICS, SUBTOPICS, PARTS = 200, 50, 4096
+READERS = {"library": "drill_library", "foreign": "drill_reader"}  # worker → its role in the database
+RIGHTS = """
+CREATE ROLE drill_library LOGIN;
+CREATE ROLE drill_reader LOGIN;
+GRANT USAGE ON SCHEMA embeddings TO drill_library, drill_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA embeddings TO drill_library;
+GRANT SELECT ON {shown} TO drill_reader
+"""
 RIGHT = 0.99  # cosine of a row's own text; of the next best it is 0.9
 AGAIN = ("EMB01", "22000", "0A000", "42804", "42P01")  # what the docs tell other programs to try again on
 REST = "rest"
@@ -121,7 +130,7 @@ def definition(current: int, candidate: int, index: str, adopted: bool) -> Colle
                 "columns": ["title"],
                 "vectors": {"base": "{title}"},
                 "profiles": {"second": other},
-                "migration": {"grace_hours": 24},
+                "model_change": {"grace_hours": 24},
             }
         )
     )
@@ -141,6 +150,9 @@ def work(role: str, one: CollectionDefinition, rows: int) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     settings, chance = load_settings(), random.Random(role)
+    if role in READERS:
+        url = open_database(settings).url.replace("//postgres@", f"//{READERS[role]}@", 1)
+        settings = settings.model_copy(update={"database_url": url})
     took: dict[str, list[float]] = {}
     failed: list[str] = []
     wrong: list[str] = []
@@ -325,6 +337,8 @@ def drill(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from embeddings_pipeline.index.pgvector import ensure_index
 
     ensure_index(collection.database, collection.model.destination, one.attributes.index, ["base"])
+    with open_database(settings).connect() as connection:
+        connection.execute(RIGHTS.format(shown="films" if arguments.adopted else "embeddings.items"))
     say(f"{arguments.rows:,} rows committed and indexed")
     locks = Locks(settings)
     found: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.component import definitions_below
 from embeddings_pipeline.orchestration.housekeeping import build_housekeeping
@@ -12,7 +13,7 @@ from embeddings_pipeline.orchestration.housekeeping import build_housekeeping
 @dg.definitions
 def defs() -> dg.Definitions:
     settings = load_settings()
-    if settings.embeddings_defs_dir is not None:
+    if settings.embeddings_defs_dir is not None or read_collections(settings.defs_dir).mistakes:
         collections = definitions_below(settings.defs_dir)
     else:
         collections = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

@@ -45,6 +45,17 @@ class StaleRunError(PipelineError):
     """A run worked with a profile that is no longer the current one; its commit was rolled back."""
 
 
+class StaleDefinitionError(PipelineError):
+    """Somebody works with a definition that is not the newest one of its collection; nothing was done.
+
+    `file_changed`: the file that it was read from has another one by now.
+    """
+
+    def __init__(self, message: str, *, file_changed: bool = False) -> None:
+        super().__init__(message)
+        self.file_changed = file_changed
+
+
 class LakeError(PipelineError):
     """The lake cannot be written or read."""
 
@@ -58,6 +69,11 @@ def did_you_mean(word: str, known: Any) -> str:
     by_lower = {str(name).lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+
+
+def profile_command(words: str, collection: str) -> str:
+    """A command of `profile` that works whichever other collections there are."""
+    return f"embeddings-pipeline profile {words} --collection {collection}"
 
 
 def unusable(argument: str, value: object, may_be: str) -> ConfigurationError:

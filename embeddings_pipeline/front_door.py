@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.loading import find_collection, load_collections
+from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import DatabaseError, unusable
 from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.database import Database, DatabaseUse, join_database
 from embeddings_pipeline.store.retry import what_it_says
-from embeddings_pipeline.store.schema import ensure_schema
+from embeddings_pipeline.store.schema import has_schema
 
 if TYPE_CHECKING:
     from embeddings_pipeline.orchestration.sync import SyncResult
@@ -88,7 +88,7 @@ class CollectionClient:
         from embeddings_pipeline.health.status import collection_status
 
         with self._database() as database:
-            ensure_schema(database)
+            has_schema(database)
             return collection_status(self.definition, database, self.settings)
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ def open_collection(
 
     What is left out comes from the environment and `.env`, as on the command line: `defs_dir`, the folder with the
     `defs.yaml` files (EMBEDDINGS_DEFS_DIR); `state_dir` (EMBEDDINGS_STATE_DIR); `database_url` (DATABASE_URL). Nothing
-    is connected to yet. Raises ConfigurationError if there is no such collection or a `defs.yaml` has a mistake.
+    is connected to yet. Raises ConfigurationError if there is no such collection or its `defs.yaml` has a mistake.
     """
     if name is not None and not isinstance(name, str):
         raise unusable("name", name, "the name of a collection, or None for the only one")
@@ -150,4 +150,4 @@ def open_collection(
         "database_url": database_url,
     }
     settings = load_settings().model_copy(update={key: value for key, value in given.items() if value is not None})
-    return CollectionClient(find_collection(load_collections(settings.defs_dir), name), settings)
+    return CollectionClient(read_collections(settings.defs_dir).find(name), settings)

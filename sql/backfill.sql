@@ -20,11 +20,14 @@ ORDER BY batch.batch
 -- name: texts
 -- The texts of a batch that are to have a vector; whether they have it in this model; and whether quarantine keeps them
 -- from being tried now. OFFSET 0 and LIMIT 1: from the batch's rows on, each by its key, though the tables are new and the
--- planner knows nothing of them. Parameters: collection, fingerprint, batch, attempts.
+-- planner knows nothing of them. Parameters: collection, fingerprint, batch, attempts, longest_text
+-- (the longest wait of a text in quarantine).
 
 SELECT
     text.id, text.item_key, text.vector_name, text.chunk, text.content_hash, text.text, vector.text_id IS NOT NULL,
-    quarantine.content_hash IS NOT NULL AND NOT (quarantine.attempts < %(attempts)s AND quarantine.next_try <= now())
+    quarantine.content_hash IS NOT NULL
+        AND (quarantine.attempts >= %(attempts)s
+             OR quarantine.next_try > now() AND quarantine.next_try <= now() + %(longest_text)s::interval)
 FROM {item} AS item
 CROSS JOIN LATERAL (SELECT * FROM {text} AS text WHERE text.item_key = item.item_key AND NOT text.blank OFFSET 0) AS text
 LEFT JOIN LATERAL (SELECT text_id FROM {written} AS vector WHERE vector.text_id = text.id LIMIT 1) AS vector ON true

@@ -7,7 +7,7 @@
 --                           its aliases; {key_columns}: made from the user's; {first_key}: the first of the user's
 -- {key_json}                makes a row of {hash} of an item key
 -- {same_row}                destination and hash have the same key; {same_as_typed}: destination and typed
--- {text_index}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
+-- {primary_key}, {key_index}, {index}, {method}, {operator_class}, {parameters}   of indexes
 -- {made}                    the statement that selects what is written: `committed`, `backfilled` or `backfilled_layer`
 -- {layer}, {on_commit}, {setting}, {change}      of a backfill: see there
 -- {previous}                the previous model's column
@@ -48,6 +48,16 @@ LEFT JOIN {item} AS item USING (item_key),
      jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
 JOIN {destination} AS destination ON {same_as_typed}
 WHERE {norm}(destination.{column}) > 0 AND item.committed_hash IS NULL
+
+
+-- name: adoptable_at_first
+-- The same before the collection has tables of ours. {own_key_json} makes a row of {destination} of an item key;
+-- {same_row_as_typed}: destination and that row have the same key.
+
+SELECT made.item_key
+FROM unnest({item_keys}::text[]) AS made (item_key), jsonb_populate_record(NULL::{destination}, {own_key_json}) AS typed
+JOIN {destination} AS destination ON {same_row_as_typed}
+WHERE {norm}(destination.{column}) > 0
 
 
 -- name: adopted
@@ -100,8 +110,15 @@ CREATE TABLE IF NOT EXISTS {hash} AS
 SELECT 0::bigint AS text_id, ''::bytea AS content_hash, {key_columns} FROM {destination} AS destination WITH NO DATA
 
 
--- name: create_text_index
-CREATE UNIQUE INDEX IF NOT EXISTS {text_index} ON {hash} (text_id)
+-- name: create_primary_key
+-- In a publication FOR ALL TABLES nothing can be updated or deleted in a table without one. ADD knows no IF NOT EXISTS.
+-- {hash_name}: the table's name, as a text.
+
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_index WHERE indrelid = {hash_name}::regclass AND indisprimary) THEN
+        ALTER TABLE {hash} ADD CONSTRAINT {primary_key} PRIMARY KEY (text_id);
+    END IF;
+END $$
 
 
 -- name: create_key_index
@@ -244,7 +261,7 @@ SELECT
       AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = class.oid) AS is_table,
     pg_has_role(class.relowner, 'USAGE')                                  AS is_owner,
     has_table_privilege(class.oid, 'SELECT') AND has_table_privilege(class.oid, 'UPDATE') AS may_write,
-    attribute.attacl IS NOT NULL                                          AS has_grants,
+    row_security_active(class.oid)                                        AS hides_rows,
     type.typname                                                          AS type,
     attribute.atttypmod                                                   AS dimension,
     attribute.attnotnull                                                  AS not_null,

@@ -158,13 +158,15 @@ WHERE collection = %(collection)s AND batch = %(batch)s
 
 
 -- name: raise_version
--- The commit's last statement: no row, and so a rollback, if another model has become the current one. And the file
--- of the current model's vectors. Parameters: collection, batch, fingerprint, changed, file.
+-- The commit's last statement: no row, and so a rollback, if another model has become the current one, or another
+-- definition has come into force. And the file of the current model's vectors.
+-- Parameters: collection, batch, fingerprint, outcome_hash (NULL: any), changed, file.
 
 WITH raised AS (
     UPDATE embeddings.collection
     SET version = version + %(changed)s::boolean::integer
     WHERE name = %(collection)s AND fingerprint = %(fingerprint)s
+      AND coalesce(outcome_hash = %(outcome_hash)s::bytea, true)
     RETURNING version
 ), filed AS (
     INSERT INTO embeddings.backfill (collection, fingerprint, batch, complete, file)

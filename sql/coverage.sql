@@ -74,12 +74,14 @@ LIMIT %(limit)s
 
 
 -- name: freshness
--- Since when the longest-waiting change has waited, and when the source was last read. Parameter: collection.
+-- Since when the longest-waiting change has waited, when the source was last read, and the time. What is yet to come
+-- counts as none: the clock was ahead for a while. Parameter: collection.
 
 SELECT
-    (SELECT min(seen_at) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash),
-    scan.full_scan_at,
-    scan.read_at
+    (SELECT min(seen_at) FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash AND seen_at <= now()),
+    CASE WHEN scan.full_scan_at <= now() THEN scan.full_scan_at END,
+    CASE WHEN scan.read_at <= now() THEN scan.read_at END,
+    now()
 FROM embeddings.collection
 LEFT JOIN embeddings.scan ON scan.collection = collection.name
 WHERE collection.name = %(collection)s

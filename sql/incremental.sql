@@ -30,7 +30,8 @@ FROM (SELECT) AS always LEFT JOIN embeddings.scan ON scan.collection = %(collect
 UPDATE {item} AS item
 SET seen_hash = scan.row_hash,
     -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN least(item.seen_at, now())
+                   ELSE now() END,
     as_first_seen = false
 FROM scan_row AS scan
 WHERE item.item_key = scan.item_key AND item.batch = ANY (%(batches)s::bigint[])

@@ -100,6 +100,19 @@ WHERE batch.collection = %(collection)s AND batch.committed_at IS NOT NULL AND b
 UPDATE embeddings.model_change SET gate = %(gate)s WHERE id = %(id)s
 
 
+-- name: grace
+-- Since when the grace period runs, and the time. If that is yet to come, the clock was ahead for a while, and it runs
+-- from now on. Parameter: change.
+
+WITH mended AS (
+    UPDATE embeddings.model_change SET swapped_at = now() WHERE id = %(change)s AND swapped_at > now()
+    RETURNING swapped_at
+)
+SELECT coalesce((SELECT swapped_at FROM mended), swapped_at), now()
+FROM embeddings.model_change
+WHERE id = %(change)s
+
+
 -- name: open
 -- The open model change, and its two models as one statement sees them; the shadow model is the candidate before the
 -- swap, and the previous model after it. Parameter: collection.

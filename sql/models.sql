@@ -10,9 +10,10 @@ WHERE collection.name = %(collection)s
 
 
 -- name: state
--- Parameter: collection.
+-- A time of the last full scan that is yet to come counts as none: the clock was ahead for a while. Parameter: collection.
 
-SELECT collection.fingerprint, collection.version, collection.epoch::text, scan.full_scan_at
+SELECT collection.fingerprint, collection.version, collection.epoch::text,
+       CASE WHEN scan.full_scan_at <= now() THEN scan.full_scan_at END, now()
 FROM embeddings.collection
 LEFT JOIN embeddings.scan ON scan.collection = collection.name
 WHERE collection.name = %(collection)s
@@ -24,6 +25,14 @@ WHERE collection.name = %(collection)s
 SELECT identity.id::text, collection.epoch::text
 FROM embeddings.collection, embeddings.database_identity AS identity
 WHERE collection.name = %(collection)s
+
+
+-- name: has_vectors
+-- Whether a vector is committed. Parameter: collection.
+
+SELECT version > 0 AND EXISTS (SELECT FROM embeddings.batch WHERE collection = name AND committed_at IS NOT NULL)
+FROM embeddings.collection
+WHERE name = %(collection)s
 
 
 -- name: shadows

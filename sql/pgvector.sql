@@ -16,6 +16,12 @@ SELECT
     )
 
 
+-- name: removal
+-- What the removal of an index that is not valid needs: an end, if it has to wait for others. Parameter: milliseconds.
+
+SELECT set_config('lock_timeout', '0', false), set_config('statement_timeout', %(milliseconds)s::text, false)
+
+
 -- name: waits_for
 -- The transaction that a concurrent index build waits for. Parameters: pid, of the session that builds, and seconds: a
 -- transaction that has been open for less ends by itself, as those of the program itself do, and is not worth a word.

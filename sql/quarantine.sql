@@ -25,7 +25,8 @@ SET row_hash = excluded.row_hash, step = excluded.step, reason = excluded.reason
     attempts = CASE WHEN item.row_hash <> excluded.row_hash THEN 1 ELSE item.attempts + 1 END,
     next_try = now() + CASE WHEN item.row_hash <> excluded.row_hash THEN %(first)s::interval
                             ELSE least(%(longest)s::interval, %(first)s::interval * 4 ^ least(item.attempts, 10)) END
-WHERE item.row_hash <> excluded.row_hash OR item.attempts < %(attempts)s AND item.next_try <= now()
+WHERE item.row_hash <> excluded.row_hash OR item.attempts < %(attempts)s
+   AND NOT (item.next_try > now() AND item.next_try <= now() + %(longest)s::interval)
 
 
 -- name: mended_items
@@ -38,13 +39,15 @@ WHERE item.collection = %(collection)s AND item.item_key = decided.item_key AND 
 
 
 -- name: waiting_items
--- Items of a batch that could not be stored, and are not to be tried now. Parameters: collection, batch, attempts.
+-- Items of a batch that could not be stored, and are not to be tried now. Parameters: collection, batch, attempts,
+-- longest (wait).
 
 SELECT quarantined.item_key, quarantined.row_hash, quarantined.reason
 FROM embeddings.quarantined_item AS quarantined
 JOIN {item} AS item USING (item_key)
 WHERE quarantined.collection = %(collection)s AND item.batch = %(batch)s AND quarantined.step = 'store'
-  AND NOT (quarantined.attempts < %(attempts)s AND quarantined.next_try <= now())
+  AND (quarantined.attempts >= %(attempts)s
+       OR quarantined.next_try > now() AND quarantined.next_try <= now() + %(longest)s::interval)
 
 
 -- name: unreadable
@@ -54,13 +57,14 @@ SELECT item_key FROM embeddings.quarantined_item WHERE collection = %(collection
 
 
 -- name: among
--- Which of these texts are in quarantine. Parameters: collection, fingerprint, content_hashes, attempts, and
--- waiting: only those that are not to be tried now.
+-- Which of these texts are in quarantine. Parameters: collection, fingerprint, content_hashes, attempts, longest (wait),
+-- and waiting: only those that are not to be tried now.
 
 SELECT content_hash
 FROM embeddings.quarantine
 WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(content_hashes)b)
-  AND NOT (%(waiting)s AND attempts < %(attempts)s AND next_try <= now())
+  AND NOT (%(waiting)s AND attempts < %(attempts)s
+           AND NOT (next_try > now() AND next_try <= now() + %(longest)s::interval))
 
 
 -- name: batches

@@ -6,8 +6,72 @@
 
 INSERT INTO embeddings.collection (name, definition_hash)
 VALUES (%(collection)s, %(definition_hash)s)
-ON CONFLICT (name) DO UPDATE SET definition_hash = excluded.definition_hash
-WHERE collection.definition_hash <> excluded.definition_hash
+ON CONFLICT DO NOTHING
+
+
+-- name: in_force
+-- The definition in force, what this place proposed last, whether that was lately, and whether any place has proposed
+-- this one. Parameters: collection, place, outcome_hash.
+
+SELECT collection.outcome_hash, here.outcome_hash,
+       coalesce(here.proposed_at BETWEEN now() - interval '1 day' AND now(), false),
+       EXISTS (SELECT FROM embeddings.proposed_definition AS proposed
+               WHERE proposed.collection = collection.name AND proposed.outcome_hash = %(outcome_hash)s)
+FROM embeddings.collection
+LEFT JOIN embeddings.proposed_definition AS here ON here.collection = collection.name AND here.place = %(place)s
+WHERE collection.name = %(collection)s
+
+
+-- name: lock
+-- Nobody else proposes a definition until the transaction ends. Parameter: collection.
+
+SELECT FROM embeddings.collection WHERE name = %(collection)s FOR NO KEY UPDATE
+
+
+-- name: propose
+-- Parameters: collection, definition_hash, outcome_hash.
+
+UPDATE embeddings.collection SET definition_hash = %(definition_hash)s, outcome_hash = %(outcome_hash)s
+WHERE name = %(collection)s
+  AND (definition_hash <> %(definition_hash)s OR outcome_hash IS DISTINCT FROM %(outcome_hash)s)
+
+
+-- name: proposed
+-- Places that have not been heard of for a season are forgotten. Parameters: collection, place, outcome_hash.
+
+WITH forgotten AS (
+    DELETE FROM embeddings.proposed_definition
+    WHERE collection = %(collection)s AND place <> %(place)s AND proposed_at < now() - interval '90 days'
+)
+INSERT INTO embeddings.proposed_definition (collection, place, outcome_hash)
+VALUES (%(collection)s, %(place)s, %(outcome_hash)s)
+ON CONFLICT (collection, place) DO UPDATE SET outcome_hash = excluded.outcome_hash, proposed_at = now()
+
+
+-- name: by_whom
+-- Where the definition in force comes from. Parameter: collection.
+
+SELECT place, proposed_at
+FROM embeddings.proposed_definition AS proposed
+JOIN embeddings.collection ON collection.name = proposed.collection AND collection.outcome_hash = proposed.outcome_hash
+WHERE collection.name = %(collection)s
+ORDER BY proposed_at DESC
+LIMIT 1
+
+
+-- name: aside
+-- Parameters: collection, place, reason.
+
+UPDATE embeddings.proposed_definition SET aside = %(reason)s, aside_at = now()
+WHERE collection = %(collection)s AND place = %(place)s
+
+
+-- name: who_is_aside
+-- Processes that stepped aside within the last minute: why. Parameter: collection.
+
+SELECT DISTINCT aside FROM embeddings.proposed_definition
+WHERE collection = %(collection)s AND aside_at BETWEEN now() - interval '1 minute' AND now()
+ORDER BY aside
 
 
 -- name: activate

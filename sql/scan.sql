@@ -8,7 +8,8 @@
 SELECT DISTINCT item.batch
 FROM {item} AS item
 LEFT JOIN scan_row AS scan USING (item_key)
-WHERE scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash
+WHERE scan.row_hash IS DISTINCT FROM item.committed_hash
+  AND (scan.row_hash IS DISTINCT FROM item.seen_hash OR item.seen_at > now())
 ORDER BY item.batch;
 
 
@@ -76,16 +77,15 @@ WHERE item.committed_hash IS NOT NULL
 
 -- name: pending
 -- The keys that a sync would look at: new, different from what is committed, or rendered with another definition.
--- Parameters: collection, everything.
+-- Parameters: collection, definition_hash, everything.
 
 SELECT scan.item_key
 FROM scan_row AS scan
 LEFT JOIN {item} AS item USING (item_key)
 LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
-LEFT JOIN embeddings.collection ON collection.name = %(collection)s
 WHERE %(everything)s
    OR item.committed_hash IS DISTINCT FROM scan.row_hash
-   OR batch.definition_hash IS DISTINCT FROM collection.definition_hash
+   OR batch.definition_hash IS DISTINCT FROM %(definition_hash)s
 ORDER BY scan.item_key
 
 
@@ -102,15 +102,23 @@ CREATE UNIQUE INDEX scan_row_key ON scan_row (item_key);
 ANALYZE scan_row;
 
 
+-- name: staged_keys
+-- What a scan saw, where there is nothing yet to compare it with. No placeholders.
+
+SELECT item_key FROM scan_row ORDER BY item_key
+
+
 -- name: suspect
 -- Writes what the scan saw of one batch, under the batch's lock. If it is what is committed, nothing is written:
 -- a scan only suspects, and never makes an item clean. Parameter: batch.
 
 UPDATE {item} AS item
 SET seen_hash = seen.row_hash,
-    -- Since when it is dirty: another edit does not make it any younger.
-    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN item.seen_at ELSE now() END,
-    as_first_seen = false
+    -- Since when it is dirty: another edit does not make it any younger. A time that is yet to come is none: the clock
+    -- was ahead for a while.
+    seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM item.committed_hash THEN least(item.seen_at, now())
+                   ELSE now() END,
+    as_first_seen = item.as_first_seen AND seen.row_hash IS NOT DISTINCT FROM item.seen_hash
 FROM (
     SELECT item_key, scan.row_hash
     FROM {item} AS inner_item
@@ -119,4 +127,4 @@ FROM (
 ) AS seen
 WHERE item.item_key = seen.item_key
   AND seen.row_hash IS DISTINCT FROM item.committed_hash
-  AND seen.row_hash IS DISTINCT FROM item.seen_hash;
+  AND (seen.row_hash IS DISTINCT FROM item.seen_hash OR item.seen_at > now());

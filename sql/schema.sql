@@ -27,8 +27,14 @@ INSERT INTO embeddings.schema_migration (version) VALUES (%(version)s)
 SELECT to_regclass('embeddings.schema_version') IS NOT NULL
 
 
--- name: pgvector_versions
-
+-- name: pgvector
 -- The version of pgvector that this database has, and the one that its server could install; NULL if there is none.
-SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS installed,
-       (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS available;
+-- Its schema, and whether this user may use that; and the schema that new things go to, NULL if the search path names
+-- none.
+
+SELECT extension.extversion AS installed, available.default_version AS available,
+       schema.nspname AS schema, has_schema_privilege(schema.oid, 'USAGE') AS may_use, current_schema()
+FROM (SELECT) AS always
+LEFT JOIN pg_extension AS extension ON extension.extname = 'vector'
+LEFT JOIN pg_namespace AS schema ON schema.oid = extension.extnamespace
+LEFT JOIN pg_available_extensions AS available ON available.name = 'vector'

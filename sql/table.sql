@@ -76,6 +76,13 @@ WHERE index.indrelid = to_regclass(format('embeddings.%%I', %(table)s::text))
 ORDER BY named.relname
 
 
+-- name: create_marker
+-- {marker}: an empty table. With a primary key, as each of ours: in a publication FOR ALL TABLES nothing can be updated or
+-- deleted in one without.
+
+CREATE TABLE IF NOT EXISTS {marker} (fingerprint text PRIMARY KEY)
+
+
 -- name: marker
 -- What embeddings.assert_model() looks for in the catalog. {marker}: the current model's; {new_name}: its name from now on.
 

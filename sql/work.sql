@@ -1,9 +1,11 @@
 -- What there is to do, derived from state (rule 1).
+-- A next try that is further off than the longest wait counts as none: the clock was ahead when it was written.
+-- Parameters of many: longest (the longest wait of a batch) and longest_text (of a text in quarantine).
 
 
 -- name: dirty_batches
 -- Batches with a dirty item, and batches whose texts were rendered with another definition than the collection's; and of
--- how many items. Parameters: collection, and due: without the batches that wait for their next try.
+-- how many items. Parameters: collection, longest, and due: without the batches that wait for their next try.
 
 WITH other_definition AS MATERIALIZED (  -- else the items of every batch are counted first
     SELECT batch.batch
@@ -18,14 +20,14 @@ WITH other_definition AS MATERIALIZED (  -- else the items of every batch are co
 SELECT dirty.batch, max(items)
 FROM dirty
 JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = dirty.batch
-WHERE NOT (%(due)s AND coalesce(batch.next_try > now(), false))
+WHERE NOT (%(due)s AND coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false))
 GROUP BY dirty.batch
 ORDER BY dirty.batch
 
 
 -- name: incomplete_batches
 -- Batches in which a shadow model lacks vectors, without those that an open model change's backfill has
--- not come to, or that wait for their next try. Parameters: collection, due.
+-- not come to, or that wait for their next try. Parameters: collection, due, longest.
 
 SELECT DISTINCT batch.batch
 FROM embeddings.collection
@@ -34,7 +36,7 @@ JOIN embeddings.batch ON batch.collection = collection.name AND batch.committed_
 LEFT JOIN embeddings.backfill
   ON backfill.collection = collection.name AND backfill.fingerprint = model.fingerprint AND backfill.batch = batch.batch
 WHERE collection.name = %(collection)s
-  AND NOT (%(due)s AND coalesce(batch.next_try > now(), false))
+  AND NOT (%(due)s AND coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false))
   AND CASE WHEN backfill.batch IS NOT NULL THEN NOT backfill.complete
            ELSE NOT EXISTS (
                SELECT FROM embeddings.model_change
@@ -46,37 +48,40 @@ ORDER BY batch.batch
 -- name: retries
 -- The batches with a text whose time in quarantine is over and that has no vector yet, or with an item whose time there is
 -- over; and how many such items.
--- Parameters: collection, fingerprint, attempts, and due: without the batches that wait for their next try.
+-- Parameters: collection, fingerprint, attempts, longest, longest_text, and due: without the batches that wait for their
+-- next try.
 
 WITH due AS (
     SELECT lacking.item_key
     FROM embeddings.quarantine
     JOIN {lacking} AS lacking ON lacking.content_hash = quarantine.content_hash AND NOT lacking.stale
     WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-      AND quarantine.attempts < %(attempts)s AND quarantine.next_try <= now()
+      AND quarantine.attempts < %(attempts)s
+      AND NOT (quarantine.next_try > now() AND quarantine.next_try <= now() + %(longest_text)s::interval)
     UNION
     SELECT item_key
     FROM embeddings.quarantined_item
-    WHERE collection = %(collection)s AND attempts < %(attempts)s AND next_try <= now()
+    WHERE collection = %(collection)s AND attempts < %(attempts)s
+      AND NOT (next_try > now() AND next_try <= now() + %(longest_text)s::interval)
 )
 SELECT item.batch, count(*)
 FROM due
 JOIN {item} AS item USING (item_key)
 JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
-WHERE NOT (%(due)s AND coalesce(batch.next_try > now(), false))
+WHERE NOT (%(due)s AND coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false))
 GROUP BY item.batch
 ORDER BY item.batch
 
 
 -- name: recent_items
 -- Items first seen lately of which nothing is committed, the oldest first, without batches that wait for their next
--- try. Parameters: collection, days, limit.
+-- try. Parameters: collection, days, limit, longest.
 
 SELECT item.batch, item_key
 FROM {item} AS item
 JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
 WHERE committed_hash IS NULL AND seen_hash IS NOT NULL AND first_seen_at >= now() - interval '1 day' * %(days)s
-  AND coalesce(batch.next_try <= now(), true)
+  AND NOT coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false)
 ORDER BY first_seen_at, item_key
 LIMIT %(limit)s
 
@@ -88,4 +93,5 @@ LIMIT %(limit)s
 UPDATE embeddings.batch
 SET attempts = attempts + 1,
     next_try = now() + least(%(longest)s::interval, %(first)s::interval * 2 ^ least(attempts, 20))
-WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[]) AND coalesce(next_try <= now(), true)
+WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[])
+  AND NOT coalesce(next_try > now() AND next_try <= now() + %(longest)s::interval, false)

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embeddings_pipeline.cli.console import JsonOption, YesOption, confirm, pipeline_database, print_json, size
+from embeddings_pipeline.cli.console import (
+    JsonOption,
+    YesOption,
+    confirm,
+    database_to_read,
+    defined_collections,
+    pipeline_database,
+    print_json,
+    size,
+    warn_of_mistakes,
+)
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError, did_you_mean
 
@@ -24,12 +34,17 @@ RELOAD = "If Dagster is running, reload its definitions now (Deployment → Relo
 @app.command("list")
 def list_collections(as_json: JsonOption = False) -> None:
     """Every collection that is defined, or that the database knows."""
-    from embeddings_pipeline.pipeline.inventory import known_collections, take_inventory
+    from embeddings_pipeline.pipeline.inventory import empty_inventory, known_collections, take_inventory
+    from embeddings_pipeline.store.database import was_used
 
     settings, defined = load_settings(), _defined()
-    database = pipeline_database(settings)
-    names = dict.fromkeys([*defined, *known_collections(database)])
-    kept = [take_inventory(database, settings, name) for name in names]
+    names = dict.fromkeys(defined)
+    if was_used(settings):
+        database = database_to_read(settings)
+        names |= dict.fromkeys(known_collections(database))
+        kept = [take_inventory(database, settings, name) for name in names]
+    else:
+        kept = [empty_inventory(name) for name in names]
     if as_json:
         print_json([_as_dict(each, defined.get(each.name)) for each in kept])
         return
@@ -61,7 +76,7 @@ def remove(
     from embeddings_pipeline.orchestration.runner import open_instance
     from embeddings_pipeline.pipeline.inventory import known_collections, take_inventory
 
-    settings, definition = load_settings(), _defined(broken_is_none=True).get(name)
+    settings, definition = load_settings(), _defined().get(name)
     database = pipeline_database(settings)
     with open_instance() as instance:
         kept, batches = take_inventory(database, settings, name), len(partition_keys(instance, name))
@@ -113,7 +128,7 @@ def rename(
         raise ConfigurationError(str(error)) from None
     if new == name:
         raise ConfigurationError(f"{name!r} is its name already")
-    settings, defined = load_settings(), _defined()
+    settings, defined = load_settings(), _defined(of=name)
     if name in defined and new in defined:
         raise RefusedError(f"a collection {new!r} is defined in {defined[new].path}; choose another name")
     rename_everywhere(pipeline_database(settings), settings, name, new, defined.get(name))
@@ -126,13 +141,12 @@ def rename(
     print(RELOAD, file=sys.stderr)
 
 
-def _defined(*, broken_is_none: bool = False) -> "dict[str, CollectionDefinition]":
-    """The collections that are defined; with `broken_is_none`, none if a defs.yaml has a mistake."""
-    from embeddings_pipeline.config.loading import load_collections
-
-    try:
-        return load_collections(load_settings().defs_dir)
-    except ConfigurationError:
-        if broken_is_none:
-            return {}
-        raise
+def _defined(of: str | None = None) -> "dict[str, CollectionDefinition]":
+    """The collections that are defined. ConfigurationError if `of` is not among them, but may be in a file that has a
+    mistake; other mistakes are told.
+    """
+    defined = defined_collections()
+    if of is not None and of not in defined.collections and defined.mistakes:
+        defined.find(of)
+    warn_of_mistakes(defined)
+    return defined.collections

@@ -12,10 +12,11 @@ import simplejson
 import typer
 
 from embeddings_pipeline.config.settings import Settings, load_settings
-from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.errors import ConfigurationError, PipelineError
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
+    from embeddings_pipeline.config.loading import Defined
     from embeddings_pipeline.store.database import Database
 
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
@@ -35,21 +36,53 @@ def pipeline_database(settings: Settings) -> "Database":
     return database
 
 
+def database_to_read(settings: Settings) -> "Database":
+    """The pipeline's database for what only looks: its schema may not be there."""
+    from embeddings_pipeline.store.database import open_database_to_read
+    from embeddings_pipeline.store.schema import has_schema
+
+    database = open_database_to_read(settings)
+    has_schema(database)
+    return database
+
+
 def chosen_collection(name: str | None) -> "CollectionDefinition":
     """The collection of that name; without a name, the only one or `items`."""
-    from embeddings_pipeline.config.loading import find_collection, load_collections
-
-    return find_collection(load_collections(load_settings().defs_dir), name)
+    defined = defined_collections()
+    chosen = defined.find(name)
+    warn_of_mistakes(defined)
+    return chosen
 
 
 def chosen_collections(name: str | None) -> "list[CollectionDefinition]":
-    """The collection of that name; without a name, each one, but the sample only if there is no other."""
-    from embeddings_pipeline.config.loading import find_collection, load_collections, without_sample
+    """The collection of that name; without a name, each one whose file has no mistake, the sample only if alone."""
+    from embeddings_pipeline.config.loading import without_sample
 
-    collections = load_collections(load_settings().defs_dir)
-    if name is None and collections:
-        return list(without_sample(collections).values())
-    return [find_collection(collections, name)]
+    defined = defined_collections()
+    own = without_sample(defined.collections)
+    chosen = [defined.find(name)] if name is not None or not own else [*own.values()]
+    warn_of_mistakes(defined)
+    return chosen
+
+
+def defined_collections() -> "Defined":
+    """What is defined below the defs folder."""
+    from embeddings_pipeline.config.loading import read_collections
+
+    return read_collections(load_settings().defs_dir)
+
+
+def check_all_defined(name: str | None) -> None:
+    """For a command that was to do all collections, at its end: PipelineError if some have a mistake in their file."""
+    mistakes = {} if name is not None else defined_collections().mistakes
+    if mistakes:
+        raise PipelineError(f"{', '.join(map(str, mistakes))}: left out because of the mistake that is told above")
+
+
+def warn_of_mistakes(defined: "Defined") -> None:
+    """A mistake in another collection's file is told, and stops nothing."""
+    for error in defined.mistakes.values():
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def confirm(question: str, otherwise: str) -> None:

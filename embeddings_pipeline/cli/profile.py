@@ -1,5 +1,6 @@
 """`profile …`: which models there are, and which a collection keeps. Changing it: profile_change.py."""
 
+import sys
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embeddings_pipeline.cli import profile_change
-from embeddings_pipeline.cli.console import CollectionOption, JsonOption, chosen_collection, print_json
+from embeddings_pipeline.cli.console import (
+    CollectionOption,
+    JsonOption,
+    chosen_collection,
+    database_to_read,
+    print_json,
+)
 from embeddings_pipeline.cli.profile_choice import (
     NameArgument,
     declared_profile,
@@ -16,9 +23,10 @@ from embeddings_pipeline.cli.profile_choice import (
     profile_named,
 )
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline.errors import DatabaseError, ProfileError
 
 if TYPE_CHECKING:
+    from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
 
 app = typer.Typer(
@@ -34,14 +42,36 @@ BASELINE = "quality"  # what `profile test` compares with, if it can be loaded
 
 @app.command("list")
 def list_profiles(collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
-    """The profiles that there are: built in, and the collection's own."""
+    """The profiles that there are: built in, and the collection's own; which are declared, current, beside it."""
     definition = chosen_collection(collection_name)
-    profiles = known_profiles(definition)
+    profiles = {profile.name: profile for profile in known_profiles(definition)}
+    active = _active_models(definition)
+    profiles |= {name: profile for name, (_, profile) in active.items() if name not in profiles}
+    marks = {name: [mark] for name, (mark, _) in active.items()}
+    marks.setdefault(declared_profile(definition).name, []).append("declared")
     if as_json:
-        print_json([_as_dict(profile) for profile in profiles])
+        print_json([{**_as_dict(each), "marks": marks.get(each.name, [])} for each in profiles.values()])
         return
-    for profile in profiles:
-        print(f"{profile.name:<12} {profile.dimensions:>5} dimensions  {profile.provider:<7} {profile.model}")
+    for each in profiles.values():
+        marked = f"  ({', '.join(marks[each.name])})" if each.name in marks else ""
+        star = "*" if each.name in active else " "
+        print(f"{star} {each.name:<12} {each.dimensions:>5} dimensions  {each.provider:<7} {each.model}{marked}")
+
+
+def _active_models(definition: "CollectionDefinition") -> "dict[str, tuple[str, Profile]]":
+    """The models that the collection has vectors of: profile's name → current or beside, and the profile."""
+    from embeddings_pipeline.ledger.ledger import Ledger
+
+    try:
+        ledger = Ledger(definition, database_to_read(load_settings()))
+        current = ledger.current()
+        if current is None or not ledger.has_vectors():
+            return {}
+        models = [("beside it", model.profile) for model in ledger.shadow_models()]
+        return {profile.name: (mark, profile) for mark, profile in (*models, ("current", current.profile))}
+    except DatabaseError as error:
+        print(f"which are current is not known: {error}", file=sys.stderr)
+        return {}
 
 
 @app.command()
@@ -68,26 +98,19 @@ def test(
     collection_name: CollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Texts a second at several batch sizes, memory and device, beside `quality` if that can be loaded."""
+    """Texts a second at several batch sizes, memory and device, beside `quality` if that is on this machine."""
+    from embeddings_pipeline.config.profiles import weights_here
+
     definition = chosen_collection(collection_name)
     chosen = [profile_named(definition, name) for name in names] if names else [declared_profile(definition)]
-    if BASELINE not in {profile.name for profile in chosen}:
-        chosen.append(profile_named(definition, BASELINE))
-    results = []
-    for profile in chosen:
-        try:
-            results.append(_measured(profile))
-        except ProfileError as error:
-            if profile.name != BASELINE or profile is chosen[0]:
-                raise
-            results.append({"profile": profile.name, "error": str(error)})
+    baseline = profile_named(definition, BASELINE)
+    if BASELINE not in {profile.name for profile in chosen} and weights_here(baseline):
+        chosen.append(baseline)
+    results = [_measured(profile) for profile in chosen]
     if as_json:
         print_json(results)
         return
     for result in results:
-        if "error" in result:
-            print(f"{result['profile']}: not compared with: {result['error']}")
-            continue
         rates = ", ".join(f"{size}: {rate:,.0f}" for size, rate in result["texts_per_second"].items())
         print(
             f"{result['profile']}: {result['dimensions']} dimensions on {result['device']}, {result['memory_mb']:,} MB"

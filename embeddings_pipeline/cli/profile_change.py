@@ -18,13 +18,21 @@ from embeddings_pipeline.cli.console import (
     progress_bar,
     size,
 )
-from embeddings_pipeline.cli.profile_choice import NameArgument, ask_for_profile, open_chosen, profile_named
+from embeddings_pipeline.cli.profile_choice import (
+    NameArgument,
+    ask_for_profile,
+    declared_profile,
+    look_at_chosen,
+    open_chosen,
+    profile_named,
+)
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import ModelChangeError
+from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, profile_command
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
+    from embeddings_pipeline.model_change.plan import PlannedPhase
     from embeddings_pipeline.model_change.state import ModelChange, Progress
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.pipeline.collection import Collection
@@ -32,15 +40,22 @@ if TYPE_CHECKING:
 
 
 def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
-    """Every statement of a switch in order, with its lock, duration and disk. Nothing is done."""
+    """The phases of a switch with their duration, locks, disk and undo; then every statement in order. Nothing is done;
+    what `switch` would refuse is refused.
+    """
+    from embeddings_pipeline.model_change.plan import phases, price
     from embeddings_pipeline.model_change.plan import plan as plan_of
 
     definition = chosen_collection(collection_name)
-    collection = open_chosen(definition)
-    planned = plan_of(collection, profile_named(definition, name))
+    collection, profile = look_at_chosen(definition), profile_named(definition, name)
+    planned = plan_of(collection, profile)
     if as_json:
         print_json([asdict(step) for step in planned])
         return
+    cost = price(collection, profile)
+    counted = f"{cost.texts:,} texts to encode, about {cost.tokens:,} tokens"
+    print(f"-- {definition.name}: {collection.profile.name} → {name}: {counted}")
+    print_phases(phases(planned, cost))
     phase = ""
     for step in planned:
         if step.phase != phase:
@@ -49,8 +64,17 @@ def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: 
         room = f", {size(step.bytes)}" if step.bytes else ""
         print(f"{step.statement};")
         print(f"--   {step.lock}; about {duration(step.seconds)}{room}")
-    total = size(sum(step.bytes for step in planned if step.bytes > 0))
-    print(f"-- {total} of disk meanwhile. The encoding comes to that: `profile switch {name}` measures it, and asks.")
+
+
+def print_phases(phases: "list[PlannedPhase]") -> None:
+    """A table, as comments of SQL."""
+    rows = [("phase", "duration", "disk", "undo", "others wait, for some milliseconds, at")]
+    for each in phases:
+        waits = ", ".join(each.locks) or "nothing"
+        rows.append((each.phase, duration(each.seconds), size(each.bytes) if each.bytes else "-", each.undo, waits))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for *columns, last in rows:
+        print("-- " + "  ".join([f"{text:<{width}}" for text, width in zip(columns, widths, strict=True)] + [last]))
 
 
 def switch(
@@ -63,25 +87,31 @@ def switch(
     as_json: JsonOption = False,
 ) -> None:
     """Move a collection to another model, while it is searched and written to. It can be undone: `profile rollback`."""
+    from embeddings_pipeline.model_change.preflight import check_candidate
     from embeddings_pipeline.model_change.state import candidate_profile, open_change
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.orchestration.switch import switch as run_switch
 
     definition = chosen_collection(collection_name)
-    collection = open_chosen(definition)
+    collection = look_at_chosen(definition)
     name = name or ask_for_profile(definition, collection)
     profile = candidate_profile(collection, name)
+    if write:
+        _check_declarable(definition, name)
     change = open_change(collection)
     new = None if change is None else change.shadow if change.phase == "expanded" else change.current
     if change is not None and new is not None and new.profile.name != profile.name:
         raise ModelChangeError(
             f"collection {definition.name!r}: a change to {new.profile.name} is open ({change.phase}); finish "
-            f"or undo it first: `embeddings-pipeline profile status`"
+            f"or undo it first: `{profile_command('status', definition.name)}`"
         )
+    if change is None:
+        check_candidate(collection, profile)  # what is refused is refused before anybody is asked
     if change is not None and change.phase == "swapped":
         done = SwitchResult(definition.name, change.previous.profile.name, profile.name)
         words = (
-            f"{definition.name}: {profile.name} is the current model already; see `embeddings-pipeline profile status`"
+            f"{definition.name}: {profile.name} is the current model already; see "
+            f"`{profile_command('status', definition.name)}`"
         )
     else:
         if not yes:
@@ -119,7 +149,8 @@ def _switched(done: "SwitchResult", grace_hours: float) -> str:
     return (
         f"{done.collection}: {done.previous} → {done.profile}: {done.embedded:,} texts embedded, "
         f"{done.quarantined:,} in quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s\n"
-        f"Undo: `embeddings-pipeline profile rollback`. Finish: `profile contract`, after {grace_hours:g} hours."
+        f"Undo: `{profile_command('rollback', done.collection)}`. Finish, after {grace_hours:g} hours: "
+        f"`{profile_command('contract', done.collection)}`."
     )
 
 
@@ -128,13 +159,26 @@ def status(collection_name: CollectionOption = None, as_json: JsonOption = False
     from embeddings_pipeline.model_change.state import open_change, progress
 
     definition = chosen_collection(collection_name)
-    collection = open_chosen(definition)
+    collection = look_at_chosen(definition)
+    if not collection.ledger.has_vectors():
+        _print_empty(collection, as_json=as_json)
+        return
     change = open_change(collection)
     shadows = [(model, progress(collection, model)) for model in collection.ledger.shadow_models()]
     if as_json:
         print_json(_status_dict(collection, change, shadows))
     else:
         _print_status(collection, change, shadows)
+
+
+def _print_empty(collection: "Collection", *, as_json: bool) -> None:
+    """Nothing is committed, so no model is current."""
+    name, declared = collection.definition.name, collection.profile.name
+    if as_json:
+        print_json({"collection": name, "current": None, "declared": declared, "beside": [], "migration": None})
+    else:
+        command = f"`embeddings-pipeline sync --collection {name}`"
+        print(f"{name}: no vector is there yet; {command} makes them with {declared}")
 
 
 def _status_dict(
@@ -180,13 +224,15 @@ def _print_status(
     elif change.phase == "expanded":
         print(
             f"  a change to {change.candidate.profile.name} began {change.expanded_at:%Y-%m-%d %H:%M %Z}; go on with "
-            f"`profile switch {change.candidate.profile.name}`, undo it with `profile rollback`"
+            f"`{profile_command(f'switch {change.candidate.profile.name}', definition.name)}`, undo it with "
+            f"`{profile_command('rollback', definition.name)}`"
         )
     elif change.swapped_at is not None:
         ends = change.swapped_at + timedelta(hours=definition.attributes.model_change.grace_hours)
         print(
-            f"  changed from {change.previous.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; `profile "
-            f"rollback` undoes it at once; `profile contract` drops {change.previous.profile.name}, from "
+            f"  changed from {change.previous.profile.name} {change.swapped_at:%Y-%m-%d %H:%M %Z}; "
+            f"`{profile_command('rollback', definition.name)}` undoes it at once; "
+            f"`{profile_command('contract', definition.name)}` drops {change.previous.profile.name}, from "
             f"{ends:%Y-%m-%d %H:%M %Z} on"
         )
 
@@ -216,8 +262,9 @@ def rollback(collection_name: CollectionOption = None, yes: YesOption = False, a
     print(
         f"{definition.name}: {back.profile.name} is the current model again, locked for "
         f"{done.exclusive.locked_ms:.1f} ms; "
-        f"{collection.profile.name} is kept current: `profile switch` brings it back, `profile rollback` once more "
-        "drops it"
+        f"{collection.profile.name} is kept current: "
+        f"`{profile_command(f'switch {collection.profile.name}', definition.name)}` brings it back, "
+        f"`{profile_command('rollback', definition.name)}` once more drops it"
     )
     _declare(definition, back.profile.name, write=False)
 
@@ -242,19 +289,44 @@ def contract(
     print(f"{definition.name}: {previous} was dropped in {done.transaction_ms:.0f} ms; {collection.profile.name} stays")
 
 
+def _check_declarable(definition: "CollectionDefinition", name: str) -> None:
+    """ConfigurationError, before anything is done, if --write could not write the profile's name."""
+    if _is_declared(definition, name) or definition.path is None or _may_write(definition, name):
+        return
+    key = "profile" if definition.attributes.destination is None else "destination.profile"
+    raise ConfigurationError(
+        f"{definition.path}: --write cannot set `{key}: {name}` there, since the file cannot be written, or what "
+        f"stands there is not a name; leave --write out, and set it by hand after the switch"
+    )
+
+
+def _is_declared(definition: "CollectionDefinition", name: str) -> bool:
+    declared = definition.declared or declared_profile(definition)
+    return name == (declared if isinstance(declared, str) else declared.name)
+
+
+def _may_write(definition: "CollectionDefinition", name: str) -> bool:
+    from embeddings_pipeline.config.editing import may_write_profile
+
+    assert definition.path is not None
+    in_destination = definition.attributes.destination is not None
+    return may_write_profile(definition.path, definition.name, name, in_destination=in_destination)
+
+
 def _declare(definition: "CollectionDefinition", name: str, *, write: bool) -> None:
     """Say, or make, the change in defs.yaml, without which each command warns."""
     from embeddings_pipeline.config.editing import write_profile
+    from embeddings_pipeline.config.profiles import BUILT_IN
 
     destination = definition.attributes.destination
-    declared, key = definition.declared, "profile" if destination is None else "destination.profile"
-    declared = declared if declared is None or isinstance(declared, str) else declared.name
-    if declared == name or definition.path is None:
+    key = "profile" if destination is None else "destination.profile"
+    if _is_declared(definition, name) or definition.path is None:
         return
     if write:
-        write_profile(definition.path, name, in_destination=destination is not None)
+        write_profile(definition.path, definition.name, name, in_destination=destination is not None)
         print(f"{definition.path}: {key}: {name}", file=sys.stderr)
-    elif declared is None:
+    elif definition.declared is None and name in BUILT_IN and name not in definition.attributes.profiles:
         print(f"Set EMBEDDING_PROFILE={name}, or `profile: {name}` in {definition.path}.", file=sys.stderr)
     else:
-        print(f"Set `{key}: {name}` in {definition.path} (--write does it).", file=sys.stderr)
+        by_itself = " (`profile switch --write` does it)" if _may_write(definition, name) else ""
+        print(f"Set `{key}: {name}` in {definition.path}{by_itself}.", file=sys.stderr)

@@ -24,11 +24,18 @@ def open_chosen(definition: "CollectionDefinition") -> "Collection":
     return open_collection(definition, load_settings())
 
 
+def look_at_chosen(definition: "CollectionDefinition") -> "Collection":
+    """The collection for what only looks."""
+    from embeddings_pipeline.pipeline.collection import look_at_collection
+
+    return look_at_collection(definition, load_settings())
+
+
 def profile_named(definition: "CollectionDefinition", name: str) -> "Profile":
     """A built-in profile, or one of the collection's own. ProfileError if there is none."""
-    from embeddings_pipeline.config.profiles import resolve_profile
+    from embeddings_pipeline.config.definition import named_profile
 
-    return resolve_profile(definition.profile_named(name), load_settings())
+    return named_profile(definition, name, load_settings())
 
 
 def declared_profile(definition: "CollectionDefinition") -> "Profile":
@@ -49,15 +56,32 @@ def known_profiles(definition: "CollectionDefinition") -> "list[Profile]":
 
 
 def ask_for_profile(definition: "CollectionDefinition", collection: "Collection") -> str:
-    """The name of the profile that whoever sits at the terminal chooses."""
+    """The name of the profile that whoever sits at the terminal chooses, of those that may be switched to."""
+    from embeddings_pipeline.config.profiles import weights_here
+
     if not sys.stdin.isatty():
         raise ConfigurationError("name the profile to switch to: see `embeddings-pipeline profile list`")
     others = [profile for profile in known_profiles(definition) if profile.name != collection.profile.name]
+    others = [profile for profile in others if _is_possible(profile, collection)]
+    if not others:
+        raise ConfigurationError("there is no other profile to switch to: see `embeddings-pipeline profile list`")
     print(
         f"{definition.name} is on {collection.profile.name} ({collection.profile.dimensions} dimensions).",
         file=sys.stderr,
     )
     for number, profile in enumerate(others, 1):
-        print(f"  {number}  {profile.name} ({profile.dimensions} dimensions, {profile.model})", file=sys.stderr)
+        far = "" if profile.provider != "local" or weights_here(profile) else "; to be downloaded"
+        print(f"  {number}  {profile.name} ({profile.dimensions} dimensions, {profile.model}{far})", file=sys.stderr)
     chosen = typer.prompt("Switch to which", type=click.Choice([str(n) for n in range(1, len(others) + 1)]), err=True)
     return others[int(chosen) - 1].name
+
+
+def _is_possible(profile: "Profile", collection: "Collection") -> bool:
+    """Whether there is an encoder for it, and an index takes its vectors."""
+    from embeddings_pipeline.encoders import PROVIDERS
+    from embeddings_pipeline.store.destination.base import MOST_DIMENSIONS
+
+    if profile.provider not in PROVIDERS:
+        return False
+    most = MOST_DIMENSIONS[collection.model.destination.storage]
+    return profile.dimensions <= most or collection.definition.attributes.index.method == "none"

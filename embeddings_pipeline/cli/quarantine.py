@@ -1,7 +1,7 @@
 """`quarantine …`: texts that failed by themselves, and items that failed as a whole."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +11,17 @@ from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
     chosen_collections,
+    database_to_read,
     pipeline_database,
     print_json,
     printable,
 )
-from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from embeddings_pipeline.ledger.ledger import Ledger
+    from embeddings_pipeline.store.database import Database
 
 app = typer.Typer(
     help="Texts and items that failed by themselves, and why.", no_args_is_help=True, suggest_commands=False
@@ -32,7 +34,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every text and item in q
 @app.command("list")
 def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is in quarantine, which step failed and why, and when it is tried again."""
-    ledgers = _ledgers(collection_name)
+    ledgers = _ledgers(collection_name, database_to_read)
     entries = {ledger.definition.name: ledger.quarantine_entries(every_model=True) for ledger in ledgers}
     if as_json:
         print_json([{"collection": name, **asdict(entry)} for name, texts in entries.items() for entry in texts])
@@ -110,8 +112,8 @@ def _shortened(text: str, width: int = 100) -> str:
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
-def _ledgers(name: str | None) -> "list[Ledger]":
+def _ledgers(name: str | None, opened: "Callable[[Settings], Database]" = pipeline_database) -> "list[Ledger]":
     from embeddings_pipeline.ledger.ledger import Ledger
 
-    database = pipeline_database(load_settings())
+    database = opened(load_settings())
     return [Ledger(definition, database) for definition in chosen_collections(name)]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    check_all_defined,
     chosen_collections,
-    pipeline_database,
+    database_to_read,
     print_json,
     size,
 )
@@ -20,21 +21,27 @@ if TYPE_CHECKING:
 def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is there, what is missing, and which model made it."""
     from embeddings_pipeline.health.growth import dagster_size
-    from embeddings_pipeline.health.status import collection_status
+    from embeddings_pipeline.health.status import collection_status, empty_status
+    from embeddings_pipeline.store.database import was_used
 
-    settings = load_settings()
-    database = pipeline_database(settings)
-    collections = chosen_collections(collection_name)
-    grown = dagster_size(database, settings)
-    statuses = [
-        {**collection_status(definition, database, settings), "dagster": asdict(grown)} for definition in collections
-    ]
+    settings, collections = load_settings(), chosen_collections(collection_name)
+    grown = None
+    if was_used(settings):
+        database = database_to_read(settings)
+        grown = dagster_size(database, settings)
+        statuses = [collection_status(definition, database, settings) for definition in collections]
+    else:
+        statuses = [empty_status(definition) for definition in collections]
     if as_json:
-        print_json(statuses[0] if len(statuses) == 1 else statuses)
-        return
-    for each in statuses:
-        print(_status_text(each))
-    print(_growth_text(grown))
+        sizes = asdict(grown) if grown else None
+        shown = [{**each, "dagster": sizes} for each in statuses]
+        print_json(shown[0] if len(shown) == 1 else shown)
+    else:
+        for each in statuses:
+            print(_status_text(each))
+        if grown:
+            print(_growth_text(grown))
+    check_all_defined(collection_name)
 
 
 def _growth_text(grown: "DagsterSize") -> str:
@@ -68,6 +75,7 @@ def _status_text(figures: dict[str, Any]) -> str:
             f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
             f"  pgvector index  {ann}",
             f"  FAISS index     {search}",
+            *([f"  definition      {figures['definition']}"] if figures["definition"] else []),
             f"  database        {database['name']}  (id {database['id']}, epoch {database['epoch']})",
         ]
     )

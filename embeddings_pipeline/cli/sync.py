@@ -9,6 +9,7 @@ import typer
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    check_all_defined,
     chosen_collections,
     print_json,
     progress_bar,
@@ -27,6 +28,9 @@ def sync(
     limit: Annotated[int | None, typer.Option(min=1, help="Encode at most this many texts.")] = None,
     allow_deletes: Annotated[
         bool, typer.Option("--allow-deletes", help="Also when more than 20 % of the items are gone.")
+    ] = False,
+    redefine: Annotated[
+        bool, typer.Option("--redefine", help="Put this definition in force, though another checkout has a newer one.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,6 +51,7 @@ def sync(
                     dry_run=dry_run,
                     limit=limit,
                     allow_deletes=allow_deletes,
+                    redefine=redefine,
                     progress=progress,
                 )
         except PipelineError as error:  # the others are no worse for it
@@ -62,6 +67,7 @@ def sync(
         print_json(results[0] if len(collections) == 1 else results)
     if failed:
         raise PipelineError(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
+    check_all_defined(collection_name)
 
 
 def _sync_line(done: dict[str, Any]) -> str:

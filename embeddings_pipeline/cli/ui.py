@@ -17,6 +17,7 @@ import typer
 
 from embeddings_pipeline.config.settings import Settings, load_settings, project_root
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.store.database import open_database
 
 # What Dagster says of itself, and nobody has to do anything about; and the tracebacks of runs, which the UI shows:
 # an alert says in a sentence what failed.
@@ -51,6 +52,8 @@ def run_ui(settings: Settings, host: str, port: int) -> int:
                 "use that one, or stop it first"
             ) from error
         print("starting Dagster", flush=True)
+        if settings.database_url:
+            open_database(settings).connect().close()  # which says in one line why it cannot be used
         _check_instance()
         # The lock's descriptor goes with it, so it is held as long as any of its processes lives.
         os.set_inheritable(lock.fileno(), True)

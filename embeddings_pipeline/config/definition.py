@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -11,8 +11,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from embeddings_pipeline.config.fields import Columns, Number, Text, whole_number
-from embeddings_pipeline.config.profiles import Profile, ProfileSettings
+from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, whole_number
+from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.errors import did_you_mean
 
@@ -27,6 +28,7 @@ SHARED_TABLES = (
     "embedding_cache",
     "model_change",
     "canary",
+    "proposed_definition",
     "collection_stamp",
     "database_identity",
 )
@@ -75,6 +77,11 @@ class SourceDefinition(_Strict):
     key: Columns = Field(description="The column, or columns, that identify an item.")
     updated_at: Text | None = Field(default=None, description="A column that every insert and update sets to now.")
     where: str | None = Field(default=None, description="A condition in SQL; rows that do not meet it are gone.")
+    row_security: YesOrNo = Field(
+        default=False,
+        description="The rows that row-level security shows the pipeline's role are the collection. Left out: it is an "
+        "error if it would hide any.",
+    )
     url: Text | None = Field(
         default=None, description="Another PostgreSQL database; `${NAME}` is taken from the environment."
     )
@@ -243,12 +250,21 @@ class CollectionAttributes(_Strict):
             raise ValueError("`destination.key:` needs a column for each of `source.key:`, in the same order")
 
 
+@dataclass
+class Reading:
+    """What a process remembers of having read a definition: the file's bytes, and whether the database knows of it."""
+
+    content: bytes | None = None
+    proposed: bool = False
+
+
 @dataclass(frozen=True)
 class CollectionDefinition:
     """One source table and everything derived from it."""
 
     attributes: CollectionAttributes
     path: Path | None = None
+    reading: Reading = field(default_factory=Reading, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -293,6 +309,30 @@ class CollectionDefinition:
             list(self.attributes.columns),
         ]
         return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
+
+    @cached_property
+    def outcome_hash(self) -> bytes:
+        """Hash of all that decides what is stored: the definition hash, and from where, to where and how indexed. Two
+        that differ in it would undo each other's work. The model is not among it: the database says which (rule 5).
+        """
+        parts = self.attributes.model_dump(
+            mode="json",
+            include={"source": True, "storage": True, "destination": {"table", "key", "column"}, "index": True},
+            exclude_defaults=True,
+        )
+        text = json.dumps([self.definition_hash.hex(), parts], sort_keys=True)
+        return blake2b(text.encode(), digest_size=16).digest()
+
+
+def named_profile(definition: CollectionDefinition, name: str, settings: Settings) -> Profile:
+    """The profile of that name: the collection's own, a built-in one, or what the environment makes of one if the
+    definition leaves it open. ProfileError if there is none.
+    """
+    if definition.declared is None and name not in definition.attributes.profiles:
+        declared = resolve_profile(None, settings)
+        if declared.name == name:
+            return declared
+    return resolve_profile(definition.profile_named(name), settings)
 
 
 def batch_key(batch: int) -> str:

@@ -14,9 +14,24 @@ import yaml
 from embeddings_pipeline.errors import ConfigurationError
 
 
-def write_profile(path: Path, name: str, *, in_destination: bool = False) -> None:
-    """Set `profile:` of the attributes, or of `destination:`. ConfigurationError if it is not one plain text there."""
-    _set(path, None, ["destination", "profile"] if in_destination else ["profile"], name, "the rest of the switch")
+def write_profile(path: Path, collection: str, name: str, *, in_destination: bool = False) -> None:
+    """Set `profile:` of the collection's attributes, or of `destination:`. ConfigurationError if it is not one plain
+    text there.
+    """
+    _set(path, collection, _profile_keys(in_destination), name, "the rest of the switch")
+
+
+def may_write_profile(path: Path, collection: str, name: str, *, in_destination: bool = False) -> bool:
+    """Whether `write_profile` can do that."""
+    try:
+        changed = _rewritten(path.read_text(encoding="utf-8"), collection, _profile_keys(in_destination), name)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return changed is not None and os.access(path.parent, os.W_OK)
+
+
+def _profile_keys(in_destination: bool) -> list[str]:
+    return ["destination", "profile"] if in_destination else ["profile"]
 
 
 def write_name(path: Path, old: str, new: str) -> None:
@@ -32,19 +47,24 @@ def _set(path: Path, collection: str | None, keys: list[str], value: str, done: 
     by_hand = ConfigurationError(f"{path}: set `{'.'.join(keys)}: {value}` there by hand; {done} is done")
     with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
         text = file.read()
-    try:
-        changed = _changed(text, collection, keys, value)
-        wanted = list(yaml.safe_load_all(text))
-        _attributes(wanted, collection, keys)[keys[-1]] = value
-        right = list(yaml.safe_load_all(changed)) == wanted  # the value may have had an alias
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration):
-        right = False
-    if not right:
+    changed = _rewritten(text, collection, keys, value)
+    if changed is None:
         raise by_hand
     try:
         _replace(path, changed)
     except OSError as error:
         raise ConfigurationError(f"{by_hand} ({path} cannot be written: {error.strerror})") from error
+
+
+def _rewritten(text: str, collection: str | None, keys: list[str], value: str) -> str | None:
+    """The text with the value, and nothing else changed; None if that cannot be done."""
+    try:
+        changed = _changed(text, collection, keys, value)
+        wanted = list(yaml.safe_load_all(text))
+        _attributes(wanted, collection, keys)[keys[-1]] = value
+        return changed if list(yaml.safe_load_all(changed)) == wanted else None  # the value may have had an alias
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, StopIteration):
+        return None
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,14 +1,17 @@
 """From files to definitions: every `defs.yaml` below a folder, with errors that name file and line."""
 
+import contextlib
 import difflib
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from embeddings_pipeline.config.definition import COMPONENT_TYPE, CollectionAttributes, CollectionDefinition
+from embeddings_pipeline.config.definition import COMPONENT_TYPE, CollectionAttributes, CollectionDefinition, Reading
 from embeddings_pipeline.config.mistakes import describe_validation_error, line_of
 from embeddings_pipeline.config.settings import PACKAGE_DEFS
 from embeddings_pipeline.errors import ConfigurationError, did_you_mean
@@ -47,30 +50,73 @@ def is_sample(collection: CollectionDefinition) -> bool:
     return collection.path == PACKAGE_DEFS / "items" / "defs.yaml" and collection.attributes.source.table == "movies"
 
 
+@dataclass(frozen=True)
+class Defined:
+    """The collections that are defined, by name, and the files that have a mistake: it stops only their own."""
+
+    collections: dict[str, CollectionDefinition]
+    mistakes: dict[Path, ConfigurationError]
+
+    def find(self, name: str | None) -> CollectionDefinition:
+        """As `find_collection`; if it is not among those without a mistake, the error of a file that may define it."""
+        if self.mistakes and (name or "items") not in self.collections:
+            named = [path for path in self.mistakes if name is not None and _may_define(path, name)]
+            raise self.mistakes[named[0] if named else next(iter(self.mistakes))]
+        return find_collection(self.collections, name)
+
+
 def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, CollectionDefinition]:
     """Every collection defined below `folder`, by name, without Dagster.
 
-    Raises ConfigurationError naming file and line.
+    Raises ConfigurationError naming file and line if any has a mistake.
+    """
+    defined = read_collections(folder)
+    for error in defined.mistakes.values():
+        raise error
+    return defined.collections
+
+
+def read_collections(folder: Path = PACKAGE_DEFS) -> Defined:
+    """Every collection defined below `folder`, and the mistakes of files that do not define one.
+
+    Raises ConfigurationError if there is no such folder.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: there is no such folder; correct EMBEDDINGS_DEFS_DIR, or make it")
     collections: dict[str, CollectionDefinition] = {}
+    mistakes: dict[Path, ConfigurationError] = {}
+    twice = set()
     for path in sorted(folder.rglob("defs.yaml")):
-        for collection in _read(path):
-            if collection.name in collections:
-                other = collections[collection.name].path
-                raise ConfigurationError(
-                    f"{path}: collection {collection.name!r} is also defined in {other}; rename one"
-                )
-            collections[collection.name] = collection
-    return collections
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # of a ConfigMap that is mounted: `films/defs.yaml` is a link to `films/..2026_11_25/defs.yaml`
+        try:
+            for collection in _read(path):
+                if collection.name in collections:
+                    other = collections[collection.name].path
+                    twice.add(collection.name)
+                    raise ConfigurationError(
+                        f"{path}: collection {collection.name!r} is also defined in {other}; rename one"
+                    )
+                collections[collection.name] = collection
+        except ConfigurationError as error:
+            mistakes[path] = error
+    return Defined({name: each for name, each in collections.items() if name not in twice}, mistakes)
+
+
+def _may_define(path: Path, name: str) -> bool:
+    """Whether a file that has a mistake looks as if it defined a collection of that name."""
+    with contextlib.suppress(OSError):
+        written = re.compile(rf"^\s*name:\s*[\"']?{re.escape(name)}\b".encode(), re.MULTILINE)
+        return path.parent.name == name or written.search(path.read_bytes()) is not None
+    return path.parent.name == name
 
 
 def _read(path: Path) -> Iterator[CollectionDefinition]:
     try:
-        documents = list(yaml.compose_all(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader))
+        content = path.read_bytes()
+        documents = list(yaml.compose_all(content.decode("utf-8-sig"), Loader=yaml.SafeLoader))
         contents = [yaml.SafeLoader("").construct_document(node) for node in documents]
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -80,13 +126,14 @@ def _read(path: Path) -> Iterator[CollectionDefinition]:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     if not contents:
         raise ConfigurationError(f"{path}:1: the file is empty; `dg scaffold defs {COMPONENT_TYPE}` writes one")
-    for node, content in zip(documents, contents, strict=True):
-        if mistake := _outline_mistake(node, content):
+    for node, each in zip(documents, contents, strict=True):
+        if mistake := _outline_mistake(node, each):
             raise ConfigurationError(f"{path}:{mistake}")
-        if content["type"] != COMPONENT_TYPE:
+        if each["type"] != COMPONENT_TYPE:
             continue
         try:
-            yield CollectionDefinition(CollectionAttributes.model_validate(content.get("attributes") or {}), path)
+            attributes = CollectionAttributes.model_validate(each.get("attributes") or {})
+            yield CollectionDefinition(attributes, path, Reading(content))
         except ValidationError as error:
             mistake = describe_validation_error(error, CollectionAttributes, node)
             raise ConfigurationError(f"{path}:{mistake}") from error

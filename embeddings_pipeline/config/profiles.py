@@ -227,15 +227,18 @@ def resolve_weights(profile: Profile) -> Path:
     download. Raises ProfileError, in one line, where the weights cannot be had or are incomplete.
     """
     given = expanded(profile.model)
-    if given.is_dir():
-        folder = given.resolve()
-    elif given.is_absolute() or profile.model.startswith((".", "~")) or given.exists():
+    if not given.is_dir() and (given.is_absolute() or profile.model.startswith((".", "~")) or given.exists()):
         raise ProfileError(f"Profile {profile.name}: there is no folder {profile.model}; {_ways_out(profile)}")
-    else:
-        folder = _packaged_weights(profile) or _cached_weights(profile) or _download(profile)
+    folder = weights_here(profile) or _download(profile)
     if missing := _missing(folder):
         raise ProfileError(f"Profile {profile.name}: {folder} holds no {missing}; {_ways_out(profile)}")
     return folder
+
+
+def weights_here(profile: Profile) -> Path | None:
+    """The folder of a local profile's weights, if they are on this machine."""
+    given = expanded(profile.model)
+    return given.resolve() if given.is_dir() else _packaged_weights(profile) or _cached_weights(profile)
 
 
 def _ways_out(profile: Profile) -> str:
@@ -320,8 +323,9 @@ def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
     weights of a local model are the contents of its files, wherever they lie; of other providers, the model's name
     and revision. Left out: the query prompt (stored vectors do not know it), device, precision and batch settings.
 
-    With `state_dir`, digests of files are remembered in `weights_digests.json` there, by path, size and time of the
-    last change, so that a model of gigabytes is read once. Raises ProfileError where the weights cannot be had.
+    With `state_dir`, digests of files are taken from `weights_digests.json` there, by path, size and time of the last
+    change, so that a model of gigabytes is read once; `keep_digests` writes that file. Raises ProfileError where the
+    weights cannot be had.
     """
     if profile.provider == "local":
         weights = weights_digest(resolve_weights(profile), code=profile.trust_remote_code, state_dir=state_dir)
@@ -342,7 +346,6 @@ def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
 def weights_digest(folder: Path, *, code: bool = False, state_dir: Path | None = None) -> str:
     """BLAKE2b-128 (hex) over names and contents of the files that make the model; with `code`, its Python files too."""
     digests = _remembered if state_dir is None else _remembered | _read_digests(state_dir)
-    before = len(digests)
     total = hashlib.blake2b(digest_size=16)
     for name, path in _model_files(folder, code):
         stat = path.stat()
@@ -352,9 +355,14 @@ def weights_digest(folder: Path, *, code: bool = False, state_dir: Path | None =
                 digests[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         _remembered[key] = digests[key]
         total.update(f"{name}\0{digests[key]}\n".encode())
-    if state_dir is not None and (len(digests) > before or not (state_dir / _DIGESTS_FILE).exists()):
-        _write_digests(state_dir, digests)
     return total.hexdigest()
+
+
+def keep_digests(state_dir: Path) -> None:
+    """Write what this process has learned of models' files, for other processes. What only looks does not call this."""
+    kept = _read_digests(state_dir)
+    if any(kept.get(key) != digest for key, digest in _remembered.items()):
+        _write_digests(state_dir, kept | _remembered)
 
 
 def _model_files(folder: Path, code: bool) -> Iterator[tuple[str, Path]]:

@@ -8,7 +8,9 @@ from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["PROVIDERS", "Encoder", "load_encoder"]
+
+PROVIDERS = ("local", "python")  # those that `load_encoder` knows
 
 _loaded: dict[Profile, Encoder] = {}
 _lock = ProcessLock()

@@ -1,7 +1,7 @@
 """How long changes wait to be committed, and when the source was last read, from the ledger."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import Destination
@@ -14,10 +14,11 @@ class Freshness:
     oldest_change: datetime | None  # seen, and not committed; None: all is committed
     full_scan_at: datetime | None
     read_at: datetime | None  # incrementally
+    asked_at: datetime  # when that was so, by the database's clock, as the others are
 
 
 def freshness(database: Database, collection: str, table: Destination) -> Freshness:
     """What has been waiting for longest, from the ledger."""
     with database.connect(autocommit=True) as connection:
         row = connection.execute(table.statement("coverage/freshness"), {"collection": collection}).fetchone()
-    return Freshness(*row) if row else Freshness(None, None, None)
+    return Freshness(*row) if row else Freshness(None, None, None, datetime.now(UTC))

@@ -19,29 +19,35 @@ from embeddings_pipeline.store.models import collection_identity, collection_sta
 NO_FAISS: dict[str, Any] = {"generation": None, "vectors": 0, "current": False, "standing": Standing.MISSING.value}
 
 
+def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
+    """What `collection_status` says of a collection of which nothing is there."""
+    return {
+        "collection": definition.name,
+        "profile": None,
+        "fingerprint": None,
+        "items": 0,
+        "vectors": 0,
+        "coverage": 0.0,
+        "missing": 0,
+        "stale": 0,
+        "orphans": 0,
+        "quarantined": 0,
+        "quarantined_items": 0,
+        "dirty_batches": 0,
+        "pgvector_index": [],
+        "faiss": dict(NO_FAISS),
+        "last_scan": None,
+        "definition": None,
+        "database": None,
+    }
+
+
 def collection_status(definition: CollectionDefinition, database: Database, settings: Settings) -> dict[str, Any]:
     """Counts from the data itself, the current model and the indexes. Nothing is written, no model loaded."""
     ledger = Ledger(definition, database)
     model = ledger.current()
     if model is None:
-        return {
-            "collection": definition.name,
-            "profile": None,
-            "fingerprint": None,
-            "items": 0,
-            "vectors": 0,
-            "coverage": 0.0,
-            "missing": 0,
-            "stale": 0,
-            "orphans": 0,
-            "quarantined": 0,
-            "quarantined_items": 0,
-            "dirty_batches": 0,
-            "pgvector_index": [],
-            "faiss": NO_FAISS,
-            "last_scan": None,
-            "database": None,
-        }
+        return empty_status(definition)
     covered = coverage(database, model)
     with database.connect(autocommit=True) as connection:
         state = collection_state(connection, definition.name)
@@ -65,6 +71,7 @@ def collection_status(definition: CollectionDefinition, database: Database, sett
         "pgvector_index": [asdict(index) for index in indexes],
         "faiss": faiss,
         "last_scan": state.full_scan_at,
+        "definition": ledger.definition_notice(),
         "database": {"name": database.name_and_host, "id": identity.database, "epoch": identity.epoch},
     }
 

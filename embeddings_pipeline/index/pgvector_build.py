@@ -13,14 +13,17 @@ import psycopg
 from psycopg import errors
 
 from embeddings_pipeline.errors import PipelineError, VectorIndexError
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.database import Database, one_line
 from embeddings_pipeline.store.destination.base import Destination
-from embeddings_pipeline.store.destination.indexes import NEW, IndexChange, drop_index
+from embeddings_pipeline.store.destination.indexes import NEW, AnnIndex, IndexChange, drop_index
+from embeddings_pipeline.store.locks import exclusively
+from embeddings_pipeline.store.session import end_what_runs
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
 SAY_AFTER_SECONDS = 10.0
+REMOVE_SECONDS = 10.0  # for each step of the removal of what a failed build has left
 MOST_MEMORY = 2 << 30  # bytes for a build on a server that is not ours
 LEAST_MEMORY_KB = 1024
 
@@ -49,20 +52,50 @@ class IndexBuilder:
     def _build(self, change: IndexChange) -> None:
         memory = min(self.memory, change.memory)
         try:
-            with self._saying_what_it_waits_for():
+            try:
+                with self._saying_what_it_waits_for():
+                    self._execute(change, memory)
+            except errors.DiskFull:
+                # A parallel build keeps its graph in /dev/shm, of which a container has 64 MB: build it in one process.
+                self._execute(drop_index(change.index))
+                self.connection.execute("SET max_parallel_maintenance_workers = 0")
                 self._execute(change, memory)
-        except errors.DiskFull:
-            # A parallel build keeps its graph in /dev/shm, of which a container has 64 MB: build it in one process.
-            self._execute(drop_index(change.index))
-            self.connection.execute("SET max_parallel_maintenance_workers = 0")
-            self._execute(change, memory)
-            self.connection.execute("RESET max_parallel_maintenance_workers")
+                self.connection.execute("RESET max_parallel_maintenance_workers")
+        except BaseException:
+            self._remove(change.index)
+            raise
         there = self.destination.layout(self.connection).indexes
         if not any(index.valid for index in there if index.name == change.index.name):
             raise VectorIndexError(
                 f"index {change.index.schema}.{change.index.name} was built and is not valid; run "
                 f"`embeddings-pipeline sync` again"
             )
+
+    def _remove(self, index: AnnIndex) -> None:
+        """Take away what a failed build has left. If that fails too, it is told, and the next build does it."""
+        end_what_runs(self.connection)
+        try:
+            if not self.connection.closed:
+                self._drop(self.connection, index)
+                return
+            with self.database.connect(autocommit=True) as connection:  # the server ends such a build in a second
+                wait_for_turn(connection, self.destination, time.monotonic() + REMOVE_SECONDS)
+                self._drop(connection, index)
+        except (PipelineError, psycopg.Error) as error:
+            log.warning(
+                "collection %r: a failed build has left the index %s.%s, which is of no use and could not be removed "
+                "(%s); the next sync removes it",
+                *(self.destination.collection, index.schema, index.name, one_line(error)),
+            )
+
+    def _drop(self, connection: psycopg.Connection, index: AnnIndex) -> None:
+        connection.execute(load_sql("pgvector/removal"), {"milliseconds": round(REMOVE_SECONDS * 1000)})
+        try:
+            connection.execute(drop_index(index).statement)
+        except errors.DiskFull:  # there is no room to note its steps; this one needs none
+            at_once = drop_index(index, concurrently=False).statement
+            tables = self.destination.drop_relations
+            exclusively(self.database, tables, lambda _: None, [at_once], seconds=REMOVE_SECONDS)
 
     def _execute(self, change: IndexChange, memory: int = 0) -> None:
         milliseconds = max(1, round((self.deadline - time.monotonic()) * 1000))

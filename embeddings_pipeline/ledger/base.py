@@ -9,7 +9,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import CollectionTables, Destination
 from embeddings_pipeline.store.destination.factory import destination_of
-from embeddings_pipeline.store.models import Model, current_model, shadow_models
+from embeddings_pipeline.store.models import Model, current_model, has_vectors, shadow_models
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class LedgerBase:
         """The current model, or None before the first run."""
         with self.database.connect(autocommit=True) as connection:
             return current_model(connection, self.definition)
+
+    def has_vectors(self) -> bool:
+        """Whether a vector is committed: until then the declared profile is taken."""
+        with self.database.connect(autocommit=True) as connection:
+            return has_vectors(connection, self.name)
 
     def shadow_models(self) -> list[Model]:
         """The models that are kept current beside the current one, the oldest first."""

@@ -65,10 +65,17 @@ class FullScans(ScanBase, Repair, Quarantine):
     def look(self, source: Source, *, everything: bool = False) -> tuple[FullScan, list[str]]:
         """What `full_scan` would say, and the keys that a sync would work on (`everything`: all). Writes nothing."""
         with self._staged(source) as (connection, _):
+            if not self.tables.are_made(connection):
+                keys = [row[0] for row in connection.execute(load_sql("scan/staged_keys"))]
+                return FullScan(scanned=len(keys), new=len(keys), changed=0, gone=0, unchanged=0), keys
             result = self._compare(connection, allow_deletes=True)
-            parameters = {"collection": self.name, "everything": everything}
-            keys = connection.execute(self.tables.statement("scan/pending"), parameters)
-            return result, [row[0] for row in keys]
+            parameters = {
+                "collection": self.name,
+                "definition_hash": self.definition.definition_hash,
+                "everything": everything,
+            }
+            pending = connection.execute(self.tables.statement("scan/pending"), parameters)
+            return result, [row[0] for row in pending]
 
     @contextmanager
     def _staged(self, source: Source) -> Iterator[tuple[psycopg.Connection, dict[str, str]]]:
@@ -86,7 +93,8 @@ class FullScans(ScanBase, Repair, Quarantine):
             source.check(reading)
             connection.execute(load_sql("scan/stage"))
             try:
-                self._stage(connection, rows_of(source.scan(reading, self.unreadable_items(connection))))
+                known = self.unreadable_items(connection) if self.tables.are_made(connection) else []
+                self._stage(connection, rows_of(source.scan(reading, known)))
             except SourceError as error:
                 if not is_of_data(error.__cause__):
                     raise

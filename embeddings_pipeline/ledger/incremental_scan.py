@@ -98,13 +98,15 @@ class IncrementalScans(ScanBase):
                     return total
 
     def _watermark(self, connection: psycopg.Connection, source: Source, reading: psycopg.Connection) -> Watermark:
-        """Where the last scan ended; a new one an overlap ago, if there is none or it is of another column."""
+        """Where the last scan ended; a new one an overlap ago, if there is none, if it is of another column, or if the
+        source's clock was ahead for a while.
+        """
         column = self.definition.attributes.source.updated_at
         assert column is not None
         query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
         row = connection.execute(query, [self.name]).fetchone()
         mark = Watermark.parse(row[0]) if row and row[0] else None
-        if mark is None or mark.column != column:
+        if mark is None or mark.column != column or source.is_ahead(reading, mark.cursor):
             newest = source.newest(reading)
             mark = Watermark(column, newest, newest, newest, time.time())
         return mark

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from embeddings_pipeline.ledger.base import LedgerBase
+from embeddings_pipeline.ledger.quarantine import LONGEST_TEXT_WAIT
 from embeddings_pipeline.store.sql import load_sql
 
 FIRST_BATCH_WAIT, LONGEST_BATCH_WAIT = timedelta(minutes=1), timedelta(minutes=64)
@@ -23,7 +24,7 @@ class Work(LedgerBase):
         `due`: without the batches that were tried and wait for their next try.
         """
         with self.database.connect(autocommit=True) as connection:
-            parameters = {"collection": self.name, "due": due}
+            parameters = {"collection": self.name, "due": due, "longest": LONGEST_BATCH_WAIT}
             return dict(connection.execute(self.tables.statement("work/dirty_batches"), parameters).fetchall())
 
     def work(self, *, due: bool = False) -> dict[int, int]:
@@ -34,7 +35,8 @@ class Work(LedgerBase):
         retried: dict[int, int] = {}
         incomplete: dict[int, int] = {}
         attempts = self.definition.attributes.quarantine.attempts
-        parameters = {"collection": self.name, "attempts": attempts, "due": due}
+        longest = {"longest": LONGEST_BATCH_WAIT, "longest_text": LONGEST_TEXT_WAIT}
+        parameters = {"collection": self.name, "attempts": attempts, "due": due, **longest}
         with self.database.connect(autocommit=True) as connection:
             for model in shadows:
                 model.destination.check_exists(connection)
@@ -50,7 +52,7 @@ class Work(LedgerBase):
     def recent_items(self, days: int, limit: int) -> dict[int, list[str]]:
         """Batch → keys of items first seen in the last `days` of which nothing is committed; the `limit` oldest."""
         keys: dict[int, list[str]] = {}
-        parameters = {"collection": self.name, "days": days, "limit": limit}
+        parameters = {"collection": self.name, "days": days, "limit": limit, "longest": LONGEST_BATCH_WAIT}
         with self.database.connect(autocommit=True) as connection:
             for batch, item_key in connection.execute(self.tables.statement("work/recent_items"), parameters):
                 keys.setdefault(batch, []).append(item_key)

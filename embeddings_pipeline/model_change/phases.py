@@ -22,7 +22,7 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.config.profiles import Profile
-from embeddings_pipeline.errors import ModelChangeError
+from embeddings_pipeline.errors import ModelChangeError, profile_command
 from embeddings_pipeline.index.pgvector import IndexReport, ensure_index
 from embeddings_pipeline.model_change import steps
 from embeddings_pipeline.model_change.backfill import backfill_batches
@@ -42,6 +42,7 @@ from embeddings_pipeline.model_change.steps import Step, Transaction
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.shadow import Backfilled, backfill_batch
 from embeddings_pipeline.store.destination.base import Destination, Layout
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.locks import Exclusive, exclusively, giving_way
 from embeddings_pipeline.store.models import Model
 
@@ -80,8 +81,10 @@ def expand(collection: Collection, profile: Profile) -> ModelChange:
         if step.name == "begin" and cursor.rowcount == 0:
             raise ModelChangeError(f"collection {name!r}: its models have just been changed; try again")
 
+    rights = _rights_to_give(collection, candidate)
+    transaction = steps.expand_transaction(collection.model.destination, candidate, profile, rights)
     try:
-        _run(collection, steps.expand_transaction(collection.model.destination, candidate, profile), values, answered)
+        _run(collection, transaction, values, answered)
     except errors.UniqueViolation as error:
         raise ModelChangeError(f"collection {name!r}: another change of the model has just been opened") from error
     change = open_change(collection)
@@ -175,15 +178,20 @@ def _exchange(collection: Collection, change: ModelChange, shadow: Collection, r
         if step.name == "flip" and cursor.fetchone() is None:
             raise ModelChangeError(f"collection {change.collection!r}: somebody else has changed its model meanwhile")
         if step.name == "incomplete" and (batches := [row[0] for row in cursor]):
-            raise _IncompleteError(batches)
+            raise _AgainError(batches)
         meanwhile(step, cursor)
+        if step.name in ("swapped", "rolled_back"):  # what is granted while we wait for locks is carried over, too
+            rights = current.rights(cursor.connection), other.rights(cursor.connection)
+            if rights != (own.rights, shadows.rights):
+                raise _AgainError([])
 
     for _ in range(SWAP_TRIES):
         with collection.database.connect(autocommit=True) as connection:
-            transaction = build(current, other, current.layout(connection), other.layout(connection))
+            own, shadows = steps.side(connection, current), steps.side(connection, other)
+        transaction = build(own, shadows)
         try:
             return _run(collection, transaction, {"id": change.id}, answered)
-        except _IncompleteError as error:
+        except _AgainError as error:
             for batch in error.batches:
                 backfill_batch(shadow, batch, run)
     raise ModelChangeError(
@@ -192,8 +200,8 @@ def _exchange(collection: Collection, change: ModelChange, shadow: Collection, r
     )
 
 
-class _IncompleteError(Exception):
-    """Batches that a commit has marked since the last look."""
+class _AgainError(Exception):
+    """Since the last look a commit has marked batches, or somebody has granted or revoked something."""
 
     def __init__(self, batches: list[int]) -> None:
         self.batches = batches
@@ -215,7 +223,7 @@ def _abandon(collection: Collection, change: ModelChange) -> None:
 def add_model(collection: Collection, profile: Profile) -> Model:
     """Keep a second model current beside the current one, to be searched by its name; `sync` backfills it."""
     candidate = check_candidate(collection, profile)
-    _run(collection, steps.add_transaction(candidate, profile), {})
+    _run(collection, steps.add_transaction(candidate, profile, _rights_to_give(collection, candidate)), {})
     return Model(profile, candidate)
 
 
@@ -233,11 +241,12 @@ def remove_model(collection: Collection, name: str) -> Model:
     if any(name in (model.profile.name, model.destination.fingerprint) for model in in_change):
         raise ModelChangeError(
             f"collection {collection.definition.name!r}: {name!r} is part of a change that is under way; end that with "
-            f"`embeddings-pipeline profile contract` or `profile rollback`"
+            f"`{profile_command('contract', collection.definition.name)}` or "
+            f"`{profile_command('rollback', collection.definition.name)}`"
         )
     raise ModelChangeError(
         f"collection {collection.definition.name!r}: no profile {name!r} is kept beside the current one; see "
-        f"`embeddings-pipeline profile status`"
+        f"`{profile_command('status', collection.definition.name)}`"
     )
 
 
@@ -273,10 +282,17 @@ def _not_meanwhile(change: ModelChange) -> Answered:
         if step.name in ("swapped", "rolled_back", "end") and cursor.rowcount == 0:
             raise ModelChangeError(
                 f"collection {change.collection!r}: somebody else has gone on with the change of its model meanwhile; "
-                f"see `embeddings-pipeline profile status`"
+                f"see `{profile_command('status', change.collection)}`"
             )
 
     return answered
+
+
+def _rights_to_give(collection: Collection, candidate: Destination) -> list[Change]:
+    """What gives a candidate, made or not, the current model's owner, grants and policies."""
+    with collection.database.connect(autocommit=True) as connection:
+        wanted = collection.model.destination.rights(connection)
+        return candidate.rights_changes(candidate.rights(connection), wanted)
 
 
 def _removal(collection: Collection, shadow: Destination) -> Layout:

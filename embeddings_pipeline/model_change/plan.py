@@ -11,9 +11,9 @@ from psycopg import sql
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ModelChangeError
 from embeddings_pipeline.index.pgvector import planned_changes
 from embeddings_pipeline.model_change import steps
+from embeddings_pipeline.model_change.preflight import check_candidate, check_no_other_change
 from embeddings_pipeline.model_change.state import candidate_destination
 from embeddings_pipeline.model_change.steps import Step
 from embeddings_pipeline.pipeline.collection import Collection
@@ -31,6 +31,27 @@ class Price:
     tokens: int
     seconds: float
     bytes: int  # on the database's disk, with the index
+
+
+NOBODYS = ("which is new", "which is ours")  # relations that nobody else reads yet, or at all
+UNDO = {
+    "expand": "`profile rollback` drops the candidate",
+    "backfill": "`profile rollback` drops the candidate",
+    "swap": "`profile rollback` brings the previous model back at once",
+    "roll back": "`profile switch` swaps again",
+    "contract": "none",
+}
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """One phase of a change as a whole."""
+
+    phase: str
+    seconds: float  # with the encoding
+    locks: list[str]  # what others are kept from, for some milliseconds
+    bytes: int
+    undo: str
 
 
 @dataclass(frozen=True)
@@ -67,18 +88,37 @@ def price(collection: Collection, profile: Profile) -> Price:
 
 
 def plan(collection: Collection, profile: Profile) -> list[Planned]:
-    """Every statement that changes something, in order. Does nothing. ModelChangeError if it is current already."""
-    current, candidate = collection.model.destination, candidate_destination(collection, profile)
-    if current.fingerprint == candidate.fingerprint:
-        raise ModelChangeError(
-            f"collection {candidate.collection!r}: profile {profile.name!r} is its current model already"
-        )
+    """Every statement that changes something and is not done yet, in order. Does nothing.
+
+    Raises ModelChangeError or ProfileError if such a change would be refused.
+    """
+    change = check_no_other_change(collection, profile)
+    candidate = change.candidate.destination if change else check_candidate(collection, profile)
+    current = collection.model.destination
     with collection.database.connect(autocommit=True) as connection:
         planned = _steps(connection, collection, profile, current, candidate)
         return [
             Planned(step.phase, shown(connection, step.statement, step.parameters), step.lock, step.seconds, step.bytes)
             for step in planned
+            if change is None or step.phase != "expand"
         ]
+
+
+def phases(planned: list[Planned], cost: Price) -> list[PlannedPhase]:
+    """The phases that planned statements make up. cost: the encoding belongs to the backfill."""
+    found: dict[str, PlannedPhase] = {}
+    for step in planned:
+        seconds = cost.seconds if step.phase == "backfill" else 0.0
+        phase = found.setdefault(step.phase, PlannedPhase(step.phase, seconds, [], 0, UNDO[step.phase]))
+        alone, _, relation = step.lock.partition("ACCESS EXCLUSIVE of ")
+        locks = [*phase.locks, relation] if not alone and not relation.endswith(NOBODYS) else phase.locks
+        found[step.phase] = replace(
+            phase,
+            seconds=phase.seconds + step.seconds,
+            locks=list(dict.fromkeys(locks)),
+            bytes=phase.bytes + step.bytes,
+        )
+    return list(found.values())
 
 
 def _steps(
@@ -93,22 +133,24 @@ def _steps(
     rows = _texts(connection, candidate, list(collection.definition.attributes.vectors))
     texts = sum(rows.values())
     changes = planned_changes(connection, candidate, index, rows)
-    own, shadow = current.layout(connection), candidate.layout(connection)
-    shadow = replace(shadow, indexes=after(shadow.indexes, changes))
-    swapped = current.exchange(own, shadow)
+    own, shadow = steps.side(connection, current), steps.side(connection, candidate)
+    rights = candidate.rights_changes(shadow.rights, own.rights)
+    given = replace(own.rights, column=shadow.rights.column)
+    shadow = replace(shadow, layout=replace(shadow.layout, indexes=after(shadow.layout.indexes, changes)), rights=given)
+    swapped = current.exchange(own.layout, shadow.layout)
     back = current.index_changes(index, rows, swapped.previous, swapped.current)
     previous = replace(swapped.previous, indexes=after(swapped.previous.indexes, back))
     written = candidate.vectors_per_second(connection)
     return [
-        *steps.expand_transaction(current, candidate, profile).steps,
+        *steps.expand_transaction(current, candidate, profile, rights).steps,
         *steps.backfill_steps(candidate, candidate.setting_changes(connection), texts, written),
         *steps.index_steps("swap", candidate, changes, texts, index.method),
         steps.mark_step("swap", candidate, texts),
         steps.gate_step(),
-        *steps.swap_transaction(current, candidate, own, shadow).steps,
+        *steps.swap_transaction(own, shadow).steps,
         *steps.index_steps("roll back", current, back, texts, index.method),
         steps.mark_step("roll back", current, texts),
-        *steps.roll_back_transaction(candidate, current, swapped.current, previous).steps,
+        *steps.roll_back_transaction(replace(shadow, layout=swapped.current), replace(own, layout=previous)).steps,
         *steps.contract_transaction(current, swapped.previous, current.freed_bytes(texts, index.method)).steps,
     ]
 

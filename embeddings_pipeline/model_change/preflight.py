@@ -10,7 +10,7 @@ from psycopg import errors, sql
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ModelChangeError, ProfileError
+from embeddings_pipeline.errors import ModelChangeError, ProfileError, profile_command
 from embeddings_pipeline.model_change.gate import golden_queries
 from embeddings_pipeline.model_change.state import (
     ModelChange,
@@ -21,6 +21,7 @@ from embeddings_pipeline.model_change.state import (
 )
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.destination.base import MOST_DIMENSIONS, Destination
+from embeddings_pipeline.store.destination.rights import check_rights
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.vector_range import why_not
 
@@ -41,33 +42,36 @@ def check_no_other_change(collection: Collection, profile: Profile) -> ModelChan
         raise ModelChangeError(
             f"collection {change.collection!r}: profile {profile.name!r} is not what it was when the change to it "
             f"began ({change.candidate.destination.fingerprint}); put it back, or end the change with "
-            f"`embeddings-pipeline profile rollback` and begin anew"
+            f"`{profile_command('rollback', change.collection)}` and begin anew"
         )
     before, after = (change.current, change.shadow) if change.phase == "expanded" else (change.shadow, change.current)
     command = "contract" if change.phase == "swapped" else f"switch {after.profile.name}"
     raise ModelChangeError(
         f"collection {change.collection!r}: a change from {named(before)} to {named(after)} is open ({change.phase}); "
-        f"finish it with `embeddings-pipeline profile {command}`, or undo it with `embeddings-pipeline profile "
-        f"rollback`"
+        f"finish it with `{profile_command(command, change.collection)}`, or undo it with "
+        f"`{profile_command('rollback', change.collection)}`"
     )
 
 
 def check_candidate(collection: Collection, profile: Profile) -> Destination:
     """The destination of a model that may be made. ModelChangeError or ProfileError says why it may not."""
-    name = collection.definition.name
+    name, key = collection.definition.name, "profile"
+    if collection.definition.attributes.destination is not None:
+        key = "destination.profile"
+    if not collection.ledger.has_vectors():
+        raise ModelChangeError(
+            f"collection {name!r} has no vectors yet, so there is nothing to migrate: declare the profile (`{key}: "
+            f"{profile.name}` in its defs.yaml) and sync"
+        )
     candidate = candidate_destination(collection, profile)
     if candidate.fingerprint == collection.fingerprint:
         raise ModelChangeError(f"collection {name!r}: profile {profile.name!r} is its current model already")
     is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
-        committed = "SELECT version > 0 FROM embeddings.collection WHERE name = %s"
-        if connection.execute(committed, [name]).fetchone() != (True,):
-            raise ModelChangeError(
-                f"collection {name!r} has no vectors yet, so there is nothing to migrate: declare the profile "
-                f"(`profile: {profile.name}` in its defs.yaml) and sync"
-            )
         _check_dimensions(connection, collection, candidate, profile)
-        collection.model.destination.check_candidate(connection, candidate, is_kept=is_kept)
+        current = collection.model.destination
+        check_rights(connection, name, [*current.kept, current.tables.view, current.marker])
+        current.check_candidate(connection, candidate, is_kept=is_kept)
         if not is_kept:
             _check_disk(connection, collection, candidate)
     golden_queries(collection)  # what is wrong with them is said now, not after the backfill
@@ -135,12 +139,14 @@ def expanded_change(collection: Collection, phase: str) -> ModelChange:
     if change is None:
         raise ModelChangeError(
             f"collection {collection.definition.name!r}: no change of its model is open, so there is nothing to "
-            f"{phase}; begin with `embeddings-pipeline profile switch NAME`, or materialize migration/expand"
+            f"{phase}; begin with `{profile_command('switch NAME', collection.definition.name)}`, or materialize "
+            f"migration/expand"
         )
     if change.phase != "expanded":
         raise ModelChangeError(
             f"collection {collection.definition.name!r}: {named(change.current)} is the current model already; go on "
-            f"with `embeddings-pipeline profile contract`, or back with `embeddings-pipeline profile rollback`"
+            f"with `{profile_command('contract', change.collection)}`, or back with "
+            f"`{profile_command('rollback', change.collection)}`"
         )
     return change
 
@@ -153,8 +159,8 @@ def check_swap(collection: Collection, change: ModelChange) -> None:
     if row and row[0]:
         raise ModelChangeError(
             f"collection {change.collection!r}: {row[0]:,} of {progress(collection, change.candidate).batches:,} "
-            f"batches are not backfilled; materialize migration/backfill first, or run `embeddings-pipeline profile "
-            f"switch {change.candidate.profile.name}`"
+            f"batches are not backfilled; materialize migration/backfill first, or run "
+            f"`{profile_command(f'switch {change.candidate.profile.name}', change.collection)}`"
         )
     check_exchange(collection, change)
     check_encoder(change.candidate.profile, change.candidate.destination)  # searches are going to need it
@@ -162,8 +168,11 @@ def check_swap(collection: Collection, change: ModelChange) -> None:
 
 def check_exchange(collection: Collection, change: ModelChange) -> None:
     """ModelChangeError if something stands in the way of exchanging the two models, either way."""
+    current, shadow = change.current.destination, change.shadow.destination
     with collection.database.connect(autocommit=True) as connection:
-        change.current.destination.check_exchange(connection, change.shadow.destination)
+        kept = [*current.kept, *shadow.kept, current.tables.view, current.marker]
+        check_rights(connection, change.collection, kept)
+        current.check_exchange(connection, shadow)
 
 
 # --- roll back and contract --------------------------------------------------------------------------------------
@@ -181,7 +190,7 @@ def check_roll_back(collection: Collection, *, drop_candidate: bool) -> ModelCha
         raise ModelChangeError(
             f"collection {change.collection!r}: {named(change.current)} is the current model, and nothing has been "
             f"swapped; to drop what was embedded for {named(change.candidate)}, say `drop_candidate: true` in the "
-            f"launchpad, or `embeddings-pipeline profile rollback`"
+            f"launchpad, or `{profile_command('rollback', change.collection)}`"
         )
     return change
 
@@ -195,15 +204,18 @@ def check_contract(collection: Collection, *, now: bool) -> ModelChange:
     if change is None or change.swapped_at is None or change.phase != "swapped":
         raise ModelChangeError(
             f"collection {name!r}: nothing has been swapped, so there is no previous model to drop; "
-            f"{'swap first' if change else 'see `embeddings-pipeline profile status`'}"
+            + ("swap first" if change else f"see `{profile_command('status', name)}`")
         )
     if now:
         return change
-    ends = change.swapped_at + timedelta(hours=collection.definition.attributes.model_change.grace_hours)
-    if datetime.now(UTC) < ends:
+    with collection.database.connect(autocommit=True) as connection:
+        row = connection.execute(load_sql("model_change/grace"), {"change": change.id}).fetchone()
+    since, asked_at = row or (change.swapped_at, datetime.now(UTC))
+    ends = since + timedelta(hours=collection.definition.attributes.model_change.grace_hours)
+    if asked_at < ends:
         raise ModelChangeError(
             f"collection {name!r}: the grace period runs until {ends:%Y-%m-%d %H:%M %Z}; until then "
-            f"`embeddings-pipeline profile rollback` brings {named(change.previous)} back at once. `--now` (in the "
+            f"`{profile_command('rollback', name)}` brings {named(change.previous)} back at once. `--now` (in the "
             f"launchpad `now: true`) drops it all the same"
         )
     with collection.database.connect(autocommit=True) as connection:
@@ -225,5 +237,5 @@ def check_not_in_a_change(connection: psycopg.Connection, shadow: Destination) -
     if connection.execute(load_sql("model_change/holds"), parameters).fetchone() is not None:
         raise ModelChangeError(
             f"collection {shadow.collection!r}: a change of its model has just been opened with this one; see "
-            f"`embeddings-pipeline profile status`"
+            f"`{profile_command('status', shadow.collection)}`"
         )

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
+from psycopg import errors
+
+from embeddings_pipeline.config.definition import named_profile
+from embeddings_pipeline.config.profiles import Profile, fingerprint
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.factory import destination_of
@@ -57,7 +60,10 @@ def open_change(collection: Collection) -> ModelChange | None:
     """The change of the model that is under way, or None."""
     name = collection.definition.name
     with collection.database.connect(autocommit=True) as connection:
-        row = connection.execute(load_sql("model_change/open"), {"collection": name}).fetchone()
+        try:
+            row = connection.execute(load_sql("model_change/open"), {"collection": name}).fetchone()
+        except (errors.UndefinedTable, errors.InvalidSchemaName):  # nothing has been synced into this database
+            return None
     if row is None:
         return None
     number, phase, expanded_at, swapped_at, gate, made_by_expand, *models = row
@@ -85,7 +91,7 @@ def incomplete_batches(collection: Collection, model: Model) -> list[int]:
 
 def candidate_profile(collection: Collection, name: str) -> Profile:
     """The profile of that name: the collection's own or a built-in one. ProfileError if there is none."""
-    return resolve_profile(collection.definition.profile_named(name), collection.settings)
+    return named_profile(collection.definition, name, collection.settings)
 
 
 def candidate_destination(collection: Collection, profile: Profile) -> Destination:

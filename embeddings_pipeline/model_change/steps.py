@@ -8,13 +8,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.pipeline.shadow import note_changes
-from embeddings_pipeline.store.destination.base import Change, Destination, Layout
+from embeddings_pipeline.store.destination.base import Destination, Layout
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import IndexChange
+from embeddings_pipeline.store.destination.rights import ModelRights
 from embeddings_pipeline.store.locks import vacuum_lock
 from embeddings_pipeline.store.sql import load_sql
 
@@ -53,19 +56,37 @@ class Transaction:
     relations: list[sql.Identifier]
 
 
-def expand_transaction(current: Destination, candidate: Destination, profile: Profile) -> Transaction:
-    """The change is noted, and the candidate's place is made."""
+@dataclass(frozen=True)
+class Side:
+    """One of the two models of an exchange, as it is in the catalog."""
+
+    model: Destination
+    layout: Layout
+    rights: ModelRights
+
+
+def side(connection: psycopg.Connection, model: Destination) -> Side:
+    """A model as it is in the catalog now."""
+    return Side(model, model.layout(connection), model.rights(connection))
+
+
+def expand_transaction(
+    current: Destination, candidate: Destination, profile: Profile, rights: Iterable[Change]
+) -> Transaction:
+    """The change is noted, and the candidate's place is made. rights: what gives it the current model's."""
     models = {"collection": current.collection, "current": current.fingerprint, "candidate": candidate.fingerprint}
     begin = _named_step("expand", "begin", OWN_ROW, {**models, "made": LATER})
-    return _making("expand", candidate, profile, [begin])
+    return _making("expand", candidate, profile, [begin], rights)
 
 
-def add_transaction(candidate: Destination, profile: Profile) -> Transaction:
+def add_transaction(candidate: Destination, profile: Profile, rights: Iterable[Change]) -> Transaction:
     """A shadow model without a change."""
-    return _making("expand", candidate, profile, [])
+    return _making("expand", candidate, profile, [], rights)
 
 
-def _making(phase: str, candidate: Destination, profile: Profile, then: list[Step]) -> Transaction:
+def _making(
+    phase: str, candidate: Destination, profile: Profile, then: list[Step], rights: Iterable[Change]
+) -> Transaction:
     values = {
         "collection": candidate.collection,
         "fingerprint": candidate.fingerprint,
@@ -75,7 +96,7 @@ def _making(phase: str, candidate: Destination, profile: Profile, then: list[Ste
         "identity": candidate.identity,
     }
     model = _named_step(phase, "model", "ROW EXCLUSIVE of embeddings.model", values)
-    made = [_step(phase, change, excludes=True) for change in candidate.add_changes()]
+    made = [_step(phase, change, excludes=True) for change in (*candidate.add_changes(), *rights)]
     return Transaction(
         [*_vacuum_kept_out(phase, candidate.user_tables), model, *then, *made], list(candidate.user_tables)
     )
@@ -127,32 +148,39 @@ def gate_step() -> Step:
     return _named_step("swap", "note_gate", OWN_ROW, {"id": LATER, "gate": LATER})
 
 
-def swap_transaction(current: Destination, candidate: Destination, own: Layout, shadow: Layout) -> Transaction:
-    """The candidate becomes the current model. own: the current model's layout; shadow: the candidate's."""
-    return _exchange("swap", "swapped", current, candidate, own, shadow)
+def swap_transaction(current: Side, candidate: Side) -> Transaction:
+    """The candidate becomes the current model."""
+    return _exchange("swap", "swapped", current, candidate)
 
 
-def roll_back_transaction(current: Destination, previous: Destination, own: Layout, shadow: Layout) -> Transaction:
+def roll_back_transaction(current: Side, previous: Side) -> Transaction:
     """The previous model becomes the current one again."""
-    return _exchange("roll back", "rolled_back", current, previous, own, shadow)
+    return _exchange("roll back", "rolled_back", current, previous)
 
 
-def _exchange(
-    phase: str, entered: str, current: Destination, shadow: Destination, own: Layout, shadows: Layout
-) -> Transaction:
+def _exchange(phase: str, entered: str, own: Side, other: Side) -> Transaction:
     """The view comes first of what excludes others, as those who read it lock it before the table."""
+    current, shadow = own.model, other.model
     models = {"collection": current.collection, "current": current.fingerprint, "shadow": shadow.fingerprint}
     waited = "ROW EXCLUSIVE of embeddings.collection: commits wait for the end of the transaction"
     looked = "ACCESS SHARE of embeddings.batch and embeddings.backfill"
-    exclusive = [shadow.view_change(), *current.exchange(own, shadows).changes, current.marker_change(shadow)]
+    rights = shadow.rights_changes(other.rights, own.rights)
+    exclusive = [
+        shadow.view_change(),
+        *shadow.view_option_changes(own.rights),
+        *rights,
+        *current.exchange(own.layout, other.layout).changes,
+        current.marker_change(shadow),
+    ]
+    written = [shadow.counted[0]] if rights else []
     steps = [
-        *_vacuum_kept_out(phase, [*current.user_tables, current.marker]),
+        *_vacuum_kept_out(phase, [*current.user_tables, current.marker, *written]),
         _named_step(phase, "flip", waited, models),
         _named_step(phase, "incomplete", looked, {"collection": shadow.collection, "shadow": shadow.fingerprint}),
         _named_step(phase, entered, OWN_ROW, {"id": LATER}),
         *(_step(phase, change, excludes=True) for change in exclusive),
     ]
-    return Transaction(steps, [*current.user_tables, current.tables.view, current.marker])
+    return Transaction(steps, [*current.user_tables, current.tables.view, current.marker, *written])
 
 
 def contract_transaction(previous: Destination, layout: Layout, freed: int = 0) -> Transaction:

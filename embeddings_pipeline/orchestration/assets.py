@@ -164,7 +164,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
                     )
                 yield batch, {**_missing(embedded.left_to_embed, "left out by `limit`"), **metadata_of(embedded)}
 
-        each(context, pipeline, definition, steps, report=not config.dry_run)
+        each(context, pipeline, definition, steps, dry_run=config.dry_run)
         if not config.dry_run:
             yield dg.MaterializeResult()
 

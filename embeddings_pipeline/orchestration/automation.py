@@ -4,11 +4,12 @@ The sensor is level-triggered (rule 1): each tick derives what is to be done fro
 that are under way, so a tick that failed, a run that was killed or a day without the daemon needs no mending.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -17,10 +18,11 @@ from pydantic import Field
 
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
 from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag, lagging_since
 from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
+from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -28,7 +30,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     BulkActionsFilter,
     BulkActionStatus,
 )
-from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
 from embeddings_pipeline.orchestration.names import (
     AUTOMATION,
     PEOPLE,
@@ -41,12 +43,16 @@ from embeddings_pipeline.orchestration.names import (
     partitions_name,
 )
 from embeddings_pipeline.orchestration.partitions import batches_of, build_partitions, range_tags, run_ranges
+from embeddings_pipeline.orchestration.reload import reload_definitions
+from embeddings_pipeline.orchestration.resources import known_to_live
 from embeddings_pipeline.orchestration.steps import failures
 from embeddings_pipeline.orchestration.sync import Recent, SyncResult, sync
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
-from embeddings_pipeline.store.locks import run_lock
 from embeddings_pipeline.store.models import collection_state
+from embeddings_pipeline.store.session import TICK_LIMITS
+
+log = logging.getLogger(__name__)
 
 TICK_SECONDS = 15
 READ_SECONDS = 5.0  # of the source, in one tick
@@ -84,6 +90,7 @@ class UnderWay:
 
 def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensions: int) -> dg.SensorDefinition:
     """`new_rows_sensor`; `jobs` are the collection's."""
+    runs = RunWatch()
 
     @dg.sensor(
         name=automation_name(definition, "new_rows_sensor"),
@@ -96,20 +103,29 @@ def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensio
         ),
     )
     def new_rows_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        return evaluate(context.instance, definition, dimensions)
+        return evaluate(context.instance, definition, dimensions, runs)
 
     return new_rows_sensor
 
 
-def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> dg.SensorResult:
-    """One tick: read what is new, then derive from state which runs are to be started."""
-    collection = open_collection(definition, load_settings())
-    cancel_dead_runs(instance, collection.database)
+def evaluate(
+    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, runs: RunWatch | None = None
+) -> dg.SensorResult:
+    """One tick: read what is new, then derive from state which runs are to be started.
+
+    A sensor whose definition is not the newest one starts nothing, and says so.
+    """
+    try:
+        collection = open_collection(definition, load_settings())
+    except StaleDefinitionError as error:
+        return _step_aside(definition, error)
+    cancel_dead_runs(instance, collection.database, runs or RunWatch())
     config = definition.attributes.automation
     recent: IncrementalScan | str | None = None
-    if definition.attributes.source.updated_at and _scanned_at(collection):
+    if definition.attributes.source.updated_at and _since_full_scan(collection) is not None:
         try:
-            recent = collection.ledger.incremental_scan(collection.source, seconds=READ_SECONDS)
+            source = replace(collection.source, limits=TICK_LIMITS)
+            recent = collection.ledger.incremental_scan(source, seconds=READ_SECONDS)
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
     known = instance.get_dynamic_partitions(partitions_name(definition))
@@ -136,6 +152,15 @@ def evaluate(instance: dg.DagsterInstance, definition: CollectionDefinition, dim
         dynamic_partitions_requests=[build_partitions(definition).build_add_request(added)] if added else [],
         cursor=looked,
     )
+
+
+def _step_aside(definition: CollectionDefinition, error: StaleDefinitionError) -> dg.SensorResult:
+    reason = str(error)
+    log.warning("%s", reason)
+    Ledger(definition, open_database(load_settings())).step_aside(reason)
+    if error.file_changed and definition.path is not None and reload_definitions(definition.path):
+        reason += "; they are being reloaded"
+    return dg.SensorResult(skip_reason=dg.SkipReason(reason))
 
 
 def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequest:
@@ -180,23 +205,30 @@ def _partitions_of(backfill: Any, step_assets: set[dg.AssetKey], job_name: str) 
     return set(backfill.partition_names or []) if origin and job_name in origin.partition_set_name else set()
 
 
-def _scanned_at(collection: Collection) -> datetime | None:
+def _since_full_scan(collection: Collection) -> timedelta | None:
+    """How long ago the last full scan ended, by the database's clock; None without one."""
     with collection.database.connect(autocommit=True) as connection:
         state = collection_state(connection, collection.definition.name)
-    return state.full_scan_at if state else None
+    return state.asked_at - state.full_scan_at if state and state.full_scan_at else None
+
+
+def _still(since: float, wait: timedelta) -> bool:
+    """Whether a wait that began at a time of Dagster's goes on. A time that is yet to come counts as none: the clock
+    was ahead for a while.
+    """
+    return 0 <= time.time() - since < wait.total_seconds()
 
 
 def _full_scan_due(instance: dg.DagsterInstance, collection: Collection, busy: UnderWay) -> bool:
     every = timedelta(minutes=collection.definition.attributes.automation.full_scan_minutes)
-    scanned_at = _scanned_at(collection)
-    if busy.scan or busy.refresh or (scanned_at and datetime.now(UTC) - scanned_at < every):
+    since = _since_full_scan(collection)
+    if busy.scan or busy.refresh or (since is not None and since < every):
         return False
     # One that was refused or failed is not asked for again at each tick.
     tried = instance.get_run_records(dg.RunsFilter(job_name=job_name(collection.definition, "scan")), limit=1)
     if not tried:
         return True
-    ended = tried[0].end_time or tried[0].start_time or 0
-    return time.time() - ended >= min(every, FAILED_WAIT).total_seconds()
+    return not _still(tried[0].end_time or tried[0].start_time or 0, min(every, FAILED_WAIT))
 
 
 def _may_index(
@@ -208,12 +240,12 @@ def _may_index(
     if state is None or state.version == 0:  # nothing to index is committed
         return False
     since = lagging_since(collection)
-    waited = since is not None and datetime.now(UTC) - since >= longest
+    waited = since is not None and not _still(since.timestamp(), longest)
     if (dirty or busy.partitions) and not waited:
         return False
     tried = instance.get_run_records(dg.RunsFilter(job_name=job_name(collection.definition, "index")), limit=1)
     failed = tried and tried[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
-    return not failed or time.time() - (tried[0].end_time or 0) >= FAILED_WAIT.total_seconds()
+    return not (failed and _still(tried[0].end_time or 0, FAILED_WAIT))
 
 
 def _what_was_seen(
@@ -239,8 +271,8 @@ def _what_was_seen(
             parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the full scan")
         if not recent.caught_up:
             parts.append("there are more rows to read")
-    scanned_at = _scanned_at(collection)
-    minutes = f"{(datetime.now(UTC) - scanned_at).total_seconds() / 60:.0f} minutes ago" if scanned_at else "never"
+    since = _since_full_scan(collection)
+    minutes = "never" if since is None else f"{since.total_seconds() / 60:.0f} minutes ago"
     parts.append(f"last full scan {minutes}" + (", one is under way" if busy.scan or busy.refresh else ""))
     counts = {"batches": batches, "with something to do": to_do, "being worked on": len(busy.partitions)}
     counts["waiting for their next try"] = waiting
@@ -337,7 +369,7 @@ def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefin
 
 
 def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
-    return run_lock(open_database(load_settings()), context.run_id)
+    return known_to_live(context.instance, context.run_id)
 
 
 def _in_words(result: SyncResult) -> str:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -145,7 +144,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             waits = freshness(collection.database, definition.name, collection.model.destination)
-        now = datetime.now(UTC)
+        now = waits.asked_at
         waiting = (now - waits.oldest_change).total_seconds() / 60 if waits.oldest_change else 0.0
         scanned = (now - waits.full_scan_at).total_seconds() / 3600 if waits.full_scan_at else math.inf
         fresh = waiting <= LATE_MINUTES and scanned <= SCAN_HOURS

@@ -7,7 +7,7 @@ from embeddings_pipeline.config.editing import write_name
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError
 from embeddings_pipeline.failpoints import failpoint
-from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
 from embeddings_pipeline.orchestration.names import JOBS, partitions_of
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
@@ -97,7 +97,7 @@ def _check_names(database: Database, settings: Settings, old: str, new: str) -> 
 
 
 def _check_no_run(instance: dg.DagsterInstance, database: Database, name: str) -> None:
-    cancel_dead_runs(instance, database)
+    cancel_dead_runs(instance, database, RunWatch())
     records = instance.get_run_records(dg.RunsFilter(statuses=OPEN_STATUSES))
     runs = [record.dagster_run.run_id[:8] for record in records if _is_of(record.dagster_run, name)]
     if runs:

@@ -1,13 +1,17 @@
 """The component: one `defs.yaml` becomes the assets, checks, jobs, sensors and schedules of a collection."""
 
+import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 from pydantic import BaseModel
 
-from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
-from embeddings_pipeline.config.loading import load_collections
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, Reading
+from embeddings_pipeline.config.loading import read_collections
+from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.orchestration.alerts import build_alerts
 from embeddings_pipeline.orchestration.automation import (
     build_job_for_people,
@@ -18,6 +22,8 @@ from embeddings_pipeline.orchestration.automation import (
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
 from embeddings_pipeline.orchestration.names import job_name
 from embeddings_pipeline.orchestration.scaffold import CollectionScaffolder
+
+log = logging.getLogger(__name__)
 
 
 @dg.scaffold_with(CollectionScaffolder)
@@ -34,7 +40,8 @@ class EmbeddingCollection(dg.Component):
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "EmbeddingCollection":
         assert isinstance(attributes, CollectionAttributes)
-        return cls(CollectionDefinition(attributes, context.path / "defs.yaml"))
+        path = context.path / "defs.yaml"
+        return cls(CollectionDefinition(attributes, path, Reading(path.read_bytes() if path.is_file() else None)))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         return build_definitions(self.collection)
@@ -55,5 +62,34 @@ def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
 
 
 def definitions_below(folder: Path) -> dg.Definitions:
-    """The definitions of every collection below a folder that is not the defs folder of a dg project."""
-    return dg.Definitions.merge(*map(build_definitions, load_collections(folder).values()))
+    """The definitions of every collection below a folder that is not the defs folder of a dg project.
+
+    A collection whose `defs.yaml` has a mistake is an asset without a job, which says so; the others are there. Raises
+    ConfigurationError or ProfileError if there are no others.
+    """
+    defined = read_collections(folder)
+    errors: dict[str, PipelineError] = {path.parent.name: error for path, error in defined.mistakes.items()}
+    built: list[dg.Definitions] = []
+    for definition in defined.collections.values():
+        try:
+            built.append(build_definitions(definition))
+        except PipelineError as error:
+            errors[definition.name] = error
+    if errors and not built:
+        raise next(iter(errors.values()))
+    return dg.Definitions.merge(*built, _not_loaded(errors))
+
+
+def _not_loaded(errors: Mapping[str, PipelineError]) -> dg.Definitions:
+    """What the UI shows in place of collections that cannot be loaded."""
+    for error in errors.values():
+        log.warning("warning: a collection is not loaded: %s", error)
+    specs = [
+        dg.AssetSpec(
+            [re.sub(r"\W", "_", name), "NOT_LOADED"],
+            group_name="not_loaded",
+            description=f"This collection is not loaded, and nothing keeps it current: {error}",
+        )
+        for name, error in errors.items()
+    ]
+    return dg.Definitions(assets=specs)

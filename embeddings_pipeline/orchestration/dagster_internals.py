@@ -35,6 +35,7 @@ from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    GRPC_INFO_TAG,  # how a run's code server is reached
     MAX_RETRIES_TAG,  # documented, as `dagster/max_retries`
     PARTITION_NAME_TAG,
     REPOSITORY_LABEL_TAG,
@@ -42,6 +43,10 @@ from dagster._core.storage.tags import (
 
 # A run's id before the run, for its lock. `uuid.uuid4()` gives the same today.
 from dagster._core.utils import make_new_run_id
+
+# Asking the process in front of a code server to load the definitions anew. No public call but GraphQL's, and a code
+# server does not know where the webserver is.
+from dagster._grpc.client import DagsterGrpcClient
 
 # `dg.ConfigurableClass` does not exist; dagster.yaml takes nothing else.
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
@@ -58,6 +63,7 @@ from dagster_postgres.utils import DagsterPostgresException
 __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
+    "GRPC_INFO_TAG",
     "MAX_RETRIES_TAG",
     "PARTITION_NAME_TAG",
     "REPOSITORY_LABEL_TAG",
@@ -70,6 +76,7 @@ __all__ = [
     "ConcurrencyLimitsTable",
     "ConfigurableClass",
     "ConfigurableClassData",
+    "DagsterGrpcClient",
     "DagsterPostgresException",
     "DagsterStorage",
     "InMemoryJob",

@@ -10,12 +10,21 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.dagster_internals import create_console_logger
-from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.orchestration.instance.liveness import process_tags
+from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.locks import run_lock
 
 # Called as (asset, batch) when a step of a batch is done; a `sync` in this process listens, for its progress bar.
 batch_done: ContextVar[Callable[[str, int], None]] = ContextVar("batch_done", default=lambda asset, batch: None)
+
+
+@contextmanager
+def known_to_live(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Within it the run holds its liveness lock, and has noted that this process executes it."""
+    with run_lock(open_database(load_settings()), run_id):
+        instance.add_run_tags(run_id, process_tags(run_id))
+        yield
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -24,15 +33,19 @@ class PipelineResource(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["PipelineResource"]:
         """While the resource is in use, its run holds its liveness lock."""
-        if context.run is None:
+        if context.run is None or context.instance is None:
             yield self
             return
-        with run_lock(open_database(load_settings()), context.run.run_id):
+        with known_to_live(context.instance, context.run.run_id):
             yield self
 
     def open(self, definition: CollectionDefinition) -> Collection:
         """The collection with its database, lake and current model."""
         return open_collection(definition, load_settings())
+
+    def look_at(self, definition: CollectionDefinition) -> Collection:
+        """The same for a dry run: nothing is written."""
+        return look_at_collection(definition, load_settings())
 
 
 @dg.logger(

@@ -23,7 +23,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
 )
 from embeddings_pipeline.orchestration.figures import Materialization
 from embeddings_pipeline.orchestration.instance.home import location_name, project_instance
-from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, cancel_dead_runs, host_tags
+from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, RunWatch, cancel_dead_runs, process_tags
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
 from embeddings_pipeline.orchestration.names import asset_op_name, job_name, step_of
@@ -69,13 +69,13 @@ class JobRunner:
     @contextmanager
     def others_watched(self) -> Iterator[None]:
         """A run that is killed while ours waits for its place in a pool must not keep us waiting."""
-        done = threading.Event()
-        cancel_dead_runs(self.instance, self.collection.database)
+        done, runs = threading.Event(), RunWatch()
+        cancel_dead_runs(self.instance, self.collection.database, runs)
 
         def watch() -> None:
             while not done.wait(WATCH_SECONDS):
                 with suppress(PipelineError, psycopg.Error, sqlalchemy.exc.SQLAlchemyError):  # until the next round
-                    cancel_dead_runs(self.instance, self.collection.database)
+                    cancel_dead_runs(self.instance, self.collection.database, runs)
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
@@ -99,7 +99,7 @@ class JobRunner:
                 # A run that was killed is not repeated by the daemon: the next sync goes on.
                 tags={
                     **tags,
-                    **host_tags(),
+                    **process_tags(run_id),
                     SYNC_TAG: "true",
                     REPOSITORY_LABEL_TAG: self.repository.get_label(),
                     MAX_RETRIES_TAG: "0",

@@ -33,9 +33,13 @@ def failures() -> Iterator[None]:
 
 
 def open_logged(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, definition: CollectionDefinition
+    context: dg.AssetExecutionContext,
+    pipeline: PipelineResource,
+    definition: CollectionDefinition,
+    *,
+    dry_run: bool = False,
 ) -> Collection:
-    collection = pipeline.open(definition)
+    collection = pipeline.look_at(definition) if dry_run else pipeline.open(definition)
     if collection.warning:
         context.log.warning(collection.warning)
     return collection
@@ -57,11 +61,11 @@ def each(
     definition: CollectionDefinition,
     steps: Callable[[Collection, list[int]], Iterator[tuple[int, Mapping[str, Any]]]],
     *,
-    report: bool = True,
+    dry_run: bool = False,
 ) -> None:
-    """Do a step for the batches of the run, with metadata for each partition."""
+    """Do a step for the batches of the run, with metadata for each partition, but for a dry run."""
     with failures():
-        collection = open_logged(context, pipeline, definition)
+        collection = open_logged(context, pipeline, definition, dry_run=dry_run)
         existing = {batch_key(batch): batch for batch in collection.ledger.batches()}
         strays = [key for key in context.partition_keys if key not in existing]  # the UI lets people add any partition
         if strays:
@@ -75,5 +79,5 @@ def each(
         batches = [existing[key] for key in context.partition_keys if key in existing]
         for batch, metadata in steps(collection, batches):
             batch_done.get()(context.asset_key.path[-1], batch)
-            if report:
+            if not dry_run:
                 context.add_asset_metadata(metadata, partition_key=batch_key(batch))

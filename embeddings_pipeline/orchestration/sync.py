@@ -22,7 +22,7 @@ from embeddings_pipeline.orchestration.names import embeddings_asset, partitions
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
 from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.runner import JobRunner, RunFailed, open_instance
-from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def sync(
     allow_deletes: bool = False,
     full: bool = False,
     recent: Recent | None = None,
+    redefine: bool = False,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     instance: dg.DagsterInstance | None = None,
 ) -> SyncResult:
@@ -80,12 +81,17 @@ def sync(
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
     `full` audits every copy first and runs every check last; `recent` leaves the full scan to others, and everything
-    but new items. `progress(phase, done, total)` is called as batches are embedded. `instance`: Dagster's, the one of
-    dagster.yaml if left out. Raises PipelineError with one line if a run failed.
+    but new items. `redefine` puts the definition in force, though a newer one is. `progress(phase, done, total)` is
+    called as batches are embedded. `instance`: Dagster's, the one of dagster.yaml if left out. Raises PipelineError
+    with one line if a run failed.
     """
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
-    collection = open_collection(definition, settings)
+    collection = (
+        look_at_collection(definition, settings)
+        if dry_run
+        else open_collection(definition, settings, redefine=redefine)
+    )
     if collection.warning:
         log.warning("warning: %s", collection.warning)
     if dry_run:

@@ -4,18 +4,20 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
+from embeddings_pipeline.config.changed import check_as_read
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
+from embeddings_pipeline.config.profiles import Profile, fingerprint, keep_digests, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.errors import LakeError, ProfileError
+from embeddings_pipeline.errors import LakeError, ProfileError, profile_command
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.pipeline.renaming import check_not_being_renamed
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.database import Database, open_database, open_database_to_read
+from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.models import Model, collection_identity
-from embeddings_pipeline.store.schema import ensure_schema
+from embeddings_pipeline.store.models import Model, collection_identity, is_known
+from embeddings_pipeline.store.schema import ensure_schema, has_schema
 from embeddings_pipeline.store.source import Source
 
 
@@ -95,46 +97,86 @@ class Collection:
         return newest
 
 
-def open_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
+def open_collection(definition: CollectionDefinition, settings: Settings, *, redefine: bool = False) -> Collection:
     """Open the database, register the definition, and find its current model; the first run activates the declared one.
 
-    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5). Raises
-    DatabaseError, SourceError or ProfileError.
+    If another profile is declared than the current one, the current one stays and `warning` says so (rule 5).
+    `redefine`: the definition counts, though a newer one is in force. Raises StaleDefinitionError, DatabaseError,
+    SourceError or ProfileError.
     """
+    check_as_read(definition)
     database = open_database(settings)
     ensure_schema(database)
     with database.session() as connection:
         check_not_being_renamed(connection, definition.name)
     ledger = Ledger(definition, database)
-    ledger.register()
-    declared = resolve_profile(definition.declared_profile, settings)
-    current, warning = ledger.current(), None
-    declared_fingerprint = None
-    try:
-        declared_fingerprint = fingerprint(declared, settings.state_dir)
-    except ProfileError:
-        if current is None:
-            raise
-    storage = None if definition.attributes.destination else definition.attributes.storage
-    if declared_fingerprint and (
-        current is None
-        or current.destination.fingerprint != declared_fingerprint
-        or storage not in (None, current.destination.storage)
-    ):
-        current = ledger.activate(declared, declared_fingerprint)
+    ledger.register(redefine=redefine)
+    declared, digest = _declared(ledger, settings)
+    current = ledger.current()
+    if digest and not _is(definition, current, digest):
+        current = ledger.activate(declared, digest)
+    keep_digests(settings.state_dir)
     assert current is not None
-    if declared_fingerprint == current.destination.fingerprint:
+    return _opened(ledger, settings, declared, digest, current)
+
+
+def look_at_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
+    """As `open_collection` for what only looks: nothing is written, registered or activated.
+
+    Before a vector is committed the model is the declared one, whose tables may not be there. StaleDefinitionError.
+    """
+    check_as_read(definition)
+    is_elsewhere = definition.attributes.source.url is not None  # the source is read, whatever is here
+    database = (open_database if is_elsewhere else open_database_to_read)(settings)
+    if has_schema(database):
+        with database.session() as connection:
+            check_not_being_renamed(connection, definition.name)
+    ledger = Ledger(definition, database)
+    declared, digest = _declared(ledger, settings)
+    current = ledger.current()
+    if digest and not ledger.has_vectors() and not _is(definition, current, digest):
+        with database.connect(autocommit=True) as connection:
+            storage = declared_storage(connection, definition)
+        current = Model(declared, destination_of(definition, digest, declared.dimensions, storage))
+    assert current is not None
+    return _opened(ledger, settings, declared, digest, current)
+
+
+def _is(definition: CollectionDefinition, model: Model | None, digest: str) -> bool:
+    """Whether a model has this fingerprint, and its vectors are stored as the definition says."""
+    if model is None or model.destination.fingerprint != digest:
+        return False
+    return definition.attributes.destination is not None or model.destination.storage == definition.attributes.storage
+
+
+def _declared(ledger: Ledger, settings: Settings) -> tuple[Profile, str | None]:
+    """The declared profile and its fingerprint; None if that cannot be known, and the database has another model."""
+    declared = resolve_profile(ledger.definition.declared_profile, settings)
+    try:
+        return declared, fingerprint(declared, settings.state_dir)
+    except ProfileError:
+        if not ledger.has_vectors():
+            raise
+        return declared, None
+
+
+def _opened(ledger: Ledger, settings: Settings, declared: Profile, digest: str | None, current: Model) -> Collection:
+    definition, warning = ledger.definition, None
+    if digest == current.destination.fingerprint:
         # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
         current = Model(declared, current.destination)
     else:
         warning = _other_profile(definition, declared, current)
+    storage = None if definition.attributes.destination else definition.attributes.storage
     if storage not in (None, current.destination.storage):
         warning = (
             f"collection {definition.name!r}: `storage: {definition.attributes.storage}` is declared, but its vectors "
             f"are stored as {current.destination.storage}, which stays; give it a collection of its own to change that"
         )
+    database, lake = ledger.database, open_lake(settings)
     with database.session() as connection:
-        lake = replace(open_lake(settings), identity=collection_identity(connection, definition.name))
+        if is_known(connection, definition.name):
+            lake = replace(lake, identity=collection_identity(connection, definition.name))
     return Collection(definition, settings, database, ledger, Source(definition, database), lake, current, warning)
 
 
@@ -147,6 +189,6 @@ def _other_profile(definition: CollectionDefinition, declared: Profile, current:
     return (
         f"collection {definition.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
         f"vectors were made with {current.profile.name!r} ({current.profile.model}), which stays current; "
-        f"move to the declared one with `embeddings-pipeline profile switch {declared.name}`, or declare the "
-        f"current one ({key} in {definition.path or 'defs.yaml'}{environment})"
+        f"move to the declared one with `{profile_command(f'switch {declared.name}', definition.name)}`, or declare "
+        f"the current one ({key} in {definition.path or 'defs.yaml'}{environment})"
     )

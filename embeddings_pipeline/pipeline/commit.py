@@ -125,14 +125,15 @@ def _commit(
         connection.execute(load_sql("commit/batch_committed"), {**key, "definition_hash": definition_hash})
 
         changed = committed.vectors_written + committed.vectors_deleted > 0
-        model = {"fingerprint": collection.fingerprint, "changed": changed, "file": file}
+        own = None if collection.definition.path is None else collection.definition.outcome_hash
+        model = {"fingerprint": collection.fingerprint, "outcome_hash": own, "changed": changed, "file": file}
         version = connection.execute(load_sql("commit/raise_version"), {**key, **model}).fetchone()
         if version is None:
             connection.rollback()
             raise StaleRunError(
-                f"collection {collection.definition.name!r}, batch {batch}: another profile became current while "
-                "this run "
-                f"encoded with {collection.profile.name!r}; nothing was changed, sync again"
+                f"collection {collection.definition.name!r}, batch {batch}: another profile became current, or a newer "
+                f"definition came into force, while this run encoded with {collection.profile.name!r}; nothing was "
+                "changed, sync again"
             )
         committed.version = version[0]
         if trial:

@@ -226,6 +226,7 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
     """How many texts of these items a sync would encode, and how many already have their vector. Writes nothing."""
     pending = reused = 0
     with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
+        is_made = collection.model.destination.is_made(connection)
         for start in range(0, len(item_keys), LOOK_AT_ONCE):
             rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
             adopted: set[str] = set()
@@ -234,14 +235,13 @@ def pending_texts(collection: Collection, item_keys: list[str], *, force: bool =
             reused += len(adopted)
             others = [row for row in rows if row.item_key not in adopted]
             digests = {digest for row in others for digest in _content_hashes(collection, row)}
-            statement = collection.model.destination.statement("embed/content_hashes")
-            stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
-            have = set() if force else digests & {row[0] for row in stored}
-            lacking = digests - have
-            excused = (
-                set() if force else collection.ledger.quarantined(collection.fingerprint, list(lacking), waiting=True)
-            )
-            pending += len(lacking - excused)
+            have, excused = set[bytes](), set[bytes]()
+            if is_made and not force:
+                statement = collection.model.destination.statement("embed/content_hashes")
+                stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
+                have = digests & {row[0] for row in stored}
+                excused = collection.ledger.quarantined(collection.fingerprint, list(digests - have), waiting=True)
+            pending += len(digests - have - excused)
             reused += len(have)
     return pending, reused
 

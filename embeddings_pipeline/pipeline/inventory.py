@@ -12,6 +12,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.lake import open_lake
+from embeddings_pipeline.store.schema import has_schema
 from embeddings_pipeline.store.sql import load_sql
 
 
@@ -46,8 +47,15 @@ class Inventory:
 
 def known_collections(database: Database) -> list[str]:
     """The names of the collections that the database knows."""
+    if not has_schema(database):
+        return []
     with database.connect(autocommit=True) as connection:
         return [row[0] for row in connection.execute(load_sql("collection/listed"))]
+
+
+def empty_inventory(name: str) -> Inventory:
+    """Nothing, of a collection of that name."""
+    return Inventory(name, False, None, None, 0, 0, (), (), (), 0, None, 0, None, 0)
 
 
 def take_inventory(database: Database, settings: Settings, name: str) -> Inventory:
@@ -59,7 +67,8 @@ def take_inventory(database: Database, settings: Settings, name: str) -> Invento
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     with database.connect(autocommit=True) as connection:
-        rows = {row[0]: row[1:] for row in connection.execute(load_sql("collection/listed"))}
+        is_there = has_schema(database)
+        rows = {row[0]: row[1:] for row in connection.execute(load_sql("collection/listed"))} if is_there else {}
         renamed_from, fingerprint, profile = rows.get(name, (None, None, None))
         relations = connection.execute(load_sql("collection/relations"), {"collection": name}).fetchall()
         tables = tuple(relation for relation, kind, _ in relations if kind == "r")
@@ -67,7 +76,7 @@ def take_inventory(database: Database, settings: Settings, name: str) -> Invento
         counted = (f"{name}_item", f"{name}_vector_{fingerprint}")
         items, vectors = (_count(connection, each) if each in (*tables, *views) else 0 for each in counted)
         shown = [sql.Identifier("embeddings", view).as_string(connection).replace('"', "") for view in views]
-        columns = connection.execute(load_sql("collection/user_columns"), {"views": shown}).fetchall()
+        columns = connection.execute(load_sql("collection/user_columns"), {"views": shown}).fetchall() if shown else []
     lake, lake_bytes = _lake_folder(settings, name)
     faiss = faiss_folder(settings, name)
     return Inventory(

@@ -16,6 +16,7 @@ from embeddings_pipeline.config.mistakes import describe_validation_error
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.session import RUN_LIMITS, reading
 from embeddings_pipeline.store.source_sql import table_identifier, tables
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
@@ -209,23 +210,24 @@ def _describe(table: str, url: str | None, settings: Settings) -> list[_Column]:
     identifier = table_identifier(table)
     with connect_url(url) if url else open_database(settings).connect(autocommit=True) as connection:
         try:
-            rows = connection.execute(
-                load_sql("propose/describe_table"), {"table": identifier.as_string(None)}
-            ).fetchall()
-            texts = [name for name, kind, _ in rows if kind in TEXT_TYPES]
-            measures = [sql.SQL("0, 0")] + [
-                sql.SQL(", avg(length({0})), avg((btrim({0}) ~ {1})::int)").format(
-                    sql.Identifier(name), sql.Literal(WORDLESS)
+            with reading(connection, RUN_LIMITS, some_rows_do=True):
+                rows = connection.execute(
+                    load_sql("propose/describe_table"), {"table": identifier.as_string(None)}
+                ).fetchall()
+                texts = [name for name, kind, _ in rows if kind in TEXT_TYPES]
+                measures = [sql.SQL("0, 0")] + [
+                    sql.SQL(", avg(length({0})), avg((btrim({0}) ~ {1})::int)").format(
+                        sql.Identifier(name), sql.Literal(WORDLESS)
+                    )
+                    for name in texts
+                ]
+                sample = sql.SQL("SELECT {} FROM (SELECT * FROM {} LIMIT {}) AS sample").format(
+                    sql.Composed(measures), identifier, sql.Literal(SAMPLE_ROWS)
                 )
-                for name in texts
-            ]
-            sample = sql.SQL("SELECT {} FROM (SELECT * FROM {} LIMIT {}) AS sample").format(
-                sql.Composed(measures), identifier, sql.Literal(SAMPLE_ROWS)
-            )
-            measured = [float(value or 0) for value in connection.execute(sample).fetchone() or ()][2:]
-            states = {
-                name: _removed_states(connection, identifier, name) for name, _, _ in rows if name.lower() in STATES
-            }
+                measured = [float(value or 0) for value in connection.execute(sample).fetchone() or ()][2:]
+                states = {
+                    name: _removed_states(connection, identifier, name) for name, _, _ in rows if name.lower() in STATES
+                }
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
             nearest = did_you_mean(table, tables(connection)) or "; give its name as `schema.table`, in its exact case"
             raise SourceError(f"there is no table {table!r}{nearest}") from error

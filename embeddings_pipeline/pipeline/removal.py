@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import RefusedError
+from embeddings_pipeline.errors import RefusedError, profile_command
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.inventory import Inventory
 from embeddings_pipeline.store.database import Database
@@ -36,7 +36,8 @@ def check_idle(connection: psycopg.Connection, name: str) -> None:
     """RefusedError if a commit or a model change of the collection is under way."""
     row = connection.execute(load_sql("collection/open_change"), {"collection": name}).fetchone()
     if row:
-        remedy = "`profile switch` or `profile rollback`" if row[0] == "expanded" else "`profile contract`"
+        words = "rollback" if row[0] == "expanded" else "contract"
+        remedy = f"`{profile_command(words, name)}`"
         raise RefusedError(f"collection {name!r}: a change of its model is under way ({row[0]}); end it with {remedy}")
     if batches := batches_in_commit(connection, name):
         raise RefusedError(f"collection {name!r}: {len(batches)} batches are being committed; wait for that run to end")

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.ledger.quarantine import LONGEST_TEXT_WAIT
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
-from embeddings_pipeline.store.destination.base import Change, Destination
+from embeddings_pipeline.store.destination.base import Destination
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.retry import outage_attempts
 from embeddings_pipeline.store.sql import load_sql
@@ -94,6 +96,7 @@ def prepare_batch(
         "collection": model.definition.name,
         "fingerprint": model.fingerprint,
         "attempts": model.definition.attributes.quarantine.attempts,
+        "longest_text": LONGEST_TEXT_WAIT,
         "batch": batch,
     }
     rows = connection.execute(model.model.destination.statement("backfill/texts"), parameters).fetchall()

@@ -33,6 +33,8 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
         return _usable(by_hash, table.storage)
     query = table.statement("embed/vectors_of_batch", batch=sql.Literal(batch))
     with collection.database.connect(autocommit=True) as connection:
+        if not table.is_made(connection):
+            return by_hash
         stored = copy_out(
             connection, query, {"content_hash": "bytea16", "embedding": table.storage}, dimension=table.dimension
         )
@@ -59,6 +61,8 @@ def vectors_adopted(collection: Collection, texts: pa.Table) -> dict[bytes, NDAr
         return {}
     keys, row_hashes = texts["item_key"].to_pylist(), texts["row_hash"].to_pylist()
     with collection.database.connect(autocommit=True) as connection:
+        if not table.is_made(connection):
+            return {}
         vectors = table.adopted_vectors(connection, keys, row_hashes)
     hashes = texts["content_hash"].to_pylist()
     return {hashes[place]: vector for place, vector in vectors.items()}

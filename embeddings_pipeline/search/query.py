@@ -20,10 +20,17 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, did_you_mean, unusable
+from embeddings_pipeline.errors import (
+    ConfigurationError,
+    DatabaseError,
+    ProfileError,
+    did_you_mean,
+    profile_command,
+    unusable,
+)
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.ledger.ledger import Ledger
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.models import Model, collection_state, current_model
 from embeddings_pipeline.store.sql import load_sql
@@ -70,7 +77,7 @@ def search(
     is still of a previous model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
     """
     name, k = _checked(definition, query, k, vector_name, index, profile), int(k)
-    database = open_database(settings)
+    database = open_database_to_read(settings)
     for attempt in range(ATTEMPTS):
         with database.session() as connection:
             state, model = collection_state(connection, definition.name), current_model(connection, definition)
@@ -133,7 +140,7 @@ def _shadow_model(
     known = ", ".join(model.profile.name for model in [current, *shadows])
     raise ConfigurationError(
         f"collection {definition.name!r} has no vectors of profile {name!r}, but of {known}; "
-        f"`embeddings-pipeline profile add {name}` keeps one more"
+        f"`{profile_command(f'add {name}', definition.name)}` keeps one more"
     )
 
 

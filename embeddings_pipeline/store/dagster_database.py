@@ -3,23 +3,21 @@
 from hashlib import blake2b
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 
-from embeddings_pipeline.store.database import Database, database_name
+from embeddings_pipeline.store.database import Database
 
 NAME_BYTES = 63  # PostgreSQL cuts longer names off, without an error
 SUFFIX = "_dagster"
 
 
-def dagster_database_name(database: Database) -> str:
-    """`dagster` on the embedded server; elsewhere the name of the pipeline's database with `_dagster` at its end.
+def dagster_database_name(own: str, *, embedded: bool) -> str:
+    """What it is called beside the database `own`: `dagster` on the embedded server, elsewhere `own` with `_dagster`.
 
     A name that would be too long is cut, and gets a hash of the whole: cut off by the server, it could be the name of
     the pipeline's own database.
     """
-    if database.embedded:
+    if embedded:
         return "dagster"
-    own = database_name(conninfo_to_dict(database.url))
     if len(f"{own}{SUFFIX}".encode()) <= NAME_BYTES:
         return f"{own}{SUFFIX}"
     end = f"_{blake2b(own.encode(), digest_size=4).hexdigest()}{SUFFIX}"
@@ -30,5 +28,6 @@ def dagster_bytes(connection: psycopg.Connection, database: Database) -> int | N
     """What Dagster's database takes on the disk; None if it is not there, or the role may not know."""
     may_know = "CASE WHEN has_database_privilege(datname, 'CONNECT') THEN pg_database_size(datname) END"
     query = f"SELECT {may_know} FROM pg_database WHERE datname = %s"
-    row = connection.execute(query, [dagster_database_name(database)]).fetchone()
+    name = dagster_database_name(connection.info.dbname, embedded=database.embedded)
+    row = connection.execute(query, [name]).fetchone()
     return row[0] if row else None

@@ -12,12 +12,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import errors, pq, sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from embeddings_pipeline.config.settings import Settings
@@ -25,20 +23,25 @@ from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.server.binaries import server_binaries
 from embeddings_pipeline.store.server.embedded import EmbeddedServer, embedded_server
+from embeddings_pipeline.store.session import (
+    APPLICATION_NAME,
+    CONNECT_SECONDS,
+    OUR_NETWORK,
+    check_encoding,
+    check_lasts,
+    set_up,
+)
+from embeddings_pipeline.store.urls import (
+    Parts,
+    UnreadableAddress,
+    database_name,
+    read_address,
+    url_of,
+    without_secrets,
+)
 
 EMBEDDED_DATABASE = "embeddings"
-APPLICATION_NAME = "embeddings-pipeline"
-CONNECT_SECONDS = 10
 MOST_SESSIONS = 8  # that a process keeps for its searches, and their threads share
-
-# Set for each session, since a role or a server may have other ideas (hosted databases limit statements to seconds).
-# Not sent as `options` while connecting: connection poolers refuse those.
-_SESSION = """
-SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex';
-SET extra_float_digits = 1; SET default_transaction_isolation = 'read committed'; SET jit = off;
-SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
-"""
-_CONNECTION: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30, "client_encoding": "utf8"}
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,20 @@ class Database:
         return self.server is not None
 
     @property
-    def sqlalchemy_url(self) -> str:
-        """The URL for SQLAlchemy with psycopg 3."""
-        return self.url.replace("postgresql://", "postgresql+psycopg://", 1)
+    def parts(self) -> Parts:
+        """The URL's parts, by libpq's names for them. They may hold a password."""
+        return read_address(self.url)
 
     @property
     def name_and_host(self) -> str:
         """For people: the database and where it is, without user and password."""
-        parts = conninfo_to_dict(self.url)
+        parts = self.parts
         port = f":{parts['port']}" if parts.get("port") and not self.embedded else ""
         return f'database "{database_name(parts)}" on {parts.get("host") or "this machine"}{port}'
 
     def connect(self, *, autocommit: bool = False, application_name: str = APPLICATION_NAME) -> psycopg.Connection:
-        """A new session, in UTC, read committed and without time limits. Raises DatabaseError if there is none.
+        """A new session, in UTC, read committed and without time limits. Raises DatabaseError if there is none, or a
+        pooler would not keep it for us.
 
         An embedded server that was killed is started again first.
         """
@@ -84,19 +88,36 @@ class Database:
         return connection
 
     def _open(self, application_name: str) -> psycopg.Connection:
-        connection = psycopg.connect(self._conninfo(application_name), autocommit=True)
+        connection = self._open_plain(application_name)
         try:
-            connection.execute(_SESSION)
+            self._check(connection)
+            set_up(connection)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _open_plain(self, application_name: str = APPLICATION_NAME) -> psycopg.Connection:
+        return psycopg.connect(self._conninfo(application_name), autocommit=True)
+
+    @property
+    def _is_checked(self) -> bool:
+        return self.server is not None or self.url in _checked
+
+    def _check(self, connection: psycopg.Connection) -> None:
+        """Once a process: DatabaseError if nothing can be kept in the database, before anything is made there."""
+        if not self._is_checked:
+            check_encoding(connection, self.name_and_host)
+            check_lasts(connection, self._open_plain, self.name_and_host)
+            _checked.add(self.url)
 
     @contextmanager
     def session(self) -> Iterator[psycopg.Connection]:
         """As `connect(autocommit=True)`, but of the process's pool: a new session takes longer to make and to warm than
         a search. For short queries that leave nothing behind; each gets a plan of its own.
         """
+        if not self._is_checked:
+            self.connect().close()
         pool = self._pool()
         try:
             connection = pool.getconn()
@@ -127,7 +148,7 @@ class Database:
                 _pools[key] = ConnectionPool(
                     self._conninfo_of_running,
                     kwargs={"autocommit": True, "prepare_threshold": None},
-                    configure=_set_up,
+                    configure=set_up,
                     check=ConnectionPool.check_connection,
                     min_size=0,
                     max_size=MOST_SESSIONS,
@@ -143,7 +164,7 @@ class Database:
 
     def _conninfo(self, application_name: str) -> str:
         # What the URL says itself goes first.
-        return make_conninfo(**{**_CONNECTION, **conninfo_to_dict(self.url), "application_name": application_name})
+        return make_conninfo(**{**OUR_NETWORK, **self.parts, "application_name": application_name})
 
     def _conninfo_of_running(self) -> str:
         """For the pool; an embedded server that was killed is started again first."""
@@ -153,10 +174,9 @@ class Database:
 
     def ensure_sibling(self, name: str) -> str:
         """The URL of the database `name` on the same server; it is created if it is missing."""
-        owner = conninfo_to_dict(self.url).get("user")
         with self.connect(autocommit=True) as connection:
-            _create_database(connection, name, f"{self.name_and_host}: user {owner}")
-        return _with_database(self.url, name)
+            _create_database(connection, name, f"{self.name_and_host}: user {connection.info.user}")
+        return url_of(self.parts | {"dbname": name})
 
     def close(self) -> None:
         """Leave the embedded server, which stops if this was its last user. Needed only before the process ends.
@@ -169,10 +189,7 @@ class Database:
 
 
 _pools: dict[tuple[int, str, bool], ConnectionPool] = {}  # by process, URL, and whether we start the server
-
-
-def _set_up(connection: psycopg.Connection) -> None:
-    connection.execute(_SESSION)
+_checked: set[str] = set()  # URLs
 
 
 def _close_pools(one: tuple[int, str, bool] | None = None) -> None:
@@ -194,7 +211,10 @@ def open_database(settings: Settings) -> Database:
     any process uses it.
     """
     if settings.database_url:
-        return Database(_readable(settings.database_url))
+        try:
+            return Database(url_of(read_address(settings.database_url)))
+        except UnreadableAddress as error:
+            raise DatabaseError(f"DATABASE_URL {error}") from None
     server = embedded_server(settings.state_dir / "postgres")
     database = Database(server.url(EMBEDDED_DATABASE), server)
     with _mutex:
@@ -202,6 +222,21 @@ def open_database(settings: Settings) -> Database:
             server.ensure_running()
             Database(server.url("postgres"), server).ensure_sibling(EMBEDDED_DATABASE)
     return database
+
+
+def was_used(settings: Settings) -> bool:
+    """Whether the database can hold anything: the embedded one, once it was started; another, as far as is known."""
+    return bool(settings.database_url) or (settings.state_dir / "postgres").is_dir()
+
+
+def open_database_to_read(settings: Settings) -> Database:
+    """As `open_database` for what only looks. DatabaseError if the embedded one was never used; nothing is made."""
+    if was_used(settings):
+        return open_database(settings)
+    raise DatabaseError(
+        f"nothing is there yet: there is no database in {settings.state_dir}; `embeddings-pipeline load FILE` makes "
+        "one and loads a table into it, or set DATABASE_URL"
+    )
 
 
 class DatabaseUse:
@@ -262,16 +297,15 @@ def psql_command(database: Database, args: list[str]) -> tuple[str, list[str], d
 
     The password travels in the environment: a command line is everybody's to read.
     """
-    parts = conninfo_to_dict(database.url)
+    parts = database.parts
     environment = dict(os.environ)
     if (password := parts.pop("password", None)) is not None:
-        environment["PGPASSWORD"] = str(password)
+        environment["PGPASSWORD"] = password
     if database.server is not None:
         database.server.ensure_running()
         database.server.keep_through_exec()
-    shown = {name: str(value) for name, value in parts.items()}
     path = str(server_binaries() / "psql")
-    return path, ["psql", f"--dbname={make_conninfo(**shown)}", *args], environment
+    return path, ["psql", f"--dbname={make_conninfo(**parts)}", *args], environment
 
 
 def _create_database(connection: psycopg.Connection, name: str, who: str) -> None:
@@ -289,38 +323,6 @@ def _create_database(connection: psycopg.Connection, name: str, who: str) -> Non
         ) from error
     except psycopg.Error as error:
         raise DatabaseError(f"{who} cannot create the database {name}: {one_line(error)}") from error
-
-
-def _readable(url: str) -> str:
-    """The URL as `postgresql://…`. What cannot be read is not repeated: it may hold a password."""
-    scheme, _, rest = url.strip().partition("://")
-    if scheme not in {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}:
-        raise DatabaseError(
-            "DATABASE_URL does not name a PostgreSQL database: it looks like postgresql://user:password@host:5432/name"
-        )
-    url = f"postgresql://{rest}"
-    try:
-        urlsplit(url)
-        parts = conninfo_to_dict(url)
-        if "@" in f"{parts.get('host')}{parts.get('port')}":  # the end of a password
-            raise ValueError
-    except (psycopg.ProgrammingError, ValueError):
-        raise DatabaseError(
-            "DATABASE_URL cannot be read: it looks like postgresql://user:password@host:5432/name, and /, @, : and % "
-            "in the password are written %2F, %40, %3A and %25"
-        ) from None
-    return url
-
-
-def database_name(parts: dict) -> str:
-    """The name of the database in the parts of a URL (`psycopg.conninfo.conninfo_to_dict`)."""
-    return str(parts.get("dbname") or parts.get("user") or os.environ.get("PGDATABASE") or "postgres")
-
-
-def _with_database(url: str, name: str) -> str:
-    parts = urlsplit(url)
-    query = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] != "dbname"], safe="/", quote_via=quote)
-    return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=query))
 
 
 def quoted(identifier: str) -> str:
@@ -345,10 +347,7 @@ _REMEDIES = (
 
 
 def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseError:
-    said = one_line(error)
-    parts = conninfo_to_dict(database.url)
-    for secret in {str(parts.get("password") or ""), str(parts.get("sslpassword") or "")} - {""}:
-        said = said.replace(secret, "…").replace(quote(secret, safe=""), "…")
+    said = without_secrets(one_line(error), database.parts)
     remedy = next(what for pattern, what in _REMEDIES if re.search(pattern, said))
     source = f"the server's log {database.server.log}" if database.server else "DATABASE_URL"
     said = re.sub(r"^(connection (failed|to server).*?: )+(FATAL: *)?", "", said)

@@ -117,7 +117,8 @@ class Lake:
             files = self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True))
             files = sorted((file for file in files if file.is_file), key=lambda file: file.mtime_ns or 0)
             for file in files[:-1]:
-                old = file.mtime_ns and time.time_ns() - file.mtime_ns > SWEEP_AFTER_SECONDS * 10**9
+                # Far off either way: its clock may have been ahead.
+                old = file.mtime_ns and abs(time.time_ns() - file.mtime_ns) > SWEEP_AFTER_SECONDS * 10**9
                 if old and file.base_name != keep and not self._is_foreign(file.path):
                     with contextlib.suppress(FileNotFoundError):  # another run swept it
                         self.filesystem.delete_file(file.path)

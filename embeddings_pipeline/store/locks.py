@@ -7,6 +7,7 @@ row and then excludes others from the view and the tables, waits for each of the
 
 import contextlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors, sql
 
-from embeddings_pipeline.errors import ModelChangeError, OutageError
+from embeddings_pipeline.errors import ModelChangeError, OutageError, PipelineError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
@@ -32,6 +33,7 @@ LONG_TRIES = 2  # of that length for what may be an autovacuum, or a person's VA
 DEADLOCK_TIMEOUT_MS = 50  # shorter than that, or an autovacuum would never give way
 LOCK_SECONDS = 600  # tries to get such a lock for so long
 GIVE_WAY_SECONDS = 60.0
+RUN_LOCK_SECONDS, RUN_LOCK_AGAIN_SECONDS = 15.0, 2.0  # a run's lock is looked after so often; and while it is not held
 
 T = TypeVar("T")
 
@@ -65,20 +67,69 @@ def batches_in_commit(connection: psycopg.Connection, collection: str) -> set[in
 def run_lock(database: Database, run_id: str) -> Iterator[None]:
     """Hold the session lock that says this run is alive. PostgreSQL lets it go when the process dies, however it dies.
 
-    A `sync` holds it from before its run is created; the run's own resource then finds it taken, and that is fine.
+    If the session is lost (a server that is started again, a firewall) while the process lives, it is taken again
+    seconds later. A `sync` holds it from before its run is created; the run's own resource then finds it taken, and
+    that is fine.
     """
-    with database.connect(autocommit=True, application_name=f"embeddings-pipeline run {run_id[:8]}") as connection:
-        connection.execute("SELECT pg_try_advisory_lock(%s)", [_key(f"run/{run_id}", 8)])
+    lock = _RunLock(database, run_id)
+    lock.take()
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(RUN_LOCK_SECONDS if lock.held else RUN_LOCK_AGAIN_SECONDS):
+            with contextlib.suppress(PipelineError, psycopg.Error):  # until the next round
+                lock.take()
+        lock.let_go()
+
+    keeping = threading.Thread(target=keep, name=f"run lock {run_id[:8]}", daemon=True)
+    keeping.start()
+    try:
         yield
+    finally:
+        ended.set()
+        keeping.join(timeout=RUN_LOCK_AGAIN_SECONDS)  # it may be waiting for a server that does not answer
+
+
+class _RunLock:
+    """A run's lock and the session that holds it."""
+
+    def __init__(self, database: Database, run_id: str) -> None:
+        self._database, self._run_id = database, run_id
+        self._session: psycopg.Connection | None = None
+        self.held = False
+
+    def take(self) -> None:
+        """Take the lock, or see that it is still held; with a new session if that one was lost."""
+        try:
+            if self._session is None:
+                name = f"embeddings-pipeline run {self._run_id[:8]}"
+                self._session = self._database.connect(autocommit=True, application_name=name)
+            if self.held:
+                self._session.execute("SELECT 1")
+            else:
+                row = self._session.execute("SELECT pg_try_advisory_lock(%s)", [_run_key(self._run_id)]).fetchone()
+                self.held = row == (True,)
+        except psycopg.Error:
+            self.let_go()
+            raise
+
+    def let_go(self) -> None:
+        session, self._session, self.held = self._session, None, False
+        if session is not None:
+            session.close()
 
 
 def run_locked(connection: psycopg.Connection, run_id: str) -> bool:
     """Whether some process holds the run's liveness lock."""
-    row = connection.execute("SELECT pg_try_advisory_lock_shared(%s)", [_key(f"run/{run_id}", 8)]).fetchone()
+    row = connection.execute("SELECT pg_try_advisory_lock_shared(%s)", [_run_key(run_id)]).fetchone()
     free = bool(row and row[0])
     if free:
-        connection.execute("SELECT pg_advisory_unlock_shared(%s)", [_key(f"run/{run_id}", 8)])
+        connection.execute("SELECT pg_advisory_unlock_shared(%s)", [_run_key(run_id)])
     return not free
+
+
+def _run_key(run_id: str) -> int:
+    return _key(f"run/{run_id}", 8)
 
 
 def _key(name: str, size: int) -> int:

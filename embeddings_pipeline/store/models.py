@@ -29,6 +29,7 @@ class CollectionState:
     version: int
     epoch: str
     full_scan_at: datetime | None
+    asked_at: datetime  # when that was so, by the database's clock, as all its times are
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Identity:
 
     database: str
     epoch: str
+
+
+def is_known(connection: psycopg.Connection, collection: str) -> bool:
+    """Whether the collection is registered in this database."""
+    return collection_state(connection, collection) is not None
 
 
 def collection_identity(connection: psycopg.Connection, collection: str) -> Identity:
@@ -66,6 +72,15 @@ def shadow_models(connection: psycopg.Connection, definition: CollectionDefiniti
 def _model(definition: CollectionDefinition, row: tuple[Any, ...]) -> Model:
     fingerprint, dimension, storage, profile = row
     return Model(Profile(**profile), destination_of(definition, fingerprint, dimension, storage))
+
+
+def has_vectors(connection: psycopg.Connection, collection: str) -> bool:
+    """Whether a vector of the collection is committed: until then the declared profile is taken."""
+    try:
+        row = connection.execute(load_sql("models/has_vectors"), {"collection": collection}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return False
+    return row == (True,)
 
 
 def collection_state(connection: psycopg.Connection, collection: str) -> CollectionState | None:

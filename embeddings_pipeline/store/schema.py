@@ -4,12 +4,12 @@ import re
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.forks import ProcessLock
-from embeddings_pipeline.store.database import Database, database_name, one_line, quoted
+from embeddings_pipeline.store.database import Database, one_line, quoted
 from embeddings_pipeline.store.locks import lock_schema
+from embeddings_pipeline.store.session import set_up
 from embeddings_pipeline.store.sql import load_sql, schema_versions
 
 OLDEST_PGVECTOR = (0, 7)  # the first with halfvec
@@ -35,8 +35,7 @@ def ensure_schema(database: Database) -> None:
                     lock_schema(connection)
                     _upgrade(connection, database)
             except errors.InsufficientPrivilege as error:
-                parts = conninfo_to_dict(database.url)
-                name, user = quoted(database_name(parts)), quoted(str(parts.get("user") or "…"))
+                name, user = quoted(connection.info.dbname), quoted(connection.info.user)
                 raise DatabaseError(
                     f"{database.name_and_host}: this user may not make the schema `embeddings` "
                     f"({one_line(error)}); an administrator runs: GRANT CREATE ON DATABASE {name} TO {user}"
@@ -44,6 +43,27 @@ def ensure_schema(database: Database) -> None:
             except (errors.DiskFull, errors.ReadOnlySqlTransaction, errors.OutOfMemory) as error:
                 raise DatabaseError(f"{database.name_and_host} cannot be written: {one_line(error)}") from error
         _current_schemas.add(database.url)
+
+
+def has_schema(database: Database) -> bool:
+    """Whether the schema `embeddings` is there, and of this version. Writes nothing.
+
+    Raises DatabaseError if it is of another version.
+    """
+    with _mutex:
+        if database.url in _current_schemas:
+            return True
+        with database.connect(autocommit=True) as connection:
+            current, newest = _version(connection), schema_versions()[-1][0]
+            _check_known(connection, database, current, newest)
+        if 0 < current < newest:
+            raise DatabaseError(
+                f"{database.name_and_host}: its schema has version {current} and this embeddings-pipeline has "
+                f"{newest}: `embeddings-pipeline sync` brings it up to date"
+            )
+        if current:
+            _current_schemas.add(database.url)
+        return current > 0
 
 
 def forget_schemas() -> None:
@@ -68,7 +88,17 @@ def _version(connection: psycopg.Connection) -> int:
 
 def _upgrade(connection: psycopg.Connection, database: Database) -> None:
     current, files = _version(connection), schema_versions()
-    newest = files[-1][0]
+    _check_known(connection, database, current, files[-1][0])
+    _ensure_pgvector(connection, database)
+    connection.execute(load_sql("schema/create"))
+    for version, statements in files:
+        if version > current:
+            connection.execute(statements)
+            connection.execute(load_sql("schema/applied"), {"version": version})
+
+
+def _check_known(connection: psycopg.Connection, database: Database, current: int, newest: int) -> None:
+    """DatabaseError if the schema is newer than this package, or older than the numbered files."""
     if current > newest:
         raise DatabaseError(
             f"{database.name_and_host}: its schema has version {current} and this embeddings-pipeline knows {newest}: "
@@ -80,17 +110,12 @@ def _upgrade(connection: psycopg.Connection, database: Database) -> None:
             f"{database.name_and_host}: its schema `embeddings` was made by a version before 0.1, which this one does "
             f"not read; nothing was changed. To start over and keep what is there: {keep}, then sync"
         )
-    _ensure_pgvector(connection, database)
-    connection.execute(load_sql("schema/create"))
-    for version, statements in files:
-        if version > current:
-            connection.execute(statements)
-            connection.execute(load_sql("schema/applied"), {"version": version})
 
 
 def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None:
     name = database.name_and_host
-    [(installed, available)] = connection.execute(load_sql("schema/pgvector_versions")).fetchall()
+    found = connection.execute(load_sql("schema/pgvector")).fetchall()
+    [(installed, available, schema, may_use, current_schema)] = found
     if installed is None and available is None:
         raise DatabaseError(f"{name}: the server has no pgvector; install pgvector 0.7 or newer there")
     if _parsed(installed or available) < OLDEST_PGVECTOR:
@@ -100,11 +125,18 @@ def _ensure_pgvector(connection: psycopg.Connection, database: Database) -> None
         raise DatabaseError(f"{name}: pgvector is {installed or available}, and 0.7 is needed (halfvec); {remedy}")
     if installed is None:
         try:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            place = "" if current_schema else " SCHEMA public"
+            connection.execute(f"CREATE EXTENSION IF NOT EXISTS vector{place}")
         except errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 f"{name}: this user may not install pgvector; an administrator runs there: CREATE EXTENSION vector"
             ) from error
+        set_up(connection)
+    elif not may_use:
+        raise DatabaseError(
+            f"{name}: pgvector is in the schema {quoted(schema)}, which this user may not use; an administrator runs "
+            f"there: GRANT USAGE ON SCHEMA {quoted(schema)} TO {quoted(connection.info.user)}"
+        )
 
 
 def _parsed(version: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from embeddings_pipeline.config.templates import row_hash, unreadable_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
+from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, what_to_do
 from embeddings_pipeline.store.source_rows import Position, ScannedRow, SourceRow, UpdatedRow, is_key, split_key
 from embeddings_pipeline.store.source_sql import (
     column_of,
@@ -37,13 +38,6 @@ TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
 
-# Both reads of a row must give the same bytes, whatever the role's own settings are, and however long they take.
-_SOURCE_SESSION = """
-SET client_encoding = 'UTF8'; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres';
-SET bytea_output = 'hex'; SET extra_float_digits = 1; SET jit = off; SET default_transaction_read_only = on;
-SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0
-"""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -51,23 +45,24 @@ class Source:
 
     definition: CollectionDefinition
     database: Database
+    limits: ReadLimits = RUN_LIMITS
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
-        """A read-only connection to the source. Raises SourceError, ConfigurationError or DatabaseError in one line."""
+        """A connection to the source, for the reads below, each of which is a read-only transaction of its own: a
+        pooler may stand before it. Raises SourceError, ConfigurationError or DatabaseError in one line.
+        """
         url = self.definition.attributes.source.url
         try:
             connection = connect_url(url) if url else self.database.connect(autocommit=True)
         except (SourceError, ConfigurationError) as error:
             raise type(error)(f"{self}: {error} (in {self._file})") from error
         with connection:
-            with self._errors():
-                connection.execute(_SOURCE_SESSION)
             yield connection
 
     def check(self, connection: psycopg.Connection) -> dict[str, str]:
         """Column → type of the source. SourceError if a column that the collection names is not there."""
-        with self._errors(connection):
+        with self._reading(connection):
             types = self._types(connection)
         config = self.definition.attributes
         named = [(f"template `{name}:`", c) for name, t in self.definition.templates.items() for c in t.columns]
@@ -134,9 +129,16 @@ class Source:
         statement = sql.SQL(load_sql("source/newest")).format(
             **self._order(self.check(connection)), overlap=sql.Literal(OVERLAP)
         )
-        with self._errors(connection):
+        with self._reading(connection):
             row = connection.execute(statement).fetchone()
         return Position(row[0], "") if row else None
+
+    def is_ahead(self, connection: psycopg.Connection, position: Position | None) -> bool:
+        """Whether a position is of a time that is yet to come by the source's clock."""
+        order, at = self._order(self.check(connection)), sql.Literal(position.updated_at if position else None)
+        with self._reading(connection):
+            statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
+            return connection.execute(statement).fetchone() == (True,)
 
     def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
@@ -264,21 +266,15 @@ class Source:
     def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
         """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
         statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
-        # The transaction is a savepoint within another, which goes on if this fails.
-        with (
-            self._errors(connection),
-            connection.transaction(),
-            connection.cursor() as cursor,
-            cursor.copy(statement) as copy,
-        ):
+        with self._reading(connection), connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.set_types(["text"] * columns)
             for row in copy.rows():
                 item_key = row[0]
                 if item_key is None:
+                    key = ", ".join(self.definition.attributes.source.key)
                     raise SourceError(
-                        f"{self}: {self._name} has a row whose key "
-                        f"({', '.join(self.definition.attributes.source.key)}) is "
-                        f"NULL, near {row[1][:80]}; give it a key, or leave it out with `where:`"
+                        f"{self}: {self._name} has a row whose key ({key}) is NULL, near {row[1][:80]}; give it a key, "
+                        f"or leave it out with `where:`"
                     )
                 if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
                     raise SourceError(
@@ -344,8 +340,10 @@ class Source:
     def _types(self, connection: psycopg.Connection) -> dict[str, str]:
         try:
             statement = sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(self._relation)
+            connection.execute("SAVEPOINT before_description")
             described = connection.execute(statement).description or []
         except psycopg.errors.InsufficientPrivilege:  # perhaps only of columns that we do not need
+            connection.execute("ROLLBACK TO SAVEPOINT before_description")
             config = self.definition.attributes
             named = dict.fromkeys((*config.source.key, *self.definition.template_columns, *config.columns))
             named |= {config.source.updated_at: None} if config.source.updated_at else {}
@@ -364,11 +362,8 @@ class Source:
 
     @property
     def _name(self) -> str:
-        return (
-            f"table {self.definition.attributes.source.table!r}"
-            if self.definition.attributes.source.table
-            else "the query"
-        )
+        table = self.definition.attributes.source.table
+        return f"table {table!r}" if table else "the query"
 
     def __str__(self) -> str:
         return f"collection {self.definition.name!r}"
@@ -378,23 +373,29 @@ class Source:
         return str(self.definition.path or "defs.yaml")
 
     @contextmanager
-    def _errors(self, connection: psycopg.Connection | None = None) -> Iterator[None]:
-        """A psycopg error becomes one line that says what to do."""
-        source = self.definition.attributes.source
+    def _reading(self, connection: psycopg.Connection) -> Iterator[None]:
+        """A transaction that reads the source. A psycopg error becomes one line that says what to do."""
+        some_rows_do = self.definition.attributes.source.row_security
         try:
-            yield
-        except psycopg.errors.UndefinedTable as error:
-            remedy = "correct"
-            if source.table and connection:
-                nearest = did_you_mean(source.table, tables(connection))
-                remedy = f"create it (`embeddings-pipeline load FILE --table {source.table}`), or correct"
-                remedy = f"correct{nearest}" if nearest else remedy
-            raise SourceError(f"{self}: {primary(error)}; {remedy} `source:` in {self._file}") from error
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise SourceError(f"{self}: {primary(error)}; GRANT SELECT on it to the pipeline's role") from error
-        except (psycopg.errors.SyntaxErrorOrAccessRuleViolation, psycopg.errors.DataError) as error:
-            raise SourceError(f"{self}: {primary(error)}; correct `source:` in {self._file}") from error
-        except psycopg.OperationalError as error:
-            raise SourceError(f"{self}: the source cannot be read: {primary(error)}; try again") from error
+            with reading(connection, self.limits, some_rows_do=some_rows_do):
+                yield
         except psycopg.Error as error:
-            raise SourceError(f"{self}: {primary(error)}; see `source:` in {self._file}") from error
+            said = what_to_do(error, self.limits) or self._what_to_do(error, connection)
+            raise SourceError(f"{self}: {said}") from error
+
+    def _what_to_do(self, error: psycopg.Error, connection: psycopg.Connection) -> str:
+        said, table = primary(error), self.definition.attributes.source.table
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            remedy = "correct"
+            if table:
+                nearest = did_you_mean(table, tables(connection))
+                remedy = f"create it (`embeddings-pipeline load FILE --table {table}`), or correct"
+                remedy = f"correct{nearest}" if nearest else remedy
+            return f"{said}; {remedy} `source:` in {self._file}"
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            return f"{said}; GRANT SELECT on it to the pipeline's role"
+        if isinstance(error, psycopg.errors.SyntaxErrorOrAccessRuleViolation | psycopg.errors.DataError):
+            return f"{said}; correct `source:` in {self._file}"
+        if isinstance(error, psycopg.OperationalError):
+            return f"the source cannot be read: {said}; try again"
+        return f"{said}; see `source:` in {self._file}"

@@ -145,6 +145,13 @@ def test_a_folder_that_is_not_there_is_named_with_its_setting(tmp_path):
         load_collections(tmp_path / "nowhere")
 
 
+def test_a_file_that_is_a_link_into_a_hidden_folder_is_read_once(tmp_path):
+    """As Kubernetes mounts a ConfigMap."""
+    hidden = written(tmp_path, GOOD, "films/..2026_11_25")
+    (tmp_path / "films/defs.yaml").symlink_to(hidden)
+    assert load_collections(tmp_path)["films"].path == tmp_path / "films/defs.yaml"
+
+
 def test_other_components_are_none_of_our_business(tmp_path):
     written(tmp_path, GOOD)
     written(tmp_path, "type: dagster.DefsFolderComponent\nwhatever: 1\n", "other")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embeddings_pipeline.config.editing import write_name, write_profile
+from embeddings_pipeline.config.editing import may_write_profile, write_name, write_profile
 from embeddings_pipeline.config.settings import PACKAGE_DEFS
 from embeddings_pipeline.errors import ConfigurationError
 
@@ -34,20 +34,29 @@ from embeddings_pipeline.errors import ConfigurationError
 def test_the_definition_is_changed_in_one_place_or_not_at_all(tmp_path: Path, before: str, after: str | None) -> None:
     path = tmp_path / "defs.yaml"
     path.write_bytes(f"type: t\nattributes:\n{before}".encode())
+    assert may_write_profile(path, "a", "wide") == (after is not None)
     if after is None:
         with pytest.raises(ConfigurationError, match="by hand"):
-            write_profile(path, "wide")
+            write_profile(path, "a", "wide")
         after = before
     else:
-        write_profile(path, "wide")
+        write_profile(path, "a", "wide")
     assert path.read_bytes() == f"type: t\nattributes:\n{after}".encode()
 
 
 def test_a_destinations_profile_is_changed_in_its_own_line(tmp_path: Path) -> None:
     path = tmp_path / "defs.yaml"
     path.write_text("type: t\nattributes:\n  name: a\n  destination: {table: t, profile: x}\n  # end\n")
-    write_profile(path, "wide", in_destination=True)
+    write_profile(path, "a", "wide", in_destination=True)
     assert path.read_text() == "type: t\nattributes:\n  name: a\n  destination: {table: t, profile: wide}\n  # end\n"
+
+
+def test_the_profile_of_one_of_several_collections_is_changed(tmp_path: Path) -> None:
+    path = tmp_path / "defs.yaml"
+    text = "type: t\nattributes:\n  name: a\n  profile: x\n---\ntype: t\nattributes:\n  name: b\n  profile: x\n"
+    path.write_text(text)
+    write_profile(path, "b", "wide")
+    assert path.read_text() == text.removesuffix("x\n") + "wide\n"
 
 
 def test_the_name_of_one_of_several_collections_is_changed(tmp_path: Path) -> None:

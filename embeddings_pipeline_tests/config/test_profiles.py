@@ -1,5 +1,6 @@
 """Profiles: precedence, errors that a user can act on, weights, fingerprints."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -10,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from embeddings_pipeline.config.profiles import BUILT_IN, Profile, fingerprint, resolve_profile, resolve_weights
+from embeddings_pipeline.config.profiles import (
+    BUILT_IN,
+    Profile,
+    fingerprint,
+    keep_digests,
+    resolve_profile,
+    resolve_weights,
+)
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ProfileError
@@ -224,6 +232,8 @@ def test_providers_without_weights_are_told_apart_by_model_and_revision() -> Non
 def test_a_model_is_read_once_in_the_life_of_a_state_folder(tmp_path: Path) -> None:
     state = tmp_path / "state"
     first = fingerprint(MINILM, state)
+    assert not state.exists()  # what only looks writes nothing
+    keep_digests(state)
     code = (
         "import hashlib, pathlib, sys; from embeddings_pipeline.config import profiles as p\n"
         "hashlib.file_digest = None  # any reading of a file would fail\n"
@@ -236,9 +246,13 @@ def test_a_model_is_read_once_in_the_life_of_a_state_folder(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["", "[]", "not json"])
 def test_a_damaged_memory_of_digests_is_written_anew(content: str, tmp_path: Path) -> None:
     (tmp_path / "weights_digests.json").write_text(content)
-    assert fingerprint(MINILM, tmp_path) == fingerprint(MINILM)
+    digest = fingerprint(MINILM, tmp_path)
+    keep_digests(tmp_path)
+    assert digest == fingerprint(MINILM) == fingerprint(MINILM, tmp_path)
+    assert json.loads((tmp_path / "weights_digests.json").read_text())
 
 
 def test_a_state_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     assert fingerprint(MINILM, tmp_path / "state") == fingerprint(MINILM)
+    keep_digests(tmp_path / "state")

@@ -271,7 +271,8 @@ def test_a_replacement_that_was_killed_half_way_is_completed(database, table, ki
     assert [each.name for each in indexes(database, table)] == [name]
 
 
-def test_the_deadline_is_one_clear_line_and_the_old_index_stays(database, table):
+def test_the_deadline_is_one_clear_line_and_the_old_index_stays(database, table, monkeypatch):
+    monkeypatch.setattr(pgvector_build, "REMOVE_SECONDS", 0.5)
     ensure_index(database, table, HNSW, ["base"])
     with database.connect() as older:
         hold_up(older, table)

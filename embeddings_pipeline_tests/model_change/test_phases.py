@@ -737,7 +737,7 @@ class TestOtherPrograms:
         films_view = sqlalchemy.table("films", sqlalchemy.column("item_key"), schema="embeddings")
         asserted = sqlalchemy.select(sqlalchemy.func.embeddings.assert_model("films", collection.fingerprint))
         query = sqlalchemy.select(films_view).where(asserted.scalar_subquery())
-        engine = sqlalchemy.create_engine(database.sqlalchemy_url)
+        engine = sqlalchemy.create_engine("postgresql+psycopg://", connect_args=database.parts)
         with engine.connect() as connection, pytest.raises(sqlalchemy.exc.DBAPIError) as error:
             connection.execute(query)
         assert error.value.orig.sqlstate == "EMB01"

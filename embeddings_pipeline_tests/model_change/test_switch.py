@@ -1,6 +1,7 @@
 """Switching profiles: the command line, and the phases as Dagster's assets."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from embeddings_pipeline.cli.main import app
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.loading import load_collections
+from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.model_change import backfill
 from embeddings_pipeline.model_change.plan import price
@@ -39,6 +41,9 @@ attributes:
   profiles:
 """
 
+HUGE = {**PROFILE, "name": "huge", "dimensions": 4001}
+BROKEN = {**PROFILE, "name": "broken", "model": "no_such_module:Encoder"}
+
 Command = Callable[..., Result]
 
 
@@ -46,7 +51,8 @@ Command = Callable[..., Result]
 def defs_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "defs" / "films" / "defs.yaml"
     path.parent.mkdir(parents=True)
-    profiles = "".join(f"    {name}: {json.dumps(one)}\n" for name, one in by_name(PROFILE, WIDE, OTHER).items())
+    known = by_name(PROFILE, WIDE, OTHER, HUGE, BROKEN)
+    profiles = "".join(f"    {name}: {json.dumps(one)}\n" for name, one in known.items())
     path.write_text(DEFINITION + profiles)
     return path
 
@@ -87,6 +93,71 @@ class TestCommands:
         assert "no change of the model is under way" in command("profile", "status").stdout
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
 
+    @pytest.mark.parametrize("verb", ["plan", "switch"])
+    def test_what_a_switch_refuses_the_plan_refuses(self, database, command, project, verb) -> None:
+        from embeddings_pipeline.model_change.phases import expand
+
+        how = ["--yes"] if verb == "switch" else []
+        with pytest.raises(PipelineError, match="hnsw takes up to 4000 dimensions"):
+            command("profile", verb, "huge", *how)
+        with pytest.raises(PipelineError, match=r"quality: the weights of .* are not on this machine"):
+            command("profile", verb, "quality", *how)
+        with pytest.raises(PipelineError, match="no_such_module:Encoder cannot be loaded"):
+            command("profile", verb, "broken", *how)
+        with pytest.raises(PipelineError, match="'test' is its current model already"):
+            command("profile", verb, "test", *how)
+        assert execute(database, "SELECT count(*) FROM embeddings.model_change") == [(0,)]
+        collection = open_collection(definition(), project)
+        expand(collection, candidate_profile(collection, "wide"))
+        with pytest.raises(PipelineError, match=r"a change .*wide.* is open"):
+            command("profile", verb, "other", *how)
+
+    def test_the_plan_of_an_open_change_is_what_is_left_of_it(self, command, project) -> None:
+        from embeddings_pipeline.model_change.phases import expand
+
+        collection = open_collection(definition(), project)
+        expand(collection, candidate_profile(collection, "wide"))
+        planned = json.loads(command("profile", "plan", "wide", "--json").stdout)
+        assert list(dict.fromkeys(step["phase"] for step in planned)) == ["backfill", "swap", "roll back", "contract"]
+
+    def test_write_is_refused_before_the_change_if_it_could_not_be_done(self, database, command, defs_yaml) -> None:
+        inline = json.dumps(PROFILE)
+        defs_yaml.write_text(defs_yaml.read_text().replace("  profile: test ", f"  profile: {inline} "))
+        with pytest.raises(PipelineError, match="--write cannot set `profile: wide` there"):
+            command("profile", "switch", "wide", "--yes", "--write")
+        assert execute(database, "SELECT count(*) FROM embeddings.model_change") == [(0,)]
+        done = command("profile", "switch", "wide", "--yes")
+        assert done.exit_code == 0 and "--write" not in done.output and "Set `profile: wide` in" in done.stderr
+
+    def test_what_is_advised_works_whichever_other_collections_there_are(self, database, command, defs_yaml) -> None:
+        other = defs_yaml.parents[1] / "items" / "defs.yaml"
+        other.parent.mkdir()
+        other.write_text(defs_yaml.read_text().replace("name: films", "name: items"))
+        switched = command("profile", "switch", "wide", "--yes", "--collection", "films").stdout
+        for _ in range(2):
+            [advised] = re.findall("`embeddings-pipeline (profile rollback[^`]*)`", switched)
+            assert "test is the current model again" in command(*advised.split()).stdout
+            [advised] = re.findall(
+                "`embeddings-pipeline (profile switch[^`]*)`", command("profile", "status", "-c", "films").stdout
+            )
+            switched = command(*advised.split(), "--yes").stdout
+        warned = open_collection(load_collections(defs_yaml.parents[1])["films"], load_settings()).warning
+        [advised] = re.findall("`embeddings-pipeline (profile switch[^`]*)`", str(warned))
+        assert advised == "profile switch test --collection films"
+
+    def test_what_the_environment_makes_of_a_profile_is_what_its_name_moves_to(
+        self, command, defs_yaml, monkeypatch
+    ) -> None:
+        defs_yaml.write_text(defs_yaml.read_text().replace("  profile: test ", "  # "))
+        for name, value in {"PROVIDER": "python", "MODEL": PROFILE["model"], "DIMENSIONS": "48"}.items():
+            monkeypatch.setenv(f"EMBEDDING_{name}", value)
+        warned = open_collection(load_collections(defs_yaml.parents[1])["films"], load_settings()).warning
+        [advised] = re.findall("`embeddings-pipeline (profile switch[^`]*)`", str(warned))
+        assert advised == "profile switch minilm --collection films"
+        done = command(*advised.split(), "--yes")
+        assert done.exit_code == 0 and "test → minilm: 25 texts embedded" in done.stdout and "Set " not in done.stderr
+        assert "48 dimensions, current" in command("profile", "status").stdout
+
     def test_nothing_starts_unasked(self, command) -> None:
         with pytest.raises(PipelineError, match="give --yes"):
             command("profile", "switch", "wide")
@@ -116,20 +187,28 @@ class TestCommands:
 
     def test_list_show_and_test(self, command) -> None:
         names = [one["name"] for one in json.loads(command("profile", "list", "--json").stdout)]
-        assert names == ["minilm", "speed", "quality", "openai", "test", "wide", "other"]
+        assert names == ["minilm", "speed", "quality", "openai", "test", "wide", "other", "huge", "broken"]
         assert json.loads(command("profile", "show", "wide", "--json").stdout)["fingerprint"]
         assert "48" in command("profile", "show", "wide").stdout
-        measured, baseline = json.loads(command("profile", "test", "wide", "--json").stdout)
+        [measured] = json.loads(command("profile", "test", "wide", "--json").stdout)  # `quality` is not here
         assert measured["texts_per_second"].keys() == {"1", "8", "32", "128"}
         assert min(measured["texts_per_second"].values()) > 0
-        assert baseline["profile"] == "quality" and "not on this machine" in baseline["error"]
+        assert "quality" not in command("profile", "test", "wide").output
         with pytest.raises(PipelineError, match="There is no profile 'nope'"):
             command("profile", "show", "nope")
 
-    def test_the_plan_does_nothing(self, database, command) -> None:
+    def test_the_plan_begins_with_its_phases_and_does_nothing(self, database, command) -> None:
         said = command("profile", "plan", "wide").stdout
-        assert said.startswith("-- expand\nINSERT INTO embeddings.model ")
-        assert "\nCREATE TABLE IF NOT EXISTS" in said and "-- roll back" in said and "-- contract" in said
+        table, _, statements = said.partition("-- expand\nINSERT INTO embeddings.model ")
+        first, head, *lines = table.splitlines()
+        assert first.startswith("-- films: test → wide: 25 texts to encode, about ")
+        assert head.split()[1:5] == ["phase", "duration", "disk", "undo"]
+        phases = {re.split("  +", line.removeprefix("-- "))[0]: re.split("  +", line) for line in lines}
+        assert list(phases) == ["expand", "backfill", "swap", "roll back", "contract"]
+        assert phases["expand"][2:] == ["-", "`profile rollback` drops the candidate", "nothing"]
+        assert phases["swap"][4] == "the view embeddings.films, the marker, an empty table"
+        assert phases["contract"][3] == "none" and phases["contract"][2].startswith("-")
+        assert "\nCREATE TABLE IF NOT EXISTS" in statements and "-- roll back" in statements
         assert execute(database, "SELECT count(*) FROM embeddings.model") == [(1,)]
 
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_scaffolded_is_one_line(database, settings):
         ("batch", "films", None, "choose another name"),
         ("mine", "films", "postgresql://u:hunter2@127.0.0.1:1/x", "--url holds a password"),
         ("mine", "films", "postgresql://127.0.0.1:1/x", "`source.url:` cannot be used"),
-        ("mine", "films", "nonsense", "`source.url:` cannot be read"),
+        ("mine", "films", "nonsense", "`source.url:` does not name a PostgreSQL database"),
         ("mine", "films", "${NOT_THERE}", "${NOT_THERE}, which is not set"),
     ]:
         with pytest.raises(PipelineError) as error:

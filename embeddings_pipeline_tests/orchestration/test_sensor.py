@@ -1,5 +1,6 @@
 """The sensor: each tick derives from state what is to be started."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -13,11 +14,12 @@ from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import evaluate, under_way
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.dagster_internals import BulkActionStatus, InMemoryJob
-from embeddings_pipeline.orchestration.instance.liveness import host_tags
+from embeddings_pipeline.orchestration.instance.liveness import PROCESS_TAG, process_tags
 from embeddings_pipeline.orchestration.names import automation_name, partitions_name
 from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.store.session import ReadLimits
 from embeddings_pipeline_tests.support.dagster_internals import (
     AssetBackfillData,
     PartitionBackfill,
@@ -94,6 +96,19 @@ class TestSensor:
             and "indexes current" in said
         )
         assert "last full scan 0 minutes ago" in said
+
+    def test_a_locked_source_does_not_hold_a_tick_up(self, database, project, daemon, monkeypatch) -> None:
+        monkeypatch.setattr(automation, "TICK_LIMITS", ReadLimits(lock_seconds=1, statement_seconds=5))
+        make_films(database, films(5))
+        execute(database, "ALTER TABLE films ADD COLUMN updated_at timestamptz DEFAULT now()")
+        one = daemon(source={"table": "films", "key": ["id"], "updated_at": "updated_at"})
+        one.until_quiet()
+        with database.connect() as locker:
+            locker.execute("LOCK TABLE films IN ACCESS EXCLUSIVE MODE")
+            said = one.tick().skip_reason.skip_message
+            waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'films'::regclass AND NOT granted"
+            assert locker.execute(waiting).fetchone() == (0,)
+        assert "another session has locked the source for more than 1 s" in said
 
     def test_rows_that_are_new_changed_and_gone_arrive_by_themselves(self, database, project, daemon) -> None:
         execute(
@@ -296,9 +311,10 @@ def test_runs_of_a_dead_sync_are_ended_by_the_tick(database, project, daemon, in
     one = daemon()
     one.run(one.tick().run_requests[0])
     instance.add_dynamic_partitions(partitions_name(one.definition), ["000000"])
-    tags = {**range_tags(0, 0), **host_tags(), "embeddings_pipeline/sync": "true"}
-    run = create_run_for_test(instance, job_name="films_batches", status=dg.DagsterRunStatus.STARTED, tags=tags)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embeddings_pipeline.orchestration.instance.liveness.GRACE_SECONDS", 0)
-        assert jobs_of(one.tick()) == ["films_batches"]
+    run = create_run_for_test(
+        instance, job_name="films_batches", status=dg.DagsterRunStatus.STARTED, tags=range_tags(0, 0)
+    )
+    noted = json.loads(process_tags(run.run_id)[PROCESS_TAG])
+    instance.add_run_tags(run.run_id, {PROCESS_TAG: json.dumps({**noted, "pid": 2**22 + 1})})
+    assert jobs_of(one.tick()) == ["films_batches"]
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED

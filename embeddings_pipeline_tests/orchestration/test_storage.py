@@ -1,31 +1,31 @@
-"""Dagster's storage beside the pipeline's database, and what is known of a run whose process was killed."""
+"""Dagster's storage beside the pipeline's database."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import dagster as dg
 import psutil
 import pytest
 from dagster import DagsterInstance
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.orchestration.dagster_internals import WorkerStatus
 from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
-from embeddings_pipeline.orchestration.instance.liveness import HOST_TAG, host_tags, worker_alive
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
-from embeddings_pipeline_tests.support.dagster_internals import EngineEventData, InstanceRef
-from embeddings_pipeline_tests.support.databases import as_role
+from embeddings_pipeline.store.urls import read_address, url_of
+from embeddings_pipeline_tests.support.dagster_internals import InstanceRef
+from embeddings_pipeline_tests.support.databases import as_role, dropped
+from embeddings_pipeline_tests.support.workbench import execute
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def deployment(
     monkeypatch.setenv("DATABASE_URL", settings.database_url or "")
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
     yield settings
-    name = dagster_database(settings)[0].partition("?")[0].rpartition("/")[2]
+    name = dagster_database(settings)[0].parts["dbname"]
     with server.connect(autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -147,6 +147,62 @@ def kill_server(state: Path) -> None:
             time.sleep(0.01)
 
 
+def encoded(parts: dict[str, str]) -> str:
+    folder = quote(parts["host"], safe="")
+    return f"postgresql://{parts['user']}:{parts['password']}@{folder}:{parts.get('port', 5432)}/{parts['dbname']}"
+
+
+def two_hosts(parts: dict[str, str]) -> str:
+    server = encoded(parts).replace("@", "@127.0.0.1:1,")
+    return f"{server}?target_session_attrs=read-write"
+
+
+def key_words(parts: dict[str, str]) -> str:
+    return make_conninfo(**parts)
+
+
+@pytest.mark.parametrize("written", [encoded, two_hosts, key_words])
+def test_dagster_takes_any_address_and_shows_no_password(
+    embedded: None, deployment: Settings, written: Callable[[dict[str, str]], str]
+) -> None:
+    parts = read_address(deployment.database_url or "") | {"password": "s3cret"}
+    settings = deployment.model_copy(update={"database_url": written(parts)})
+    storage = PipelineStorage(settings)
+    assert storage.run_storage.get_runs_count() == 0
+    for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+        assert "s3cret" not in f"{part._engine!r} {vars(part)!r}"  # type: ignore[attr-defined]
+        part.dispose()
+
+
+def test_a_parameter_that_only_our_libpq_knows_is_one_line(deployment: Settings) -> None:
+    url = url_of(read_address(deployment.database_url or "") | {"min_protocol_version": "3.0"})
+    with pytest.raises(DatabaseError, match=r'"min_protocol_version".*; leave it out$') as caught:
+        PipelineStorage(deployment.model_copy(update={"database_url": url}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["''", "no_such_schema", "app"])
+def test_dagsters_sessions_last_and_have_a_schema_whatever_the_role_is_set_to(
+    superuser: None, database: Database, deployment: Settings, path: str
+) -> None:
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    execute(database, f"CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'")
+    execute(database, f"ALTER ROLE {role} SET search_path = {path}")
+    execute(database, f"ALTER ROLE {role} SET idle_session_timeout = '300ms'")
+    try:
+        url = as_role(database, role, "x").url
+        storage = PipelineStorage(deployment.model_copy(update={"database_url": url}))
+        with storage.run_storage.connect() as connection:  # type: ignore[attr-defined]
+            time.sleep(0.6)
+            connection.exec_driver_sql("SELECT count(*) FROM public.runs")
+        for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+            part.dispose()
+    finally:
+        dropped(database, dagster_database(deployment)[0].parts["dbname"])
+        execute(database, f"DROP ROLE {role}")
+        dagster_database(deployment)
+
+
 @pytest.mark.slow
 def test_dagster_goes_on_after_the_server_was_killed(open_folder: Path) -> None:
     state = open_folder / "killed"
@@ -184,89 +240,3 @@ def test_dagster_waits_for_a_server_of_others_that_is_started_again(
     with refused, dg.DagsterInstance.ephemeral() as instance, open_instance(instance):
         storage.run_storage.get_runs_count()
     theirs.close()
-
-
-# Executes a run in its own process, in which an op waits for ever.
-WORKER = """
-import sys, time
-from pathlib import Path
-import dagster as dg
-from embeddings_pipeline_tests.support.dagster_internals import InstanceRef
-
-@dg.op
-def waits():
-    print("waiting", flush=True)
-    time.sleep(600)
-
-@dg.job(executor_def=dg.in_process_executor)
-def waiting():
-    waits()
-
-with dg.DagsterInstance.from_ref(InstanceRef.from_dir(sys.argv[1], config_dir=sys.argv[2])) as instance:
-    waiting.execute_in_process(instance=instance, tags={sys.argv[3]: sys.argv[4]})
-"""
-
-
-@pytest.mark.slow
-def test_run_of_a_killed_process_is_known_to_be_dead(deployment: Settings, tmp_path: Path) -> None:
-    with project_instance(tmp_path / "scratch") as instance:
-        [tag] = host_tags().items()
-        command = [sys.executable, "-c", WORKER, str(tmp_path / "scratch"), str(PROJECT), *tag]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "waiting\n"
-            [run] = instance.get_runs()
-            assert worker_alive(instance, run) is True
-            assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
-            worker.kill()
-        assert instance.get_runs()[0].status == dg.DagsterRunStatus.STARTED
-        assert worker_alive(instance, run) is False
-        assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
-
-
-@pytest.fixture
-def instance() -> Iterator[DagsterInstance]:
-    with DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
-def started_run(instance: DagsterInstance, pid: int | None, tags: dict[str, str]) -> dg.DagsterRun:
-    @dg.job
-    def empty() -> None:
-        pass
-
-    run = instance.create_run_for_job(empty, tags=tags)
-    if pid is not None:
-        instance.report_engine_event("Started process", run, EngineEventData.in_process(pid))
-    return run
-
-
-def test_process_id_that_another_process_has_now_counts_as_dead(
-    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = started_run(instance, os.getpid(), host_tags())
-    assert worker_alive(instance, run) is True
-    monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 60)
-    assert worker_alive(instance, run) is False
-
-
-@pytest.mark.parametrize(
-    ("pid", "tags"), [(None, host_tags()), (1, {HOST_TAG: "another-machine"})], ids=["no process yet", "elsewhere"]
-)
-def test_what_cannot_be_known_counts_as_running(
-    instance: DagsterInstance, pid: int | None, tags: dict[str, str]
-) -> None:
-    run = started_run(instance, pid, tags)
-    assert worker_alive(instance, run) is None
-    launcher = WatchedRunLauncher()
-    launcher.register_instance(instance)
-    assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
-
-
-def test_run_without_a_host_is_judged_only_where_the_database_is_this_machines(
-    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = started_run(instance, os.getpid(), {})
-    assert worker_alive(instance, run) is True
-    monkeypatch.setenv("DATABASE_URL", "postgresql://somewhere/db")
-    assert worker_alive(instance, run) is None

@@ -15,7 +15,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.orchestration.component import build_definitions
-from embeddings_pipeline.orchestration.instance.liveness import cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
 from embeddings_pipeline.orchestration.runner import RunFailed
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import open_collection
@@ -104,7 +104,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     make_films(database, films(15))
     looked = run_sync(dry_run=True)
     assert (looked.new, looked.left, looked.embedded) == (15, 15, 0)
-    assert execute(database, "SELECT count(*) FROM embeddings.films_item") == [(0,)]
+    assert execute(database, "SELECT to_regclass('embeddings.films_item')") == [(None,)]
     assert instance.get_runs() == []
     run_sync()
     execute(database, "UPDATE films SET overview = 'edited' WHERE id <= 2; UPDATE films SET revenue = 0 WHERE id = 3")
@@ -217,7 +217,7 @@ def test_a_living_run_that_lost_its_lock_is_left_alone(
         database,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'embeddings-pipeline run%'",
     )
-    assert cancel_dead_runs(instance, database) == []
+    assert cancel_dead_runs(instance, database, RunWatch()) == []
     assert running.wait(timeout=60) == 0
     assert len(committed(database)) == 10
 

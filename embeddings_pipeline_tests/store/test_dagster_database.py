@@ -8,7 +8,7 @@ from embeddings_pipeline.store.database import Database, open_database
 
 
 def named(name: str) -> str:
-    return dagster_database_name(Database(f"postgresql://user@host/{name}"))
+    return dagster_database_name(name, embedded=False)
 
 
 @pytest.mark.parametrize("length", [1, 54, 55, 56, 62, 63])
@@ -20,7 +20,7 @@ def test_a_name_fits_and_is_another_one(length: int) -> None:
 
 
 def test_names_of_more_bytes_than_letters_fit_too() -> None:
-    own = "%C3%A9" * 31  # é
+    own = "é" * 31
     assert len(named(own).encode()) <= NAME_BYTES and named(own).endswith("_dagster")
 
 
@@ -34,11 +34,11 @@ def test_a_long_name_gives_two_databases(new_databases: None, server: Database) 
     try:
         with database.connect(autocommit=True) as connection:
             assert dagster_bytes(connection, database) is None
-            database.ensure_sibling(dagster_database_name(database))
+            database.ensure_sibling(named(own))
             assert dagster_bytes(connection, database) > 1_000_000
             names = connection.execute("SELECT datname FROM pg_database WHERE starts_with(datname, 'tests_ddd')")
             assert len(names.fetchall()) == 2
     finally:
         with server.connect(autocommit=True) as connection:
-            for name in (own, dagster_database_name(database)):
+            for name in (own, named(own)):
                 connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')  # type: ignore[arg-type]

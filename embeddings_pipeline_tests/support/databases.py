@@ -7,12 +7,12 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from embeddings_pipeline.pipeline.canaries import forget_canaries
-from embeddings_pipeline.store.database import Database, database_name
+from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
 from embeddings_pipeline.store.server.binaries import server_binaries
+from embeddings_pipeline.store.urls import database_name
 
 KEEPER = "tests: the database is in use"  # the session that keeps other test runs out of a database
 
@@ -33,7 +33,7 @@ def rights(server: Database) -> Rights:
 
 
 def name_of(database: Database) -> str:
-    return database_name(conninfo_to_dict(database.url))
+    return database_name(database.parts)
 
 
 def as_role(database: Database, role: str, password: str) -> Database:

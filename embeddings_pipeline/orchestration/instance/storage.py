@@ -9,13 +9,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import sqlalchemy
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import event, exc
+from sqlalchemy.dialects.postgresql import psycopg2
 
 from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.orchestration.dagster_internals import (
     CapturedLogContext,
     ConcurrencyLimitsTable,
@@ -30,17 +35,61 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     touch_file,
 )
 from embeddings_pipeline.store.dagster_database import dagster_database_name
-from embeddings_pipeline.store.database import Database, open_database
+from embeddings_pipeline.store.database import Database, one_line, open_database
+from embeddings_pipeline.store.session import OUR_NETWORK, lifting_limits
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.urls import url_of
 
 
-def dagster_database(settings: Settings) -> tuple[str, Database]:
-    """The URL of Dagster's database, which is created if it is missing, and the pipeline's database beside it.
+def dagster_database(settings: Settings) -> tuple[Database, Database]:
+    """Dagster's database, which is created if it is missing, and the pipeline's database beside it.
 
     Raises DatabaseError with the statement for an administrator if this user may not create it.
     """
     database = open_database(settings)
-    return database.ensure_sibling(dagster_database_name(database)), database
+    with database.connect() as connection:
+        name = dagster_database_name(connection.info.dbname, embedded=database.embedded)
+    url = database.ensure_sibling(name)
+    return _with_a_schema(Database(url, database.server)), database
+
+
+def _with_a_schema(database: Database) -> Database:
+    """The database, whose sessions make tables in `public` if the role's search path names no schema that is there."""
+    with database.connect(autocommit=True) as connection:
+        if connection.execute("SELECT current_schema()").fetchone() != (None,):
+            return database
+    options = f"{database.parts.get('options', '')} -c search_path=public".strip()
+    return Database(url_of(database.parts | {"options": options}), database.server)
+
+
+@dataclass(frozen=True)
+class _Password:
+    """What Dagster asks for a password at each connection, so that it stands in no URL."""
+
+    password: str = field(repr=False)
+
+    def get_token(self) -> str:
+        return self.password
+
+
+def _for_dagster(database: Database) -> dict[str, Any]:
+    """What Dagster's storages connect by. libpq reads the parts of the address, and SQLAlchemy none of them, since it
+    takes several hosts, socket folders and names for something else.
+    """
+    parts = OUR_NETWORK | database.parts
+    password = parts.pop("password", None)
+    dsn = make_conninfo(**parts)
+    try:
+        psycopg2.dialect.import_dbapi().extensions.parse_dsn(dsn)
+    except psycopg2.dialect.import_dbapi().ProgrammingError as error:
+        raise DatabaseError(
+            f"{database.name_and_host}: Dagster's libpq is older, and does not know each parameter of the address "
+            f"({one_line(error)}); leave it out"
+        ) from None
+    return {
+        "postgres_url": f"postgresql://?{urlencode({'dsn': dsn})}",
+        "token_provider": _Password(password) if password else None,
+    }
 
 
 WAIT_SECONDS = (2, 8)  # for a server that does not answer; Dagster itself tries for a second
@@ -63,13 +112,13 @@ class _Pooled:
     def _connect_again(self, dialect: Any, _: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
         for wait in WAIT_SECONDS:
             try:
-                return dialect.connect(*arguments, **parameters)
+                return _lasting(dialect.connect(*arguments, **parameters))
             except dialect.loaded_dbapi.OperationalError:
                 if self.database.server is not None:
                     self.database.server.ensure_running()
                     break
                 time.sleep(wait)
-        return dialect.connect(*arguments, **parameters)
+        return _lasting(dialect.connect(*arguments, **parameters))
 
     def _refuse_dead(self, connection: Any, *_: Any) -> None:
         try:
@@ -80,6 +129,14 @@ class _Pooled:
     def dispose(self) -> None:
         super().dispose()  # type: ignore[misc]
         self._engine.dispose()
+
+
+def _lasting(connection: Any) -> Any:
+    """A connection of psycopg 2 that no limit of the role's or the server's ends while the pool keeps it."""
+    with connection.cursor() as cursor:
+        cursor.execute(lifting_limits())
+    connection.commit()
+    return connection
 
 
 T = TypeVar("T", bound=_Pooled)
@@ -132,12 +189,13 @@ class PipelineStorage(DagsterStorage, ConfigurableClass):
     def __init__(self, settings: Settings, inst_data: ConfigurableClassData | None = None) -> None:
         # Without it Dagster writes each partition's events one by one: minutes for a thousand partitions in a run.
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "200")
-        url, database = dagster_database(settings)
+        dagsters, database = dagster_database(settings)
+        address = _for_dagster(dagsters)
         self._inst_data = inst_data
-        with _tables_made_once(Database(url, database.server)):
-            self._runs = _pooled(_RunStorage(url), database)
-            self._events = _pooled(PipelineEventLogStorage(url), database)
-            self._schedules = _pooled(_ScheduleStorage(url), database)
+        with _tables_made_once(dagsters):
+            self._runs = _pooled(_RunStorage(**address), database)
+            self._events = _pooled(PipelineEventLogStorage(**address), database)
+            self._schedules = _pooled(_ScheduleStorage(**address), database)
         super().__init__()
 
     @property

@@ -15,21 +15,15 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import IndexDefinition
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange
+from embeddings_pipeline.store.destination.rights import ModelRights, option_changes, rights_changes, rights_of
 from embeddings_pipeline.store.sql import load_sql
 
 ROW_BYTES = 90  # of a row of a model table beside its vector, its key's index included
 INDEX_FACTOR = 1.3  # an HNSW index beside the vectors it holds a copy of
 NORM = {"halfvec": "l2_norm", "vector": "vector_norm"}  # pgvector's functions
 MOST_DIMENSIONS = {"halfvec": 4000, "vector": 2000}  # of an index: README of pgvector, "HNSW", "IVFFlat"
-
-
-class Change(NamedTuple):
-    """A statement that changes something, and its lock: PostgreSQL's name, and of what."""
-
-    statement: sql.Composed
-    lock: str
-    grows: bool = False  # what it takes grows with the number of vectors
 
 
 class Limits(NamedTuple):
@@ -57,6 +51,13 @@ class Exchange:
     current: Layout
 
 
+def all_there(connection: psycopg.Connection, relations: Sequence[sql.Identifier]) -> bool:
+    """Whether each of these tables and views is there."""
+    query = "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name"
+    row = connection.execute(query, [[relation.as_string(connection) for relation in relations]]).fetchone()
+    return row == (True,)
+
+
 @dataclass(frozen=True)
 class CollectionTables:
     """The names of a collection's tables, as SQL identifiers."""
@@ -78,6 +79,10 @@ class CollectionTables:
     def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
         """The statement NAME of `sql/` with {item}, {text}, {view} and what else it needs filled in."""
         return sql.SQL(load_sql(name)).format(item=self.item, text=self.text, view=self.view, **others)
+
+    def are_made(self, connection: psycopg.Connection) -> bool:
+        """Whether both tables are there."""
+        return all_there(connection, [self.item, self.text])
 
     def create(self, connection: psycopg.Connection) -> None:
         """Make the tables if they are not there yet."""
@@ -204,15 +209,40 @@ class Destination(ABC):
         statement = self.statement("table/view", bare_type=sql.SQL(self.storage))
         return Change(statement, f"ACCESS EXCLUSIVE of the view embeddings.{self.collection}")
 
+    def view_option_changes(self, rights: ModelRights) -> list[Change]:
+        """What gives the view its options again, which `view_change` takes away."""
+        return option_changes(self.tables.view, (), rights.view_options)
+
     def mark(self, connection: psycopg.Connection) -> None:
         """Make the marker of the current model if it is not there yet."""
-        connection.execute(sql.SQL("CREATE TABLE IF NOT EXISTS {} ()").format(self.marker))
+        connection.execute(self.statement("table/create_marker", marker=self.marker))
 
     def marker_change(self, shadow: "Destination") -> Change:
         """What marks another model as the current one in this one's place."""
         name = sql.Identifier(shadow._marker_name)
         statement = self.statement("table/marker", marker=self.marker, new_name=name)
         return Change(statement, "ACCESS EXCLUSIVE of the marker, an empty table")
+
+    # --- who may read it ---
+
+    @property
+    @abstractmethod
+    def kept(self) -> list[sql.Identifier]:
+        """The tables and views that the pipeline keeps of this model alone."""
+
+    def is_made(self, connection: psycopg.Connection) -> bool:
+        """Whether all of them are there."""
+        return all_there(connection, self.kept)
+
+    def rights(self, connection: psycopg.Connection) -> ModelRights:
+        """Who may do what with them; what they get when they are made, if they are not there yet."""
+        *kept, view = rights_of(connection, [*self.kept, self.tables.view])
+        return ModelRights(tuple(kept), view.options)
+
+    def rights_changes(self, own: ModelRights, wanted: ModelRights) -> list[Change]:
+        """What gives this model's tables and views the owner, grants and policies of another model's."""
+        of_each = zip(self.kept, own.kept, wanted.kept, strict=True)
+        return [change for relation, one, other in of_each for change in rights_changes(relation, one, other)]
 
     # --- vectors within a commit ---
 

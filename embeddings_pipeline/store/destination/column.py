@@ -7,7 +7,7 @@ each vector was made from. So all that reads a model table reads an adopted colu
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import DestinationDefinition, IndexDefinition
-from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.errors import ConfigurationError, profile_command
 from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.store.destination import column_checks, column_indexes, column_write
-from embeddings_pipeline.store.destination.base import NORM, Change, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.base import NORM, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange, parse_options
+from embeddings_pipeline.store.destination.rights import ModelRights, column_grants, grant_changes
 from embeddings_pipeline.store.destination.table import COLUMNS
 from embeddings_pipeline.store.source_sql import table_identifier
 from embeddings_pipeline.store.sql import load_sql
@@ -94,8 +96,8 @@ class ColumnDestination(Destination):
         if name is None:
             raise ConfigurationError(
                 f"collection {self.collection!r}: {self.declared.table!r} no longer has the column of model "
-                f"{self.fingerprint}; `embeddings-pipeline profile status` says whether that is the previous model, "
-                f"which `profile contract --now` forgets, or a candidate, which `profile rollback` forgets"
+                f"{self.fingerprint}; `{profile_command('status', self.collection)}` says whether that is the previous "
+                f"model, which `profile contract --now` forgets, or a candidate, which `profile rollback` forgets"
             )
         return name
 
@@ -120,6 +122,9 @@ class ColumnDestination(Destination):
         if len(self.key) > 1:
             items = [sql.SQL("made.item_key::jsonb -> {}").format(sql.Literal(n)) for n in range(len(self.key))]
         named = [sql.SQL("{}, {}").format(sql.Literal(f"key_{n}"), item) for n, item in enumerate(items, 1)]
+        own_named = [
+            sql.SQL("{}, {}").format(sql.Literal(key), item) for key, item in zip(self.key, items, strict=True)
+        ]
         comma, both = sql.SQL(", "), sql.SQL(" AND ")
         parts = {
             "key_columns": comma.join(sql.SQL("destination.{} AS {}").format(own, name) for name, own in numbered),
@@ -131,6 +136,8 @@ class ColumnDestination(Destination):
                 sql.SQL("destination.{} = typed.{}").format(own, name) for name, own in numbered
             ),
             "key_json": sql.SQL("jsonb_build_object({})").format(comma.join(named)),
+            "own_key_json": sql.SQL("jsonb_build_object({})").format(comma.join(own_named)),
+            "same_row_as_typed": both.join(sql.SQL("destination.{0} = typed.{0}").format(own) for _, own in numbered),
             "first_key": sql.Identifier(self.key[0]),
             "vector_name": sql.Literal(self.vector_name),
             "destination": self.relation,
@@ -158,12 +165,13 @@ class ColumnDestination(Destination):
         name = f"{self.collection}_hash_{self.fingerprint}"
         names = {
             "column": sql.Identifier(column),
-            "text_index": sql.Identifier(f"{name}_text"),
+            "hash_name": sql.Literal(self.hash.as_string(None)),
+            "primary_key": sql.Identifier(f"{name}_text"),
             "key_index": sql.Identifier(f"{name}_key"),
         }
         statements = (
             "column/create_hash",
-            "column/create_text_index",
+            "column/create_primary_key",
             "column/create_key_index",
             "column/create_vector",
             "column/create_written",
@@ -211,6 +219,21 @@ class ColumnDestination(Destination):
     def drop_relations(self) -> list[sql.Identifier]:
         return [self.relation]
 
+    # --- who may read it ---
+
+    @property
+    def kept(self) -> list[sql.Identifier]:
+        return [self.hash, self.identifier, self.written, self.lacking]
+
+    def rights(self, connection: psycopg.Connection) -> ModelRights:
+        column = self.column_or_none(connection) or self.candidate_column
+        grants = column_grants(connection, self.relation, column)
+        return replace(super().rights(connection), column=column, column_grants=grants)
+
+    def rights_changes(self, own: ModelRights, wanted: ModelRights) -> list[Change]:
+        of_column = ({grant._replace(column=own.column) for grant in rights.column_grants} for rights in (own, wanted))
+        return [*super().rights_changes(own, wanted), *grant_changes(self.relation, *of_column)]
+
     # --- vectors within a commit ---
 
     def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
@@ -222,8 +245,14 @@ class ColumnDestination(Destination):
         return column_write.change_vectors(connection, self, "column/write", made=made)
 
     def adoptable_items(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> set[str]:
-        column, keys = sql.Identifier(self.column(connection)), sql.Literal(list(item_keys))
-        query = self.column_statement("column/adoptable", column=column, item_keys=keys)
+        keys = sql.Literal(list(item_keys))
+        if self.is_made(connection):
+            column = sql.Identifier(self.column(connection))
+            query = self.column_statement("column/adoptable", column=column, item_keys=keys)
+        else:
+            column_checks.check_adoption(connection, self)
+            column = sql.Identifier(self.declared.column)
+            query = self.column_statement("column/adoptable_at_first", column=column, item_keys=keys)
         return {row[0] for row in connection.execute(query)}
 
     def adopted_vectors(
@@ -324,7 +353,7 @@ class ColumnDestination(Destination):
 
     def check_exchange(self, connection: psycopg.Connection, shadow: Destination) -> None:
         assert isinstance(shadow, ColumnDestination)
-        column_checks.check_follows(connection, self, self.column(connection), [self, shadow])
+        column_checks.check_dependants(connection, self, self.column(connection), [self, shadow])
         column_checks.check_dependants(connection, shadow, shadow.column(connection), [self, shadow])
 
     def exchange(self, own: Layout, shadow: Layout) -> Exchange:

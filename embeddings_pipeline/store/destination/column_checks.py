@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from embeddings_pipeline.errors import ConfigurationError, ModelChangeError
+from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, profile_command
 from embeddings_pipeline.store.sql import load_sql
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ def check_adoption(connection: psycopg.Connection, destination: "ColumnDestinati
         problem = f"{table} has no unique index on ({', '.join(destination.key)}), by which rows are found"
     elif not seen["may_write"]:
         problem = f"the role may not read and update {table}: GRANT SELECT, UPDATE ON it"
+    elif seen["hides_rows"]:
+        problem = (
+            f"row-level security may hide rows of {table} from the role, which then get no vector: an administrator "
+            "runs ALTER ROLE … BYPASSRLS"
+        )
     elif others := [other for other in dependants(connection, destination, column, [destination]) if OUR_VIEW in other]:
         problem = f"{name} is the destination of another collection already ({others[0]})"
     else:
@@ -81,18 +86,6 @@ def check_dependants(
         )
 
 
-def check_follows(
-    connection: psycopg.Connection, current: "ColumnDestination", column: str, ours: Sequence["ColumnDestination"]
-) -> None:
-    """ModelChangeError if something of the current model's column would not come to the shadow's with its name."""
-    if look(connection, current, column)["has_grants"]:
-        raise ModelChangeError(
-            f"collection {current.collection!r}: roles have rights on the column {column!r} by itself, which would not "
-            f"come to the new one: GRANT them on {current.place}, and REVOKE them on the column"
-        )
-    check_dependants(connection, current, column, ours)
-
-
 def check_candidate(
     connection: psycopg.Connection, current: "ColumnDestination", candidate: "ColumnDestination", *, is_kept: bool
 ) -> None:
@@ -103,7 +96,7 @@ def check_candidate(
             f"collection {candidate.collection!r}: only the owner of {candidate.place} can add and rename its columns, "
             f"and the pipeline's role is not: ALTER TABLE … OWNER TO it, or GRANT it the owner's role"
         )
-    check_follows(connection, current, column, [current, candidate] if is_kept else [current])
+    check_dependants(connection, current, column, [current, candidate] if is_kept else [current])
     _check_names(connection, current, candidate, column)
     for name in (candidate.previous_column,) if is_kept else (candidate.candidate_column, candidate.previous_column):
         _check_free(connection, candidate, name)
@@ -150,5 +143,5 @@ def _check_free(connection: psycopg.Connection, candidate: "ColumnDestination", 
             return  # of a try by hand, perhaps; it is what we need
     raise ModelChangeError(
         f"collection {candidate.collection!r}: {candidate.place} has a column {name!r} already: if another model has "
-        f"it, end that first (`embeddings-pipeline profile status`); else rename it, or drop it"
+        f"it, end that first (`{profile_command('status', candidate.collection)}`); else rename it, or drop it"
     )

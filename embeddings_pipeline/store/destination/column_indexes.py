@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import IndexDefinition
-from embeddings_pipeline.store.destination.base import Change, Exchange, Layout
+from embeddings_pipeline.store.destination.base import Exchange, Layout
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.column_checks import LONGEST_NAME
 from embeddings_pipeline.store.destination.indexes import (
     AnnIndex,

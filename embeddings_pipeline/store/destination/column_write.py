@@ -17,7 +17,7 @@ from psycopg import errors, sql
 
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
-from embeddings_pipeline.store.destination.base import Change
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.column_checks import VECTOR_TYPES
 from embeddings_pipeline.store.locks import giving_way
 from embeddings_pipeline.store.sql import load_sql

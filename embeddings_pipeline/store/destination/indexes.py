@@ -33,7 +33,7 @@ class AnnIndex:
 
 @dataclass(frozen=True)
 class IndexChange:
-    """A statement that builds, drops or renames an ANN index. None of them locks out readers or writers."""
+    """A statement that builds, drops or renames an ANN index. None in a plan locks out readers or writers."""
 
     action: Literal["create", "drop", "rename"]
     index: AnnIndex  # that is built or dropped, or as it is called after it was renamed
@@ -99,8 +99,10 @@ def build_memory(destination: "Destination", parameters: dict[str, int], rows: i
     return (64 << 20) + needed * 5 // 4
 
 
-def drop_index(index: AnnIndex) -> IndexChange:
-    statement = sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(index.schema, index.name))
+def drop_index(index: AnnIndex, *, concurrently: bool = True) -> IndexChange:
+    """Drops an index; if not concurrently, it locks out readers and writers, for some milliseconds."""
+    drop = sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}" if concurrently else "DROP INDEX IF EXISTS {}")
+    statement = drop.format(sql.Identifier(index.schema, index.name))
     return IndexChange("drop", index, statement)
 
 

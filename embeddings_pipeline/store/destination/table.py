@@ -12,7 +12,8 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import ModelChangeError
 from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
-from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Change, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import (
     NEW,
     AnnIndex,
@@ -85,6 +86,10 @@ class TableDestination(Destination):
     @property
     def drop_relations(self) -> list[sql.Identifier]:
         return [self.identifier]
+
+    @property
+    def kept(self) -> list[sql.Identifier]:
+        return [self.identifier, self.lacking]
 
     # --- vectors within a commit ---
 
