@@ -83,7 +83,9 @@ class SourceDefinition(_Strict):
         "error if it would hide any.",
     )
     url: Text | None = Field(
-        default=None, description="Another PostgreSQL database; `${NAME}` is taken from the environment."
+        default=None,
+        repr=False,  # it may hold a password, though `${NAME}` is there for that
+        description="Another PostgreSQL database; `${NAME}` is taken from the environment.",
     )
 
     def model_post_init(self, _: Any) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -41,12 +42,15 @@ def _checked_home(home: str) -> Path:
     return path.resolve()
 
 
+HIDDEN: Any = Field(default=None, repr=False)  # an address may hold a password: no `print`, no traceback shows it
+
+
 class Settings(BaseSettings):
     """Read once at the edge (command line, Dagster resource) and passed on; see the README's table."""
 
-    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    database_url: str | None = None
+    database_url: str | None = HIDDEN
     embedding_profile: str | None = None
     embedding_model: str | None = None
     embedding_dimensions: int | None = None
@@ -54,8 +58,8 @@ class Settings(BaseSettings):
     embedding_batch_size: int | None = None
     embedding_provider: str | None = None
     openai_api_key: SecretStr | None = None
-    openai_base_url: str | None = None
-    lake_uri: str | None = None
+    openai_base_url: str | None = HIDDEN
+    lake_uri: str | None = HIDDEN
     alert_webhook_url: SecretStr | None = None
     embeddings_state_dir: Path | None = None
     embeddings_defs_dir: Path | None = None

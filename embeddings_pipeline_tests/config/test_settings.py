@@ -1,10 +1,14 @@
-"""Settings: the folders of a project are the same from everywhere."""
+"""Settings: the folders of a project are the same from everywhere, and no secret is shown."""
 
+import traceback
 from pathlib import Path
 
 import pytest
 
+from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.store.database import open_database
 
 
 def test_relative_folders_are_below_the_project_and_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +36,29 @@ def test_absolute_folders_and_urls_stay_as_they_are(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("LAKE_URI", "s3://bucket/path")
     assert load_settings().state_dir == Path("/srv/state")
     assert load_settings().lake_uri == "s3://bucket/path"
+
+
+SECRETS = {
+    "DATABASE_URL": "postgresql://user:s3cret@127.0.0.1:1/name",
+    "LAKE_URI": "s3://key:s3cret@bucket/path",
+    "OPENAI_API_KEY": "s3cret",
+    "OPENAI_BASE_URL": "https://user:s3cret@host/v1",
+    "ALERT_WEBHOOK_URL": "https://host/s3cret",
+}
+
+
+def test_no_print_and_no_traceback_shows_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    database = open_database(settings)
+    url = "postgresql://user:s3cret@host/name"
+    source = {"table": "t", "key": ["id"], "url": url}
+    attributes = CollectionAttributes.model_validate({"name": "t", "source": source, "vectors": {"base": "{x}"}})
+    shown = [f"{one!r} {one!s}" for one in (settings, database, attributes, CollectionDefinition(attributes))]
+    try:
+        database.connect()
+    except PipelineError as error:
+        shown.append("".join(traceback.format_exception(error)))
+    assert len(shown) == 5 and all("s3cret" not in text for text in shown)
