@@ -153,7 +153,7 @@ SET definition_hash = CASE
                      WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
         ELSE %(definition_hash)s
     END,
-    committed_at = now(), attempts = 0, next_try = NULL
+    committed_at = now(), attempts = 0, next_try = NULL, failure = NULL
 WHERE collection = %(collection)s AND batch = %(batch)s
 
 

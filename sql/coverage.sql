@@ -8,6 +8,7 @@
 --   missing: items of which nothing is committed, or that lack a vector of one of their texts. What quarantine excuses is
 --            counted by itself: texts, and items that failed as a whole
 --   stale:   items that are committed, but not as they were last seen, or rendered with another definition
+--   damaged: of both, those that are not dirty
 
 WITH lacks AS (
     SELECT
@@ -25,6 +26,8 @@ WITH lacks AS (
         item.committed_hash IS NOT NULL AND (
             item.seen_hash IS DISTINCT FROM item.committed_hash OR lacks.stale
             OR batch.definition_hash IS DISTINCT FROM collection.definition_hash) AS stale,
+        item.seen_hash IS DISTINCT FROM item.committed_hash
+            OR batch.definition_hash IS DISTINCT FROM collection.definition_hash AS dirty,
         coalesce(lacks.quarantined, 0) AS quarantined,
         quarantined.item_key IS NOT NULL AS quarantined_whole
     FROM {item} AS item
@@ -44,7 +47,8 @@ SELECT
     (SELECT count(*) FROM {written} AS vector
      WHERE NOT EXISTS (SELECT FROM {text} AS text WHERE text.id = vector.text_id))
   + (SELECT count(*) FROM {text} AS text
-     WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)) AS orphans
+     WHERE NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = text.item_key)) AS orphans,
+    count(*) FILTER (WHERE (missing OR stale) AND NOT dirty) AS damaged
 FROM item_state
 
 

@@ -1,15 +1,5 @@
 -- Vectors that are there already, for the texts of a batch.
--- Placeholders: {item} and {text}, the collection's tables; {vector}, the model's vectors; {written}, the relation that
--- says which texts have theirs; {batch}, a number.
-
-
--- name: content_hashes
--- Which texts of these items have their vector. Parameter: keys.
-
-SELECT vector.content_hash
-FROM {text} AS text
-JOIN {written} AS vector ON vector.text_id = text.id AND vector.content_hash = text.content_hash
-WHERE text.item_key = ANY (%(keys)s)
+-- Placeholders: {item} and {text}, the collection's tables; {vector}, the model's vectors; {batch}, a number.
 
 
 -- name: vectors_of_batch

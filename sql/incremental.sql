@@ -36,7 +36,7 @@ SET seen_hash = scan.row_hash,
 FROM scan_row AS scan
 WHERE item.item_key = scan.item_key AND item.batch = ANY (%(batches)s::bigint[])
   AND scan.row_hash IS DISTINCT FROM item.committed_hash AND scan.row_hash IS DISTINCT FROM item.seen_hash
-RETURNING item.seen_hash
+RETURNING item.seen_hash, item.committed_hash IS NULL AND item.payload IS NULL AS never_committed
 
 
 -- name: watermark

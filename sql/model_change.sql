@@ -160,18 +160,19 @@ WHERE id = %(id)s AND phase = 'expanded'
 
 
 -- name: to_encode
--- How many contents are to be encoded, equal ones of a batch once, and a sample of them. {lacking}: which texts have no
--- vector. Parameter: sample.
+-- The contents that are to be encoded, equal ones of a batch once. {wanted}: which texts.
 
-WITH wanted AS MATERIALIZED (
-    SELECT item.batch, text.text
-    FROM {text} AS text
-    JOIN {item} AS item USING (item_key)
-    WHERE NOT text.blank AND {lacking}
-)
-SELECT
-    (SELECT count(*) FROM (SELECT DISTINCT batch, text FROM wanted) AS encoded),
-    (SELECT array_agg(text) FROM (SELECT text FROM wanted ORDER BY random() LIMIT %(sample)s) AS sampled)
+SELECT DISTINCT item.batch, text.content_hash
+FROM {text} AS text
+JOIN {item} AS item USING (item_key)
+WHERE NOT text.blank AND {wanted}
+ORDER BY item.batch, text.content_hash
+
+
+-- name: sample
+-- One text of each of these contents. Parameter: content_hashes.
+
+SELECT DISTINCT ON (content_hash) text FROM {text} WHERE content_hash = ANY (%(content_hashes)s) ORDER BY content_hash
 
 
 -- name: mark_lacking
@@ -186,3 +187,10 @@ WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND complete
       FROM {lacking} AS lacking
       JOIN {item} AS item USING (item_key)
       WHERE NOT lacking.stale AND NOT lacking.excused)
+
+
+-- name: texts_done
+-- How many texts have their vector in a model, or are in quarantine, and how many are to have one.
+
+SELECT texts - (SELECT count(*) FROM {lacking} WHERE NOT excused), texts
+FROM (SELECT count(*) AS texts FROM {text} WHERE NOT blank) AS counted

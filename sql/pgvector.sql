@@ -33,3 +33,20 @@ FROM pg_stat_progress_create_index AS progress
 JOIN pg_stat_activity AS blocker ON blocker.pid = progress.current_locker_pid
 WHERE progress.pid = %(pid)s AND progress.phase LIKE 'waiting%%'
   AND coalesce(clock_timestamp() - blocker.xact_start >= make_interval(secs => %(seconds)s), blocker.state IS NULL)
+
+
+-- name: progress
+-- How many vectors of a collection's index that is being built are in it, and how many there are; of our own model tables.
+-- Parameter: collection.
+
+SELECT
+    CASE WHEN progress.blocks_total > 0
+         THEN round(progress.blocks_done::numeric / progress.blocks_total * greatest(class.reltuples, 0))
+         ELSE 0 END::bigint,
+    greatest(class.reltuples, 0)::bigint
+FROM pg_stat_progress_create_index AS progress
+JOIN pg_class AS class ON class.oid = progress.relid AND class.relnamespace = to_regnamespace('embeddings')
+WHERE progress.datname = current_database()
+  AND class.relname ~ ('^' || %(collection)s::text || '_vector_[0-9a-f]+$')
+ORDER BY progress.pid
+LIMIT 1

@@ -25,18 +25,20 @@ UPDATE embeddings.collection SET last_batch = %(last)s, last_batch_size = %(size
 
 
 -- name: compare
--- How the scan and the ledger differ, without writing anything. An item is gone when it is committed and was not seen.
+-- How the scan and the ledger differ, without writing anything. An item is gone when it is committed and was not seen, and
+-- new as long as it was never committed.
 
 SELECT
     count(scan.item_key) AS scanned,
-    count(*) FILTER (WHERE item.item_key IS NULL) AS new,
-    count(*) FILTER (WHERE item.item_key IS NOT NULL AND scan.row_hash IS DISTINCT FROM item.committed_hash
-                       AND scan.item_key IS NOT NULL) AS changed,
+    count(*) FILTER (WHERE scan.item_key IS NOT NULL AND never) AS new,
+    count(*) FILTER (WHERE scan.item_key IS NOT NULL AND NOT never
+                       AND scan.row_hash IS DISTINCT FROM item.committed_hash) AS changed,
     count(*) FILTER (WHERE scan.item_key IS NULL AND item.committed_hash IS NOT NULL) AS gone,
     count(*) FILTER (WHERE scan.row_hash = item.committed_hash) AS unchanged,
     count(item.committed_hash) AS committed
 FROM scan_row AS scan
-FULL JOIN {item} AS item USING (item_key);
+FULL JOIN {item} AS item USING (item_key)
+CROSS JOIN LATERAL (SELECT item.item_key IS NULL OR item.committed_hash IS NULL AND item.payload IS NULL AS never) AS never;
 
 
 -- name: finished
@@ -76,17 +78,41 @@ WHERE item.committed_hash IS NOT NULL
 
 
 -- name: pending
--- The keys that a sync would look at: new, different from what is committed, or rendered with another definition.
--- Parameters: collection, definition_hash, everything.
+-- What a sync would work on: every row of the batches in which one is new, different from what is committed, or rendered
+-- with another definition. New rows get the batch that `insert_new` would give them.
+-- Parameters: collection, definition_hash, items_per_batch, batches (that have other work), everything.
 
-SELECT scan.item_key
-FROM scan_row AS scan
-LEFT JOIN {item} AS item USING (item_key)
-LEFT JOIN embeddings.batch ON batch.collection = %(collection)s AND batch.batch = item.batch
-WHERE %(everything)s
-   OR item.committed_hash IS DISTINCT FROM scan.row_hash
-   OR batch.definition_hash IS DISTINCT FROM %(definition_hash)s
-ORDER BY scan.item_key
+WITH next_batch AS (
+    SELECT
+        last_batch + (last_batch_size >= %(items_per_batch)s)::integer AS batch,
+        CASE WHEN last_batch_size >= %(items_per_batch)s THEN 0 ELSE last_batch_size END AS size
+    FROM embeddings.collection WHERE name = %(collection)s
+), placed AS (
+    SELECT
+        scan.item_key,
+        coalesce(item.batch, next_batch.batch + (next_batch.size - 1 + row_number()
+            OVER (PARTITION BY item.item_key IS NULL ORDER BY scan.item_key)) / %(items_per_batch)s::bigint) AS batch,
+        item.committed_hash IS DISTINCT FROM scan.row_hash AS differs
+    FROM scan_row AS scan
+    CROSS JOIN next_batch
+    LEFT JOIN {item} AS item USING (item_key)
+), dirty AS (
+    SELECT batch FROM placed WHERE differs OR %(everything)s
+    UNION
+    SELECT unnest(%(batches)s::bigint[])
+    UNION
+    SELECT item.batch FROM {item} AS item
+    WHERE (item.seen_hash IS NOT NULL OR item.committed_hash IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM scan_row AS scan WHERE scan.item_key = item.item_key)
+    UNION
+    SELECT batch.batch
+    FROM embeddings.batch
+    WHERE batch.collection = %(collection)s AND batch.definition_hash IS DISTINCT FROM %(definition_hash)s
+)
+SELECT batch, item_key
+FROM placed
+WHERE batch IN (SELECT batch FROM dirty)
+ORDER BY batch, item_key
 
 
 -- name: stage

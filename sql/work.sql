@@ -95,3 +95,10 @@ SET attempts = attempts + 1,
     next_try = now() + least(%(longest)s::interval, %(first)s::interval * 2 ^ least(attempts, 20))
 WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[])
   AND NOT coalesce(next_try > now() AND next_try <= now() + %(longest)s::interval, false)
+
+
+-- name: failed
+-- Why the last attempt at these batches failed; their commit ends that. Parameters: collection, batches, reason.
+
+UPDATE embeddings.batch SET failure = %(reason)s
+WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[]) AND attempts > 0

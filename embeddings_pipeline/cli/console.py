@@ -4,8 +4,9 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import simplejson
@@ -13,6 +14,7 @@ import typer
 
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
+from embeddings_pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
 EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: each one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-LINE_SECONDS = 5.0  # between two lines of progress
+FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 30.0  # until the first line of progress, and between two
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")]
 
 
@@ -92,49 +94,75 @@ def confirm(question: str, otherwise: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
+class Pace:
+    """How far long work is, for people: `300 of 1,200 texts, 250 texts/s, 4 s left`."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit, self.phase, self.done, self.total = unit, "starting", 0, 0
+        self._since, self._first = time.monotonic(), 0
+
+    def update(self, phase: str, done: int, total: int) -> None:
+        if total and (done < self.done or not self.total):  # other texts, or the first time that they are known
+            self._since, self._first = time.monotonic(), done
+        self.phase, self.done, self.total = phase, done, total
+
+    def __str__(self) -> str:
+        if not self.total:
+            return ""
+        parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
+        seconds, newly = time.monotonic() - self._since, self.done - self._first
+        if newly > 0 and seconds > 0:
+            left = (self.total - self.done) * seconds / newly
+            parts += [f"{newly / seconds:,.0f} {self.unit}/s", f"{duration(max(1, left))} left"]
+        return ", ".join(parts)
+
+
 @contextmanager
-def progress_bar(name: str, *, show: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """`progress(phase, done, total)` for long work, in batches: a bar on a terminal, else a line now and then."""
+def progress_bar(name: str, *, show: bool, unit: str = "texts") -> Iterator[Progress]:
+    """`progress(phase, done, total)` for long work: a bar on a terminal, else a line now and then."""
     if not show:
-        yield lambda phase, done, total: None
+        yield silent
     elif sys.stderr.isatty():
-        with _bar(name) as progress:
+        with _bar(name, Pace(unit)) as progress:
             yield progress
     else:
-        with _lines(name) as progress:
+        with _lines(name, Pace(unit)) as progress:
             yield progress
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
+def _bar(name: str, pace: Pace) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches")]
-    columns += [TimeElapsedColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{name}: starting", total=None)
-        yield lambda phase, done, total: bar.update(
-            task, description=f"{name}: {phase}", completed=done, total=total or None
-        )
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"), TimeElapsedColumn()]
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{name}: starting", total=None, pace="")
+
+        def progress(phase: str, done: int, total: int) -> None:
+            pace.update(phase, done, total)
+            bar.update(task, description=f"{name}: {phase}", completed=done, total=total or None, pace=str(pace))
+
+        yield progress
 
 
 @contextmanager
-def _lines(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A line after each LINE_SECONDS, so that a log shows that the work goes on."""
-    doing, started, ended = ["starting"], time.monotonic(), threading.Event()
-
-    def progress(phase: str, done: int, total: int) -> None:
-        doing[0] = f"{phase}, {done:,} of {total:,} batches" if total else phase
+def _lines(name: str, pace: Pace) -> Iterator[Progress]:
+    """A line after FIRST_LINE_SECONDS, and then after each LINE_SECONDS, so that a log shows that the work goes on."""
+    started, ended = time.monotonic(), threading.Event()
 
     def tell() -> None:
-        while not ended.wait(LINE_SECONDS):
-            print(f"{name}: {doing[0]}; {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        wait = FIRST_LINE_SECONDS
+        while not ended.wait(wait):
+            doing = ", ".join(filter(None, (pace.phase, str(pace))))
+            print(f"{name}: {doing}; {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            wait = LINE_SECONDS
 
     telling = threading.Thread(target=tell, daemon=True)
     telling.start()
     try:
-        yield progress
+        yield pace.update
     finally:
         ended.set()
         telling.join()
@@ -197,3 +225,13 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def ago(since: float | datetime) -> str:
+    """How long ago something was, for people: from seconds, or from when it was."""
+    seconds = (datetime.now(UTC) - since).total_seconds() if isinstance(since, datetime) else since
+    for unit, size_of, most in (("second", 1, 120), ("minute", 60, 7200), ("hour", 3600, 172_800)):
+        if seconds < most:
+            number = max(0, int(seconds / size_of))
+            return f"{number} {unit}{'' if number == 1 else 's'} ago"
+    return f"{seconds / 86_400:.0f} days ago"

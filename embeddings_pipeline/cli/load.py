@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embeddings_pipeline.cli.console import JsonOption, pipeline_database, print_json
+from embeddings_pipeline.cli.console import JsonOption, pipeline_database, print_json, progress_bar
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
 
@@ -36,7 +36,16 @@ def load(
 
     by_column = dict(map(_column_and_type, chosen or ()))
     database = pipeline_database(load_settings())
-    loaded = load_file(database, file, table, key=tuple(key or ("id",)), replace=replace, types=by_column)
+    with progress_bar(file.name, show=not as_json, unit="rows") as progress:
+        loaded = load_file(
+            database,
+            file,
+            table,
+            key=tuple(key or ("id",)),
+            replace=replace,
+            types=by_column,
+            progress=progress,
+        )
     if as_json:
         print_json(asdict(loaded))
         return

@@ -1,11 +1,14 @@
 """`status`: what is there of a collection."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    ago,
     check_all_defined,
     chosen_collections,
     database_to_read,
@@ -13,35 +16,45 @@ from embeddings_pipeline.cli.console import (
     size,
 )
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from embeddings_pipeline.health.growth import DagsterSize
 
+STEPS = {"pgvector_index": "pgvector", "faiss_index": "FAISS", "incremental_scan": "reading"}
+
 
 def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
-    """What is there, what is missing, and which model made it."""
+    """What is there, what is missing, which model made it, what checks found, and who is at work."""
     from embeddings_pipeline.health.growth import dagster_size
-    from embeddings_pipeline.health.status import collection_status, empty_status
+    from embeddings_pipeline.health.status import collection_status, empty_status, undefined_collections
     from embeddings_pipeline.store.database import was_used
 
-    settings, collections = load_settings(), chosen_collections(collection_name)
-    grown = None
-    if was_used(settings):
-        database = database_to_read(settings)
-        grown = dagster_size(database, settings)
-        statuses = [collection_status(definition, database, settings) for definition in collections]
-    else:
-        statuses = [empty_status(definition) for definition in collections]
+    settings = load_settings()
+    database = database_to_read(settings) if was_used(settings) else None
+    try:
+        collections = chosen_collections(collection_name)
+    except ConfigurationError:
+        if collection_name is None and database is not None:
+            _name_undefined(undefined_collections(database, []))
+        raise
+    statuses = [
+        collection_status(definition, database, settings) if database else empty_status(definition)
+        for definition in collections
+    ]
+    grown = dagster_size(database, settings) if database else None
     if as_json:
         sizes = asdict(grown) if grown else None
         shown = [{**each, "dagster": sizes} for each in statuses]
         print_json(shown[0] if len(shown) == 1 else shown)
     else:
         for each in statuses:
-            print(_status_text(each))
+            print("\n".join(_lines(each)))
         if grown:
             print(_growth_text(grown))
     check_all_defined(collection_name)
+    if collection_name is None and database is not None:
+        _name_undefined(undefined_collections(database, [definition.name for definition in collections]))
 
 
 def _growth_text(grown: "DagsterSize") -> str:
@@ -53,29 +66,97 @@ def _growth_text(grown: "DagsterSize") -> str:
     )
 
 
-def _status_text(figures: dict[str, Any]) -> str:
-    name = figures["collection"]
-    if figures["fingerprint"] is None:
-        return f"{name}: nothing is there yet; run `embeddings-pipeline sync --collection {name}`"
+def _name_undefined(names: list[str]) -> None:
+    for name in names:
+        remedy = f"`embeddings-pipeline collection remove {name}` drops it"
+        print(f"warning: {name}: no defs.yaml defines it any more, and all of it is kept; {remedy}", file=sys.stderr)
+
+
+def _lines(figures: dict[str, Any]) -> Iterator[str]:
+    yield f"{figures['collection']}: {_headline(figures)}"
+    for label, text in [*_work(figures), *(_counts(figures) if figures["items"] or figures["vectors"] else [])]:
+        yield f"  {label:<15} {text}"
+    for label, text in _checks(figures):
+        yield f"  {label:<15} {text}"
+
+
+def _headline(figures: dict[str, Any]) -> str:
+    nothing = not (figures["items"] or figures["vectors"])
+    scan = any(failure["step"] == "scan" for failure in figures["failures"])
+    if nothing and figures["last_scan"] and not scan:
+        return "nothing is there yet: the last full scan saw no rows"
+    if nothing:
+        remedy = (
+            "" if figures["under_way"] else f"; run `embeddings-pipeline sync --collection {figures['collection']}`"
+        )
+        return f"nothing is there yet{remedy}"
+    if scan:
+        return "how much is covered is not known, since the last scan failed"
+    return f"{figures['coverage']:.1%} covered"
+
+
+def _work(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Who is at work, what failed, and what waits."""
+    for each in figures["under_way"]:
+        far = f", {each['done']:,} of {each['total']:,} texts" if each["total"] else ""
+        yield (
+            "under way",
+            f"{each['what']} by {each['who']}, since {each['started_at']:%H:%M:%S %Z}: {each['phase']}{far}",
+        )
+    for failure in figures["failures"]:
+        yield (
+            f"{STEPS.get(failure['step'], failure['step'])} failed",
+            f"{ago(failure['age_seconds'])}: {failure['reason']}",
+        )
+    waits = figures["waiting"]
+    if waits["batches"]:
+        when = f", tried again from {waits['next_try']:%H:%M %Z}" if waits["next_try"] else ""
+        reason = f": {waits['reason']}" if waits["reason"] else ""
+        yield "waiting", f"{waits['batches']:,} batches after up to {waits['attempts']:,} attempts{when}{reason}"
+
+
+def _counts(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     faiss, indexes = figures["faiss"], figures["pgvector_index"]
-    ann = ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
+    yield "items", f"{figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale)"
+    yield "vectors", f"{figures['vectors']:,}  ({figures['orphans']:,} orphans)"
+    yield "quarantine", _quarantine(figures)
+    yield "dirty batches", f"{figures['dirty_batches']:,}"
+    yield "last full scan", ago(figures["last_scan"]) if figures["last_scan"] else "never"
+    yield "profile", f"{figures['profile']}  (fingerprint {figures['fingerprint']})"
+    yield "pgvector index", ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
     search = "none"
     if faiss["generation"]:
         search = f"generation {faiss['generation']}, {faiss['vectors']:,} vectors, {faiss['standing']}"
     if "foreign" in faiss:
         search += f": {faiss['foreign']}; the next sync builds it again"
+    yield "FAISS index", search
+    if figures["definition"]:
+        yield "definition", figures["definition"]
     database = figures["database"]
-    return "\n".join(
-        [
-            f"{name}: {figures['coverage']:.1%} covered",
-            f"  items           {figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale, "
-            f"{figures['quarantined']:,} texts and {figures['quarantined_items']:,} whole items in quarantine)",
-            f"  vectors         {figures['vectors']:,}  ({figures['orphans']:,} orphans)",
-            f"  dirty batches   {figures['dirty_batches']:,}",
-            f"  profile         {figures['profile']}  (fingerprint {figures['fingerprint']})",
-            f"  pgvector index  {ann}",
-            f"  FAISS index     {search}",
-            *([f"  definition      {figures['definition']}"] if figures["definition"] else []),
-            f"  database        {database['name']}  (id {database['id']}, epoch {database['epoch']})",
-        ]
-    )
+    yield "database", f"{database['name']}  (id {database['id']}, epoch {database['epoch']})"
+
+
+def _quarantine(figures: dict[str, Any]) -> str:
+    quarantine = figures["quarantine"]
+    if not (figures["quarantined"] or figures["quarantined_items"]):
+        return "0 texts"
+    when = f"tried again from {quarantine['next_try']:%H:%M %Z}" if quarantine["next_try"] else ""
+    given_up = f"{quarantine['given_up']:,} given up" if quarantine["given_up"] else ""
+    items = f" and {figures['quarantined_items']:,} whole items" if figures["quarantined_items"] else ""
+    return f"{figures['quarantined']:,} texts{items}  ({', '.join(filter(None, (given_up, when)))})"
+
+
+def _checks(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The last result of each check and its age; nothing before the first was run."""
+    checks = figures["checks"]
+    if all(check["passed"] is None for check in checks):
+        return
+    for label, check in zip(["checks", *[""] * len(checks)], checks, strict=False):
+        if check["passed"] is None:
+            yield label, f"{check['name']:<12}  never run; `sync --full` runs it"
+        elif check["passed"]:
+            yield label, f"{check['name']:<12}  passed {ago(check['age_seconds'])}"
+        else:
+            found = "FAILED" if check["severity"] == "error" else "warned"
+            told = "; ".join(filter(None, (check["description"], check["remedy"])))
+            yield label, f"{check['name']:<12}  {found} {ago(check['age_seconds'])}: {told}"

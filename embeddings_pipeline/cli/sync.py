@@ -38,7 +38,7 @@ def sync(
     from embeddings_pipeline.orchestration.sync import sync as run_sync
 
     settings = load_settings()
-    results, failed = [], []
+    results, failed, unsound = [], [], False
     collections = chosen_collections(collection_name)
     for definition in collections:
         try:
@@ -60,14 +60,22 @@ def sync(
             print(f"error: {definition.name}: {error}", file=sys.stderr)
             failed.append(definition.name)
             continue
-        results.append(asdict(result))
+        results.append({**asdict(result), "checks": [check.as_dict(definition.name) for check in result.checks]})
         if not as_json:
-            print(_sync_line(asdict(result)))
+            print(_sync_line(results[-1]))
+        for check in result.checks:
+            print(
+                f"{check.severity}: {definition.name}: check {check.name}: {check.told(definition.name)}",
+                file=sys.stderr,
+            )
+        unsound |= result.failed
     if as_json:
         print_json(results[0] if len(collections) == 1 else results)
     if failed:
         raise PipelineError(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
     check_all_defined(collection_name)
+    if unsound:  # each check that failed is told above
+        raise typer.Exit(1)
 
 
 def _sync_line(done: dict[str, Any]) -> str:

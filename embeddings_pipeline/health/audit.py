@@ -15,8 +15,6 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import lock_batch
 from embeddings_pipeline.store.sql import load_sql
 
-REMEDY = "run `embeddings-pipeline sync --full`"
-
 
 @dataclass(frozen=True)
 class Audit:
@@ -108,6 +106,11 @@ def _compare_faiss(collection: Collection) -> tuple[int, int]:
     if not parity.comparable:
         return 0, 0
     if parity.missing_in_index or parity.not_in_table:
-        with collection.database.connect(autocommit=True) as connection:
-            connection.execute(load_sql("audit/index_again"), {"collection": collection.definition.name})
+        build_again(collection)
     return parity.missing_in_index, parity.not_in_table
+
+
+def build_again(collection: Collection) -> None:
+    """Have the next sync build the FAISS index, which is not what the table says."""
+    with collection.database.connect(autocommit=True) as connection:
+        connection.execute(load_sql("audit/index_again"), {"collection": collection.definition.name})

@@ -17,11 +17,25 @@ class Coverage:
     quarantined_items: int  # that failed as a whole, and have no texts
     vectors: int
     orphans: int
+    damaged: int  # of the missing and the stale: those that are not dirty, so that no batch is about to do them
 
     @property
     def share(self) -> float:
-        """Share of items whose every text has its current vector (or it or the item is in quarantine); 1.0 for none."""
-        return 1.0 if self.items == 0 else (self.items - self.missing - self.stale) / self.items
+        """Share of items whose every text has its current vector (or it or the item is in quarantine); 0.0 for none."""
+        return 0.0 if self.items == 0 else (self.items - self.missing - self.stale) / self.items
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that is known is missing, stale or an orphan."""
+        return self.missing == self.stale == self.orphans == 0
+
+    @property
+    def told(self) -> str:
+        """The counts for people."""
+        if self.items == self.vectors == 0:
+            return "nothing is there yet"
+        counts = f"{self.items:,} items, {self.missing:,} missing, {self.stale:,} stale, {self.orphans:,} orphans"
+        return f"{counts}; {self.damaged:,} of them lost what was committed" if self.damaged else counts
 
 
 @dataclass(frozen=True)

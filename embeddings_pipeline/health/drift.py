@@ -8,7 +8,7 @@ import numpy as np
 
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.pipeline.canaries import ask_again, remember
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.pipeline.collection import Collection
 
 LEAST_COSINE = 0.999
 
@@ -27,13 +27,13 @@ class Drift:
         return self.texts == 0 or self.lowest_cosine >= LEAST_COSINE
 
 
-def measure(database: Database, fingerprint: str, encoder: Encoder) -> Drift:
+def measure(collection: Collection, encoder: Encoder) -> Drift:
     """Encode the stored canaries again and compare by cosine. The first time, they are stored."""
-    ask_again(database, fingerprint)
-    remember(database, fingerprint, encoder)
-    query = "SELECT text, embedding FROM embeddings.canary WHERE fingerprint = %s ORDER BY number"
-    with database.connect(autocommit=True) as connection:
-        stored = connection.execute(query, [fingerprint]).fetchall()
+    ask_again(collection)
+    remember(collection, encoder)
+    query = "SELECT text, embedding FROM embeddings.canary WHERE collection = %s AND fingerprint = %s ORDER BY number"
+    with collection.database.connect(autocommit=True) as connection:
+        stored = connection.execute(query, [collection.definition.name, collection.fingerprint]).fetchall()
     texts = [text for text, _ in stored]
     then = np.array([vector for _, vector in stored], np.float64)
     now = encoder.encode_documents(texts).astype(np.float64)

@@ -1,6 +1,7 @@
-"""What `status` shows of a collection."""
+"""What `status` shows of a collection: a list of facts, each a function that gives what JSON calls by name."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg
@@ -8,72 +9,136 @@ import psycopg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.health.activity import under_way
+from embeddings_pipeline.health.check_results import REMEDIES, CheckResult, last_results
 from embeddings_pipeline.health.coverage import coverage
+from embeddings_pipeline.health.failures import Waiting, failures, waiting
 from embeddings_pipeline.index.faiss_read import read_manifest
 from embeddings_pipeline.index.pgvector import describe_indexes
 from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.models import collection_identity, collection_state
+from embeddings_pipeline.store.models import CollectionState, Model, collection_identity, collection_state
+from embeddings_pipeline.store.sql import load_sql
 
 NO_FAISS: dict[str, Any] = {"generation": None, "vectors": 0, "current": False, "standing": Standing.MISSING.value}
+COUNTS = ("items", "vectors", "missing", "stale", "orphans", "quarantined", "quarantined_items")
+NEVER_RUN: dict[str, Any] = {
+    **dict.fromkeys(("passed", "severity", "checked_at", "age_seconds")),
+    **dict.fromkeys(("description", "remedy"), ""),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The collection that is looked at."""
+
+    definition: CollectionDefinition
+    database: Database
+    settings: Settings
+    model: Model | None  # None: before the first sync
+    state: CollectionState
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.definition, self.database)
+
+
+def collection_status(definition: CollectionDefinition, database: Database, settings: Settings) -> dict[str, Any]:
+    """Counts from the data itself, the current model, the indexes, what checks found, what failed, who is at work.
+    Nothing is written, no model loaded.
+    """
+    with database.connect(autocommit=True) as connection:
+        state = collection_state(connection, definition.name)
+    if state is None:
+        return empty_status(definition)
+    subject = Subject(definition, database, settings, Ledger(definition, database).current(), state)
+    figures: dict[str, Any] = {"collection": definition.name}
+    for fact in FACTS:
+        figures |= fact(subject)
+    return figures
 
 
 def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
-    """What `collection_status` says of a collection of which nothing is there."""
+    """What `collection_status` says of a collection that no database knows."""
     return {
         "collection": definition.name,
         "profile": None,
         "fingerprint": None,
-        "items": 0,
-        "vectors": 0,
+        **dict.fromkeys(COUNTS, 0),
         "coverage": 0.0,
-        "missing": 0,
-        "stale": 0,
-        "orphans": 0,
-        "quarantined": 0,
-        "quarantined_items": 0,
         "dirty_batches": 0,
+        "waiting": asdict(Waiting(0, 0, None, None)),
+        "quarantine": {"given_up": 0, "next_try": None},
         "pgvector_index": [],
         "faiss": dict(NO_FAISS),
         "last_scan": None,
+        "failures": [],
+        "checks": [{"name": name, **NEVER_RUN} for name in REMEDIES],
+        "under_way": [],
         "definition": None,
         "database": None,
     }
 
 
-def collection_status(definition: CollectionDefinition, database: Database, settings: Settings) -> dict[str, Any]:
-    """Counts from the data itself, the current model and the indexes. Nothing is written, no model loaded."""
-    ledger = Ledger(definition, database)
-    model = ledger.current()
-    if model is None:
-        return empty_status(definition)
-    covered = coverage(database, model)
-    with database.connect(autocommit=True) as connection:
-        state = collection_state(connection, definition.name)
-        indexes = describe_indexes(connection, model.destination)
-        faiss = _faiss_status(connection, definition.name, settings)
-        identity = collection_identity(connection, definition.name)
-    assert state is not None
+def undefined_collections(database: Database, defined: list[str]) -> list[str]:
+    """The collections that the database keeps and that are not defined."""
+    try:
+        with database.connect(autocommit=True) as connection:
+            return [row[0] for row in connection.execute(load_sql("health/undefined"), {"defined": defined})]
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):  # nothing was ever synced there
+        return []
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    model = subject.model
     return {
-        "collection": definition.name,
-        "profile": model.profile.name,
-        "fingerprint": model.destination.fingerprint,
-        "items": covered.items,
-        "vectors": covered.vectors,
-        "coverage": round(covered.share, 6),
-        "missing": covered.missing,
-        "stale": covered.stale,
-        "orphans": covered.orphans,
-        "quarantined": covered.quarantined,
-        "quarantined_items": covered.quarantined_items,
-        "dirty_batches": len(ledger.dirty_batches()),
-        "pgvector_index": [asdict(index) for index in indexes],
-        "faiss": faiss,
-        "last_scan": state.full_scan_at,
-        "definition": ledger.definition_notice(),
-        "database": {"name": database.name_and_host, "id": identity.database, "epoch": identity.epoch},
+        "profile": model.profile.name if model else None,
+        "fingerprint": model.destination.fingerprint if model else None,
     }
+
+
+def _coverage(subject: Subject) -> dict[str, Any]:
+    """`coverage` is a share of what the last full scan saw; 0 if that is nothing."""
+    if subject.model is None:
+        return {**dict.fromkeys(COUNTS, 0), "coverage": 0.0}
+    covered = coverage(subject.database, subject.model)
+    return {**{name: getattr(covered, name) for name in COUNTS}, "coverage": round(covered.share, 6)}
+
+
+def _work(subject: Subject) -> dict[str, Any]:
+    if subject.model is None:
+        return {"dirty_batches": 0}
+    return {"dirty_batches": len(subject.ledger.dirty_batches())}
+
+
+def _waiting(subject: Subject) -> dict[str, Any]:
+    """What was tried and is tried again: batches, and texts of the quarantine."""
+    quarantine: dict[str, Any] = {"given_up": 0, "next_try": None}
+    if subject.model is not None:
+        parameters = {
+            "collection": subject.name,
+            "fingerprint": subject.model.destination.fingerprint,
+            "attempts": subject.definition.attributes.quarantine.attempts,
+        }
+        with subject.database.session() as connection:
+            row = connection.execute(load_sql("health/quarantine"), parameters).fetchone()
+        if row:
+            quarantine = {"given_up": row[0], "next_try": row[1]}
+    return {"waiting": asdict(waiting(subject.database, subject.name)), "quarantine": quarantine}
+
+
+def _indexes(subject: Subject) -> dict[str, Any]:
+    if subject.model is None:
+        return {"pgvector_index": [], "faiss": NO_FAISS}
+    with subject.database.connect(autocommit=True) as connection:
+        indexes = describe_indexes(connection, subject.model.destination)
+        faiss = _faiss_status(connection, subject.name, subject.settings)
+    return {"pgvector_index": [asdict(index) for index in indexes], "faiss": faiss}
 
 
 def _faiss_status(connection: psycopg.Connection, collection: str, settings: Settings) -> dict[str, Any]:
@@ -94,3 +159,45 @@ def _faiss_status(connection: psycopg.Connection, collection: str, settings: Set
         "standing": stands.value,
         **why,
     }
+
+
+def _definition(subject: Subject) -> dict[str, Any]:
+    return {"definition": subject.ledger.definition_notice() if subject.model else None}
+
+
+def _database(subject: Subject) -> dict[str, Any]:
+    """Which database the files beside it have to be of."""
+    if subject.model is None:
+        return {"database": None}
+    with subject.database.connect(autocommit=True) as connection:
+        identity = collection_identity(connection, subject.name)
+    return {"database": {"name": subject.database.name_and_host, "id": identity.database, "epoch": identity.epoch}}
+
+
+def _scan(subject: Subject) -> dict[str, Any]:
+    return {"last_scan": subject.state.full_scan_at}
+
+
+def _failures(subject: Subject) -> dict[str, Any]:
+    """What was refused or failed, and has not gone well since."""
+    return {"failures": [asdict(failure) for failure in failures(subject.database, subject.name)]}
+
+
+def _checks(subject: Subject) -> dict[str, Any]:
+    """The last result of each check; `passed` is null for one that was never run."""
+    last = {result.name: result for result in last_results(subject.database, subject.name)}
+
+    def shown(name: str) -> dict[str, Any]:
+        result: CheckResult | None = last.get(name)
+        return result.as_dict(subject.name) if result else {"name": name, **NEVER_RUN}
+
+    return {"checks": [shown(name) for name in dict.fromkeys([*REMEDIES, *last])]}
+
+
+def _activity(subject: Subject) -> dict[str, Any]:
+    return {"under_way": [asdict(each) for each in under_way(subject.database, subject.name)]}
+
+
+FACTS: tuple[Callable[[Subject], dict[str, Any]], ...] = (
+    *(_model, _coverage, _work, _waiting, _indexes, _scan, _failures, _checks, _activity, _definition, _database),
+)

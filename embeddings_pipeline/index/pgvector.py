@@ -21,6 +21,7 @@ from embeddings_pipeline.index.pgvector_build import IndexBuilder, wait_for_turn
 from embeddings_pipeline.store.database import Database, one_line
 from embeddings_pipeline.store.destination.base import MOST_DIMENSIONS, Destination
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange
+from embeddings_pipeline.store.sql import load_sql
 
 DEADLINE_SECONDS = 6 * 3600.0
 
@@ -107,6 +108,13 @@ def ensure_index(
         changes = planned_changes(connection, destination, config, rows)
         seconds = IndexBuilder(database, connection, destination, deadline).apply(changes)
         return _report(connection, destination, config, changes, rows, seconds)
+
+
+def build_progress(database: Database, collection: str) -> tuple[int, int] | None:
+    """How many vectors are in the index that is being built on a model table, and how many there are; None without."""
+    with database.session() as connection:
+        row = connection.execute(load_sql("pgvector/progress"), {"collection": collection}).fetchone()
+    return (row[0], row[1]) if row else None
 
 
 def planned_changes(

@@ -10,6 +10,7 @@ from embeddings_pipeline.errors import RefusedError, SourceError
 from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.repair import Repair
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
+from embeddings_pipeline.ledger.work import Work
 from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import Source
@@ -31,7 +32,7 @@ class FullScan:
     unchanged: int
 
 
-class FullScans(ScanBase, Repair, Quarantine):
+class FullScans(ScanBase, Repair, Quarantine, Work):
     """The part of the ledger that reads the entire source."""
 
     def full_scan(self, source: Source, *, allow_deletes: bool = False) -> FullScan:
@@ -62,20 +63,28 @@ class FullScans(ScanBase, Repair, Quarantine):
             self.repair()  # other programs may have emptied the column of a row
         return result
 
-    def look(self, source: Source, *, everything: bool = False) -> tuple[FullScan, list[str]]:
-        """What `full_scan` would say, and the keys that a sync would work on (`everything`: all). Writes nothing."""
+    def look(self, source: Source, *, everything: bool = False) -> tuple[FullScan, dict[int, list[str]]]:
+        """What `full_scan` would say, and the batches that a sync would work on, with the keys of their rows
+        (`everything`: all batches). Writes nothing.
+        """
         with self._staged(source) as (connection, _):
             if not self.tables.are_made(connection):
                 keys = [row[0] for row in connection.execute(load_sql("scan/staged_keys"))]
-                return FullScan(scanned=len(keys), new=len(keys), changed=0, gone=0, unchanged=0), keys
+                size = self.definition.attributes.items_per_batch
+                parts = {number // size: keys[number : number + size] for number in range(0, len(keys), size)}
+                return FullScan(scanned=len(keys), new=len(keys), changed=0, gone=0, unchanged=0), parts
             result = self._compare(connection, allow_deletes=True)
             parameters = {
                 "collection": self.name,
                 "definition_hash": self.definition.definition_hash,
+                "items_per_batch": self.definition.attributes.items_per_batch,
+                "batches": [*self.work(), *self.damaged_batches()],
                 "everything": everything,
             }
-            pending = connection.execute(self.tables.statement("scan/pending"), parameters)
-            return result, [row[0] for row in pending]
+            batches: dict[int, list[str]] = {}
+            for batch, item_key in connection.execute(self.tables.statement("scan/pending"), parameters):
+                batches.setdefault(batch, []).append(item_key)
+            return result, batches
 
     @contextmanager
     def _staged(self, source: Source) -> Iterator[tuple[psycopg.Connection, dict[str, str]]]:

@@ -153,8 +153,9 @@ class IncrementalScans(ScanBase):
             with connection.transaction():
                 new += self._insert_new(connection)
                 self._write_watermark(connection, mark)
-        gone = sum(hash_seen is None for (hash_seen,) in suspected)
-        return IncrementalScan(new=new, changed=len(suspected) - gone, gone=gone, refused=refused), mark
+        gone = sum(hash_seen is None for hash_seen, _ in suspected)
+        changed = sum(hash_seen is not None and not never for hash_seen, never in suspected)
+        return IncrementalScan(new=new, changed=changed, gone=gone, refused=refused), mark
 
     def _judge_gone(self, connection: psycopg.Connection, mark: Watermark) -> tuple[Watermark, int]:
         """Leave gone items to a full scan if they are too many since the last one; the watermark that counts them,

@@ -68,6 +68,12 @@ class Work(LedgerBase):
         with self.database.connect(autocommit=True) as connection:
             connection.execute(load_sql("work/attempts"), parameters)
 
+    def note_failure(self, batches: Sequence[int], reason: str) -> None:
+        """Note why the last attempt at these batches failed, until they are committed."""
+        parameters = {"collection": self.name, "batches": list(batches), "reason": reason}
+        with self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("work/failed"), parameters)
+
 
 def contiguous_ranges(
     items: Mapping[int, int], existing: Sequence[int | None], *, most_batches: int, most_items: int

@@ -2,8 +2,10 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -27,7 +29,7 @@ PRICED_TEXTS = 64  # encoded to see how fast the model is here
 class Price:
     """What backfilling the candidate takes. Tokens and seconds are estimates from a sample of the texts."""
 
-    texts: int  # that have no vector under the profile yet, equal ones of a batch counted once
+    texts: int  # that have no vector under the profile yet, here or in the lake; equal ones of a batch counted once
     tokens: int
     seconds: float
     bytes: int  # on the database's disk, with the index
@@ -71,10 +73,13 @@ def price(collection: Collection, profile: Profile) -> Price:
     is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
         lacking = sql.SQL("NOT EXISTS (SELECT FROM {} WHERE text_id = text.id)").format(candidate.identifier)
-        counted = candidate.statement("model_change/to_encode", lacking=lacking if is_kept else sql.SQL("true"))
-        row = connection.execute(counted, {"sample": PRICED_TEXTS}).fetchone()
-    assert row is not None
-    texts, sample = row
+        statement = candidate.statement("model_change/to_encode", wanted=lacking if is_kept else sql.SQL("true"))
+        wanted = connection.execute(statement).fetchall()
+        digests = _not_in_lake(collection, candidate, wanted)
+        texts = len(digests)
+        chosen = sorted(set(digests))[:PRICED_TEXTS]  # hashes are in no order, and these are the same each time
+        sampled = connection.execute(candidate.statement("model_change/sample"), {"content_hashes": chosen})
+        sample = [row[0] for row in sampled]
     tokens, seconds = 0, 0.0
     if sample:
         encoder = load_encoder(profile)
@@ -84,7 +89,17 @@ def price(collection: Collection, profile: Profile) -> Price:
         seconds = (time.perf_counter() - began) * texts / len(sample)
         tokens = round(int(encoder.count_tokens(sample).sum()) * texts / len(sample))
     method = collection.definition.attributes.index.method
-    return Price(texts, tokens, round(seconds, 1), 0 if is_kept else candidate.needed_bytes(texts, method))
+    return Price(texts, tokens, round(seconds, 1), 0 if is_kept else candidate.needed_bytes(len(wanted), method))
+
+
+def _not_in_lake(collection: Collection, candidate: Destination, wanted: Sequence[tuple[int, bytes]]) -> list[bytes]:
+    """Of the contents (batch, content hash), those that no earlier try has left in the lake."""
+    folder = f"{collection.definition.name}/embeddings/{candidate.fingerprint}"
+    left: list[bytes] = []
+    for batch, group in groupby(wanted, itemgetter(0)):
+        there = collection.lake.newest_hashes(folder, batch)
+        left += [digest for _, digest in group if digest not in there]
+    return left
 
 
 def plan(collection: Collection, profile: Profile) -> list[Planned]:

@@ -82,6 +82,13 @@ def progress(collection: Collection, model: Model) -> Progress:
     return Progress(*row) if row else Progress(0, 0)
 
 
+def texts_done(collection: Collection, model: Model) -> tuple[int, int]:
+    """How many texts have their vector in a shadow model, and how many are to have one."""
+    with collection.database.connect(autocommit=True) as connection:
+        row = connection.execute(model.destination.statement("model_change/texts_done")).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
 def incomplete_batches(collection: Collection, model: Model) -> list[int]:
     """The batches in which a shadow model lacks vectors, in order."""
     parameters = {"collection": collection.definition.name, "shadow": model.destination.fingerprint}

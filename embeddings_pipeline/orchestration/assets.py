@@ -28,7 +28,7 @@ from embeddings_pipeline.orchestration.instance.purge import forget_quiet_scans
 from embeddings_pipeline.orchestration.names import embeddings_asset, job_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, keys_in_words
 from embeddings_pipeline.orchestration.resources import PipelineResource
-from embeddings_pipeline.orchestration.steps import each, each_alone, failures, open_logged
+from embeddings_pipeline.orchestration.steps import each, each_alone, failures, failures_kept, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
 from embeddings_pipeline.pipeline.read import read_items
@@ -93,7 +93,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         `dirty_batches`, whose partitions are to be materialized.
         """
         started = time.perf_counter()
-        with failures():
+        with failures_kept(definition, "scan"):
             collection = open_logged(context, pipeline, definition)
             scan = collection.ledger.full_scan(collection.source, allow_deletes=config.allow_deletes)
             added = add_partitions(context.instance, definition, collection.ledger.batches())
@@ -194,7 +194,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         """The approximate index that PostgreSQL searches with, one for each vector name. Built beside the one in use
         and swapped in when it is valid; nothing is done if it is there and fits.
         """
-        with failures():
+        with failures_kept(definition, "pgvector_index"):
             collection = open_logged(context, pipeline, definition)
             config = definition.attributes
             report = ensure_index(collection.database, collection.model.destination, config.index, list(config.vectors))
@@ -207,7 +207,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
 
         Numbers: `recall_at_10` is the share of the ten nearest vectors that it finds, compared with an exact search.
         """
-        with failures():
+        with failures_kept(definition, "faiss_index"):
             collection = open_logged(context, pipeline, definition)
             folder = collection.settings.state_dir / "faiss"
             manifest = build_faiss(collection.database, collection.model.destination, folder)

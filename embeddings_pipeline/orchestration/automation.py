@@ -19,6 +19,7 @@ from pydantic import Field
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
+from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag, lagging_since
 from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
@@ -125,7 +126,8 @@ def evaluate(
     if definition.attributes.source.updated_at and _since_full_scan(collection) is not None:
         try:
             source = replace(collection.source, limits=TICK_LIMITS)
-            recent = collection.ledger.incremental_scan(source, seconds=READ_SECONDS)
+            with failure_kept(collection.database, definition.name, "incremental_scan"):
+                recent = collection.ledger.incremental_scan(source, seconds=READ_SECONDS)
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
     known = instance.get_dynamic_partitions(partitions_name(definition))
@@ -303,6 +305,8 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
                 instance=context.instance,
             )
         context.log.info(_in_words(result))
+        for check in result.checks:
+            context.log.warning(f"check {check.name}: {check.told(definition.name)}")
 
     @dg.op(name=op_name(definition, "refresh_recent"), out=dg.Out(dg.Nothing))
     def refresh_recent(context: dg.OpExecutionContext) -> None:

@@ -8,9 +8,12 @@ import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import ProfileError
-from embeddings_pipeline.health.audit import REMEDY, audit
+from embeddings_pipeline.health.audit import audit, build_again
+from embeddings_pipeline.health.check_results import CheckResult, Severity, note_result
 from embeddings_pipeline.health.coverage import coverage, uncovered_batches
 from embeddings_pipeline.health.drift import LEAST_COSINE, measure
+from embeddings_pipeline.health.failures import failures as failures_of
+from embeddings_pipeline.health.failures import waiting
 from embeddings_pipeline.health.freshness import freshness
 from embeddings_pipeline.health.integrity import integrity
 from embeddings_pipeline.index.faiss_read import open_index
@@ -19,7 +22,8 @@ from embeddings_pipeline.orchestration.alerts import alert_of_check
 from embeddings_pipeline.orchestration.asset_options import ENCODER_POOL, asset_options
 from embeddings_pipeline.orchestration.names import asset_key
 from embeddings_pipeline.orchestration.resources import PipelineResource
-from embeddings_pipeline.orchestration.steps import failures
+from embeddings_pipeline.orchestration.steps import failures, failures_kept
+from embeddings_pipeline.pipeline.collection import Collection
 
 QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
@@ -54,10 +58,14 @@ def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:
         """Every copy compared with the next one: ledger, texts, vectors, lake and FAISS index. What disagrees is
         counted here and made dirty, so that the next sync mends it. Every check runs with it.
         """
-        with failures():
-            differences = audit(pipeline.open(definition))
+        with failures_kept(definition, "audit"):
+            collection = pipeline.open(definition)
+            differences = audit(collection)
         wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(differences).items() if count]
-        words = f"{', '.join(wrong)}; {REMEDY}" if wrong else "all copies agree"
+        counts = ", ".join(wrong) or "all copies agree"
+        found = CheckResult(key.name, differences.agree, "error", counts)
+        words = found.told(definition.name) if wrong else counts
+        note_result(collection.database, definition.name, found)
         if not differences.agree:
             alert_of_check(context, definition, key, words)
         agreement = dg.AssetCheckResult(
@@ -74,13 +82,17 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
 
     def result(
         context: dg.AssetCheckExecutionContext,
+        collection: Collection,
         name: str,
         passed: bool,
         description: str,
         metadata: Mapping[str, Any],
         severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     ) -> dg.AssetCheckResult:
-        if not passed and severity == dg.AssetCheckSeverity.ERROR:
+        told: Severity = "error" if severity == dg.AssetCheckSeverity.ERROR else "warning"
+        found = CheckResult(name, bool(passed), told, description)
+        note_result(collection.database, definition.name, found)
+        if found.failed:
             alert_of_check(context, definition, check_keys(definition, (name,))[0], description)
         shown = {key: value for key, value in metadata.items() if value is not None}
         return dg.AssetCheckResult(passed=bool(passed), description=description, metadata=shown, severity=severity)
@@ -88,21 +100,27 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
     @dg.asset_check(asset=table, name="coverage")
     def coverage_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """Every item has its current vectors: none missing, none stale, no vector without an item (orphan). Counted in
-        the data itself, whole and by batch. If it fails, run `embeddings-pipeline sync`.
+        the data itself, whole and by batch. It warns of what the next sync is about to do, and is an error if that does
+        not help, or if the last scan or the last try of a batch failed. If it fails, run `embeddings-pipeline sync`.
         """
         with failures():
             collection = pipeline.open(definition)
             covered = coverage(collection.database, collection.model)
             batches = uncovered_batches(collection.database, collection.model)
-        complete = covered.missing == covered.stale == covered.orphans == 0
-        counts = f"{covered.items:,} items, {covered.missing:,} missing, {covered.stale:,} stale"
-        counts += f", {covered.orphans:,} orphans"
+            scans = [each for each in failures_of(collection.database, definition.name) if each.step == "scan"]
+            failed = [f"the last scan failed: {each.reason}" for each in scans]
+            if reason := waiting(collection.database, definition.name).reason:
+                failed.append(f"batches wait, since {reason}")
+        words = "; ".join([covered.told, *failed])
+        error = bool(failed or covered.damaged or covered.orphans)
+        severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN
         # Rounded down: 100 % is said only if nothing is missing.
-        metadata = {**vars(covered), "coverage_percent": math.floor(covered.share * 10_000) / 100}
+        percent = math.floor(covered.share * 10_000) / 100 if covered.items else None
+        metadata: dict[str, Any] = {**vars(covered), "coverage_percent": percent}
         if batches:
             rows = [dg.TableRecord(vars(batch)) for batch in batches]
             metadata["batches_not_covered"] = dg.MetadataValue.table(rows)
-        return result(context, "coverage", complete, counts, metadata)
+        return result(context, collection, "coverage", covered.complete and not failed, words, metadata, severity)
 
     @dg.asset_check(asset=table, name="integrity")
     def integrity_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -115,7 +133,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         wrong = f"{vectors.wrong_dimension:,} of another dimension, {vectors.not_finite:,} not finite or zero"
         counts = f"{vectors.vectors:,} vectors: {wrong}, {vectors.not_unit:,} not of unit length"
         counts += ", all the same" if vectors.all_equal else ""
-        return result(context, "integrity", vectors.sound, counts, vars(vectors))
+        return result(context, collection, "integrity", vectors.sound, counts, vars(vectors))
 
     @dg.asset_check(asset=table, name="quarantine")
     def quarantine_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -133,7 +151,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         reasons = {f"reason_{n}": entry.reason for n, entry in enumerate(entries[:3], 1)}
         metadata = {"quarantined": len(entries), "given_up": given_up, "percent": round(percent, 4), **reasons}
         severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN
-        return result(context, "quarantine", not entries, counts, metadata, severity)
+        return result(context, collection, "quarantine", not entries, counts, metadata, severity)
 
     @dg.asset_check(asset=table, name="freshness")
     def freshness_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -155,7 +173,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
             "oldest_change_minutes": round(waiting, 2),
             "hours_since_full_scan": round(scanned, 3) if waits.full_scan_at else None,
         }
-        return result(context, "freshness", fresh, words, metadata)
+        return result(context, collection, "freshness", fresh, words, metadata)
 
     @dg.asset_check(asset=asset_key(definition, "audit"), name="model_drift", pool=ENCODER_POOL)
     def drift_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
@@ -166,16 +184,17 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         with failures():
             collection = pipeline.open(definition)
             try:
-                drift = measure(collection.database, collection.fingerprint, collection.encoder())
+                drift = measure(collection, collection.encoder())
             except ProfileError as error:  # its weights are no longer those of the fingerprint, or are gone
-                return result(context, "model_drift", False, str(error), {})
+                return result(context, collection, "model_drift", False, str(error), {})
         words = f"{drift.texts} texts, lowest cosine {drift.lowest_cosine:.6f} (at least {LEAST_COSINE})"
-        return result(context, "model_drift", drift.same, words, vars(drift))
+        return result(context, collection, "model_drift", drift.same, words, vars(drift))
 
     @dg.asset_check(asset=index, name="index_parity")
     def parity_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """The FAISS index holds exactly the table's vectors, and finds what an exact search in the table finds. An
-        index that is behind the table passes: it is built again with the next sync.
+        index that is behind the table passes: it is built again with the next sync, as is one that fails. If it fails,
+        run `embeddings-pipeline sync`.
         """
         with failures():
             collection = pipeline.open(definition)
@@ -183,12 +202,17 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
             parity = check_parity(collection.database, collection.model.destination, faiss_index)
         if not parity.comparable:
             behind = "the index is behind the table; the next sync builds it again"
-            return result(context, "index_parity", True, behind, {"current": False})
+            return result(context, collection, "index_parity", True, behind, {"current": False})
         ids = f"{parity.in_index:,} vectors, {parity.missing_in_index:,} missing"
         ids += f", {parity.not_in_table:,} not in the table"
-        searches = f"{parity.sampled - parity.differing:,} of {parity.sampled:,} searches as exact ones"
+        searches = f"{parity.sampled - parity.differing:,} of {parity.sampled:,} searches as exact ones, recall@10 "
+        searches += f"{parity.recall_at_10:.3f}, scores differ by up to {parity.score_error:.1g}"
+        if not parity.ok:
+            build_again(collection)
         metadata = {name: value for name, value in vars(parity).items() if name != "comparable"}
-        return result(context, "index_parity", parity.ok, f"{ids}; {searches}", {**metadata, "current": True})
+        return result(
+            context, collection, "index_parity", parity.ok, f"{ids}; {searches}", {**metadata, "current": True}
+        )
 
     return [
         coverage_check,

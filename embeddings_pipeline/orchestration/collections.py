@@ -8,7 +8,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
-from embeddings_pipeline.orchestration.names import JOBS, partitions_of
+from embeddings_pipeline.orchestration.names import collections_of, partitions_of
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
 from embeddings_pipeline.pipeline.removal import check_idle, remove_collection
@@ -99,23 +99,16 @@ def _check_names(database: Database, settings: Settings, old: str, new: str) -> 
 def _check_no_run(instance: dg.DagsterInstance, database: Database, name: str) -> None:
     cancel_dead_runs(instance, database, RunWatch())
     records = instance.get_run_records(dg.RunsFilter(statuses=OPEN_STATUSES))
-    runs = [record.dagster_run.run_id[:8] for record in records if _is_of(record.dagster_run, name)]
+    runs = [
+        run.run_id[:8]
+        for run in (record.dagster_run for record in records)
+        if name in collections_of(run.job_name, run.asset_selection or ())
+    ]
     if runs:
         raise RefusedError(
             f"collection {name!r}: {len(runs)} of its runs are under way ({', '.join(runs)}); wait for them, or end "
             "them in the Dagster UI"
         )
-
-
-def _is_of(run: dg.DagsterRun, name: str) -> bool:
-    """Whether a run is of the collection: by its job, or, of a materialization from the UI, by its assets."""
-    if run.job_name in {f"{name}_{job}" for job in JOBS}:
-        return True
-    for key in run.asset_selection or ():
-        prefix = key.path[0] if len(key.path) > 1 and key.path[0] != "migration" else "items"
-        if prefix == name:
-            return True
-    return False
 
 
 def _delete_partitions(instance: dg.DagsterInstance, name: str) -> None:

@@ -1,5 +1,7 @@
 """The names that Dagster shows: assets, ops, jobs, partitions, sensors and schedules. They are made nowhere else."""
 
+from collections.abc import Iterable
+
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
@@ -40,6 +42,15 @@ def is_of(definition: CollectionDefinition, key: dg.AssetKey) -> bool:
     *prefix, name = key.path
     own = asset_key(definition, "item_ledger").path[:-1]
     return prefix == [*own, "migration"] or (prefix == own and step_of(name) in ASSETS)
+
+
+def collections_of(job: str, assets: Iterable[dg.AssetKey]) -> set[str]:
+    """The collections of a run: by its job, or, of a materialization from the UI, by its assets."""
+    for known in JOBS:
+        if job.endswith(f"_{known}"):
+            return {job.removesuffix(f"_{known}")}
+    prefixes = (key.path[0] if len(key.path) > 1 and key.path[0] != "migration" else "items" for key in assets)
+    return set(prefixes)
 
 
 def automation_name(definition: CollectionDefinition, name: str) -> str:

@@ -1,22 +1,27 @@
 """The one resource: opens collections, and holds the lock that says a run is alive (rule 11)."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.health.activity import activity, this_process
 from embeddings_pipeline.orchestration.dagster_internals import create_console_logger
-from embeddings_pipeline.orchestration.instance.liveness import process_tags
+from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, process_tags
+from embeddings_pipeline.orchestration.names import collections_of
 from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.locks import run_lock
 
-# Called as (asset, batch) when a step of a batch is done; a `sync` in this process listens, for its progress bar.
-batch_done: ContextVar[Callable[[str, int], None]] = ContextVar("batch_done", default=lambda asset, batch: None)
+# Called as (asset, batch, figures) when a step of a batch is done; a `sync` in this process listens, for its progress.
+batch_done: ContextVar[Callable[[str, int, Mapping[str, Any]], None]] = ContextVar(
+    "batch_done", default=lambda asset, batch, figures: None
+)
 
 
 @contextmanager
@@ -36,7 +41,13 @@ class PipelineResource(dg.ConfigurableResource):
         if context.run is None or context.instance is None:
             yield self
             return
-        with known_to_live(context.instance, context.run.run_id):
+        run, database = context.run, open_database(load_settings())
+        with ExitStack() as stack:
+            stack.enter_context(known_to_live(context.instance, run.run_id))
+            if SYNC_TAG not in run.tags:  # else it is a part of what notes itself
+                who = f"Dagster's run {run.run_id[:8]}, {this_process()}"
+                for name in collections_of(run.job_name, run.asset_selection or ()):
+                    stack.enter_context(activity(database, name, run.job_name, who, run.run_id))
             yield self
 
     def open(self, definition: CollectionDefinition) -> Collection:

@@ -1,7 +1,7 @@
 """Jobs as runs in this process, which the UI shows like any other."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -10,6 +10,7 @@ import psycopg
 import sqlalchemy.exc
 
 from embeddings_pipeline.errors import DatabaseError, PipelineError
+from embeddings_pipeline.health.check_results import CheckResult, Severity
 from embeddings_pipeline.orchestration.dagster_internals import (
     MAX_RETRIES_TAG,
     REPOSITORY_LABEL_TAG,
@@ -61,6 +62,7 @@ class JobRunner:
         self.definitions = build_pipeline(collection.definition)
         location = RegisteredCodeLocationOrigin(location_name())
         self.repository = RemoteRepositoryOrigin(location, "__repository__")  # Dagster's name for all definitions
+        self.checked: dict[str, CheckResult] = {}  # what the checks of our runs found, by name
 
     def op(self, asset: str) -> str:
         """The op of an asset, as runs' configuration names it."""
@@ -87,7 +89,16 @@ class JobRunner:
 
     def execute(self, job: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> list[Materialization]:
         """Run one of the collection's jobs to its end; what it materialized. RunFailed with its step's message."""
-        definition = self.definitions.resolve_job_def(job_name(self.collection.definition, job))
+        return self._execute(self.definitions.resolve_job_def(job_name(self.collection.definition, job)), config, tags)
+
+    def check(self, keys: Iterable[dg.AssetCheckKey]) -> None:
+        """Run these checks of the job `audit`, and nothing else. RunFailed if one could not be run."""
+        audit = self.definitions.resolve_job_def(job_name(self.collection.definition, "audit"))
+        self._execute(audit.get_subset(asset_check_selection=set(keys)), {}, {})
+
+    def _execute(
+        self, definition: dg.JobDefinition, config: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> list[Materialization]:
         run_id = make_new_run_id()
         with run_lock(self.collection.database, run_id):
             run = self.instance.create_run_for_job(
@@ -112,6 +123,9 @@ class JobRunner:
                     reported = event.step_materialization_data.materialization
                     values = {name: value.value for name, value in reported.metadata.items()}
                     materializations.append(Materialization(step_of(reported.asset_key.path[-1]), values))
+                elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                    found = check_result(event.asset_check_evaluation_data)
+                    self.checked[found.name] = found
                 elif event.is_step_failure:
                     failure = _failure(event)
                 elif event.is_failure and failure is None:
@@ -119,6 +133,12 @@ class JobRunner:
         if failure:
             raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
         return materializations
+
+
+def check_result(evaluation: dg.AssetCheckEvaluation) -> CheckResult:
+    """What a check found, as Dagster has it."""
+    severity: Severity = "error" if evaluation.severity == dg.AssetCheckSeverity.ERROR else "warning"
+    return CheckResult(evaluation.check_name, evaluation.passed, severity, evaluation.description or "")
 
 
 def _failure(event: dg.DagsterEvent) -> str:

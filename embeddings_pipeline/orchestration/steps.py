@@ -8,10 +8,13 @@ import dagster as dg
 import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
+from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
+from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.retry import what_it_says
 
 
@@ -30,6 +33,13 @@ def failures() -> Iterator[None]:
         raise Failed(description=str(error), allow_retries=False) from error
     except psycopg.Error as error:
         raise Failed(description=what_it_says(error), allow_retries=False) from error
+
+
+@contextmanager
+def failures_kept(definition: CollectionDefinition, step: str) -> Iterator[None]:
+    """As `failures`; and `status` tells why the step failed, until it goes well."""
+    with failures(), failure_kept(open_database(load_settings()), definition.name, step):
+        yield
 
 
 def open_logged(
@@ -78,6 +88,6 @@ def each(
             context.log.warning(message)
         batches = [existing[key] for key in context.partition_keys if key in existing]
         for batch, metadata in steps(collection, batches):
-            batch_done.get()(context.asset_key.path[-1], batch)
+            batch_done.get()(context.asset_key.path[-1], batch, metadata)
             if not dry_run:
                 context.add_asset_metadata(metadata, partition_key=batch_key(batch))

@@ -1,23 +1,24 @@
 """Switching a collection's profile with one call: the phases of a model change, as runs in this process."""
 
-import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.lag import indexes_lag
-from embeddings_pipeline.model_change.state import incomplete_batches, open_change, progress
+from embeddings_pipeline.model_change.state import incomplete_batches, open_change, texts_done
 from embeddings_pipeline.orchestration.figures import read_figures
 from embeddings_pipeline.orchestration.names import partitions_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
+from embeddings_pipeline.orchestration.progress import TextMeter, both, index_watched
 from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.runner import JobRunner, open_instance
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.shadow import Backfilled
+from embeddings_pipeline.progress import Progress, counting, silent
 
 
 @dataclass
@@ -42,21 +43,26 @@ def switch(
     settings: Settings,
     name: str,
     *,
-    progress_of: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    progress_of: Progress = silent,
     instance: dg.DagsterInstance | None = None,
 ) -> SwitchResult:
     """Expand, backfill, index, gate, swap, and a new FAISS generation. What a killed switch had done is not done again.
 
-    `progress_of(phase, done, total)` is called with batches. Raises PipelineError with one line; the current model
+    `progress_of(phase, done, total)` is called with texts. Raises PipelineError with one line; the current model
     serves until the swap, and whatever fails.
     """
     started = time.perf_counter()
     collection = open_collection(definition, settings)
     result = SwitchResult(definition.name, collection.profile.name, name)
-    with open_instance(instance) as instance:
+    with (
+        activity(collection.database, definition.name, f"switch to {name}") as told,
+        open_instance(instance) as instance,
+    ):
+        tell = both(progress_of, told)
+        meter = TextMeter(tell)
         runner = JobRunner(collection, instance)
-        with runner.others_watched():
-            progress_of("expanding", 0, 0)
+        with runner.others_watched(), counting(meter.count):
+            tell("expanding", 0, 0)
             config = {"ops": {runner.op("migration/expand"): {"config": {"candidate_profile": name}}}}
             runner.execute("migration_expand", config, {})
             change = open_change(collection)
@@ -65,10 +71,9 @@ def switch(
             existing = batches_of(instance.get_dynamic_partitions(partitions_name(definition)))
             size = definition.attributes.items_per_batch
             work = dict.fromkeys(incomplete_batches(collection, change.candidate), size)
-            done = progress(collection, change.candidate)
-            backfilled = itertools.count(done.backfilled)
-            progress_of("embedding", next(backfilled), done.batches)
-            listening = batch_done.set(lambda asset, batch: progress_of("embedding", next(backfilled), done.batches))
+            meter.set_total(*texts_done(collection, change.candidate))
+            meter.tell("embedding")
+            listening = batch_done.set(meter.batch_done)
             try:
                 for first, last in run_ranges(work, existing, size):
                     for each in runner.execute("migration_backfill", {}, range_tags(first, last)):
@@ -79,15 +84,15 @@ def switch(
                         result.quarantined += backfilled_batch.quarantined
             finally:
                 batch_done.reset(listening)
-            done = progress(collection, change.candidate)
-            progress_of("indexing and checking", done.backfilled, done.batches)
-            [swapped] = runner.execute("migration_swap", {}, {})
+            tell("indexing and checking", 0, 0)
+            with index_watched(collection, tell):
+                [swapped] = runner.execute("migration_swap", {}, {})
             figures = swapped.metadata
             result.recall_at_10, result.locked_ms = figures["recall_at_10"], figures["locked_ms"]
             result.neighbour_overlap = figures.get("neighbour_overlap")  # None: measured with golden queries instead
             result.ndcg_current, result.ndcg_candidate = figures.get("ndcg_current"), figures.get("ndcg_candidate")
             if indexes_lag(open_collection(definition, settings)):
-                progress_of("building FAISS", done.backfilled, done.batches)
+                tell("building FAISS", 0, 0)
                 runner.execute("index", {}, {})
     result.seconds = round(time.perf_counter() - started, 2)
     return result

@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -13,26 +13,28 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.audit import audit
+from embeddings_pipeline.health.check_results import CheckResult, last_results
+from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
 from embeddings_pipeline.index.standing import Standing
+from embeddings_pipeline.orchestration.checks import QUICK, check_keys
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
 from embeddings_pipeline.orchestration.instance.purge import purge_daily
-from embeddings_pipeline.orchestration.names import embeddings_asset, partitions_name, step_of
+from embeddings_pipeline.orchestration.names import embeddings_asset, partitions_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
+from embeddings_pipeline.orchestration.progress import TextMeter, both, index_watched
 from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.runner import JobRunner, RunFailed, open_instance
+from embeddings_pipeline.pipeline.canaries import renew
 from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.progress import Progress, counting, silent
+from embeddings_pipeline.store.database import open_database
 
 log = logging.getLogger(__name__)
 
-STEPS = {  # what goes on once a batch has this asset; the texts of all batches are rendered in a moment
-    "raw_items": "reading",
-    "item_texts": "embedding",
-    "embeddings": "embedding",
-    "pgvector_table": "commit",
-}
 PASSES = 3  # rows that change while a sync runs are dirty again at once
 
 
@@ -53,6 +55,12 @@ class SyncResult:
     left: int = 0  # texts that `limit` or `dry_run` left for later
     seconds: float = 0.0
     dry_run: bool = False
+    checks: list[CheckResult] = field(default_factory=list)  # those that did not pass
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check of severity error did not pass."""
+        return any(check.failed for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def sync(
     full: bool = False,
     recent: Recent | None = None,
     redefine: bool = False,
-    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    progress: Progress = silent,
     instance: dg.DagsterInstance | None = None,
 ) -> SyncResult:
     """Bring a collection up to date, and say what was done.
@@ -82,33 +90,51 @@ def sync(
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
     `full` audits every copy first and runs every check last; `recent` leaves the full scan to others, and everything
     but new items. `redefine` puts the definition in force, though a newer one is. `progress(phase, done, total)` is
-    called as batches are embedded. `instance`: Dagster's, the one of dagster.yaml if left out. Raises PipelineError
-    with one line if a run failed.
+    called as texts are embedded (total 0: not known yet). `instance`: Dagster's, the one of dagster.yaml if left out.
+    Raises PipelineError with one line if a run failed; a check that did not pass is told in the result.
     """
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
-    collection = (
-        look_at_collection(definition, settings)
-        if dry_run
-        else open_collection(definition, settings, redefine=redefine)
-    )
-    if collection.warning:
-        log.warning("warning: %s", collection.warning)
     if dry_run:
-        _look(collection, result, force)
+        _look(_warned(look_at_collection(definition, settings)), result, force)
     else:
-        with open_instance(instance) as instance:
-            _Sync(collection, instance, result, progress).run(_Options(force, limit, allow_deletes, full, recent))
-            purge_daily(instance, settings)
+        with _failure_kept(definition, settings):
+            collection = _warned(open_collection(definition, settings, redefine=redefine))
+            with (
+                activity(collection.database, definition.name, "sync") as told,
+                open_instance(instance) as instance,
+            ):
+                tell = both(progress, told)
+                _Sync(collection, instance, result, tell).run(_Options(force, limit, allow_deletes, full, recent))
+                purge_daily(instance, settings)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 
 
+def _warned(collection: Collection) -> Collection:
+    if collection.warning:
+        log.warning("warning: %s", collection.warning)
+    return collection
+
+
+@contextmanager
+def _failure_kept(definition: CollectionDefinition, settings: Settings) -> Iterator[None]:
+    """As `failure_kept`, of what is no run's: the steps of runs keep why they failed themselves."""
+    failed: RunFailed | None = None
+    with failure_kept(open_database(settings), definition.name, "sync"):
+        try:
+            yield
+        except RunFailed as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
 def _look(collection: Collection, result: SyncResult, force: bool) -> None:
-    scan, item_keys = collection.ledger.look(collection.source, everything=force)
+    scan, batches = collection.ledger.look(collection.source, everything=force)
     result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
     result.deleted = scan.gone
-    result.left, result.reused = pending_texts(collection, item_keys, force=force)
+    result.left, result.reused = pending_texts(collection, batches, force=force)
 
 
 @dataclass(frozen=True)
@@ -126,19 +152,19 @@ class _Sync:
         collection: Collection,
         instance: dg.DagsterInstance,
         result: SyncResult,
-        progress: Callable[[str, int, int], None],
+        progress: Progress,
     ) -> None:
         self.collection, self.instance, self.result, self.progress = collection, instance, result, progress
-        self.batches = self.embedded = 0
+        self.meter = TextMeter(progress)
         self.definition = collection.definition
         self.runner = JobRunner(collection, instance)
         self.size = collection.definition.attributes.items_per_batch
         self.dimensions = resolve_profile(collection.definition.declared_profile, collection.settings).dimensions
 
     def run(self, options: _Options) -> None:
-        listening = batch_done.set(self._batch_done)
+        listening = batch_done.set(self.meter.batch_done)
         try:
-            with self.runner.others_watched():
+            with self.runner.others_watched(), counting(self.meter.count):
                 self._run(options)
         finally:
             batch_done.reset(listening)
@@ -153,9 +179,22 @@ class _Sync:
             raise
         if options.full:
             self._run_every_check()
+        else:
+            self._check_again()
+        self.result.checks = [check for check in self.runner.checked.values() if not check.passed]
+
+    def _check_again(self) -> None:
+        """A check that failed the last time, and that no run of ours has run since: what it says now is told."""
+        last = last_results(self.collection.database, self.definition.name)
+        failed = {check.name: check for check in last if check.failed and check.name not in self.runner.checked}
+        if again := [name for name in failed if name in QUICK or name == "model_drift"]:
+            self.progress("checking", 0, 0)
+            self.runner.check(check_keys(self.definition, tuple(again)))
+        for name in failed.keys() - self.runner.checked.keys():  # only an audit can tell
+            self.runner.checked[name] = failed[name]
 
     def _run_every_check(self) -> None:
-        self.progress("checking", self.embedded, self.batches)
+        self.progress("checking", 0, 0)
         self.runner.execute("audit", {}, {})
 
     def _bring_up_to_date(self, options: _Options) -> None:
@@ -179,7 +218,7 @@ class _Sync:
             items = [key for keys in recent.values() for key in keys]
 
         force, limit = options.force, options.limit
-        self.batches = len(work)
+        self.meter.expect(len(work))
         for _ in range(PASSES):
             add_partitions(self.instance, self.definition, ledger.batches())
             existing = batches_of(self.instance.get_dynamic_partitions(partitions_name(self.definition)))
@@ -192,29 +231,28 @@ class _Sync:
             work = {} if limit is not None or items is not None else ledger.dirty_items()
             if not work:
                 break
-            force, self.batches = False, self.batches + len(work)
+            force = False
+            self.meter.expect(len(work))
         if work:
             log.warning(
                 "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
                 "whether a column changes at each read",
                 *(name, len(work)),
             )
+        if options.force and limit is None and items is None and result.embedded:
+            renew(self.collection)
         result.quarantined = sum(entry.items > 0 for entry in ledger.quarantine_entries())
         if indexes_lag(self.collection, verify=True):
             if faiss_standing(self.collection) is Standing.FOREIGN:
                 log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
-            self.progress("indexing", self.embedded, self.batches)
-            self.runner.execute("index", {}, {})
+            self.progress("indexing", 0, 0)
+            with index_watched(self.collection, self.progress):
+                self.runner.execute("index", {}, {})
 
     def _scan(self, allow_deletes: bool) -> None:
         config = {"ops": {self.runner.op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
         scan, result = scan_figures(self.runner.execute("scan", config, {})), self.result
         result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
-
-    def _batch_done(self, asset: str, _: int) -> None:
-        step = step_of(asset)
-        self.embedded += step == "embeddings"
-        self.progress(STEPS[step], self.embedded, self.batches)
 
     def _current_fingerprint(self) -> str | None:
         current = self.collection.ledger.current()
@@ -222,7 +260,7 @@ class _Sync:
 
     def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
         config = {"ops": {self.runner.op(embeddings_asset(self.dimensions)): {"config": embed}}}
-        self.progress("reading", self.embedded, self.batches)
+        self.meter.tell("reading")
         before = self._current_fingerprint()
         try:
             figures = run_figures(self.runner.execute("batches", config, range_tags(first, last)))

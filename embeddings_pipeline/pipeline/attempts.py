@@ -8,6 +8,8 @@ import psycopg
 
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.database import one_line
+from embeddings_pipeline.store.retry import what_it_says
 
 Report = TypeVar("Report")
 
@@ -24,10 +26,17 @@ def each_batch(
 
 @contextmanager
 def failure_noted(collection: Collection, batches: Sequence[int]) -> Iterator[None]:
-    """Note an attempt at these batches if what is done within fails."""
+    """Note an attempt at these batches, and why it failed, if what is done within fails."""
     try:
         yield
-    except Exception:
+    except Exception as error:
         with suppress(PipelineError, psycopg.Error):  # the database may be what failed
             collection.ledger.note_attempts(batches)
+            collection.ledger.note_failure(batches, _reason(error))
         raise
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, psycopg.Error):
+        return what_it_says(error)
+    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {one_line(error)}"

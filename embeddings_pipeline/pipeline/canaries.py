@@ -1,7 +1,7 @@
 """Twenty texts whose first vectors under a model are kept, so that it can be seen whether it still gives them."""
 
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.pipeline.collection import Collection
 
 # Short and long, of several languages and scripts, with numbers, code and symbols: what takes different paths.
 CANARIES = (
@@ -28,28 +28,44 @@ CANARIES = (
     "Science fiction, adventure, drama | space, time travel, astronaut, wormhole, father and daughter | 2014",
 )
 
-_known: set[tuple[str, str]] = set()  # what this process need not ask for again
+_known: set[tuple[str, str, str]] = set()  # what this process need not ask for again
 
 
-def remember(database: Database, fingerprint: str, encoder: Encoder) -> bool:
+def remember(collection: Collection, encoder: Encoder) -> bool:
     """Store what the canaries give now, unless that is already known; whether it was stored."""
-    if (database.url, fingerprint) in _known:
+    name, fingerprint = collection.definition.name, collection.fingerprint
+    if _key(collection) in _known:
         return False
-    stored = "SELECT EXISTS (SELECT FROM embeddings.canary WHERE fingerprint = %s)"
-    with database.connect(autocommit=True) as connection:
-        if connection.execute(stored, [fingerprint]).fetchone() == (True,):
-            _known.add((database.url, fingerprint))
+    stored = "SELECT EXISTS (SELECT FROM embeddings.canary WHERE collection = %s AND fingerprint = %s)"
+    insert = """INSERT INTO embeddings.canary (collection, fingerprint, number, text, embedding)
+                VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"""
+    with collection.database.connect(autocommit=True) as connection:
+        if connection.execute(stored, [name, fingerprint]).fetchone() == (True,):
+            _known.add(_key(collection))
             return False
         vectors = encoder.encode_documents(CANARIES)
-        rows = [(fingerprint, n, CANARIES[n], vector.tolist()) for n, vector in enumerate(vectors)]
+        rows = [(name, fingerprint, n, CANARIES[n], vector.tolist()) for n, vector in enumerate(vectors)]
         with connection.transaction(), connection.cursor() as cursor:
-            cursor.executemany("INSERT INTO embeddings.canary VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING", rows)
+            cursor.executemany(insert, rows)
     return True
 
 
-def ask_again(database: Database, fingerprint: str) -> None:
+def ask_again(collection: Collection) -> None:
     """Have the next `remember` look whether the canaries are stored, though this process has stored them."""
-    _known.discard((database.url, fingerprint))
+    _known.discard(_key(collection))
+
+
+def renew(collection: Collection) -> None:
+    """Every vector of the collection was made anew: what the canaries gave before counts no longer."""
+    delete = "DELETE FROM embeddings.canary WHERE collection = %s AND fingerprint = %s"
+    with collection.database.connect(autocommit=True) as connection:
+        connection.execute(delete, [collection.definition.name, collection.fingerprint])
+    ask_again(collection)
+    remember(collection, collection.encoder())
+
+
+def _key(collection: Collection) -> tuple[str, str, str]:
+    return collection.database.url, collection.definition.name, collection.fingerprint
 
 
 def forget_canaries() -> None:

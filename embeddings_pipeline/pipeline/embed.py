@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,16 +18,16 @@ from embeddings_pipeline.pipeline.attempts import failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
-from embeddings_pipeline.pipeline.render import ItemError, render_row
+from embeddings_pipeline.pipeline.render import texts_table
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
-from embeddings_pipeline.store.source_rows import SourceRow
+from embeddings_pipeline.progress import count
 from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
 
 log = logging.getLogger(__name__)
 
-LOOK_AT_ONCE = 1000  # items of a dry run
 HARMLESS = "a plain sentence"
-TEXTS_TOGETHER = 1000  # of several batches in one call of the encoder; a kill loses no more
+TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
+FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def embed_batches(
     limit = options.limit
     for batch in batches:
         with failure_noted(collection, [batch]):
-            plan = _plan(collection, batch, run, options)
+            _, texts = collection.newest("item_texts", batch, run)
+            plan = _plan(collection, batch, texts, options)
         chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
         plan.result.left_to_embed = len(plan.wanted) - len(chosen)
         plan.wanted = chosen
@@ -87,9 +88,9 @@ class _Plan:
     result: Embedded
 
 
-def _plan(collection: Collection, batch: int, run: str, options: EmbedOptions) -> _Plan:
+def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOptions) -> _Plan:
+    """Which of the batch's texts are to be encoded."""
     started = time.perf_counter()
-    _, texts = collection.newest("item_texts", batch, run)
     texts = texts.filter(pc.invert(texts["blank"]))
     hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
     have: dict[bytes, NDArray] = {}
@@ -97,12 +98,15 @@ def _plan(collection: Collection, batch: int, run: str, options: EmbedOptions) -
     if not options.force:
         have = {**vectors_adopted(collection, texts), **vectors_there(collection, batch)}
         excused = collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
-    wanted = {
-        digest: text
+    wanting = [
+        (digest, text)
         for digest, text, item_key in zip(hashes, values, texts["item_key"].to_pylist(), strict=True)
         if digest not in have and digest not in excused and options.chooses(item_key)
-    }
-    result = Embedded(reused=sum(digest in have for digest in hashes), quarantined=len(excused))
+    ]
+    wanted = dict(wanting)
+    # Of equal texts one is encoded.
+    reused = sum(digest in have for digest in hashes) + len(wanting) - len(wanted)
+    result = Embedded(reused=reused, quarantined=len(excused))
     result.seconds = time.perf_counter() - started
     return _Plan(batch, texts, have, wanted, result)
 
@@ -110,9 +114,14 @@ def _plan(collection: Collection, batch: int, run: str, options: EmbedOptions) -
 def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
+    encoded: dict[bytes, NDArray] = {}
+    bad: dict[bytes, str] = {}
+    tokens: dict[bytes, int] = {}
     if texts:
-        collection.ledger.note_attempts([plan.batch for plan in group])
-    encoded, bad, tokens = embed_texts(collection, texts) if texts else ({}, {}, {})
+        batches = [plan.batch for plan in group]
+        collection.ledger.note_attempts(batches)
+        with failure_noted(collection, batches):
+            encoded, bad, tokens = embed_texts(collection, texts)
     seconds = time.perf_counter() - started
     longest = collection.profile.max_length
     for plan in group:
@@ -137,7 +146,11 @@ def embed_texts(
     digests, values = list(texts), list(texts.values())
     tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
     bad: dict[bytes, str] = {}
-    vectors = _encode(encoder, digests, values, bad)
+    parts = []
+    for part in _parts(len(values)):
+        parts.append(_encode(encoder, digests[part], values[part], bad))
+        count(len(parts[-1]))
+    vectors = np.concatenate(parts)
     refused = _refused(collection, encoder, digests, vectors, bad)
     good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad | refused}
     for step, reasons in (("encode", bad), ("store", refused)):
@@ -145,10 +158,18 @@ def embed_texts(
         collection.ledger.quarantine(collection.fingerprint, poison, step=step)
     if good:
         try:
-            remember(collection.database, collection.fingerprint, encoder)
+            remember(collection, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
     return good, bad | refused, tokens
+
+
+def _parts(texts: int) -> Iterator[slice]:
+    """The texts in parts, a first small one, so that the work is seen to go on."""
+    start, size = 0, FIRST_TEXTS
+    while start < texts:
+        yield slice(start, start + size)
+        start, size = start + size, TEXTS_AT_ONCE
 
 
 def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
@@ -222,36 +243,24 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-def pending_texts(collection: Collection, item_keys: list[str], *, force: bool = False) -> tuple[int, int]:
-    """How many texts of these items a sync would encode, and how many already have their vector. Writes nothing."""
+def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False) -> tuple[int, int]:
+    """How many texts of these batches (batch → item keys) a sync would encode, and how many have their vector, as
+    `embed_batches` counts them. Writes nothing.
+    """
     pending = reused = 0
     with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
-        is_made = collection.model.destination.is_made(connection)
-        for start in range(0, len(item_keys), LOOK_AT_ONCE):
-            rows = collection.source.read(reading, item_keys[start : start + LOOK_AT_ONCE])
+        # Before the first sync nothing is there that could be used again.
+        options = EmbedOptions(force=force or not collection.model.destination.is_made(connection))
+        for batch, item_keys in batches.items():
+            rows = collection.source.read(reading, item_keys)
             adopted: set[str] = set()
             if collection.adopts and not force:
                 adopted = collection.model.destination.adoptable_items(connection, [row.item_key for row in rows])
             reused += len(adopted)
             others = [row for row in rows if row.item_key not in adopted]
-            digests = {digest for row in others for digest in _content_hashes(collection, row)}
-            have, excused = set[bytes](), set[bytes]()
-            if is_made and not force:
-                statement = collection.model.destination.statement("embed/content_hashes")
-                stored = connection.execute(statement, {"keys": [row.item_key for row in rows]}).fetchall()
-                have = digests & {row[0] for row in stored}
-                excused = collection.ledger.quarantined(collection.fingerprint, list(digests - have), waiting=True)
-            pending += len(digests - have - excused)
-            reused += len(have)
+            readable = [row[:4] for row in others if row.reason is None]
+            texts, _ = texts_table(collection.definition, readable)
+            plan = _plan(collection, batch, texts, options)
+            pending += len(plan.wanted)
+            reused += plan.result.reused
     return pending, reused
-
-
-def _content_hashes(collection: Collection, row: SourceRow) -> set[bytes]:
-    """Of the texts that the row is to have vectors for: none if it would go into quarantine as a whole."""
-    if row.reason is not None:
-        return set()
-    try:
-        texts = render_row(collection.definition, row.row_json)
-    except ItemError:
-        return set()
-    return {digest for *_, text, digest in texts if text}

@@ -1,7 +1,7 @@
 """The second step of a batch: every template of every item becomes a text, or several chunks of one."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -23,35 +23,47 @@ def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
     _, items = collection.newest("raw_items", batch, run)
     # Rows that were read for another definition may hold an older payload: these are not this definition's texts.
     same = (items.schema.metadata or {}).get(files.DEFINITION_HASH) == collection.definition.definition_hash
-    columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
-    failed = failed_items(items)
-    for item in items.to_pylist():
-        try:
-            texts, payload = render_row(collection.definition, item["row"]), clean_json(item["payload"])
-        except ItemError as error:
-            if not same:  # it may lack a column that the template has had since
-                raise LakeError(
-                    f"collection {collection.definition.name!r}, batch {batch}: its raw_items were read for another "
-                    "definition; materialize raw_items first, or run `embeddings-pipeline sync`"
-                ) from error
-            failed[item["item_key"]] = FailedItem(item["row_hash"], "render", str(error))
-            continue
-        for vector_name, chunk, text, digest in texts:
-            values = (item["item_key"], item["row_hash"], payload, vector_name, chunk, text, digest, not text)
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
-    table = pa.table(columns, schema=files.ITEM_TEXTS)
+    rows = zip(*(items[name].to_pylist() for name in ("item_key", "row_hash", "row", "payload")), strict=True)
+    table, failed = texts_table(collection.definition, rows)
+    if failed and not same:  # they may lack a column that the template has had since
+        raise LakeError(
+            f"collection {collection.definition.name!r}, batch {batch}: its raw_items were read for another "
+            "definition; materialize raw_items first, or run `embeddings-pipeline sync`"
+        )
+    failed = {**failed_items(items), **failed}
     definition_hash = {files.DEFINITION_HASH: collection.definition.definition_hash if same else b""}
     table = with_failed(table, definition_hash, failed)
     collection.lake.write(table, collection.folder("item_texts"), batch, run)
-    lengths = [len(text) for text in columns["text"] if text]
+    texts = table["text"].to_pylist()
+    lengths = [len(text) for text in texts if text]
     return TextsRendered(
         texts=len(lengths),
-        blank=sum(columns["blank"]),
+        blank=len(texts) - len(lengths),
         characters=sum(lengths),
         longest_characters=max(lengths, default=0),
-        sample=[text[:SAMPLE_CHARACTERS] for text in filter(None, columns["text"][:SAMPLE_TEXTS])],
+        sample=[text[:SAMPLE_CHARACTERS] for text in filter(None, texts[:SAMPLE_TEXTS])],
     )
+
+
+def texts_table(
+    definition: CollectionDefinition, rows: Iterable[tuple[str, bytes, str, str]]
+) -> tuple[pa.Table, dict[str, FailedItem]]:
+    """Every text of these rows (item key, row hash, row and payload as JSON), as the lake keeps them; and the rows that
+    cannot be rendered, by item key.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
+    failed: dict[str, FailedItem] = {}
+    for item_key, row_hash, row, payload in rows:
+        try:
+            texts, cleaned = render_row(definition, row), clean_json(payload)
+        except ItemError as error:
+            failed[item_key] = FailedItem(row_hash, "render", str(error))
+            continue
+        for vector_name, chunk, text, digest in texts:
+            values = (item_key, row_hash, cleaned, vector_name, chunk, text, digest, not text)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+    return pa.table(columns, schema=files.ITEM_TEXTS), failed
 
 
 class ItemError(PipelineError):

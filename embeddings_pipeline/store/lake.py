@@ -155,6 +155,11 @@ class Lake:
             raise LakeError(f"the lake cannot be read at {path}: {_reason(error)}; check LAKE_URI") from error
         return set(column.to_pylist())
 
+    def newest_hashes(self, folder: str, batch: int) -> set[bytes]:
+        """The content hashes in the batch's newest complete file; none without any."""
+        newest = self.newest(folder, batch)
+        return set(newest[1]["content_hash"].to_pylist()) if newest else set()
+
     def newest(
         self, folder: str, batch: int, run: str | None = None, *, of_any_database: bool = False
     ) -> tuple[str, pa.Table] | None:

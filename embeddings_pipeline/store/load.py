@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.errors import RefusedError, SourceError, did_you_mean
+from embeddings_pipeline.progress import Progress, silent
 from embeddings_pipeline.store.csv_file import read_csv
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.file_column import FileColumn
@@ -32,6 +33,7 @@ from embeddings_pipeline.store.sql import load_sql
 
 UPDATED_AT = "updated_at"
 MOST_NAME_BYTES = 63  # PostgreSQL cuts what is longer, and two names become one
+ROWS_COUNTED = 1000  # between two words on the progress
 MOST_FILES = 20  # that a table's comment names
 PARQUET = b"PAR1"  # how such a file begins
 _FILES = "Loaded by embeddings-pipeline from "
@@ -59,6 +61,7 @@ def load_file(
     key: Sequence[str] = ("id",),
     replace: bool = False,
     types: Mapping[str, str] = EMPTY,
+    progress: Progress = silent,
 ) -> Loaded:
     """Create `table` from the file, or upsert into it by its key. Rows that do not change are not written.
 
@@ -68,6 +71,7 @@ def load_file(
     `replace` deletes the rows that are there first. All is one transaction. SourceError for what is wrong in the file,
     or does not fit the table; RefusedError for a table that nobody named.
     """
+    progress("reading", 0, 0)
     columns = _read(path, key)
     for name in types:
         if name not in {column.name for column in columns}:
@@ -77,7 +81,9 @@ def load_file(
     table = _called_after(path) if table is None else table
     try:
         with database.connect() as connection:
-            return _Load(connection, path, table, tuple(key), columns).run(types, named=named, replace=replace)
+            return _Load(connection, path, table, tuple(key), columns, progress).run(
+                types, named=named, replace=replace
+            )
     except (psycopg.ProgrammingError, psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError) as error:
         where = _place(error, columns)
         remedy = "change the table or the file, or choose another --table"
@@ -97,6 +103,7 @@ class _Load:
     table: str
     key: tuple[str, ...]
     columns: list[FileColumn]
+    progress: Progress
 
     @cached_property
     def parts(self) -> dict[str, sql.Composable]:
@@ -192,10 +199,15 @@ class _Load:
 
     def _stage(self, texts: Mapping[str, list[str | None]]) -> None:
         self._execute("stage")
+        total = len(texts[self.key[0]])
+        self.progress("loading", 0, total)
         copy_in = sql.SQL("COPY load_row ({row}, {names}) FROM STDIN").format(**self.parts)
         with self.connection.cursor() as cursor, cursor.copy(copy_in) as copy:
             for number, row in enumerate(zip(*texts.values(), strict=True), 1):
                 copy.write_row((number, *row))
+                if number % ROWS_COUNTED == 0:
+                    self.progress("loading", number, total)
+        self.progress("writing", total, total)
 
     def _alterations(
         self,

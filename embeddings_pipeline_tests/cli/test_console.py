@@ -7,6 +7,7 @@ import pty
 import re
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import click
@@ -22,14 +23,47 @@ from embeddings_pipeline.search.query import Hit
 def test_in_a_pipe_long_work_says_now_and_then_what_it_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(console, "FIRST_LINE_SECONDS", 0.02)
     monkeypatch.setattr(console, "LINE_SECONDS", 0.02)
     with console.progress_bar("films", show=True) as progress:
         time.sleep(0.1)
-        progress("encoding", 3, 1200)
+        progress("embedding", 0, 1200)
+        time.sleep(0.1)
+        progress("embedding", 300, 1200)
         time.sleep(0.1)
     first, *_, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"films: starting; \d+ s", first)
-    assert re.fullmatch(r"films: encoding, 3 of 1,200 batches; \d+ s", last)
+    assert re.fullmatch(r"films: embedding, 300 of 1,200 texts, [\d,]+ texts/s, \d+ s left; \d+ s", last)
+
+
+def test_on_a_terminal_long_work_is_a_bar_with_texts_their_speed_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with console.progress_bar("films", show=True) as progress:
+        progress("embedding", 0, 1200)
+        time.sleep(0.05)
+        progress("embedding", 300, 1200)
+        time.sleep(0.3)
+    shown = capsys.readouterr().err
+    assert re.search(r"films: embedding.*300 of 1,200 texts, [\d,]+ texts/s, \d+ s left", shown)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 seconds ago"),
+        (1, "1 second ago"),
+        (119, "119 seconds ago"),
+        (180, "3 minutes ago"),
+        (-5, "0 seconds ago"),
+    ],
+)
+def test_an_age_is_in_words(seconds: float, words: str) -> None:
+    assert console.ago(seconds) == words
+    assert console.ago(datetime.now(UTC) - timedelta(seconds=seconds + 0.01)) == words
 
 
 def test_short_work_and_work_for_a_program_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

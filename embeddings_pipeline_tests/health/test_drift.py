@@ -8,6 +8,8 @@ from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.canaries import CANARIES
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store import schema
+from embeddings_pipeline.store.sql import schema_versions
 from embeddings_pipeline_tests.support.workbench import (
     definition,
     execute,
@@ -22,10 +24,10 @@ class TestDrift:
         make_films(database, films(3))
         collection, _ = sync_once(definition(), settings)
         assert execute(database, "SELECT count(*) FROM embeddings.canary") == [(len(CANARIES),)]
-        found = measure(database, collection.fingerprint, collection.encoder())
+        found = measure(collection, collection.encoder())
         assert (found.texts, found.lowest_cosine, found.same) == (20, 1.0, True)
         execute(database, "UPDATE embeddings.canary SET embedding[1] = embedding[1] + 0.5 WHERE number = 7")
-        changed = measure(database, collection.fingerprint, collection.encoder())
+        changed = measure(collection, collection.encoder())
         assert changed.lowest_cosine < 0.999 and not changed.same and changed.worst_text == CANARIES[7]
 
     def test_weights_that_are_not_those_of_the_fingerprint_fail_the_check_in_one_line(
@@ -58,6 +60,26 @@ class TestDrift:
         make_films(database, films(3))
         collection, _ = sync_once(definition(), settings)
         execute(database, "UPDATE embeddings.canary SET embedding = array_fill(0, ARRAY[32]) WHERE number = 0")
-        assert not measure(database, collection.fingerprint, collection.encoder()).same
+        assert not measure(collection, collection.encoder()).same
         execute(database, "UPDATE embeddings.canary SET embedding = ARRAY[1, 2]")
-        assert not measure(database, collection.fingerprint, collection.encoder()).same
+        assert not measure(collection, collection.encoder()).same
+
+
+def test_an_upgrade_gives_each_collection_the_canaries_of_its_models(database, monkeypatch) -> None:
+    versions = schema_versions()
+    execute(database, "DROP SCHEMA embeddings CASCADE")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "schema_versions", lambda: versions[:1])
+        schema.forget_schemas()
+        schema.ensure_schema(database)
+    execute(
+        database,
+        """INSERT INTO embeddings.collection (name, definition_hash) VALUES ('a', ''), ('b', ''), ('c', '');
+        INSERT INTO embeddings.model (collection, fingerprint, profile, dimension, storage)
+        VALUES ('a', 'f', '{}', 2, 'vector'), ('b', 'f', '{}', 2, 'vector'), ('c', 'g', '{}', 2, 'vector');
+        INSERT INTO embeddings.canary VALUES ('f', 0, 'cat', '{1,0}'), ('gone', 0, 'cat', '{0,1}')""",
+    )
+    schema.forget_schemas()
+    schema.ensure_schema(database)
+    kept = "SELECT collection, fingerprint, embedding FROM embeddings.canary ORDER BY collection"
+    assert execute(database, kept) == [("a", "f", [1, 0]), ("b", "f", [1, 0])]

@@ -18,6 +18,7 @@ from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
 from embeddings_pipeline.orchestration.runner import RunFailed
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
+from embeddings_pipeline.pipeline import embed
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -65,6 +66,22 @@ def test_a_first_sync_covers_all_and_a_second_does_nothing(
     assert len(instance.get_runs()) == runs + 1, "nothing to do is one run, the scan"
 
 
+def test_progress_is_in_texts_and_moves_within_a_batch(
+    database: Database, run_sync: Callable[..., SyncResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "FIRST_TEXTS", 4)
+    monkeypatch.setattr(embed, "TEXTS_AT_ONCE", 3)
+    make_films(database, films(25))
+    told: list[tuple[str, int, int]] = []
+    run_sync(progress=lambda *far: told.append(far))
+    embedding = [(done, total) for phase, done, total in told if phase == "embedding" and total]
+    done = [texts for texts, _ in embedding]
+    assert done == sorted(done) and {4, 7, 10, 13} <= set(done)
+    assert embedding[-1] == (25, 25)
+    phases = list(dict.fromkeys(phase for phase, _, _ in told))
+    assert phases == ["scanning", "reading", "embedding", "commit", "indexing"]
+
+
 def test_every_partition_shows_its_own_numbers(
     database: Database, run_sync: Callable[..., SyncResult], instance: dg.DagsterInstance
 ) -> None:
@@ -109,7 +126,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     run_sync()
     execute(database, "UPDATE films SET overview = 'edited' WHERE id <= 2; UPDATE films SET revenue = 0 WHERE id = 3")
     looked = run_sync(dry_run=True)
-    assert (looked.changed, looked.left, looked.reused) == (3, 2, 1)
+    assert (looked.changed, looked.left, looked.reused) == (3, 2, 8)  # of the batch that they are in
     assert run_sync(dry_run=True, force=True).left == 15
 
 

@@ -234,7 +234,9 @@ class TestDeletes:
         source = OldSnapshot(collection.source.definition, collection.source.database).remember()
         execute(database, "INSERT INTO films VALUES (6, 'Late', 'row', 1)")
         assert collection.ledger.full_scan(source).new == 5
-        assert collection.ledger.full_scan(collection.source).new == 1
+        assert execute(database, "SELECT count(*) FROM embeddings.films_item") == [(5,)]
+        assert collection.ledger.full_scan(collection.source).new == 6  # none of them is committed yet
+        assert execute(database, "SELECT count(*) FROM embeddings.films_item") == [(6,)]
 
 
 class TestRepair:

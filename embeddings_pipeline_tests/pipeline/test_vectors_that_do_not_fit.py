@@ -136,4 +136,4 @@ def test_a_model_that_gives_zeros_for_a_canary_has_not_drifted(
 ) -> None:
     monkeypatch.setitem(LENGTHS, "cat", 0.0)
     collection, _ = sync_once(UNEVEN, settings)
-    assert measure(database, collection.fingerprint, collection.encoder()).same
+    assert measure(collection, collection.encoder()).same

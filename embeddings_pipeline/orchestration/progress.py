@@ -1,0 +1,106 @@
+"""How far a sync or a switch is, in texts, put together from what its runs report."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+
+from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.index.pgvector import build_progress
+from embeddings_pipeline.orchestration.names import step_of
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.progress import Progress
+
+STEPS = {  # what goes on once a batch has this asset; the texts of all batches are rendered in a moment
+    "raw_items": "reading",
+    "item_texts": "embedding",
+    "embeddings": "embedding",
+    "pgvector_table": "commit",
+    "backfill": "embedding",
+}
+HANDLED = ("embedded", "reused", "quarantined", "left_to_embed")  # figures of a batch whose texts were seen to
+INDEX_SECONDS = 1.0  # between two looks at an index that is being built
+
+
+def both(first: Progress, second: Progress) -> Progress:
+    """Tells two listeners."""
+
+    def tell(phase: str, done: int, total: int) -> None:
+        first(phase, done, total)
+        second(phase, done, total)
+
+    return tell
+
+
+class TextMeter:
+    """Counts texts over many batches. How many there are is known of those that are rendered, and guessed of others."""
+
+    def __init__(self, tell: Progress) -> None:
+        self._tell = tell
+        self._phase = "starting"
+        self._batches = 0  # to be done in all
+        self._texts: dict[int, int] = {}  # of batches that are rendered
+        self._handled: dict[int, int] = {}  # of batches that are embedded
+        self._within = 0  # encoded since, of batches that are not
+        self._before = self._total = 0
+
+    def expect(self, batches: int) -> None:
+        """So many batches more are to be done."""
+        self._batches += batches
+
+    def set_total(self, done: int, total: int) -> None:
+        """How many texts are done and how many there are, if that is known from the start."""
+        self._before, self._total = done, total
+
+    @property
+    def done(self) -> int:
+        return min(self._before + sum(self._handled.values()) + self._within, self.total)
+
+    @property
+    def total(self) -> int:
+        """0: not known yet."""
+        if self._total or not self._texts:
+            return self._total
+        known = sum(self._texts.values())
+        return known + round(known / len(self._texts) * max(0, self._batches - len(self._texts)))
+
+    def tell(self, phase: str) -> None:
+        self._phase = phase
+        self._tell(phase, self.done, self.total)
+
+    def batch_done(self, asset: str, batch: int, figures: Mapping[str, Any]) -> None:
+        """A run has done a step of a batch."""
+        step = step_of(asset)
+        if step == "item_texts":
+            self._texts[batch] = figures["texts"]
+        elif step in ("embeddings", "backfill"):
+            self._handled[batch] = sum(figures.get(name, 0) for name in HANDLED)
+            self._within = max(0, self._within - figures["embedded"])
+        self.tell(STEPS.get(step, self._phase))
+
+    def count(self, texts: int) -> None:
+        """So many texts more are encoded."""
+        self._within += texts
+        self.tell("embedding")
+
+
+@contextmanager
+def index_watched(collection: Collection, tell: Progress) -> Iterator[None]:
+    """Tell how far PostgreSQL is with an ANN index, in vectors, while it builds one."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(INDEX_SECONDS):
+            with suppress(PipelineError, psycopg.Error):
+                if built := build_progress(collection.database, collection.definition.name):
+                    tell("indexing", *built)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
