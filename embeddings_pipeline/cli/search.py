@@ -35,6 +35,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """The items nearest in meaning, best first, with their cosine."""
+    from embeddings_pipeline.search.query import nothing_found
     from embeddings_pipeline.search.query import search as run_search
 
     settings = load_settings()
@@ -48,7 +49,7 @@ def search(
     for hit in hits:
         print_hit(hit, definition.attributes.columns)
     if not hits:
-        print("nothing found: the collection has no vectors of that name")
+        print(nothing_found(definition, settings))
 
 
 def print_hit(hit: "Hit", columns: Sequence[str]) -> None:

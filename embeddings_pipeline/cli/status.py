@@ -17,6 +17,7 @@ from embeddings_pipeline.cli.console import (
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.health.activity import Activity, described
 
 if TYPE_CHECKING:
     from embeddings_pipeline.health.growth import DagsterSize
@@ -98,11 +99,7 @@ def _headline(figures: dict[str, Any]) -> str:
 def _work(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Who is at work, what failed, and what waits."""
     for each in figures["under_way"]:
-        far = f", {each['done']:,} of {each['total']:,} texts" if each["total"] else ""
-        yield (
-            "under way",
-            f"{each['what']} by {each['who']}, since {each['started_at']:%H:%M:%S %Z}: {each['phase']}{far}",
-        )
+        yield "under way", described(Activity(**each))
     for failure in figures["failures"]:
         yield (
             f"{STEPS.get(failure['step'], failure['step'])} failed",

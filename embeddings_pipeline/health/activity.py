@@ -78,6 +78,12 @@ def under_way(database: Database, collection: str) -> list[Activity]:
     return [each for each, alive in _activities(database, collection) if alive]
 
 
+def described(each: Activity) -> str:
+    """For people: `sync by anna@host, process 4711, since 12:00:01 UTC: embedding, 300 of 1,200 texts`."""
+    far = f", {each.done:,} of {each.total:,} texts" if each.total else ""
+    return f"{each.what} by {each.who}, since {each.started_at:%H:%M:%S %Z}: {each.phase}{far}"
+
+
 def this_process() -> str:
     """Whose process this is, for people: `anna@host, process 4711`."""
     try:

@@ -3,6 +3,7 @@
 import json
 import logging
 import reprlib
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -29,6 +30,7 @@ from embeddings_pipeline.errors import (
     unusable,
 )
 from embeddings_pipeline.forks import compute
+from embeddings_pipeline.health.activity import Activity, described, under_way
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import Destination
@@ -82,9 +84,8 @@ def search(
         with database.session() as connection:
             state, model = collection_state(connection, definition.name), current_model(connection, definition)
             if state is None or model is None:
-                raise DatabaseError(
-                    f"collection {definition.name!r} has no vectors yet; run `embeddings-pipeline sync` first"
-                )
+                then = _until_then(_working(database, definition))
+                raise DatabaseError(f"collection {definition.name!r} has no vectors yet; {then}")
             shadow = _shadow_model(definition, database, model, profile)
             model = shadow or model
             vector = _encode(definition, settings, model, query)
@@ -97,6 +98,24 @@ def search(
                 if attempt + 1 == ATTEMPTS:
                     raise
     raise AssertionError("unreachable")
+
+
+def nothing_found(definition: CollectionDefinition, settings: Settings) -> str:
+    """Why a search may have found nothing, for people."""
+    working = _working(open_database_to_read(settings), definition)
+    if working is None:
+        return "nothing found: the collection has no vectors of that name"
+    return f"nothing is there to be found yet; {_until_then(working)}"
+
+
+def _working(database: Database, definition: CollectionDefinition) -> Activity | None:
+    with suppress(psycopg.Error):  # without our tables nobody is at work
+        return next(iter(under_way(database, definition.name)), None)
+    return None
+
+
+def _until_then(working: Activity | None) -> str:
+    return f"wait for what is under way: {described(working)}" if working else "run `embeddings-pipeline sync` first"
 
 
 def _checked(

@@ -202,6 +202,8 @@ def test_a_sync_that_is_under_way_is_told_with_its_process_and_gone_with_it(data
         assert re.search(
             rf"under way +sync by .*, process {running.pid}, since .*: embedding", command("status").stdout
         )
+        found = command("search", "a story")
+        assert re.search(rf"wait for what is under way: sync by .*, process {running.pid}", found.stdout + found.stderr)
     finally:
         running.kill()
         running.wait()
