@@ -49,7 +49,7 @@ def test_profile_test_shows_how_the_model_is_used_and_that_it_is_as_the_library_
         'query_prompt is "ten ", the model\'s own is "one two "',
     ):
         assert line in done.stdout
-    measured, _ = json.loads(command("profile", "test", "--json").stdout)
+    [measured] = json.loads(command("profile", "test", "--json").stdout)
     assert min(measured["cosine_to_encode_document"], measured["cosine_to_encode_query"]) >= 0.9999
     assert measured["as_sentence_transformers"] is True
     assert "seven" in command("profile", "show", "mine").stdout
