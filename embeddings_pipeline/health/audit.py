@@ -40,6 +40,7 @@ def audit(collection: Collection) -> Audit:
     """Compare every copy with the next one. What disagrees is dirty afterwards, or behind, so that a sync mends it."""
     counts = _count(collection)
     collection.ledger.repair()
+    collection.ledger.forget_truncated()
     file_missing, not_in_lake, marked = _compare_lake(collection)
     if marked:
         with collection.database.connect(autocommit=True) as connection:

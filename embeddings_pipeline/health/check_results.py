@@ -13,6 +13,7 @@ REMEDIES = {  # every check, in the order in which they are shown
     "coverage": "run `embeddings-pipeline sync --collection {name}`",
     "integrity": "correct the profile or its model, then run `embeddings-pipeline sync --force --collection {name}`",
     "quarantine": "see `embeddings-pipeline quarantine list --collection {name}`",
+    "truncation": "split long texts with `chunk:` in the defs.yaml of {name}",
     "freshness": "see whether the sensor and the daily refresh are on and why runs fail, or run "
     "`embeddings-pipeline sync --collection {name}`",
     "index_parity": "run `embeddings-pipeline sync --collection {name}`, which builds the index again",

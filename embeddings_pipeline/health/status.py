@@ -71,6 +71,8 @@ def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
         "fingerprint": None,
         **dict.fromkeys(COUNTS, 0),
         "coverage": 0.0,
+        "truncated": 0,
+        "longest_tokens": 0,
         "dirty_batches": 0,
         "waiting": asdict(Waiting(0, 0, None, None)),
         "quarantine": {"given_up": 0, "next_try": None},
@@ -108,6 +110,17 @@ def _coverage(subject: Subject) -> dict[str, Any]:
         return {**dict.fromkeys(COUNTS, 0), "coverage": 0.0}
     covered = coverage(subject.database, subject.model)
     return {**{name: getattr(covered, name) for name in COUNTS}, "coverage": round(covered.share, 6)}
+
+
+def _truncated(subject: Subject) -> dict[str, Any]:
+    """Texts that are longer than the model reads; None if not all were looked at."""
+    if subject.model is None:
+        return {"truncated": 0, "longest_tokens": 0}
+    counted = subject.ledger.truncation(subject.model.destination.fingerprint)
+    return {
+        "truncated": counted.truncated if counted.known else None,
+        "longest_tokens": counted.longest if counted.known else None,
+    }
 
 
 def _work(subject: Subject) -> dict[str, Any]:
@@ -199,5 +212,18 @@ def _activity(subject: Subject) -> dict[str, Any]:
 
 
 FACTS: tuple[Callable[[Subject], dict[str, Any]], ...] = (
-    *(_model, _coverage, _work, _waiting, _indexes, _scan, _failures, _checks, _activity, _definition, _database),
+    *(
+        _model,
+        _coverage,
+        _truncated,
+        _work,
+        _waiting,
+        _indexes,
+        _scan,
+        _failures,
+        _checks,
+        _activity,
+        _definition,
+        _database,
+    ),
 )

@@ -14,6 +14,7 @@ from embeddings_pipeline.errors import ConfigurationError, profile_command
 from embeddings_pipeline.ledger.full_scan import FullScans
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScans
 from embeddings_pipeline.ledger.proposal import Proposals
+from embeddings_pipeline.ledger.truncated import Truncated
 from embeddings_pipeline.store.destination.base import Destination, all_there
 from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
 from embeddings_pipeline.store.destination.rights import rights_changes, rights_of
@@ -22,7 +23,7 @@ from embeddings_pipeline.store.models import Model, current_model, has_vectors
 from embeddings_pipeline.store.sql import load_sql
 
 
-class Ledger(FullScans, IncrementalScans, Proposals):
+class Ledger(FullScans, IncrementalScans, Proposals, Truncated):
     """The ledger of one collection: its parts have a module each, and here it comes into being."""
 
     def register(self, *, redefine: bool = False) -> None:

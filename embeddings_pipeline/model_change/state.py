@@ -7,11 +7,13 @@ from typing import Any
 from psycopg import errors
 
 from embeddings_pipeline.config.definition import named_profile
-from embeddings_pipeline.config.profiles import Profile, fingerprint
+from embeddings_pipeline.config.fingerprint import fingerprint
+from embeddings_pipeline.config.model_words import with_model_prompts
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.factory import destination_of
-from embeddings_pipeline.store.models import Model
+from embeddings_pipeline.store.models import Model, stored_profile
 from embeddings_pipeline.store.sql import load_sql
 
 
@@ -68,7 +70,7 @@ def open_change(collection: Collection) -> ModelChange | None:
         return None
     number, phase, expanded_at, swapped_at, gate, made_by_expand, *models = row
     current, shadow = (
-        Model(Profile(**profile), destination_of(collection.definition, *destination))
+        Model(stored_profile(profile), destination_of(collection.definition, *destination))
         for *destination, profile in (models[:4], models[4:])
     )
     return ModelChange(number, name, phase, current, shadow, expanded_at, swapped_at, gate, made_by_expand)
@@ -97,8 +99,10 @@ def incomplete_batches(collection: Collection, model: Model) -> list[int]:
 
 
 def candidate_profile(collection: Collection, name: str) -> Profile:
-    """The profile of that name: the collection's own or a built-in one. ProfileError if there is none."""
-    return named_profile(collection.definition, name, collection.settings)
+    """The profile of that name, the collection's own or a built-in one, with its model's own prompts where it says
+    nothing. ProfileError if there is none, or its weights cannot be had.
+    """
+    return with_model_prompts(named_profile(collection.definition, name, collection.settings))
 
 
 def candidate_destination(collection: Collection, profile: Profile) -> Destination:

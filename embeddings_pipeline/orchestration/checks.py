@@ -16,6 +16,7 @@ from embeddings_pipeline.health.failures import failures as failures_of
 from embeddings_pipeline.health.failures import waiting
 from embeddings_pipeline.health.freshness import freshness
 from embeddings_pipeline.health.integrity import integrity
+from embeddings_pipeline.health.truncation import in_words, truncation
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.orchestration.alerts import alert_of_check
@@ -25,7 +26,7 @@ from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import failures, failures_kept
 from embeddings_pipeline.pipeline.collection import Collection
 
-QUICK = ("coverage", "integrity", "quarantine", "freshness", "index_parity")
+QUICK = ("coverage", "integrity", "quarantine", "truncation", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
 LATE_MINUTES = 60  # a change that has been seen and not committed for so long
 SCAN_HOURS = 26  # since the last full scan: a day, and what it may take
@@ -153,6 +154,23 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN
         return result(context, collection, "quarantine", not entries, counts, metadata, severity)
 
+    @dg.asset_check(asset=table, name="truncation")
+    def truncation_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """No text is longer than the model reads: the end of one that is counts for nothing. It warns, with the share
+        of such texts and the longest. If it fails, split long texts with `chunk:`.
+        """
+        with failures():
+            collection = pipeline.open(definition)
+            counted = truncation(collection)
+        metadata = {
+            "texts": counted.texts,
+            "truncated": counted.truncated,
+            "percent": round(100 * counted.share, 4),
+            "longest_tokens": counted.longest,
+        }
+        warn = dg.AssetCheckSeverity.WARN
+        return result(context, collection, "truncation", not counted.truncated, in_words(counted), metadata, warn)
+
     @dg.asset_check(asset=table, name="freshness")
     def freshness_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """What was seen to have changed is committed within the hour, and the whole source was scanned within a day. If
@@ -218,6 +236,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         coverage_check,
         integrity_check,
         quarantine_check,
+        truncation_check,
         freshness_check,
         drift_check,
         parity_check,

@@ -50,8 +50,8 @@ def open_logged(
     dry_run: bool = False,
 ) -> Collection:
     collection = pipeline.look_at(definition) if dry_run else pipeline.open(definition)
-    if collection.warning:
-        context.log.warning(collection.warning)
+    for warning in collection.warnings:
+        context.log.warning(warning)
     return collection
 
 

@@ -41,7 +41,7 @@ PASSES = 3  # rows that change while a sync runs are dirty again at once
 @dataclass
 class SyncResult:
     """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused), seconds; and how many texts
-    and items are in quarantine after it.
+    and items are in quarantine after it, and how many texts are longer than the model reads.
     """
 
     collection: str
@@ -53,6 +53,8 @@ class SyncResult:
     reused: int = 0
     quarantined: int = 0
     left: int = 0  # texts that `limit` or `dry_run` left for later
+    truncated: int = 0  # texts of the collection that are longer than the model reads; of a dry run: of those left
+    longest_tokens: int = 0  # the longest of them
     seconds: float = 0.0
     dry_run: bool = False
     checks: list[CheckResult] = field(default_factory=list)  # those that did not pass
@@ -107,13 +109,16 @@ def sync(
                 tell = both(progress, told)
                 _Sync(collection, instance, result, tell).run(_Options(force, limit, allow_deletes, full, recent))
                 purge_daily(instance, settings)
+            current = collection.ledger.current() or collection.model
+            counted = collection.ledger.truncation(current.destination.fingerprint)
+            result.truncated, result.longest_tokens = counted.truncated, counted.longest
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 
 
 def _warned(collection: Collection) -> Collection:
-    if collection.warning:
-        log.warning("warning: %s", collection.warning)
+    for warning in collection.warnings:
+        log.warning("warning: %s", warning)
     return collection
 
 
@@ -134,7 +139,9 @@ def _look(collection: Collection, result: SyncResult, force: bool) -> None:
     scan, batches = collection.ledger.look(collection.source, everything=force)
     result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
     result.deleted = scan.gone
-    result.left, result.reused = pending_texts(collection, batches, force=force)
+    pending = pending_texts(collection, batches, force=force)
+    result.left, result.reused = pending.texts, pending.reused
+    result.truncated, result.longest_tokens = pending.truncated, pending.longest
 
 
 @dataclass(frozen=True)

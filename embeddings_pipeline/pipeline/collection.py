@@ -6,8 +6,11 @@ import pyarrow as pa
 
 from embeddings_pipeline.config.changed import check_as_read
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.profiles import Profile, fingerprint, keep_digests, resolve_profile
+from embeddings_pipeline.config.fingerprint import fingerprint
+from embeddings_pipeline.config.model_words import model_warning, other_settings, with_model_prompts
+from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.weights import keep_digests
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import LakeError, ProfileError, profile_command
@@ -33,6 +36,7 @@ class Collection:
     lake: Lake
     model: Model  # the current one, or the one that `with_model` gave
     warning: str | None = None  # if the declared profile is not the current one
+    model_warning: str | None = None  # what a person should know of how the model's files and the profile fit
 
     @property
     def profile(self) -> Profile:
@@ -41,6 +45,11 @@ class Collection:
     @property
     def fingerprint(self) -> str:
         return self.model.destination.fingerprint
+
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever opens the collection is told."""
+        return [warning for warning in (self.warning, self.model_warning) if warning]
 
     def encoder(self) -> Encoder:
         """The current model, loaded once a process. ProfileError if its weights are not those of the vectors."""
@@ -69,7 +78,7 @@ class Collection:
         """The same collection with another of its models in the current one's place."""
         # What does not change vectors (device, batch size, where the weights lie) is this machine's.
         profile = resolve_profile(asdict(model.profile), self.settings)
-        return replace(self, model=Model(profile, model.destination), warning=None)
+        return replace(self, model=Model(profile, model.destination), warning=None, model_warning=None)
 
     def with_batch_settings(self, *, batch_size: int | None, tokens_per_batch: int | None) -> "Collection":
         """The same with other sizes of the encoder's batches, if they are given."""
@@ -111,13 +120,13 @@ def open_collection(definition: CollectionDefinition, settings: Settings, *, red
         check_not_being_renamed(connection, definition.name)
     ledger = Ledger(definition, database)
     ledger.register(redefine=redefine)
-    declared, digest = _declared(ledger, settings)
+    declared, digest, trouble = _declared(ledger, settings)
     current = ledger.current()
     if digest and not _is(definition, current, digest):
-        current = ledger.activate(declared, digest)
+        current = ledger.activate(with_model_prompts(declared), digest)
     keep_digests(settings.state_dir)
     assert current is not None
-    return _opened(ledger, settings, declared, digest, current)
+    return _opened(ledger, settings, declared, digest, current, trouble)
 
 
 def look_at_collection(definition: CollectionDefinition, settings: Settings) -> Collection:
@@ -132,14 +141,14 @@ def look_at_collection(definition: CollectionDefinition, settings: Settings) -> 
         with database.session() as connection:
             check_not_being_renamed(connection, definition.name)
     ledger = Ledger(definition, database)
-    declared, digest = _declared(ledger, settings)
+    declared, digest, trouble = _declared(ledger, settings)
     current = ledger.current()
     if digest and not ledger.has_vectors() and not _is(definition, current, digest):
         with database.connect(autocommit=True) as connection:
             storage = declared_storage(connection, definition)
         current = Model(declared, destination_of(definition, digest, declared.dimensions, storage))
     assert current is not None
-    return _opened(ledger, settings, declared, digest, current)
+    return _opened(ledger, settings, declared, digest, current, trouble)
 
 
 def _is(definition: CollectionDefinition, model: Model | None, digest: str) -> bool:
@@ -149,24 +158,29 @@ def _is(definition: CollectionDefinition, model: Model | None, digest: str) -> b
     return definition.attributes.destination is not None or model.destination.storage == definition.attributes.storage
 
 
-def _declared(ledger: Ledger, settings: Settings) -> tuple[Profile, str | None]:
-    """The declared profile and its fingerprint; None if that cannot be known, and the database has another model."""
+def _declared(ledger: Ledger, settings: Settings) -> tuple[Profile, str | None, str | None]:
+    """The declared profile, and its fingerprint; or why that cannot be known, if the database has another model."""
     declared = resolve_profile(ledger.definition.declared_profile, settings)
     try:
-        return declared, fingerprint(declared, settings.state_dir)
-    except ProfileError:
+        return declared, fingerprint(declared, settings.state_dir), None
+    except ProfileError as error:
         if not ledger.has_vectors():
             raise
-        return declared, None
+        return declared, None, str(error)
 
 
-def _opened(ledger: Ledger, settings: Settings, declared: Profile, digest: str | None, current: Model) -> Collection:
-    definition, warning = ledger.definition, None
+def _opened(
+    ledger: Ledger, settings: Settings, declared: Profile, digest: str | None, current: Model, trouble: str | None
+) -> Collection:
+    definition = ledger.definition
+    warning = told = None
     if digest == current.destination.fingerprint:
         # What does not change vectors (device, batch size, where the weights lie) is the declared profile's.
         current = Model(declared, current.destination)
+        if told := model_warning(declared):
+            told = f"collection {definition.name!r}: {told}"
     else:
-        warning = _other_profile(definition, declared, current)
+        warning = _other_profile(definition, declared, current, trouble)
     storage = None if definition.attributes.destination else definition.attributes.storage
     if storage not in (None, current.destination.storage):
         warning = (
@@ -177,15 +191,29 @@ def _opened(ledger: Ledger, settings: Settings, declared: Profile, digest: str |
     with database.session() as connection:
         if is_known(connection, definition.name):
             lake = replace(lake, identity=collection_identity(connection, definition.name))
-    return Collection(definition, settings, database, ledger, Source(definition, database), lake, current, warning)
+    source = Source(definition, database)
+    return Collection(definition, settings, database, ledger, source, lake, current, warning, told)
 
 
-def _other_profile(definition: CollectionDefinition, declared: Profile, current: Model) -> str:
-    """The warning that another profile is declared than the vectors were made with."""
+def _other_profile(definition: CollectionDefinition, declared: Profile, current: Model, trouble: str | None) -> str:
+    """The warning that another profile is declared than the vectors were made with; `trouble`: it cannot be used."""
     if definition.attributes.destination is None:
         key, environment = "`profile:`", " or EMBEDDING_PROFILE"
     else:
         key, environment = "`destination.profile:`", ""
+    if trouble:
+        return (
+            f"collection {definition.name!r}: the declared profile cannot be used: {trouble}. Its vectors were made "
+            f"with {current.profile.name!r} ({current.profile.model}), which stays current"
+        )
+    if (declared.name, declared.model) == (current.profile.name, current.profile.model):
+        other = other_settings(declared, current.profile)
+        return (
+            f"collection {definition.name!r}: its vectors were made with another profile {declared.name!r} than the "
+            f"declared one ({other or 'other weights'}), and stay current; make them anew with "
+            f"`{profile_command(f'switch {declared.name}', definition.name)}`, or declare what made them ({key} in "
+            f"{definition.path or 'defs.yaml'})"
+        )
     return (
         f"collection {definition.name!r}: profile {declared.name!r} ({declared.model}) is declared, but its "
         f"vectors were made with {current.profile.name!r} ({current.profile.model}), which stays current; "

@@ -5,13 +5,14 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.encoders.base import Encoder, tokens_read
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import failure_noted
@@ -65,6 +66,8 @@ def embed_batches(
         with failure_noted(collection, [batch]):
             _, texts = collection.newest("item_texts", batch, run)
             plan = _plan(collection, batch, texts, options)
+            if not options.dry_run:
+                note_lengths(collection, plan.adopted)
         chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
         plan.result.left_to_embed = len(plan.wanted) - len(chosen)
         plan.wanted = chosen
@@ -84,6 +87,7 @@ class _Plan:
     batch: int
     texts: pa.Table
     have: dict[bytes, NDArray]  # content hash → vector
+    adopted: dict[bytes, str]  # content hash → text whose vector is the user's own
     wanted: dict[bytes, str]  # content hash → text to encode
     result: Embedded
 
@@ -94,9 +98,12 @@ def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOpt
     texts = texts.filter(pc.invert(texts["blank"]))
     hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
     have: dict[bytes, NDArray] = {}
+    adopted: dict[bytes, str] = {}
     excused: set[bytes] = set()
     if not options.force:
-        have = {**vectors_adopted(collection, texts), **vectors_there(collection, batch)}
+        vectors = vectors_adopted(collection, texts)
+        adopted = {digest: text for digest, text in zip(hashes, values, strict=True) if digest in vectors}
+        have = {**vectors, **vectors_there(collection, batch)}
         excused = collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
     wanting = [
         (digest, text)
@@ -108,7 +115,7 @@ def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOpt
     reused = sum(digest in have for digest in hashes) + len(wanting) - len(wanted)
     result = Embedded(reused=reused, quarantined=len(excused))
     result.seconds = time.perf_counter() - started
-    return _Plan(batch, texts, have, wanted, result)
+    return _Plan(batch, texts, have, adopted, wanted, result)
 
 
 def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
@@ -123,7 +130,7 @@ def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: 
         with failure_noted(collection, batches):
             encoded, bad, tokens = embed_texts(collection, texts)
     seconds = time.perf_counter() - started
-    longest = collection.profile.max_length
+    longest = tokens_read(collection.encoder(), collection.profile) if texts else None
     for plan in group:
         result = plan.result
         result.embedded = sum(digest in encoded for digest in plan.wanted)
@@ -145,6 +152,7 @@ def embed_texts(
     encoder = collection.encoder()
     digests, values = list(texts), list(texts.values())
     tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
+    _note_truncated(collection, encoder, tokens)
     bad: dict[bytes, str] = {}
     parts = []
     for part in _parts(len(values)):
@@ -170,6 +178,21 @@ def _parts(texts: int) -> Iterator[slice]:
     while start < texts:
         yield slice(start, start + size)
         start, size = start + size, TEXTS_AT_ONCE
+
+
+def note_lengths(collection: Collection, texts: Mapping[bytes, str]) -> None:
+    """Note which of these texts (by content hash) are longer than the model reads; none of them is encoded."""
+    if texts and _has_limit(collection):
+        encoder = collection.encoder()
+        tokens = _count_tokens(encoder, list(texts.values()))
+        _note_truncated(collection, encoder, dict(zip(texts, tokens, strict=True)))
+
+
+def _note_truncated(collection: Collection, encoder: Encoder, tokens: Mapping[bytes, int]) -> None:
+    most = tokens_read(encoder, collection.profile)
+    if most is not None:
+        longer = {digest: count for digest, count in tokens.items() if count > most}
+        collection.ledger.note_truncated(collection.fingerprint, longer)
 
 
 def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
@@ -243,11 +266,20 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False) -> tuple[int, int]:
+class Pending(NamedTuple):
+    """What a sync would do, in texts."""
+
+    texts: int = 0  # to encode
+    reused: int = 0
+    truncated: int = 0  # of those to encode, longer than the model reads
+    longest: int = 0  # in tokens, of the truncated ones
+
+
+def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False) -> Pending:
     """How many texts of these batches (batch → item keys) a sync would encode, and how many have their vector, as
     `embed_batches` counts them. Writes nothing.
     """
-    pending = reused = 0
+    pending = Pending()
     with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
         # Before the first sync nothing is there that could be used again.
         options = EmbedOptions(force=force or not collection.model.destination.is_made(connection))
@@ -256,11 +288,29 @@ def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, f
             adopted: set[str] = set()
             if collection.adopts and not force:
                 adopted = collection.model.destination.adoptable_items(connection, [row.item_key for row in rows])
-            reused += len(adopted)
             others = [row for row in rows if row.item_key not in adopted]
             readable = [row[:4] for row in others if row.reason is None]
             texts, _ = texts_table(collection.definition, readable)
             plan = _plan(collection, batch, texts, options)
-            pending += len(plan.wanted)
-            reused += plan.result.reused
-    return pending, reused
+            lengths = _lengths(collection, list(plan.wanted.values()))
+            pending = Pending(
+                pending.texts + len(plan.wanted),
+                pending.reused + len(adopted) + plan.result.reused,
+                pending.truncated + len(lengths),
+                max(pending.longest, *lengths, 0),
+            )
+    return pending
+
+
+def _lengths(collection: Collection, texts: list[str]) -> list[int]:
+    """The numbers of tokens of those texts that are longer than the model reads."""
+    if not texts or not _has_limit(collection):
+        return []
+    encoder = collection.encoder()
+    most = tokens_read(encoder, collection.profile)
+    return [count for count in _count_tokens(encoder, texts) if most is not None and count > most]
+
+
+def _has_limit(collection: Collection) -> bool:
+    """Whether the model may read less than a whole text; only a local one knows more than its profile says."""
+    return collection.profile.provider == "local" or collection.profile.max_length is not None

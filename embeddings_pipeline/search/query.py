@@ -18,7 +18,8 @@ from psycopg import sql
 from psycopg.types.json import set_json_loads
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.profiles import Profile, fingerprint, resolve_profile
+from embeddings_pipeline.config.fingerprint import fingerprint
+from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import (

@@ -1,5 +1,6 @@
 """Which models a collection has, and where it stands, as the database says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -69,9 +70,17 @@ def shadow_models(connection: psycopg.Connection, definition: CollectionDefiniti
     return [_model(definition, row) for row in rows]
 
 
+def stored_profile(profile: Mapping[str, Any]) -> Profile:
+    """A profile as `embeddings.model` keeps it.
+
+    One without the key `similarity` was stored while every model was searched by cosine, which stays so.
+    """
+    return Profile(**{"similarity": "cosine", **profile})
+
+
 def _model(definition: CollectionDefinition, row: tuple[Any, ...]) -> Model:
     fingerprint, dimension, storage, profile = row
-    return Model(Profile(**profile), destination_of(definition, fingerprint, dimension, storage))
+    return Model(stored_profile(profile), destination_of(definition, fingerprint, dimension, storage))
 
 
 def has_vectors(connection: psycopg.Connection, collection: str) -> bool:

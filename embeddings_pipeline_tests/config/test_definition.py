@@ -280,7 +280,7 @@ def test_an_editor_gets_the_keys_of_profiles_from_the_schema() -> None:
     keys = schema["$defs"]["Profile"]["properties"]
     assert {"name", "provider", "model", "dimensions", "query_prompt"} <= set(keys)
     assert keys["provider"]["enum"] == ["local", "openai", "python"]
-    assert keys["query_prompt"]["description"] == "Put before each query."
+    assert keys["query_prompt"]["description"].startswith("Put before each query.")
     assert "ProfileSettings" in str(schema["properties"]["profiles"])
     choices = {"$ref": "#/$defs/Profile"}
     assert choices in schema["properties"]["profile"]["anyOf"][0]["oneOf"]

@@ -11,15 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from embeddings_pipeline.config.profiles import (
-    BUILT_IN,
-    Profile,
-    fingerprint,
-    keep_digests,
-    resolve_profile,
-    resolve_weights,
-)
+from embeddings_pipeline.config.fingerprint import fingerprint
+from embeddings_pipeline.config.profiles import BUILT_IN, Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.weights import keep_digests, resolve_weights
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ProfileError
 
@@ -154,7 +149,8 @@ def test_a_hub_that_does_not_answer_fails_within_seconds(answers: str, tmp_path:
         if answers == "is silent":
             hub.listen()
         code = (
-            "from embeddings_pipeline.config.profiles import BUILT_IN, resolve_weights\n"
+            "from embeddings_pipeline.config.profiles import BUILT_IN\n"
+            "from embeddings_pipeline.config.weights import resolve_weights\n"
             "from embeddings_pipeline.errors import ProfileError\n"
             "try: resolve_weights(BUILT_IN['speed'])\n"
             "except ProfileError as error: print(error)"
@@ -235,9 +231,9 @@ def test_a_model_is_read_once_in_the_life_of_a_state_folder(tmp_path: Path) -> N
     assert not state.exists()  # what only looks writes nothing
     keep_digests(state)
     code = (
-        "import hashlib, pathlib, sys; from embeddings_pipeline.config import profiles as p\n"
+        "import hashlib, pathlib, sys; from embeddings_pipeline.config import fingerprint as p, profiles\n"
         "hashlib.file_digest = None  # any reading of a file would fail\n"
-        "print(p.fingerprint(p.BUILT_IN['minilm'], pathlib.Path(sys.argv[1])))"
+        "print(p.fingerprint(profiles.BUILT_IN['minilm'], pathlib.Path(sys.argv[1])))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(state)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == first

@@ -11,17 +11,18 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model, Qwen2Tokenizer
+from tokenizers import pre_tokenizers
+from transformers import Qwen2Config, Qwen2Model, Qwen2Tokenizer
 
-from embeddings_pipeline.config.profiles import BUILT_IN, Profile, resolve_weights
+from embeddings_pipeline.config.profiles import BUILT_IN, Profile
+from embeddings_pipeline.config.weights import resolve_weights
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.local import LocalEncoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
+from embeddings_pipeline_tests.support.tiny_models import WORDS, bert
 
 MINILM = replace(BUILT_IN["minilm"], device="cpu")
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 TEXTS = [
     "A shark keeps a small town away from its beach.",
     "Dinosaurs break out of a theme park.",
@@ -52,34 +53,10 @@ def reference() -> SentenceTransformer:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """A two-layer BERT with a vocabulary of ten words, as a folder."""
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = tokenizer_of(folder / "transformer")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder / "transformer")
+    bert(folder / "transformer")
     modules = [Transformer(str(folder / "transformer")), Pooling(32, "mean"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / "model"))
     return Profile(name="tiny", provider="local", model=str(folder / "model"), dimensions=32, device="cpu")
-
-
-def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(names)}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -153,7 +153,8 @@ class TestAdoption:
     def test_vectors_that_are_there_are_taken_and_the_others_made(self, table, settings) -> None:
         before = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")
         collection = open_collection(definition(), settings)
-        assert pending_texts(collection, collection.ledger.look(collection.source)[1]) == (5, 20)  # as a dry run says
+        pending = pending_texts(collection, collection.ledger.look(collection.source)[1])  # as a dry run says
+        assert (pending.texts, pending.reused) == (5, 20)
         collection = sync(definition(), settings)
         assert sum(DeterministicEncoder.texts_encoded.values()) - 20 == 5  # and the canaries
         after = execute(table, "SELECT id, xmin::text, embedding::text FROM segments WHERE id <= 20 ORDER BY id")

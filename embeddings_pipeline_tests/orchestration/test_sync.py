@@ -314,7 +314,7 @@ class TestChecks:
     ) -> None:
         make_films(database, films(12))
         run_sync()
-        good = dict.fromkeys(("coverage", "integrity", "quarantine", "freshness", "index_parity"), True)
+        good = dict.fromkeys(("coverage", "integrity", "quarantine", "truncation", "freshness", "index_parity"), True)
         assert self.evaluate(database, project, instance) == good
         table = f"embeddings.{open_collection(definition(), project).model.destination.name}"
         execute(database, f"UPDATE {table} SET embedding = (embedding + embedding)::halfvec(32) WHERE text_id = 2")

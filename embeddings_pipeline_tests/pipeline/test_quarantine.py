@@ -50,8 +50,8 @@ class TestQuarantine:
         assert len(committed(database)) == 9
 
     def test_a_dry_look_does_not_count_what_waits(self, poisoned) -> None:
-        assert pending_texts(poisoned, {0: ["5", "6"]}) == (0, 1)
-        assert pending_texts(poisoned, {0: ["5", "6"]}, force=True) == (2, 0)
+        assert pending_texts(poisoned, {0: ["5", "6"]})[:2] == (0, 1)
+        assert pending_texts(poisoned, {0: ["5", "6"]}, force=True)[:2] == (2, 0)
 
     def test_a_retry_that_dies_before_its_commit_is_tried_again(self, database, poisoned) -> None:
         DeterministicEncoder.reset()

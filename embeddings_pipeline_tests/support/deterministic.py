@@ -54,14 +54,14 @@ class DeterministicEncoder:
         return self.profile.dimensions
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(texts, self.profile.document_prompt)
+        return self._encode(texts, self.profile.document_prompt or "")
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(texts, self.profile.query_prompt)
+        return self._encode(texts, self.profile.query_prompt or "")
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """A token is a word."""
-        return np.array([len((self.profile.document_prompt + text).split()) for text in texts], dtype=np.int64)
+        return np.array([len(((self.profile.document_prompt or "") + text).split()) for text in texts], dtype=np.int64)
 
     def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
         cls = type(self)
