@@ -20,7 +20,7 @@ from embeddings_pipeline.store.source_sql import (
     column_of,
     columns_of,
     primary,
-    table_identifier,
+    relation_of,
     tables,
     user_statement,
 )
@@ -355,10 +355,7 @@ class Source:
 
     @property
     def _relation(self) -> sql.Composable:
-        source = self.definition.attributes.source
-        if source.table:
-            return table_identifier(source.table)
-        return sql.SQL("({}\n)").format(user_statement(source.query or ""))
+        return relation_of(self.definition.attributes.source)
 
     @property
     def _name(self) -> str:

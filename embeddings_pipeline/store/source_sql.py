@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import psycopg
 from psycopg import sql
 
+from embeddings_pipeline.config.definition import SourceDefinition
 from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.store.sql import load_sql
 
@@ -17,6 +18,13 @@ def table_identifier(name: str) -> sql.Identifier:
         raise SourceError(f'{name!r} is not the name of a table: write `movies`, `schema.movies` or `"odd.name"`')
     parts = re.findall(r'"((?:[^"]|"")+)"|([^".]+)', name)
     return sql.Identifier(*(quoted.replace('""', '"') or plain for quoted, plain in parts))
+
+
+def relation_of(source: SourceDefinition) -> sql.Composable:
+    """The table, or the query in parentheses."""
+    return (
+        table_identifier(source.table) if source.table else sql.SQL("({}\n)").format(user_statement(source.query or ""))
+    )
 
 
 def tables(connection: psycopg.Connection) -> list[str]:
