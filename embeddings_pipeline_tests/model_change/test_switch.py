@@ -168,7 +168,7 @@ class TestCommands:
     def test_a_change_that_is_open_is_named(self, database, command, project) -> None:
         from embeddings_pipeline.model_change.phases import expand
 
-        collection = open_collection(definition(), project)
+        collection = open_collection(load_collections(load_settings().defs_dir)["films"], project)
         expand(collection, candidate_profile(collection, "wide"))
         assert "a change to wide began" in command("profile", "status").stdout
         with pytest.raises(PipelineError, match="a change to wide is open"):
