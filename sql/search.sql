@@ -27,12 +27,15 @@ LIMIT %(k)s
 
 
 -- name: ids
--- Live items behind text ids that an index found. Parameters: ids, vector_name.
+-- Live items behind text ids that an index found, scored and ordered as `items` does. Parameters: query, ids, vector_name.
 
-SELECT text.id, item.item_key, item.payload, text.text
+SELECT item.item_key, 1 - (vector.embedding <=> %(query)s::{type}) AS score, item.payload, text.text
 FROM {text} AS text
 JOIN {item} AS item ON item.item_key = text.item_key
+JOIN {vector} AS vector ON vector.text_id = text.id
 WHERE text.id = ANY (%(ids)s) AND text.vector_name = %(vector_name)s
+  AND vector.embedding <=> %(query)s::{type} <> 'NaN'
+ORDER BY score DESC, item.item_key COLLATE "C", text.chunk
 
 
 -- name: texts

@@ -169,13 +169,18 @@ def _lines(name: str, pace: Pace) -> Iterator[Progress]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document; a Decimal with all its digits, what JSON has no form for, such as a time, as text."""
-    written = simplejson.dumps(value, ensure_ascii=False, default=str, use_decimal=True, ignore_nan=True)
+    """One JSON document, in ASCII if the output takes no more."""
+    written = json_of(value)
     try:
         written.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # the output takes ASCII only, or little more
-        written = simplejson.dumps(value, default=str, use_decimal=True, ignore_nan=True)
+    except UnicodeEncodeError:
+        written = json_of(value, ensure_ascii=True)
     print(written)
+
+
+def json_of(value: Any, *, ensure_ascii: bool = False) -> str:
+    """As JSON; a Decimal with all its digits, what JSON has no form for, such as a time, as text."""
+    return simplejson.dumps(value, ensure_ascii=ensure_ascii, default=str, use_decimal=True, ignore_nan=True)
 
 
 @contextmanager

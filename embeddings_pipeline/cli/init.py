@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
+from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.errors import ConfigurationError
 
 # As this package has them: from the installed package, or from the checkout.
@@ -19,20 +20,24 @@ SHARED = ("dagster.yaml", "compose.yaml", "constraints.txt")
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to make it; it may be there, if it has none of the files.")],
+    path: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Where to make it; it may be there, if it has none of the files.")
+    ],
 ) -> None:
     """Make a project of your own: a folder for definitions, Dagster's settings, `.env`, and files for Docker."""
-    folder = folder.expanduser().resolve()
+    if not path.strip():
+        raise ConfigurationError("the folder has no name: `embeddings-pipeline init FOLDER`, or `.` for this one")
+    folder = expanded(path).resolve()
     name = module_name(folder.name)
-    contents = {path.format(name=name): text for path, text in project_files(name).items()}
-    if there := [path for path in contents if os.path.lexists(folder / path)]:
+    contents = {file.format(name=name): text for file, text in project_files(name).items()}
+    if there := [file for file in contents if os.path.lexists(folder / file)]:
         raise ConfigurationError(
             f"{folder} has {', '.join(there)} already, and nothing was written: name another folder"
         )
     try:
-        for path, text in contents.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text, encoding="utf-8")
+        for file, text in contents.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}; name another folder") from error
     print(

@@ -43,7 +43,9 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("embeddings_pipeline.health.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
     try:
-        raise SystemExit(app(prog_name="embeddings-pipeline", standalone_mode=False))
+        code = app(prog_name="embeddings-pipeline", standalone_mode=False)
+        sys.stdout.flush()  # what cannot be written is said here, and not at the interpreter's end
+        raise SystemExit(code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         raise SystemExit(error.exit_code) from None
@@ -60,6 +62,8 @@ def main() -> None:
         if (line := one_line(error)) is None:
             raise
         print(line, file=sys.stderr)
+        if isinstance(error, OSError) and not error.filename:  # what is not written yet cannot be either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
@@ -77,4 +81,6 @@ def one_line(error: BaseException) -> str | None:
             f"error: {error.filename}: {error.strerror}; make room there or let this user read and write it, or set "
             "EMBEDDINGS_STATE_DIR to a folder where it may"
         )
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        return f"error: the output cannot be written: {error.strerror}; make room where it goes"
     return f"error: {what_it_says(error)}" if isinstance(error, psycopg.Error) else None

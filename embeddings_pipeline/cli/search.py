@@ -1,7 +1,6 @@
 """`search`: the items nearest in meaning."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,13 +10,13 @@ from embeddings_pipeline.cli.console import (
     CollectionOption,
     JsonOption,
     chosen_collection,
+    json_of,
     print_cut,
     print_json,
     printable,
     waiting,
 )
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.config.templates import as_text
 
 if TYPE_CHECKING:
     from embeddings_pipeline.search.query import Hit
@@ -44,7 +43,7 @@ def search(
     with waiting("loading the model"):
         hits = run_search(definition, settings, query, k=k, vector_name=vector, index=index, profile=profile)
     if as_json:
-        print_json([asdict(hit) for hit in hits])
+        print_json([vars(hit) for hit in hits])
         return
     for hit in hits:
         print_hit(hit, definition.attributes.columns)
@@ -61,6 +60,8 @@ def print_hit(hit: "Hit", columns: Sequence[str]) -> None:
 
 
 def _shown(column: str, value: object) -> str:
-    # A number says nothing without its name.
-    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    return printable(f"{column} {value}" if number else as_text(value))
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):  # says nothing without its name
+        return f"{column} {value}"
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return printable(", ".join(value))
+    return printable(value if isinstance(value, str) else json_of(value))

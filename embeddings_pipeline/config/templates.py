@@ -30,7 +30,7 @@ class Template:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one row. `row` has a value for each column of the template (KeyError if not)."""
-        return self._sequence.render({column: _visible(as_text(row[column])) for column in self.columns}).strip()
+        return self._sequence.render({column: visible(as_text(row[column])) for column in self.columns}).strip()
 
 
 class _Number(str):
@@ -44,11 +44,11 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, list):
-        return ", ".join(text for text in map(as_text, value) if _visible(text))
+        return ", ".join(text for text in map(as_text, value) if visible(text))
     return _as_json(value)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """A text without white space around it; "" if no character of it can be seen."""
     return "" if _INVISIBLE.fullmatch(text) else text.strip()
 

@@ -76,7 +76,7 @@ class OwnEncoder:
             raise
         except MemoryError as error:
             raise OutOfMemoryError(f"{self._name}.{method}: memory ran out for {len(texts)} texts") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PipelineError(f"{self._name}.{method} failed: {_said(error)}") from error
 
 
@@ -87,6 +87,6 @@ def _described(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}{size}"
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

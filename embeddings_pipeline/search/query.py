@@ -21,6 +21,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.templates import visible
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import (
     ConfigurationError,
@@ -46,8 +47,16 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
 MOST_HITS = 1000
+MOST_DIGITS = 4000  # of an int: Python reads no longer ones
 MOST_TIES = 10_000  # texts of one score that FAISS is asked for
 ALL_COMPARED_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
+
+
+class ExactNumber(Decimal):
+    """A number with every digit that the database has; its text has no exponent."""
+
+    def __str__(self) -> str:
+        return format(self, "f")
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def nothing_found(definition: CollectionDefinition, settings: Settings) -> str:
     """Why a search may have found nothing, for people."""
     working = _working(open_database_to_read(settings), definition)
     if working is None:
-        return "nothing found: the collection has no vectors of that name"
+        return "nothing found: no text of that name has a vector; `embeddings-pipeline status` says why"
     return f"nothing is there to be found yet; {_until_then(working)}"
 
 
@@ -125,7 +134,7 @@ def _checked(
     """The name of the vector to ask, once all of these are what they may be: programs without types pass anything."""
     if not isinstance(query, str):
         raise unusable("query", query, "a text")
-    if not query.strip():
+    if not visible(query):
         raise ConfigurationError("the query is blank: say what to search for")
     if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= MOST_HITS:
         raise unusable("k", k, f"a whole number from 1 to {MOST_HITS}")
@@ -222,8 +231,12 @@ def nearest_items(
 def _exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
     """A cursor that reads the numbers of JSON with all their digits."""
     cursor = connection.cursor()
-    set_json_loads(partial(json.loads, parse_float=Decimal), context=cursor)
+    set_json_loads(partial(json.loads, parse_float=ExactNumber, parse_int=_whole_number), context=cursor)
     return cursor
+
+
+def _whole_number(digits: str) -> int | ExactNumber:
+    return int(digits) if len(digits) < MOST_DIGITS else ExactNumber(digits)
 
 
 def nearest_texts(
@@ -278,21 +291,21 @@ def _faiss(
             *(collection, why),
         )
         return None
-    cosines = _nearest_by_faiss(generation, name, vector, 2 * k + 10)
-    with _exact_cursor(connection) as cursor:
-        cursor.execute(model.destination.tables.statement("search/ids"), {"ids": list(cosines), "vector_name": name})
-        hits = [Hit(key, cosines[text_id], payload, text) for text_id, key, payload, text in cursor]
+    ids = _nearest_by_faiss(generation, name, vector, 2 * k + 10)
+    statement = model.destination.statement("search/ids", type=model.destination.type)
     best: dict[str, Hit] = {}
-    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.item_key)):
-        best.setdefault(hit.item_key, hit)
+    with _exact_cursor(connection) as cursor:
+        cursor.execute(statement, {"query": Vector(vector).to_text(), "ids": ids, "vector_name": name})
+        for row in cursor:
+            best.setdefault(row[0], Hit(*row))
     return list(best.values())[:k]
 
 
-def _nearest_by_faiss(generation: "FaissIndex", name: str, vector: NDArray[np.float32], n: int) -> dict[int, float]:
-    """Ids and cosines of the `n` nearest texts, and of as many more as are exactly as near, within MOST_TIES."""
+def _nearest_by_faiss(generation: "FaissIndex", name: str, vector: NDArray[np.float32], n: int) -> list[int]:
+    """Ids of the `n` nearest texts, and of as many more as are exactly as near, within MOST_TIES."""
     while True:
         scores, ids = generation.search(name, vector[None, :], n)
-        found = {int(text_id): float(score) for text_id, score in zip(ids[0], scores[0], strict=True) if text_id >= 0}
+        found = [int(text_id) for text_id in ids[0] if text_id >= 0]
         if len(found) < n or n >= MOST_TIES or scores[0][-1] != scores[0][n // 2]:
             return found
         n *= 4

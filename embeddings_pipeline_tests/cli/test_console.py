@@ -5,10 +5,12 @@ import json
 import os
 import pty
 import re
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import click
 import pytest
@@ -18,6 +20,7 @@ from embeddings_pipeline.cli import console
 from embeddings_pipeline.cli.main import app, main
 from embeddings_pipeline.cli.search import print_hit
 from embeddings_pipeline.search.query import Hit
+from embeddings_pipeline_tests.support.command_line import PROJECT
 
 
 def test_in_a_pipe_long_work_says_now_and_then_what_it_does(
@@ -118,6 +121,24 @@ def test_a_hit_on_a_terminal_is_bold_dimmed_and_cut(monkeypatch: pytest.MonkeyPa
     os.close(ours)
     assert line.startswith("\x1b[1m0.320  22  Fight\\nClub\x1b[0m\x1b[2m · year 1999 · a")
     assert len(re.sub(r"\x1b\[\d*m", "", line)) == 60
+
+
+def test_numbers_in_lists_and_objects_and_deep_documents_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    deep: list[object] = []
+    for _ in range(500):
+        deep = [deep]
+    print_hit(
+        Hit("1", 0.5, {"a": [Decimal("1.5"), 2], "b": {"price": Decimal("12.50")}, "c": deep}, "t"), ["a", "b", "c"]
+    )
+    assert capsys.readouterr().out.startswith('0.500  1  [1.5, 2] · {"price": 12.50} · [[[[')
+
+
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    command = [sys.executable, "-m", "embeddings_pipeline", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device; make room where it goes\n"
 
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:

@@ -53,6 +53,7 @@ def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert "has workspace.yaml already, and nothing was written" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["workspace.yaml"]
+    assert run_here(("init", " ")).stderr.startswith("error: the folder has no name")
     (tmp_path / "file").touch()
     assert run_here(("init", str(tmp_path / "file" / "below"))).stderr.count("\n") == 1
 

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 
+from embeddings_pipeline.cli.search import print_hit
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, ProfileError
 from embeddings_pipeline.index.faiss_build import build
@@ -58,6 +59,28 @@ def test_a_hit_has_its_nearest_text_and_numbers_with_all_digits(database: Databa
         assert str(hit.item["price"]) == "12.50"
 
 
+def test_both_indexes_give_the_same_scores_in_the_same_order(database: Database, settings: Settings) -> None:
+    make_films(database, [(n, f"lamp {n}", "", 0) for n in range(1, 41)])
+    one = definition()
+    collection, _ = sync_once(one, settings)
+    build(database, collection.model.destination, settings.state_dir / "faiss")
+    for query in ("lamp", "lamp 7", "a light"):
+        by_postgres, by_faiss = (search(one, settings, query, k=40, index=i) for i in ("pgvector", "faiss"))
+        assert by_postgres == by_faiss
+
+
+def test_numbers_of_any_length_and_shape_are_read(database: Database, settings: Settings) -> None:
+    make_films(database, [(1, "Lamp", "light", 0)])
+    execute(database, "ALTER TABLE films ADD n numeric, ADD tiny numeric, ADD ratios real[], ADD offer jsonb")
+    execute(database, "UPDATE films SET n = (10::numeric ^ 5000), tiny = 0.00000001, ratios = '{1.5,2}'")
+    execute(database, """UPDATE films SET offer = '{"price": 12.50}'""")
+    one = definition(columns=["n", "tiny", "ratios", "offer"])
+    sync_once(one, settings)
+    [hit] = search(one, settings, "lamp")
+    assert len(str(hit.item["n"])) == 5001 and str(hit.item["tiny"]) == "0.00000001"
+    print_hit(hit, one.attributes.columns)
+
+
 def test_vectors_of_other_weights_answer_no_query(database: Database, settings: Settings) -> None:
     make_films(database, films(3))
     sync_once(definition(), settings)
@@ -68,7 +91,7 @@ def test_vectors_of_other_weights_answer_no_query(database: Database, settings: 
         search(definition(), settings, "a story")
 
 
-@pytest.mark.parametrize(("query", "k"), [("", 1), (" \n", 1), ("x", 0), ("x", 5000)])
+@pytest.mark.parametrize(("query", "k"), [("", 1), (" \n", 1), ("\u200b\u00ad", 1), ("x", 0), ("x", 5000)])
 def test_a_query_that_cannot_be_asked_is_named(database: Database, settings: Settings, query: str, k: int) -> None:
     with pytest.raises(ConfigurationError):
         search(definition(), settings, query, k=k)
