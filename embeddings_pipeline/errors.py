@@ -37,6 +37,10 @@ class RefusedError(PipelineError):
     """Something that would lose data was asked for and is done only with an explicit flag."""
 
 
+class InterruptedRunError(PipelineError):
+    """Somebody ended the work; what is committed stays."""
+
+
 class ModelChangeError(PipelineError):
     """A step of a change of the model that cannot be done now, or whose result was not good enough; nothing changed."""
 

@@ -11,7 +11,7 @@ import psycopg
 import typer
 
 from embeddings_pipeline.cli import collection, init, load, profile, psql, quarantine, search, status, sync, ui
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import InterruptedRunError, PipelineError
 from embeddings_pipeline.store.retry import what_it_says
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(collection.app, name="collection")
 
 
+INTERRUPTED = 130  # the exit code, as shells have it: 128 and the number of SIGINT
 # What a folder or disk does to a user, rather than a mistake of ours.
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
@@ -64,7 +65,10 @@ def main() -> None:
         print(line, file=sys.stderr)
         if isinstance(error, OSError) and not error.filename:  # what is not written yet cannot be either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        raise SystemExit(INTERRUPTED if isinstance(error, InterruptedRunError) else 1) from None
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _help_of(error: click.ClickException) -> str:

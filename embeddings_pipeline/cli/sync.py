@@ -15,7 +15,7 @@ from embeddings_pipeline.cli.console import (
     progress_bar,
 )
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import InterruptedRunError, PipelineError
 
 
 def sync(
@@ -55,7 +55,7 @@ def sync(
                     progress=progress,
                 )
         except PipelineError as error:  # the others are no worse for it
-            if len(collections) == 1:
+            if len(collections) == 1 or isinstance(error, InterruptedRunError):
                 raise
             print(f"error: {definition.name}: {error}", file=sys.stderr)
             failed.append(definition.name)

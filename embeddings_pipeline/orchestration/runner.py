@@ -9,7 +9,7 @@ import dagster as dg
 import psycopg
 import sqlalchemy.exc
 
-from embeddings_pipeline.errors import DatabaseError, PipelineError
+from embeddings_pipeline.errors import DatabaseError, InterruptedRunError, PipelineError
 from embeddings_pipeline.health.check_results import CheckResult, Severity
 from embeddings_pipeline.orchestration.dagster_internals import (
     MAX_RETRIES_TAG,
@@ -117,7 +117,7 @@ class JobRunner:
                 },
             )
             materializations: list[Materialization] = []
-            failure: str | None = None
+            failure, interrupted = None, False
             for event in execute_run_iterator(InMemoryJob(definition), run, self.instance):
                 if event.is_step_materialization:
                     reported = event.step_materialization_data.materialization
@@ -127,11 +127,12 @@ class JobRunner:
                     found = check_result(event.asset_check_evaluation_data)
                     self.checked[found.name] = found
                 elif event.is_step_failure:
-                    failure = _failure(event)
+                    failure, interrupted = _failure(event), _is_interrupted(event)
                 elif event.is_failure and failure is None:
                     failure = _innermost(event.job_failure_data.error) or event.message or "the run failed"
         if failure:
-            raise RunFailed(f"{failure} (run {run_id[:8]}: see it in the Dagster UI)")
+            told = f"{failure} (run {run_id[:8]}: see it in the Dagster UI)"
+            raise InterruptedRunError(told) if interrupted else RunFailed(told)
         return materializations
 
 
@@ -145,10 +146,14 @@ def _failure(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:
         return data.user_failure_data.description
-    error = data.error
-    if error and error.cls_name == "DagsterExecutionInterruptedError":
+    if _is_interrupted(event):
         return "interrupted; what is committed stays"
-    return _innermost(error) or event.message or "a step failed"
+    return _innermost(data.error) or event.message or "a step failed"
+
+
+def _is_interrupted(event: dg.DagsterEvent) -> bool:
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == "DagsterExecutionInterruptedError"
 
 
 def _innermost(error: SerializableErrorInfo | None) -> str:

@@ -111,6 +111,7 @@ def _choose(table: str, columns: list[_Column], key: Sequence[str]) -> _Proposal
     texts = [c for c in columns if c.type in TEXT_TYPES and c.name not in key and not re.search(r"[{}]", c.name)]
     if any(c.length > 0 for c in columns):
         texts = [c for c in texts if c.length > 0 and c.wordless < 0.5]
+    texts = [c for c in texts if not _remaining(c)]
     texts.sort(key=lambda c: TITLES.index(c.name.lower()) if c.name.lower() in TITLES else len(TITLES))
     if not texts:
         raise SourceError(f"{table!r} has no column with text in it; choose another table, or make a view with one")
@@ -128,6 +129,8 @@ def _remaining(column: _Column) -> str | None:
         return f"{quoted} IS NOT TRUE"
     if name in REMOVED and column.type in ("smallint", "integer", "bigint"):
         return f"coalesce({quoted}, 0) = 0"
+    if name in REMOVED_AT and column.type in TEXT_TYPES:
+        return f"coalesce({quoted}, '') = ''"
     if name in REMOVED_AT and (column.type == "date" or column.type.startswith("timestamp")):
         return f"{quoted} IS NULL"
     if column.removed_states:
@@ -229,8 +232,12 @@ def _describe(table: str, url: str | None, settings: Settings) -> list[_Column]:
                     name: _removed_states(connection, identifier, name) for name, _, _ in rows if name.lower() in STATES
                 }
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-            nearest = did_you_mean(table, tables(connection)) or "; give its name as `schema.table`, in its exact case"
-            raise SourceError(f"there is no table {table!r}{nearest}") from error
+            nearest = did_you_mean(table, tables(connection)) or (
+                f"; give its name as `schema.table` in its exact case, set DATABASE_URL if it is elsewhere, or make it "
+                f"with `embeddings-pipeline load FILE --table {table}`"
+            )
+            where = "the address of --url" if url else open_database(settings).name_and_host
+            raise SourceError(f"there is no table {table!r} in {where}{nearest}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise SourceError(
                 f"table {table!r} cannot be read: {error.diag.message_primary}; GRANT SELECT on it"

@@ -88,7 +88,7 @@ def kept_texts(columns: Sequence[FileColumn], types: Mapping[str, str]) -> list[
             row = next(odd, 1)
             notes.append(
                 f"column {column.name!r} is text, since row {row} says {shown(values[row - 1] or '')}; "
-                f"--type {column.name}=numeric makes a new table with numbers"
+                f"drop the table and load it with --type {column.name}=numeric for numbers"
             )
     return notes
 

@@ -100,7 +100,8 @@ def test_load_tells_the_types_and_takes_the_files_name(command: Command, tmp_pat
     made = command("load", str(tmp_path / "shops.csv"))
     assert made.stdout == "shops: 2 rows, 2 new, 0 changed\n"
     assert made.stderr == (
-        "note: column 'zip' is text, since row 1 says '02134'; --type zip=numeric makes a new table with numbers\n"
+        "note: column 'zip' is text, since row 1 says '02134'; drop the table and load it with --type zip=numeric for "
+        "numbers\n"
         "note: shops is a new table (bigint: id; text: the others); --types shows each, --type COLUMN=TYPE decides\n"
     )
     again = command("load", str(tmp_path / "shops.csv"), "--types")

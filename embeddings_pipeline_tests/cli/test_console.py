@@ -2,12 +2,14 @@
 
 import io
 import json
+import logging
 import os
 import pty
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -141,6 +143,24 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
     assert done.stderr == "error: the output cannot be written: No space left on device; make room where it goes\n"
 
 
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`main` with these arguments, in this process; what it says to the loggers is taken back."""
+    levels = {logger: logger.level for logger in logging.root.manager.loggerDict.values() if hasattr(logger, "level")}
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", *arguments])
+        main()
+
+    yield run
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    for name in list(logging.root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        logger.setLevel(levels.get(logger, logging.NOTSET))
+
+
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
     if isinstance(command, click.Group):
         return [one for name, part in command.commands.items() for one in commands(part, (*path, name))]
@@ -149,11 +169,13 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[t
 
 @pytest.mark.parametrize(("path", "command"), commands(typer.main.get_command(app)), ids=lambda part: str(part)[:40])
 def test_help_shows_the_text_of_each_parameter(
-    path: tuple[str, ...], command: click.Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: tuple[str, ...],
+    command: click.Command,
+    run_main: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", *path, "--help"])
     with pytest.raises(SystemExit, match="0"):
-        main()
+        run_main(*path, "--help")
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for parameter in command.params:
         text = " ".join((getattr(parameter, "help", None) or "").split())
@@ -172,10 +194,9 @@ def test_help_shows_the_text_of_each_parameter(
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(
-    arguments: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], line: str, run_main: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", *arguments])
     with pytest.raises(SystemExit, match="2"):
-        main()
+        run_main(*arguments)
     shown = capsys.readouterr().err
     assert shown.startswith(line) and shown.count("\n") == 1

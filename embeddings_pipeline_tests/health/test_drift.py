@@ -54,7 +54,7 @@ class TestDrift:
         assert numbers.asset_materialization.metadata["vectors_not_in_faiss"].value == 0
         again = build_definitions(definition()).resolve_job_def("films_index").execute_in_process(instance=instance)
         checked = {evaluation.check_name for evaluation in again.get_asset_check_evaluations()}
-        assert checked == {"coverage", "integrity", "quarantine", "freshness", "index_parity"}
+        assert checked == {"coverage", "integrity", "quarantine", "freshness", "truncation", "index_parity"}
 
     def test_a_model_of_other_dimensions_or_without_a_number_is_drift(self, database, settings) -> None:
         make_films(database, films(3))

@@ -46,6 +46,7 @@ def test_what_it_writes_for_a_table_of_films_syncs_at_once(database, settings, t
     ("column", "gone"),
     [
         ("deleted_at timestamptz", "now()"),
+        ("deleted_at text", "'2024-08-30T10:00:00'"),
         ("archived_at timestamp", "now()"),
         ("deleted_on date", "now()"),
         ('"Is_Deleted" boolean', "true"),
@@ -165,7 +166,7 @@ def test_what_cannot_be_scaffolded_is_one_line(database, settings):
     )
     execute(database, "CREATE TABLE keyless (title text)")
     for name, table, url, says in [
-        ("mine", "film", None, "there is no table 'film' (did you mean 'films'?)"),
+        ("mine", "film", None, "(did you mean 'films'?)"),
         ("mine", "nope.films", None, "there is no table 'nope.films'"),
         ("mine", "zzz", None, "give its name as `schema.table`"),
         ("mine", "", None, "is not the name of a table"),

@@ -187,7 +187,8 @@ def test_a_chosen_type_decides_for_a_new_column_only(database, tmp_path):
 def test_what_keeps_a_column_of_numbers_text_is_told(database, tmp_path):
     columns = {"score": ["0.5", "6.50E-05"], "price": ["7.99", "12.50"], "n": ["1", "2"], "word": ["1", "n/a"]}
     assert load_file(database, write(tmp_path / "f.csv", columns), "films").notes == [
-        f"column '{name}' is text, since row 2 says '{text}'; --type {name}=numeric makes a new table with numbers"
+        f"column '{name}' is text, since row 2 says '{text}'; "
+        f"drop the table and load it with --type {name}=numeric for numbers"
         for name, text in (("score", "6.50E-05"), ("price", "12.50"))
     ]
 

@@ -343,6 +343,6 @@ def test_an_interrupt_ends_a_read_that_waits(database: Database, by: str) -> Non
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
             wait_until(lambda: locker.execute(waiting).fetchone() == (1,))
             reader.send_signal(signal.SIGINT)
-            _, said = reader.communicate(timeout=30)
+            _, said = reader.communicate(timeout=120)
         assert by in said.splitlines()[-1] and "rollback" not in said
         wait_until(lambda: locker.execute(waiting).fetchone() == (0,), 5)
