@@ -14,7 +14,13 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.errors import StaleRunError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.failed import FailedItem, failed_items, is_of_an_item, reason_of
+from embeddings_pipeline.pipeline.failed import (
+    FailedItem,
+    failed_items,
+    is_certainly_of_an_item,
+    is_of_an_item,
+    reason_of,
+)
 from embeddings_pipeline.pipeline.figures import Committed
 from embeddings_pipeline.store.copy_binary import copy_in
 from embeddings_pipeline.store.destination.base import Destination
@@ -46,7 +52,8 @@ def _commit_without_refused(
 ) -> Committed:
     """Commit; if the database refuses a value, find by trials whose it is, and commit the others.
 
-    If a trial without any item fails too, or one for each of several, the items are not to blame: the error is raised.
+    If a trial without any item fails too, the items are not to blame, nor if each fails and several for what may refuse
+    any value: the error is raised.
     """
 
     def commit(result: "_BatchResult", *, trial: bool = False) -> Committed:
@@ -69,7 +76,8 @@ def _commit_without_refused(
         _, refused = by_halves(
             lambda keys: commit(result.of_items(keys), trial=True), list(result.items), is_of_an_item
         )
-        if not refused or len(refused) == len(result.items) > 1:
+        doubtful = sum(not is_certainly_of_an_item(reason) for reason in refused.values())
+        if not refused or (len(refused) == len(result.items) and doubtful > 1):
             raise
         failed = {
             item_key: FailedItem(result.items[item_key][0], "store", reason_of(reason))

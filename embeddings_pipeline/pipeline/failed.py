@@ -11,7 +11,7 @@ import psycopg
 import pyarrow as pa
 
 from embeddings_pipeline.errors import ConfigurationError
-from embeddings_pipeline.store.halves import is_of_data
+from embeddings_pipeline.store.halves import is_of_data, is_of_its_value
 from embeddings_pipeline.store.lake import FAILED_ITEMS
 
 REASON_CHARACTERS = 300
@@ -39,7 +39,16 @@ def failed_items(table: pa.Table) -> dict[str, FailedItem]:
 
 def is_of_an_item(error: Exception) -> bool:
     """Whether a commit failed because of what an item holds: the database, or the user's own table, refused a value."""
-    return is_of_data(error.__cause__ if isinstance(error, ConfigurationError) else error)
+    return is_of_data(_cause(error))
+
+
+def is_certainly_of_an_item(error: Exception) -> bool:
+    """Whether that stands though no item of a batch is taken."""
+    return is_of_its_value(_cause(error))
+
+
+def _cause(error: Exception) -> BaseException | None:
+    return error.__cause__ if isinstance(error, ConfigurationError) else error
 
 
 def reason_of(error: BaseException) -> str:

@@ -12,6 +12,9 @@ MOST_FAILURES = 1000
 """If more items fail, it is not they that are at fault."""
 OF_DATA = ("22", "54", "XX001", "P0001")
 """SQLSTATEs: data that cannot be processed, more than PostgreSQL can hold, a damaged row, what a function raises."""
+OF_ANY_VALUE = ("22000", "XX001", "P0001")
+"""Those of them that no value need be to blame for: a column of another size, a damaged table, what a function raises.
+"""
 
 
 def by_halves(
@@ -50,3 +53,8 @@ def is_of_data(error: BaseException | None) -> bool:
             return isinstance(error, psycopg.DataError)
         return isinstance(error, errors.CheckViolation) or error.sqlstate.startswith(OF_DATA)
     return isinstance(error, UnicodeError)
+
+
+def is_of_its_value(error: BaseException | None) -> bool:
+    """Whether it is certain that a value is to blame, even if each of several is refused."""
+    return is_of_data(error) and not (isinstance(error, psycopg.Error) and error.sqlstate in OF_ANY_VALUE)

@@ -154,6 +154,17 @@ def test_several_items_of_several_kinds(database: Database, settings: Settings) 
     assert reasons["5"] == "value overflows numeric format"
 
 
+def test_of_a_batch_each_item_may_be_refused_for_its_value(
+    database: Database, settings: Settings
+) -> None:
+    execute(database, "INSERT INTO films SELECT n, 'Film ' || n, '{\"n\": 1}' FROM generate_series(10, 20) n")
+    execute(database, f"UPDATE films SET extra = {HUGE} WHERE id <= 10")
+    collection, _ = sync_once(films_definition(), settings)
+    reasons = {entry.item_key: (entry.step, entry.reason) for entry in collection.ledger.quarantine_entries()}
+    assert len(reasons) == 10 and set(reasons.values()) == {("store", "value overflows numeric format")}
+    assert len(committed(database)) == 10 and collection.ledger.work() == {}
+
+
 def test_an_index_of_the_users_that_refuses_a_payload_costs_that_item_alone(
     database: Database, settings: Settings
 ) -> None:
