@@ -12,6 +12,7 @@ from datetime import datetime
 
 import psycopg
 
+from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import run_lock, run_locked
@@ -108,5 +109,6 @@ def _forget_dead(database: Database, collection: str) -> None:
 
 def _execute(database: Database, statement: str, parameters: dict[str, object]) -> None:
     """What is told of the work must not stop it."""
+    cleaned = {name: clean(value) if isinstance(value, str) else value for name, value in parameters.items()}
     with suppress(PipelineError, psycopg.Error), database.connect(autocommit=True) as connection:
-        connection.execute(load_sql(f"health/{statement}"), parameters)
+        connection.execute(load_sql(f"health/{statement}"), cleaned)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
 
@@ -60,7 +61,7 @@ def note_result(database: Database, collection: str, result: CheckResult) -> Non
         "check": result.name,
         "passed": result.passed,
         "severity": result.severity,
-        "description": result.description,
+        "description": clean(result.description),
     }
     with database.session() as connection:
         connection.execute(load_sql("health/note_check"), parameters)

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import psycopg
 
+from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.retry import is_outage, what_it_says
@@ -66,6 +67,6 @@ def failure_kept(database: Database, collection: str, step: str) -> Iterator[Non
 
 def note_failure(database: Database, collection: str, step: str, reason: str) -> None:
     """Keep why a step failed; nothing is kept of a collection that the database does not know."""
-    parameters = {"collection": collection, "step": step, "reason": reason}
+    parameters = {"collection": collection, "step": step, "reason": clean(reason)}
     with database.connect(autocommit=True) as connection:
         connection.execute(load_sql("health/note_failure"), parameters)

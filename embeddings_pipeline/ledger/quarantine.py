@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.ledger.base import LedgerBase
 from embeddings_pipeline.store.locks import lock_batch
 from embeddings_pipeline.store.sql import load_sql
@@ -54,7 +55,7 @@ class Quarantine(LedgerBase):
             for digest, (text, reason) in bad.items():
                 log.warning("collection %r: a text went to quarantine: %s", self.name, reason)
                 parameters: dict[str, Any] = {"collection": self.name, "fingerprint": fingerprint, **waits}
-                parameters |= {"content_hash": digest, "text": text, "step": step, "reason": reason}
+                parameters |= {"content_hash": digest, "text": text, "step": step, "reason": clean(reason)}
                 connection.execute(load_sql("quarantine/add"), parameters)
 
     def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.ledger.base import LedgerBase
 from embeddings_pipeline.ledger.quarantine import LONGEST_TEXT_WAIT
 from embeddings_pipeline.store.sql import load_sql
@@ -70,7 +71,7 @@ class Work(LedgerBase):
 
     def note_failure(self, batches: Sequence[int], reason: str) -> None:
         """Note why the last attempt at these batches failed, until they are committed."""
-        parameters = {"collection": self.name, "batches": list(batches), "reason": reason}
+        parameters = {"collection": self.name, "batches": list(batches), "reason": clean(reason)}
         with self.database.connect(autocommit=True) as connection:
             connection.execute(load_sql("work/failed"), parameters)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import psycopg
 import pyarrow as pa
 
+from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.halves import is_of_data, is_of_its_value
 from embeddings_pipeline.store.lake import FAILED_ITEMS
@@ -52,11 +53,15 @@ def _cause(error: Exception) -> BaseException | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line for people."""
+    """One line for people, and for the database."""
+    return clean(_words_of(error))
+
+
+def _words_of(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "its JSON is nested too deeply to be written as text"
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        return error.diag.message_primary[:REASON_CHARACTERS]
+        return " ".join(error.diag.message_primary.split())[:REASON_CHARACTERS]
     lines = str(error).strip().splitlines()
     said = lines[0][:REASON_CHARACTERS] if lines else ""
     return said if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {said}"

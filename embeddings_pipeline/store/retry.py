@@ -8,7 +8,6 @@ import psycopg
 import stamina
 
 from embeddings_pipeline.errors import DatabaseError
-from embeddings_pipeline.store.database import one_line
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def is_outage(error: Exception) -> bool:
 
 def what_it_says(error: psycopg.Error) -> str:
     """One line for people."""
-    return f"the database says: {error.diag.message_primary or one_line(error)}"
+    return f"the database says: {' '.join((error.diag.message_primary or str(error)).split())}"
 
 
 def outage_attempts(name: str, *kinds: type[Exception]) -> Iterator[stamina.Attempt]:

@@ -58,4 +58,5 @@ def column_of(name: str) -> sql.Composed:
 
 def primary(error: psycopg.Error) -> str:
     said = error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{said} ({error.diag.message_hint})" if error.diag.message_hint else said
+    told = f"{said} ({error.diag.message_hint})" if error.diag.message_hint else said
+    return " ".join(told.split())

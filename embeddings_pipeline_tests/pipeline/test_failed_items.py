@@ -14,6 +14,7 @@ from embeddings_pipeline.pipeline import render
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.failed import reason_of
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
@@ -154,9 +155,7 @@ def test_several_items_of_several_kinds(database: Database, settings: Settings) 
     assert reasons["5"] == "value overflows numeric format"
 
 
-def test_of_a_batch_each_item_may_be_refused_for_its_value(
-    database: Database, settings: Settings
-) -> None:
+def test_of_a_batch_each_item_may_be_refused_for_its_value(database: Database, settings: Settings) -> None:
     execute(database, "INSERT INTO films SELECT n, 'Film ' || n, '{\"n\": 1}' FROM generate_series(10, 20) n")
     execute(database, f"UPDATE films SET extra = {HUGE} WHERE id <= 10")
     collection, _ = sync_once(films_definition(), settings)
@@ -174,6 +173,12 @@ def test_an_index_of_the_users_that_refuses_a_payload_costs_that_item_alone(
     execute(database, "UPDATE films SET title = 'n/a' WHERE id = 5")
     collection, _ = sync_once(films_definition(), settings, "again")
     assert entries(collection) == [("5", "store", 1)] and len(committed(database)) == 8
+
+
+def test_a_reason_can_be_stored() -> None:
+    assert reason_of(ValueError("NUL \x00 and half \ud83d a character")) == (
+        "ValueError: NUL \ufffd and half \ufffd a character"
+    )
 
 
 def test_what_the_database_refuses_of_every_item_is_no_items_fault(database: Database, settings: Settings) -> None:

@@ -19,6 +19,42 @@ from embeddings_pipeline_tests.support.workbench import (
 )
 
 
+class UnstorableError(OutageError):
+    """Its message cannot be stored as it is."""
+
+    def __init__(self, _: str) -> None:
+        super().__init__("NUL \x00 and half \udcff a character")
+
+
+UNSTORABLE = "NUL \ufffd and half \ufffd a character"
+
+
+class PoisonError(ValueError):
+    """The same, of a text."""
+
+    def __init__(self, _: str) -> None:
+        super().__init__(*UnstorableError("").args)
+
+
+def test_a_reason_that_cannot_be_stored_as_it_is_costs_no_batch(database, settings) -> None:
+    DeterministicEncoder.reset()
+    make_films(database, films(9))
+    execute(database, "UPDATE films SET overview = 'POISON' WHERE id = 5")
+    DeterministicEncoder.fail_on, DeterministicEncoder.error = "POISON", PoisonError
+    collection, _ = sync_once(definition(), settings)
+    assert [entry.reason for entry in collection.ledger.quarantine_entries()] == [f"PoisonError: {UNSTORABLE}"]
+    assert len(committed(database)) == 8
+
+
+def test_why_a_batch_waits_is_told_though_it_cannot_be_stored_as_it_is(database, settings) -> None:
+    DeterministicEncoder.reset()
+    make_films(database, films(9))
+    DeterministicEncoder.fail_on, DeterministicEncoder.error = "Film", UnstorableError
+    with pytest.raises(OutageError):
+        sync_once(definition(), settings)
+    assert execute(database, "SELECT failure FROM embeddings.batch") == [(UNSTORABLE,)]
+
+
 class TestQuarantine:
     @pytest.fixture
     def poisoned(self, database, settings) -> Any:
