@@ -1,5 +1,6 @@
 """What the commands share: their options, what they open, and what they print."""
 
+import logging
 import sys
 import threading
 import time
@@ -84,7 +85,7 @@ def check_all_defined(name: str | None) -> None:
 def warn_of_mistakes(defined: "Defined") -> None:
     """A mistake in another collection's file is told, and stops nothing."""
     for error in defined.mistakes.values():
-        print(f"warning: {error}", file=sys.stderr)
+        tell(f"warning: {error}")
 
 
 def confirm(question: str, otherwise: str) -> None:
@@ -212,6 +213,21 @@ def printable(text: str) -> str:
         char if char == " " or char.isprintable() or _joins(char) else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def tell(line: str) -> None:
+    """A line on stderr, as a terminal may have it."""
+    print(printable(line), file=sys.stderr)
+
+
+class LineFormatter(logging.Formatter):
+    """Each record is a line, and a traceback below it lines, that a terminal may have."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 def _joins(char: str) -> bool:

@@ -1,12 +1,11 @@
 """`load`: a source table from a file."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embeddings_pipeline.cli.console import JsonOption, pipeline_database, print_json, progress_bar
+from embeddings_pipeline.cli.console import JsonOption, pipeline_database, print_json, progress_bar, tell
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
 
@@ -56,7 +55,7 @@ def load(
         for name, kind in loaded.types.items():
             print(f"  {printable(name):{width}}  {kind}")
     for note in [*loaded.notes, *([_decided(loaded)] if loaded.created and not types else [])]:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
 
 
 def _column_and_type(choice: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import psycopg
 import typer
 
 from embeddings_pipeline.cli import collection, init, load, profile, psql, quarantine, search, status, sync, ui
+from embeddings_pipeline.cli.console import LineFormatter, printable, tell
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError
 from embeddings_pipeline.store.retry import what_it_says
 
@@ -39,7 +40,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets `?`
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for noisy in ("sentence_transformers", "transformers", "dagster", "alembic", "stamina"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("embeddings_pipeline.health.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
@@ -51,10 +54,10 @@ def main() -> None:
         error.show()
         raise SystemExit(error.exit_code) from None
     except click.ClickException as error:
-        print(f"error: {error.format_message()}{_help_of(error)}", file=sys.stderr)
+        tell(f"error: {' '.join(error.format_message().split())}{_help_of(error)}")
         raise SystemExit(error.exit_code) from None
     except click.Abort:
-        print("aborted: nothing more was done", file=sys.stderr)
+        tell("aborted: nothing more was done")
         raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output has left: `… | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,12 +82,12 @@ def _help_of(error: click.ClickException) -> str:
 def one_line(error: BaseException) -> str | None:
     """What a user is told of an error that a user can cause; None for any other."""
     if isinstance(error, PipelineError):
-        return f"error: {error}"
+        return printable(f"error: {error}")
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
-        return (
+        return printable(
             f"error: {error.filename}: {error.strerror}; make room there or let this user read and write it, or set "
             "EMBEDDINGS_STATE_DIR to a folder where it may"
         )
     if isinstance(error, OSError) and error.errno in REFUSED:
         return f"error: the output cannot be written: {error.strerror}; make room where it goes"
-    return f"error: {what_it_says(error)}" if isinstance(error, psycopg.Error) else None
+    return printable(f"error: {what_it_says(error)}") if isinstance(error, psycopg.Error) else None

@@ -1,6 +1,5 @@
 """`profile …`: which models there are, and which a collection keeps. Changing it: profile_change.py."""
 
-import sys
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from embeddings_pipeline.cli.console import (
     chosen_collection,
     database_to_read,
     print_json,
+    tell,
 )
 from embeddings_pipeline.cli.profile_choice import (
     NameArgument,
@@ -71,7 +71,7 @@ def _active_models(definition: "CollectionDefinition") -> "dict[str, tuple[str, 
         models = [("beside it", model.profile) for model in ledger.shadow_models()]
         return {profile.name: (mark, profile) for mark, profile in (*models, ("current", current.profile))}
     except DatabaseError as error:
-        print(f"which are current is not known: {error}", file=sys.stderr)
+        tell(f"which are current is not known: {error}")
         return {}
 
 

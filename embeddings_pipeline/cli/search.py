@@ -48,7 +48,7 @@ def search(
     for hit in hits:
         print_hit(hit, definition.attributes.columns)
     if not hits:
-        print(nothing_found(definition, settings))
+        print(printable(nothing_found(definition, settings)))
 
 
 def print_hit(hit: "Hit", columns: Sequence[str]) -> None:

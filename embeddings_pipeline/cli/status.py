@@ -1,6 +1,5 @@
 """`status`: what is there of a collection."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     database_to_read,
     print_json,
+    printable,
     size,
+    tell,
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
@@ -50,7 +51,7 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
         print_json(shown[0] if len(shown) == 1 else shown)
     else:
         for each in statuses:
-            print("\n".join(_lines(each)))
+            print("\n".join(map(printable, _lines(each))))
         if grown:
             print(_growth_text(grown))
     check_all_defined(collection_name)
@@ -79,7 +80,7 @@ def _too_long(figures: dict[str, Any]) -> str:
 def _name_undefined(names: list[str]) -> None:
     for name in names:
         remedy = f"`embeddings-pipeline collection remove {name}` drops it"
-        print(f"warning: {name}: no defs.yaml defines it any more, and all of it is kept; {remedy}", file=sys.stderr)
+        tell(f"warning: {name}: no defs.yaml defines it any more, and all of it is kept; {remedy}")
 
 
 def _lines(figures: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`sync`: bring collections up to date."""
 
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     print_json,
     progress_bar,
+    tell,
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError
@@ -57,17 +57,14 @@ def sync(
         except PipelineError as error:  # the others are no worse for it
             if len(collections) == 1 or isinstance(error, InterruptedRunError):
                 raise
-            print(f"error: {definition.name}: {error}", file=sys.stderr)
+            tell(f"error: {definition.name}: {error}")
             failed.append(definition.name)
             continue
         results.append({**asdict(result), "checks": [check.as_dict(definition.name) for check in result.checks]})
         if not as_json:
             print(_sync_line(results[-1]))
         for check in result.checks:
-            print(
-                f"{check.severity}: {definition.name}: check {check.name}: {check.told(definition.name)}",
-                file=sys.stderr,
-            )
+            tell(f"{check.severity}: {definition.name}: check {check.name}: {check.told(definition.name)}")
         unsound |= result.failed
     if as_json:
         print_json(results[0] if len(collections) == 1 else results)

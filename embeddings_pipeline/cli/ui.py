@@ -15,6 +15,7 @@ from typing import IO, Annotated
 
 import typer
 
+from embeddings_pipeline.cli.console import printable
 from embeddings_pipeline.config.settings import Settings, load_settings, project_root
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.database import open_database
@@ -122,11 +123,11 @@ def tell(output: IO[str]) -> None:
     for coloured in output:
         line = COLOUR.sub("", coloured)
         if alert := ALERT.search(line.rstrip()):
-            noise, line = False, f"ALERT: {_sentence(alert[1])}\n"
+            noise, line = False, f"ALERT: {_sentence(alert[1])}"
         elif MESSAGE.match(line):
             noise = NOISE.search(line) is not None
         if not noise:
-            print(line, end="", flush=True)
+            print(printable(line.rstrip("\r\n")), flush=True)
 
 
 def _sentence(alert: str) -> str:

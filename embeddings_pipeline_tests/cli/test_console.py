@@ -1,5 +1,6 @@
 """What people are shown: progress, results, help and mistakes."""
 
+import errno
 import io
 import json
 import logging
@@ -17,10 +18,12 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from psycopg import errors
 
 from embeddings_pipeline.cli import console
-from embeddings_pipeline.cli.main import app, main
+from embeddings_pipeline.cli.main import app, main, one_line
 from embeddings_pipeline.cli.search import print_hit
+from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.search.query import Hit
 from embeddings_pipeline_tests.support.command_line import PROJECT
 
@@ -100,6 +103,36 @@ def test_json_has_every_digit_and_an_output_without_letters_gets_escapes(monkeyp
 )
 def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
     assert console.printable(text) == shown
+
+
+def test_what_is_logged_is_lines_that_a_terminal_may_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    capsys.readouterr()
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        logging.getLogger("films").warning("a text: %s", "\x1b[31mred\nline", exc_info=True)
+    first, *traceback, last = capsys.readouterr().err.splitlines()
+    assert first == "a text: \\x1b[31mred\\nline"
+    assert traceback[0].startswith("Traceback") and last == "ValueError: \\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PipelineError("\x1b[2J\nline"),
+        OSError(errno.EACCES, "refused", "/\x1b[2J\nline"),
+        errors.DataError("\x1b[2J\nline"),
+    ],
+)
+def test_an_error_is_a_line_that_a_terminal_may_have(error: Exception) -> None:
+    line = one_line(error)
+    assert line is not None and line.isprintable() and "\\x1b[2J" in line
 
 
 HIT = Hit("22", 0.3204, {"title": "Fight\nClub", "year": 1999, "note": None, "tags": ["a", "b"]}, "a \x1b text " * 30)

@@ -161,6 +161,20 @@ class TestFailures:
         assert command("sync").returncode == 0
         assert status(command)["failures"] == []
 
+    def test_a_key_that_comes_twice_is_told_in_lines_that_a_terminal_may_have(
+        self, database: Database, command: Command, tmp_path: Path
+    ) -> None:
+        execute(database, "CREATE TABLE films (id text, title text, overview text, revenue bigint)")
+        execute(database, "INSERT INTO films SELECT E'a\\x1b[2J\\nb', 'Film', 'story', n FROM generate_series(1, 2) n")
+        refused = command("sync")
+        told = refused.stderr.splitlines()[-1]
+        assert refused.returncode == 1 and "the key (a\\x1b[2J\\nb) more than once" in told and told.isprintable()
+        shown = command("status").stdout
+        assert "the key (a\\x1b[2J\\nb) more than once" in shown and shown.replace("\n", "").isprintable()
+        define(tmp_path / "defs", "actors")  # of several collections, each is told in its place
+        of_several = command("sync").stderr
+        assert "error: films: " in of_several and of_several.replace("\n", "").isprintable()
+
     def test_an_empty_table_is_nothing_yet(self, database, command) -> None:
         make_films(database, [])
         assert command("sync").returncode == 0
