@@ -175,6 +175,34 @@ def test_an_index_of_the_users_that_refuses_a_payload_costs_that_item_alone(
     assert entries(collection) == [("5", "store", 1)] and len(committed(database)) == 8
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_what_refuses_all_but_items_with_a_bad_value_is_no_items_fault_unless_it_refuses_one(
+    database: Database, settings: Settings, others: int
+) -> None:
+    sync_once(films_definition(), settings)
+    execute(
+        database,
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN IF NEW.payload->>'title' LIKE '%!' THEN RAISE 'not now'; END IF; RETURN NEW; END $$""",
+    )
+    execute(
+        database,
+        "CREATE TRIGGER refuse BEFORE UPDATE ON embeddings.films_item FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    execute(database, f"UPDATE films SET title = title || '!', extra = CASE WHEN id > {others} THEN {HUGE} END")
+    if others == 1:
+        collection, _ = sync_once(films_definition(), settings, "refused")
+        assert {entry.reason for entry in collection.ledger.quarantine_entries()} == {
+            "not now",
+            "value overflows numeric format",
+        }
+        assert len(entries(collection)) == 9 and collection.ledger.work() == {}
+        return
+    with pytest.raises(Exception, match=r"not now|overflows"):
+        sync_once(films_definition(), settings, "refused")
+    assert entries(open_collection(films_definition(), settings)) == []
+
+
 def test_a_reason_can_be_stored() -> None:
     assert reason_of(ValueError("NUL \x00 and half \ud83d a character")) == (
         "ValueError: NUL \ufffd and half \ufffd a character"
