@@ -9,6 +9,7 @@ import typer
 from embeddings_pipeline.cli.console import (
     JsonOption,
     YesOption,
+    about_undefined,
     confirm,
     database_to_read,
     defined_collections,
@@ -22,6 +23,7 @@ from embeddings_pipeline.errors import ConfigurationError, RefusedError, did_you
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
+    from embeddings_pipeline.config.loading import Defined
     from embeddings_pipeline.pipeline.inventory import Inventory
 
 app = typer.Typer(
@@ -38,7 +40,7 @@ def list_collections(as_json: JsonOption = False) -> None:
     from embeddings_pipeline.store.database import was_used
 
     settings, defined = load_settings(), _defined()
-    names = dict.fromkeys(defined)
+    names = dict.fromkeys(defined.collections)
     if was_used(settings):
         database = database_to_read(settings)
         names |= dict.fromkeys(known_collections(database))
@@ -46,11 +48,11 @@ def list_collections(as_json: JsonOption = False) -> None:
     else:
         kept = [empty_inventory(name) for name in names]
     if as_json:
-        print_json([_as_dict(each, defined.get(each.name)) for each in kept])
+        print_json([_as_dict(each, defined.collections.get(each.name)) for each in kept])
         return
     for each in kept:
         figures = f"{each.items:>11,} items  {each.vectors:>11,} vectors  {size(each.bytes):>10}"
-        print(f"{each.name:<20} {figures}  {each.profile or '-':<10} {_state(each, each.name in defined)}".rstrip())
+        print(f"{each.name:<20} {figures}  {each.profile or '-':<10} {_state(each, defined)}".rstrip())
     if not names:
         print("there is no collection; `dg scaffold defs embeddings_pipeline.EmbeddingCollection` defines one")
 
@@ -59,11 +61,11 @@ def _as_dict(kept: "Inventory", definition: "CollectionDefinition | None") -> di
     return {**asdict(kept), "bytes": kept.bytes, "defined_in": definition.path if definition else None}
 
 
-def _state(kept: "Inventory", defined: bool) -> str:
+def _state(kept: "Inventory", defined: "Defined") -> str:
     if kept.renamed_from:
         return f"being renamed: `collection rename {kept.renamed_from} {kept.name}` finishes it"
-    if not defined:
-        return f"no longer defined: `collection remove {kept.name}` drops it"
+    if kept.name not in defined.collections:
+        return about_undefined(kept.name, defined)
     return "" if kept.in_database else "not synced yet"
 
 
@@ -76,15 +78,20 @@ def remove(
     from embeddings_pipeline.orchestration.runner import open_instance
     from embeddings_pipeline.pipeline.inventory import known_collections, take_inventory
 
-    settings, definition = load_settings(), _defined().get(name)
+    settings, defined = load_settings(), _defined()
+    definition = defined.collections.get(name)
     database = pipeline_database(settings)
     with open_instance() as instance:
         kept, batches = take_inventory(database, settings, name), len(partition_keys(instance, name))
         if not kept.exists and not batches:
             known = known_collections(database)
             raise ConfigurationError(f"nothing is kept of a collection {name!r}{did_you_mean(name, known)}")
+        if definition is None and defined.mistakes:
+            raise RefusedError(f"{name}: {about_undefined(name, defined)}; nothing was removed")
         if not yes:
             print(_description(kept, batches), file=sys.stderr)
+            if definition is None:
+                print(f"No defs.yaml in {settings.defs_dir} defines it.", file=sys.stderr)
             confirm(f"Remove {name}?", "there is no terminal to ask on: give --yes to remove it")
         remove_everywhere(database, settings, kept, instance)
     if as_json:
@@ -128,7 +135,7 @@ def rename(
         raise ConfigurationError(str(error)) from None
     if new == name:
         raise ConfigurationError(f"{name!r} is its name already")
-    settings, defined = load_settings(), _defined(of=name)
+    settings, defined = load_settings(), _defined(of=name).collections
     if name in defined and new in defined:
         raise RefusedError(f"a collection {new!r} is defined in {defined[new].path}; choose another name")
     rename_everywhere(pipeline_database(settings), settings, name, new, defined.get(name))
@@ -141,12 +148,12 @@ def rename(
     print(RELOAD, file=sys.stderr)
 
 
-def _defined(of: str | None = None) -> "dict[str, CollectionDefinition]":
-    """The collections that are defined. ConfigurationError if `of` is not among them, but may be in a file that has a
+def _defined(of: str | None = None) -> "Defined":
+    """What is defined. ConfigurationError if `of` is not among them, but may be in a file that has a
     mistake; other mistakes are told.
     """
     defined = defined_collections()
     if of is not None and of not in defined.collections and defined.mistakes:
         defined.find(of)
     warn_of_mistakes(defined)
-    return defined.collections
+    return defined

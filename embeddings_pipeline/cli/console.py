@@ -88,6 +88,21 @@ def warn_of_mistakes(defined: "Defined") -> None:
         tell(f"warning: {error}")
 
 
+def about_undefined(name: str, defined: "Defined") -> str:
+    """Of a collection that is kept, and is not among those that are defined: why that is, and what to do."""
+    if defined.mistakes:
+        path = defined.likeliest(name)
+        return f"its defs.yaml cannot be read, or is gone: {path} has a mistake, and has to be mended or deleted first"
+    drops = f"`embeddings-pipeline collection remove {name}` drops it"
+    if not defined.own:
+        folder = load_settings().defs_dir
+        return (
+            f"not defined, as no collection of yours is in {folder}: does EMBEDDINGS_DEFS_DIR name the folder of your "
+            f"collections? Only if it does, and this one is to go, {drops}"
+        )
+    return f"no longer defined: {drops}"
+
+
 def confirm(question: str, otherwise: str) -> None:
     """Ask, and end unless the answer is yes. ConfigurationError, saying `otherwise`, if there is nobody to ask."""
     if not sys.stdin.isatty():

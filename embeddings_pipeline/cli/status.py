@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    about_undefined,
     ago,
     check_all_defined,
     chosen_collections,
     database_to_read,
+    defined_collections,
     print_json,
     printable,
     size,
@@ -22,6 +24,7 @@ from embeddings_pipeline.health.activity import Activity, described
 
 if TYPE_CHECKING:
     from embeddings_pipeline.health.growth import DagsterSize
+    from embeddings_pipeline.store.database import Database
 
 STEPS = {"pgvector_index": "pgvector", "faiss_index": "FAISS", "incremental_scan": "reading"}
 
@@ -29,7 +32,7 @@ STEPS = {"pgvector_index": "pgvector", "faiss_index": "FAISS", "incremental_scan
 def status(collection_name: EachCollectionOption = None, as_json: JsonOption = False) -> None:
     """What is there, what is missing, which model made it, what checks found, and who is at work."""
     from embeddings_pipeline.health.growth import dagster_size
-    from embeddings_pipeline.health.status import collection_status, empty_status, undefined_collections
+    from embeddings_pipeline.health.status import collection_status, empty_status
     from embeddings_pipeline.store.database import was_used
 
     settings = load_settings()
@@ -38,7 +41,7 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
         collections = chosen_collections(collection_name)
     except ConfigurationError:
         if collection_name is None and database is not None:
-            _name_undefined(undefined_collections(database, []))
+            _name_undefined(database)
         raise
     statuses = [
         collection_status(definition, database, settings) if database else empty_status(definition)
@@ -54,9 +57,9 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
             print("\n".join(map(printable, _lines(each))))
         if grown:
             print(_growth_text(grown))
-    check_all_defined(collection_name)
     if collection_name is None and database is not None:
-        _name_undefined(undefined_collections(database, [definition.name for definition in collections]))
+        _name_undefined(database)
+    check_all_defined(collection_name)
 
 
 def _growth_text(grown: "DagsterSize") -> str:
@@ -77,10 +80,12 @@ def _too_long(figures: dict[str, Any]) -> str:
     return f"{figures['truncated']:,}  (texts longer than the model reads, {longest})"
 
 
-def _name_undefined(names: list[str]) -> None:
-    for name in names:
-        remedy = f"`embeddings-pipeline collection remove {name}` drops it"
-        tell(f"warning: {name}: no defs.yaml defines it any more, and all of it is kept; {remedy}")
+def _name_undefined(database: "Database") -> None:
+    from embeddings_pipeline.health.status import undefined_collections
+
+    defined = defined_collections()
+    for name in undefined_collections(database, list(defined.collections)):
+        tell(f"warning: {name}: all of it is kept, but {about_undefined(name, defined)}")
 
 
 def _lines(figures: dict[str, Any]) -> Iterator[str]:

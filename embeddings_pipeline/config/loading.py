@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,9 +61,20 @@ class Defined:
     def find(self, name: str | None) -> CollectionDefinition:
         """As `find_collection`; if it is not among those without a mistake, the error of a file that may define it."""
         if self.mistakes and (name or "items") not in self.collections:
-            named = [path for path in self.mistakes if name is not None and _may_define(path, name)]
-            raise self.mistakes[named[0] if named else next(iter(self.mistakes))]
+            raise self.mistakes[self.likeliest(name)]
         return find_collection(self.collections, name)
+
+    def likeliest(self, name: str | None) -> Path:
+        """Of the files that have a mistake, of which there is one at least, that which looks as if it defined `name`,
+        else the first.
+        """
+        named = (path for path in self.mistakes if name is not None and _may_define(path, name))
+        return next(named, next(iter(self.mistakes)))
+
+    @property
+    def own(self) -> dict[str, CollectionDefinition]:
+        """Those without the sample."""
+        return {name: each for name, each in self.collections.items() if not is_sample(each)}
 
 
 def load_collections(folder: Path = PACKAGE_DEFS) -> dict[str, CollectionDefinition]:
@@ -86,9 +98,7 @@ def read_collections(folder: Path = PACKAGE_DEFS) -> Defined:
     collections: dict[str, CollectionDefinition] = {}
     mistakes: dict[Path, ConfigurationError] = {}
     twice = set()
-    for path in sorted(folder.rglob("defs.yaml")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue  # of a ConfigMap that is mounted: `films/defs.yaml` is a link to `films/..2026_11_25/defs.yaml`
+    for path in _files(folder, mistakes):
         try:
             for collection in _read(path):
                 if collection.name in collections:
@@ -103,10 +113,26 @@ def read_collections(folder: Path = PACKAGE_DEFS) -> Defined:
     return Defined({name: each for name, each in collections.items() if name not in twice}, mistakes)
 
 
+def _files(folder: Path, mistakes: dict[Path, ConfigurationError]) -> list[Path]:
+    """Every `defs.yaml`, a link to nothing among them. A folder that cannot be looked into is a mistake."""
+
+    def is_closed(error: OSError) -> None:
+        path = Path(error.filename) / "defs.yaml"
+        mistakes[path] = ConfigurationError(f"{path}: its folder cannot be read: {error.strerror}")
+
+    files = []
+    for here, folders, names in os.walk(folder, onerror=is_closed):
+        if "defs.yaml" in (*folders, *names):
+            files.append(Path(here) / "defs.yaml")
+        # A ConfigMap that is mounted: `films/defs.yaml` is a link to `films/..2026_11_25/defs.yaml`.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return sorted(files)
+
+
 def _may_define(path: Path, name: str) -> bool:
     """Whether a file that has a mistake looks as if it defined a collection of that name."""
     with contextlib.suppress(OSError):
-        written = re.compile(rf"^\s*name:\s*[\"']?{re.escape(name)}\b".encode(), re.MULTILINE)
+        written = re.compile(rf"(^\s*|[{{,]\s*)name:\s*[\"']?{re.escape(name)}\b".encode(), re.MULTILINE)
         return path.parent.name == name or written.search(path.read_bytes()) is not None
     return path.parent.name == name
 
@@ -123,6 +149,8 @@ def _read(path: Path) -> Iterator[CollectionDefinition]:
         remedy = "; indent with spaces" if "\\t" in problem else ""
         raise ConfigurationError(f"{path}{line}: not valid YAML: {problem}{remedy}") from error
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise ConfigurationError(f"{path}: a link to {path.readlink()}, where no file is; mend it") from error
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
     if not contents:
         raise ConfigurationError(f"{path}:1: the file is empty; `dg scaffold defs {COMPONENT_TYPE}` writes one")

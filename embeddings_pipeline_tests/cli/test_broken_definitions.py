@@ -89,6 +89,46 @@ def test_each_kind_of_mistake_stops_its_own_file(command: Command, defs: Path, m
     assert done.returncode == 1 and done.stderr.startswith(f"error: {broken}")
 
 
+def test_a_collection_whose_file_has_a_mistake_is_not_taken_for_one_that_is_gone(command: Command, defs: Path) -> None:
+    assert command("sync", "-c", "beta").returncode == 0
+    path = defs / "beta" / "defs.yaml"
+
+    def is_refused(file: Path) -> None:
+        for arguments in (("collection", "list"), ("status",)):
+            done = command(*arguments)
+            assert f"{file} has a mistake" in done.stdout + done.stderr
+            assert "collection remove" not in done.stdout + done.stderr
+        refused = command("collection", "remove", "beta", "--yes")
+        assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("error: beta: ")
+        assert str(file) in refused.stderr.splitlines()[-1] and "nothing was removed" in refused.stderr
+
+    for mistake in ("an unknown key", "no YAML", "nothing"):
+        save(defs, "beta", BROKEN[mistake])
+        is_refused(path)
+    path.unlink()
+    path.symlink_to(defs / "gone.yaml")
+    is_refused(path)
+    assert f"{path}: a link to {defs / 'gone.yaml'}, where no file is" in command("status").stderr
+    path.unlink()
+    save(defs, "beta", FILMS)
+    is_refused(save(defs, "delta", FILMS.replace("NAME", "beta")))
+    (defs / "delta" / "defs.yaml").unlink()
+    status = json.loads(command("status", "-c", "beta", "--json").stdout)
+    assert status["vectors"] == 3
+
+
+def test_a_folder_without_collections_is_looked_at_before_anything_is_removed(
+    command: Command, defs: Path, tmp_path: Path
+) -> None:
+    assert command("sync", "-c", "beta").returncode == 0
+    defs.rename(tmp_path / "moved")
+    defs.mkdir()
+    for arguments in (("collection", "list"), ("status",)):
+        done = command(*arguments)
+        [line] = [line for line in (done.stdout + done.stderr).splitlines() if "collection remove beta" in line]
+        assert line.index(f"{defs}: does EMBEDDINGS_DEFS_DIR name") < line.index("collection remove")
+
+
 def test_without_a_name_the_only_one_is_not_guessed_beside_a_broken_file(command: Command, defs: Path) -> None:
     (defs / "gamma/defs.yaml").write_text("type: [")
     done = command("search", "film")
