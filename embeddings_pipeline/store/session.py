@@ -85,11 +85,18 @@ def check_lasts(connection: psycopg.Connection, connect_another: Callable[[], ps
 
 
 def _backend(connection: psycopg.Connection) -> int:
-    name = connection.info.get_parameters()["application_name"]
+    name = _parameters(connection)["application_name"]
     cursor = connection.execute(sql.SQL(load_sql("session/backend")).format(application_name=sql.Literal(name)))
     cursor.nextset()
     [(pid,)] = cursor.fetchall()
     return int(pid)
+
+
+def _parameters(connection: psycopg.Connection) -> dict[str, str]:
+    """What the session was made with, but for its password. psycopg's `get_parameters` needs a home folder."""
+    given = {each.keyword.decode(): each.val.decode() for each in connection.pgconn.info if each.val is not None}
+    given.pop("password", None)
+    return given
 
 
 # --- sources -----------------------------------------------------------------------------------------------------
@@ -135,7 +142,7 @@ def _watched(connection: psycopg.Connection, limits: ReadLimits) -> Iterator[Non
     does: no keepalive looks behind that.
     """
     info = connection.info
-    address = {**SOURCE_NETWORK, **info.get_parameters(), "host": info.host, "port": info.port}
+    address = {**SOURCE_NETWORK, **_parameters(connection), "host": info.host, "port": info.port}
     done = threading.Event()
     with socket.socket(fileno=os.dup(connection.fileno())) as line:
         watching = threading.Thread(

@@ -1,5 +1,7 @@
 """What sessions have whatever the role is set to, what is left of them, and what stands between us and a server."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +189,39 @@ def test_a_pooler_that_lends_by_the_transaction_is_refused_and_nothing_is_left(
 def test_a_pooler_that_lends_by_the_session_is_taken(embedded: None, database: Database) -> None:
     with pooler(database, by_session=True) as between, between.database(database).connect() as connection:
         assert connection.execute("SHOW timezone").fetchone() == ("UTC",)
+
+
+# --- who we are --------------------------------------------------------------------------------------------------
+
+
+READS = """
+import sys
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.session import RUN_LIMITS, reading
+with open_database(Settings(database_url=sys.argv[1])).connect() as connection:
+    connection.commit()
+    with reading(connection, RUN_LIMITS, some_rows_do=False):
+        print(*connection.execute("SELECT count(*) FROM films").fetchone())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_a_name_and_a_home_reads_a_source(embedded: None, database: Database) -> None:
+    make_films(database, films(12))
+    # Kept: the right to read, since the interpreter may be root's own (below /root).
+    as_nobody = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups"]
+    as_nobody += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
+    if (
+        shutil.which("setpriv") is None
+        or subprocess.run([*as_nobody, sys.executable, "-c", ""], check=False).returncode
+    ):
+        pytest.skip("setpriv cannot start this interpreter as another user")
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    with pooler(database, by_session=True) as lending:
+        command = [*as_nobody, sys.executable, "-c", READS, lending.url]
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("12\n", "")
 
 
 # --- where pgvector is, and what a database can hold -------------------------------------------------------------
