@@ -22,19 +22,36 @@ def test_a_home_that_is_relative_or_not_there_is_one_line(monkeypatch, home: str
     assert home in str(refused.value) and "\n" not in str(refused.value)
 
 
+OURS = (PROJECT / "dagster.yaml").read_text().partition("\n\n")[2].partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("content", [None, "", "# nothing\n", "{}", "storage:\n", "telemetry: {enabled: false}\n"])
+def test_a_home_where_dagster_would_make_a_storage_of_its_own_is_one_line(monkeypatch, tmp_path: Path, content) -> None:
+    if content is not None:
+        (tmp_path / "dagster.yaml").write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"DAGSTER_HOME|that this package comes with") as refused:
+        project_instance().__enter__()
+    assert str(refused.value).startswith(str(tmp_path)) and "\n" not in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("storage: [oops\n", "expected ',' or ']'"),
         ("storag: {}\n", "storag"),
         ("storage: {custom: {module: embeddings_pipeline.gone, class: X, config: {}}}\n", "embeddings_pipeline.gone"),
-        ("run_launcher: {module: embeddings_pipeline.errors, class: Gone}\n", "Gone"),
-        ("compute_logs: {module: embeddings_pipeline.gone, class: X}\n", "embeddings_pipeline.gone"),
-        ("telemetry: yes please\n", "telemetry"),
+        (f"{OURS}\nrun_launcher: {{module: embeddings_pipeline.errors, class: Gone}}\n", "Gone"),
+        (f"{OURS}\ncompute_logs: {{module: embeddings_pipeline.gone, class: X}}\n", "embeddings_pipeline.gone"),
+        (f"{OURS}\ntelemetry: yes please\n", "telemetry"),
         (b"storage: \xff\xfe\n", "dagster.yaml"),
     ],
 )
-def test_a_broken_dagster_yaml_is_named_in_one_line(monkeypatch, tmp_path: Path, content: str | bytes, said) -> None:
+def test_a_broken_dagster_yaml_is_named_in_one_line(
+    monkeypatch, project: Settings, tmp_path: Path, content: str | bytes, said
+) -> None:
     data = content.encode() if isinstance(content, str) else content
     (tmp_path / "dagster.yaml").write_bytes(data)
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))

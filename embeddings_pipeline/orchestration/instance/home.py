@@ -1,8 +1,10 @@
 """Dagster's instance, as `dagster.yaml` in the project's folder says."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import dagster as dg
 import yaml
@@ -12,6 +14,12 @@ from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.orchestration.dagster_internals import CheckError
 
 LOCATION = "embeddings_pipeline"  # of this project's own definitions
+STORAGES = (
+    "storage",
+    "run_storage",
+    "event_log_storage",
+    "schedule_storage",
+)  # the last three are Dagster's former way
 LONGEST = 300  # characters of what Dagster says is wrong
 
 
@@ -24,10 +32,29 @@ def location_name() -> str:
         return LOCATION
 
 
+def _check_storage(file: Path) -> None:
+    """ConfigurationError if Dagster would keep its runs in files of its own beside `file`, where nothing looks."""
+    if not file.is_file():
+        raise ConfigurationError(
+            f"{file.parent}: no dagster.yaml is there; work in the folder of a project, or name it in DAGSTER_HOME "
+            "(`embeddings-pipeline init FOLDER` makes one)"
+        )
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # Dagster says what is wrong with it
+        content = yaml.safe_load(file.read_bytes())
+        if content is None or (isinstance(content, dict) and not any(content.get(name) for name in STORAGES)):
+            raise ConfigurationError(
+                f"{file}: it names no `storage:`, and Dagster would keep its runs in files of its own; take the "
+                "dagster.yaml that this package comes with"
+            )
+
+
 @contextmanager
 def project_instance() -> Iterator[dg.DagsterInstance]:
-    """The instance of `dagster.yaml`. ConfigurationError, naming the file, if it cannot be read as one."""
+    """The instance of `dagster.yaml`. ConfigurationError, naming the file, if it is not there, cannot be read as one or
+    names no storage.
+    """
     home = project_root()
+    _check_storage(home / "dagster.yaml")
     os.environ.setdefault("DAGSTER_HOME", str(home))
     try:
         instance = dg.DagsterInstance.get()
