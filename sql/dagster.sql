@@ -31,3 +31,14 @@ VACUUM (SKIP_LOCKED) event_logs, runs, run_tags, asset_check_executions
 DELETE FROM asset_check_executions
 WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT FROM runs WHERE runs.run_id = asset_check_executions.run_id)
   AND id NOT IN (SELECT max(id) FROM asset_check_executions GROUP BY asset_key, check_name, partition)
+
+
+-- name: schemas
+-- Whether Dagster's tables are, or can be made, in the first schema of the search path, and whether in public. The
+-- path may name pg_catalog or pg_temp first.
+
+SELECT coalesce(current_schema !~ '^pg_' AND (has_schema_privilege(current_schema, 'CREATE') OR EXISTS (
+           SELECT FROM pg_class
+           WHERE relname = 'instigators' AND relnamespace = to_regnamespace(quote_ident(current_schema)))), false),
+       coalesce(has_schema_privilege(to_regnamespace('public'), 'CREATE'), false) OR EXISTS (
+           SELECT FROM pg_class WHERE relname = 'instigators' AND relnamespace = to_regnamespace('public'))

@@ -33,7 +33,8 @@ SELECT to_regclass('embeddings.schema_version') IS NOT NULL
 -- none.
 
 SELECT extension.extversion AS installed, available.default_version AS available,
-       schema.nspname AS schema, has_schema_privilege(schema.oid, 'USAGE') AS may_use, current_schema()
+       schema.nspname AS schema, has_schema_privilege(schema.oid, 'USAGE') AS may_use,
+       CASE WHEN current_schema !~ '^pg_' THEN current_schema END AS current_schema
 FROM (SELECT) AS always
 LEFT JOIN pg_extension AS extension ON extension.extname = 'vector'
 LEFT JOIN pg_namespace AS schema ON schema.oid = extension.extnamespace

@@ -181,7 +181,9 @@ def test_a_parameter_that_only_our_libpq_knows_is_one_line(deployment: Settings)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["''", "no_such_schema", "app"])
+@pytest.mark.parametrize(
+    "path", ["''", "no_such_schema", "app", "pg_catalog", "pg_temp", "extensions, pg_temp", "information_schema"]
+)
 def test_dagsters_sessions_last_and_have_a_schema_whatever_the_role_is_set_to(
     superuser: None, database: Database, deployment: Settings, path: str
 ) -> None:
@@ -201,6 +203,22 @@ def test_dagsters_sessions_last_and_have_a_schema_whatever_the_role_is_set_to(
         dropped(database, dagster_database(deployment)[0].parts["dbname"])
         execute(database, f"DROP ROLE {role}")
         dagster_database(deployment)
+
+
+def test_a_role_that_may_make_no_tables_for_dagster_is_one_line(
+    superuser: None, database: Database, deployment: Settings
+) -> None:
+    role = f"role_{uuid.uuid4().hex[:8]}"
+    execute(database, f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    execute(database, f"ALTER ROLE {role} SET search_path = pg_catalog")
+    dagster_database(deployment)  # an administrator has made it
+    try:
+        url = as_role(database, role, "x").url
+        with pytest.raises(DatabaseError, match=f'GRANT CREATE ON SCHEMA public TO "{role}"$') as caught:
+            PipelineStorage(deployment.model_copy(update={"database_url": url}))
+        assert "\n" not in str(caught.value)
+    finally:
+        execute(database, f"DROP ROLE {role}")
 
 
 @pytest.mark.slow

@@ -243,13 +243,15 @@ def test_pgvector_is_found_in_any_schema(database: Database, settings: Settings,
 
 
 @pytest.mark.usefixtures("superuser")
-@pytest.mark.parametrize("path", ["''", "no_such_schema"])
+@pytest.mark.parametrize("path", ["''", "no_such_schema", "pg_catalog", "pg_temp"])
 def test_pgvector_is_installed_though_the_search_path_names_no_schema(database: Database, path: str) -> None:
     execute(database, "DROP SCHEMA embeddings CASCADE; DROP EXTENSION vector CASCADE")
     set_for_all(database, "search_path", path)
     forget_schemas()
     ensure_schema(database)
     assert execute(database, "SELECT 'vector'::regtype::text") == [("vector",)]
+    schema = "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
+    assert execute(database, schema) == [("public",)]
 
 
 @pytest.mark.usefixtures("superuser")

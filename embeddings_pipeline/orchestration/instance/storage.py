@@ -35,7 +35,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     touch_file,
 )
 from embeddings_pipeline.store.dagster_database import dagster_database_name
-from embeddings_pipeline.store.database import Database, one_line, open_database
+from embeddings_pipeline.store.database import Database, one_line, open_database, quoted
 from embeddings_pipeline.store.session import OUR_NETWORK, lifting_limits
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.urls import url_of
@@ -54,10 +54,18 @@ def dagster_database(settings: Settings) -> tuple[Database, Database]:
 
 
 def _with_a_schema(database: Database) -> Database:
-    """The database, whose sessions make tables in `public` if the role's search path names no schema that is there."""
+    """The database, whose sessions make tables in `public` if the role may make none in the first schema of its search
+    path. DatabaseError if it may not make them there either.
+    """
     with database.connect(autocommit=True) as connection:
-        if connection.execute("SELECT current_schema()").fetchone() != (None,):
+        [(in_first, in_public)] = connection.execute(load_sql("dagster/schemas")).fetchall()
+        if in_first:
             return database
+        if not in_public:
+            raise DatabaseError(
+                f"{database.name_and_host}: this user may not make Dagster's tables; an administrator runs there: "
+                f"GRANT CREATE ON SCHEMA public TO {quoted(connection.info.user)}"
+            )
     options = f"{database.parts.get('options', '')} -c search_path=public".strip()
     return Database(url_of(database.parts | {"options": options}), database.server)
 
