@@ -7,6 +7,7 @@
 
 SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; SET bytea_output = 'hex';
 SET extra_float_digits = 1; SET default_transaction_isolation = 'read committed'; SET jit = off;
+SET quote_all_identifiers = off;
 SELECT set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), quote_ident(nspname)), false)
 FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
 WHERE extname = 'vector' AND nspname <> ALL (current_schemas(true))
@@ -36,7 +37,8 @@ SET application_name = {application_name}; SELECT pg_backend_pid()
 SELECT set_config(name, value, true)
 FROM (VALUES
     ('client_encoding', 'UTF8'), ('TimeZone', 'UTC'), ('DateStyle', 'ISO'), ('IntervalStyle', 'postgres'),
-    ('bytea_output', 'hex'), ('extra_float_digits', '1'), ('jit', 'off'), ('row_security', {row_security}),
+    ('bytea_output', 'hex'), ('extra_float_digits', '1'), ('jit', 'off'), ('quote_all_identifiers', 'off'),
+    ('row_security', {row_security}),
     ('lock_timeout', {lock_timeout}), ('statement_timeout', {statement_timeout}), ('transaction_timeout', '0'),
     ('idle_in_transaction_session_timeout', '0')) AS setting (name, value)
 WHERE current_setting(name, true) IS NOT NULL

@@ -243,6 +243,19 @@ def test_pgvector_is_found_in_any_schema(database: Database, settings: Settings,
 
 
 @pytest.mark.usefixtures("superuser")
+def test_an_index_is_built_once_though_the_role_has_all_names_quoted(database: Database, settings: Settings) -> None:
+    make_films(database, films(12))
+    set_for_all(database, "quote_all_identifiers", "on")
+    collection, _ = sync_once(definition(), settings)
+    index = IndexDefinition(method="ivfflat")
+    reports = [ensure_index(database, collection.model.destination, index, ["base"]) for _ in range(2)]
+    assert [report.build_seconds > 0 for report in reports] == [True, False]
+    _, encoded = sync_once(definition(), settings)
+    assert encoded == 0 and len(committed(database)) == 12
+    database.close()
+
+
+@pytest.mark.usefixtures("superuser")
 @pytest.mark.parametrize("path", ["''", "no_such_schema", "pg_catalog", "pg_temp"])
 def test_pgvector_is_installed_though_the_search_path_names_no_schema(database: Database, path: str) -> None:
     execute(database, "DROP SCHEMA embeddings CASCADE; DROP EXTENSION vector CASCADE")
