@@ -15,7 +15,9 @@ from embeddings_pipeline.cli.console import (
     defined_collections,
     pipeline_database,
     print_json,
+    printable,
     size,
+    tell,
     warn_of_mistakes,
 )
 from embeddings_pipeline.config.settings import load_settings
@@ -52,7 +54,7 @@ def list_collections(as_json: JsonOption = False) -> None:
         return
     for each in kept:
         figures = f"{each.items:>11,} items  {each.vectors:>11,} vectors  {size(each.bytes):>10}"
-        print(f"{each.name:<20} {figures}  {each.profile or '-':<10} {_state(each, defined)}".rstrip())
+        print(f"{each.name:<20} {figures}  {each.profile or '-':<10} {printable(_state(each, defined))}".rstrip())
     if not names:
         print("there is no collection; `dg scaffold defs embeddings_pipeline.EmbeddingCollection` defines one")
 
@@ -91,7 +93,7 @@ def remove(
         if not yes:
             print(_description(kept, batches), file=sys.stderr)
             if definition is None:
-                print(f"No defs.yaml in {settings.defs_dir} defines it.", file=sys.stderr)
+                tell(f"No defs.yaml in {settings.defs_dir} defines it.")
             confirm(f"Remove {name}?", "there is no terminal to ask on: give --yes to remove it")
         remove_everywhere(database, settings, kept, instance)
     if as_json:
