@@ -18,7 +18,7 @@ help:
 	@echo "make run        load the sample catalogue (CATALOGUE=another.csv), embed it, search it (QUERY='…')"
 	@echo "make ui         the Dagster UI on http://$(HOST):$(PORT) (PORT=…); Ctrl-C ends it"
 	@echo "make test       the whole test suite (ARGS='-k name')"
-	@echo "make test-fast  the tests that need no processes of their own"
+	@echo "make test-fast  the tests that need neither Dagster nor processes of their own"
 	@echo "make coverage   the whole suite, and which lines it ran"
 	@echo "make bench      the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
 	@echo "make chaos      kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"

@@ -77,11 +77,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of process/ is slow, and what has a server of its own (the fixture `state`). What is slow comes first, so
-    that no worker waits for the last one in the end.
+    """All of process/ is slow, and what has Dagster's tables or a server of its own (the fixture `state`). What is slow
+    comes first, so that no worker waits for the last one in the end.
     """
     for item in items:
-        if item.path.parent.name == "process" or "state" in getattr(item, "fixturenames", ()):
+        if item.path.parent.name == "process" or {"dagster_tables", "state"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
