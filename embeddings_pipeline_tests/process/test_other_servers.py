@@ -18,8 +18,8 @@ from embeddings_pipeline.store.server.embedded import server_binaries
 from embeddings_pipeline_tests.support.workbench import wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
-ROOMS = ("store", "ledger", "pipeline", "search")  # what one long test has time for
-EXPECTED = 150  # tests that pass in them, at least; the others make roles, databases or a server
+ROOMS = [("store",), ("ledger", "pipeline", "search")]  # what two long tests have time for
+EXPECTED = 150  # tests that pass in each, at least; the others make roles, databases or a server
 
 
 @contextmanager
@@ -72,13 +72,14 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_the_suite_runs_as_a_plain_role_that_owns_one_database(open_folder: Path) -> None:
-    with over_tcp(open_folder / "plain-role") as address:
+@pytest.mark.parametrize("rooms", ROOMS, ids=" ".join)
+def test_the_suite_runs_as_a_plain_role_that_owns_one_database(open_folder: Path, rooms: tuple[str, ...]) -> None:
+    with over_tcp(open_folder / f"plain-role-{rooms[0]}") as address:
         url = f"postgresql://plain:plain@{address}/plain_tests"
         wait_until(lambda: answers(url))
-        rooms = [str(PROJECT / "embeddings_pipeline_tests" / room) for room in ROOMS]
+        folders = [str(PROJECT / "embeddings_pipeline_tests" / room) for room in rooms]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", "not slow", "-p", "no:cacheprovider", *rooms],
+            [sys.executable, "-m", "pytest", "-n", "0", "-q", "-m", "not slow", "-p", "no:cacheprovider", *folders],
             env={**os.environ, "EMBEDDINGS_TESTS_DATABASE_URL": url},
             cwd=PROJECT,
             capture_output=True,
