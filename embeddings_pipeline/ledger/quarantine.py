@@ -52,10 +52,11 @@ class Quarantine(LedgerBase):
             return
         waits = {"first": FIRST_TEXT_WAIT, "longest": LONGEST_TEXT_WAIT}
         with self.database.connect() as connection:
-            for digest, (text, reason) in bad.items():
+            for digest, (text, said) in bad.items():
+                reason = clean(said)
                 log.warning("collection %r: a text went to quarantine: %s", self.name, reason)
                 parameters: dict[str, Any] = {"collection": self.name, "fingerprint": fingerprint, **waits}
-                parameters |= {"content_hash": digest, "text": text, "step": step, "reason": clean(reason)}
+                parameters |= {"content_hash": digest, "text": text, "step": step, "reason": reason}
                 connection.execute(load_sql("quarantine/add"), parameters)
 
     def quarantined(self, fingerprint: str, content_hashes: Sequence[bytes], *, waiting: bool = False) -> set[bytes]:

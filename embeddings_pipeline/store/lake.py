@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,10 +201,12 @@ def open_lake(settings: Settings) -> Lake:
         if "://" not in uri:
             return Lake(pafs.LocalFileSystem(), in_project(Path(uri)).as_posix())
         filesystem, root = pafs.FileSystem.from_uri(uri)
+        if not root.strip("/"):
+            raise OSError("it names no bucket or folder")
     except (pa.ArrowInvalid, OSError) as error:
-        raise LakeError(
-            f"LAKE_URI {uri!r} cannot be opened: {_reason(error)}; use a folder or s3://bucket/path"
-        ) from error
+        shown = re.sub("//[^/]*@", "//…@", uri)  # there may be a secret
+        told = _reason(error).replace(uri, shown)
+        raise LakeError(f"LAKE_URI {shown!r} cannot be opened: {told}; use a folder or s3://bucket/path") from None
     return Lake(filesystem, root.rstrip("/"))
 
 

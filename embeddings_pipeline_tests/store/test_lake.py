@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.pipeline.renaming import _rename_in_lake
 from embeddings_pipeline.store.lake import Lake, open_lake
 from embeddings_pipeline.store.models import Identity
@@ -115,3 +117,12 @@ def test_a_collection_is_renamed_though_its_old_files_cannot_be_deleted(lake: La
         _rename_in_lake(lake, "films", "movies")
         assert lake.newest("movies/item_texts", 0) is not None
     assert "stays, delete it yourself" in caplog.text
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3://key:s3cret@", "nonsense://user:s3cret@host/path"])
+def test_an_address_that_is_no_lake_is_one_line_without_a_secret(uri: str) -> None:
+    with pytest.raises(
+        LakeError, match=r"^LAKE_URI .* cannot be opened: .*; use a folder or s3://bucket/path$"
+    ) as told:
+        open_lake(Settings(lake_uri=uri))
+    assert "s3cret" not in "".join(traceback.format_exception(told.value))
