@@ -106,12 +106,11 @@ def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
 
 
 def test_what_is_logged_is_lines_that_a_terminal_may_have(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_main: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
-    monkeypatch.setattr(sys, "argv", ["embeddings-pipeline", "--help"])
     with pytest.raises(SystemExit, match="0"):
-        main()
+        run_main("--help")
     capsys.readouterr()
     try:
         raise ValueError("\x1b[2J")

@@ -1,6 +1,7 @@
 """Failed runs and failed checks are told, once."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -107,7 +108,9 @@ class TestAlerts:
         tell(definitions, instance, done.dagster_run)
         assert webhook == []
 
-    def test_a_webhook_that_does_not_answer_fails_nothing_and_shows_no_secret(self, caplog) -> None:
+    def test_a_webhook_that_does_not_answer_fails_nothing_and_shows_no_secret(self, caplog, monkeypatch) -> None:
+        caplog.set_level("WARNING", logger="embeddings_pipeline.health.alerts")  # whatever the command line has set
+        monkeypatch.setattr(logging.getLogger("embeddings_pipeline.health.alerts"), "disabled", False)
         settings = Settings(alert_webhook_url="http://127.0.0.1:9/hook?token=SECRET")  # type: ignore[arg-type]
         assert alert(settings, "run_failed", "it failed") is False
         assert "did not take an alert" in caplog.text and "SECRET" not in caplog.text
