@@ -160,7 +160,7 @@ def write_batches(
     started = time.perf_counter()
     texts = sum(shadow.backfilled.texts for shadow in group)
     table, before = model.model.destination, Counter[int]()
-    if table.puts_ahead(len(group), texts):
+    if (put_ahead := table.put_ahead(len(group), texts)) is not None:
         put = [
             _NewVector(shadow.batch, text_id, vector_name, digest, shadow.vectors)
             for shadow in group
@@ -168,7 +168,7 @@ def write_batches(
             if not has_vector and digest in shadow.vectors
         ]
         if put:
-            table.put_ahead(connection, _columns(put), partial(_check_kept, model))
+            put_ahead(connection, _columns(put), partial(_check_kept, model))
             before.update(vector.batch for vector in put)
 
     def write() -> None:

@@ -33,6 +33,10 @@ class Limits(NamedTuple):
     seconds: float  # with a slow model, what it made in so long
 
 
+# A session, the columns as `put` takes them, and `kept`.
+PutAhead = Callable[[psycopg.Connection, Mapping[str, NDArray], Callable[[psycopg.Connection], Any]], None]
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a model's vectors are called in the catalog: their column, and the ANN indexes on it."""
@@ -286,15 +290,11 @@ class Destination(ABC):
         """
 
     @abstractmethod
-    def puts_ahead(self, batches: int, texts: int) -> bool:
-        """Whether so much is to be written before the batches' locks are taken, with `put_ahead`."""
+    def put_ahead(self, batches: int, texts: int) -> PutAhead | None:
+        """How so much is written before the batches' locks are taken; None if all of it waits for them.
 
-    @abstractmethod
-    def put_ahead(
-        self, connection: psycopg.Connection, columns: Mapping[str, NDArray], kept: Callable[[psycopg.Connection], Any]
-    ) -> None:
-        """As `put`, for many batches and without their locks, in short transactions; texts that change meanwhile are
-        left out. `kept` is called in each: it raises if the model is kept no longer.
+        It does what `put` does, in short transactions; texts that change meanwhile are left out. `kept` is called in
+        each: it raises if the model is kept no longer.
         """
 
     @abstractmethod

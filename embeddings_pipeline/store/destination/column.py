@@ -5,9 +5,10 @@ each vector was made from. So all that reads a model table reads an adopted colu
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from embeddings_pipeline.config.definition import DestinationDefinition, IndexDe
 from embeddings_pipeline.errors import ConfigurationError, profile_command
 from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.store.destination import column_checks, column_indexes, column_write
-from embeddings_pipeline.store.destination.base import NORM, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.base import NORM, Destination, Exchange, Layout, Limits, PutAhead
 from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange, parse_options
 from embeddings_pipeline.store.destination.rights import ModelRights, column_grants, grant_changes
@@ -273,13 +274,8 @@ class ColumnDestination(Destination):
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         column_write.put(connection, self, columns)
 
-    def puts_ahead(self, batches: int, texts: int) -> bool:
-        return batches > 1 or texts > TEXTS_AT_ONCE
-
-    def put_ahead(
-        self, connection: psycopg.Connection, columns: Mapping[str, NDArray], kept: Callable[[psycopg.Connection], Any]
-    ) -> None:
-        column_write.put_ahead(connection, self, columns, kept)
+    def put_ahead(self, batches: int, texts: int) -> PutAhead | None:
+        return partial(column_write.put_ahead, self) if batches > 1 or texts > TEXTS_AT_ONCE else None
 
     def prepared(self, connection: psycopg.Connection) -> AbstractContextManager[None]:
         return column_write.vectors_out_of_line(connection, self)

@@ -69,8 +69,8 @@ def put(connection: psycopg.Connection, destination: "ColumnDestination", column
 
 
 def put_ahead(
-    connection: psycopg.Connection,
     destination: "ColumnDestination",
+    connection: psycopg.Connection,
     columns: Mapping[str, NDArray],
     kept: Callable[[psycopg.Connection], Any],
 ) -> None:

@@ -1,9 +1,8 @@
 """A destination that is a table of our own, one a model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psycopg
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import ModelChangeError
 from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
-from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Destination, Exchange, Layout, Limits
+from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Destination, Exchange, Layout, Limits, PutAhead
 from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import (
     NEW,
@@ -124,13 +123,8 @@ class TableDestination(Destination):
     def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
         copy_in(connection, self.identifier, columns, storage=self.storage)
 
-    def puts_ahead(self, batches: int, texts: int) -> bool:
-        return False
-
-    def put_ahead(
-        self, connection: psycopg.Connection, columns: Mapping[str, NDArray], kept: Callable[[psycopg.Connection], Any]
-    ) -> None:
-        raise NotImplementedError(f"{self.place}: vectors are written under their batches' locks")
+    def put_ahead(self, batches: int, texts: int) -> PutAhead | None:
+        return None
 
     def prepared(self, connection: psycopg.Connection) -> AbstractContextManager[None]:
         return nullcontext()
