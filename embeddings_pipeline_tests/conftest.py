@@ -86,6 +86,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A test that left SIGINT ignored would have Dagster ignore SIGTERM, and every later child of the worker too."""
+    former = signal.getsignal(signal.SIGINT)
+    yield
+    left = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, former)
+    assert left == former
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_deployment(open_folder: Path) -> Iterator[None]:
     """Tests know nothing of the developer's deployment (environment, `.env`, `.state`), and ask nothing of the network.

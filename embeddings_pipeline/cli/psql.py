@@ -14,5 +14,10 @@ def psql(context: typer.Context) -> None:
     from embeddings_pipeline.store.database import psql_command
 
     path, arguments, environment = psql_command(pipeline_database(load_settings()), context.args)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql's own prompt
-    raise SystemExit(subprocess.run(arguments, executable=path, env=environment, check=False).returncode)
+    with subprocess.Popen(arguments, executable=path, env=environment) as process:
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql's own prompt
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGINT, former)
+    raise SystemExit(code)

@@ -66,16 +66,17 @@ def test_syncs_a_tick_a_scan_and_a_backfill_at_once_end_as_a_clean_build(
     ]
     for thread in work:
         thread.start()
-    evaluate(instance, one, 32)
-    for process in syncs:
-        assert process.wait(120) == 0
-    for thread in work[1:]:
-        thread.join(180)
-        if thread.is_alive():
+    try:
+        evaluate(instance, one, 32)
+        for process in syncs:
+            assert process.wait(120) == 0
+        work[1].join(180)
+        if work[1].is_alive():
             faulthandler.dump_traceback()
-        assert not thread.is_alive()
-    stop.set()
-    work[0].join()
+        assert not work[1].is_alive()
+    finally:
+        stop.set()
+        work[0].join()
     assert not failures
 
     sync(one, project, instance=instance, allow_deletes=True)
