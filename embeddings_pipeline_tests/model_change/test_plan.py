@@ -18,11 +18,8 @@ from embeddings_pipeline.model_change.state import candidate_destination, candid
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.column import VECTORS_PER_SECOND
-from embeddings_pipeline_tests.model_change import test_adopted, test_phases
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import execute, films, make_films, sync_once
-
-table = test_adopted.table  # the fixture: the user's own table
+from embeddings_pipeline_tests.support import model_change, segments
+from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films, sync_once
 
 # What the proof leaves out, of what was executed and of the plan alike: what reads (a COPY of a query, too), what sets
 # something of the session
@@ -31,22 +28,17 @@ table = test_adopted.table  # the fixture: the user's own table
 LEFT_OUT = re.compile(r"SELECT |COPY \(|SET |RESET |INSERT INTO embeddings\.canary |$")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_encoder() -> None:
-    DeterministicEncoder.reset()
-
-
 @pytest.fixture
 def own(database: Database, settings: Settings) -> Collection:
     """Twenty-five films in a table of our own."""
     make_films(database, films(25))
-    return sync_once(test_phases.definition(), settings)[0]
+    return sync_once(model_change.definition(), settings)[0]
 
 
 @pytest.fixture
 def adopted(table: Database, settings: Settings) -> Collection:
     """Twenty-five segments with a column of vectors, and an index on it."""
-    return test_adopted.sync(test_adopted.definition(), settings)
+    return segments.sync(segments.definition(), settings)
 
 
 class Recorder:
@@ -301,7 +293,7 @@ def test_it_says_beforehand_how_an_index_slows_the_backfill(
     execute(table, "DROP INDEX segments_embedding")
     if method:
         execute(table, f"CREATE INDEX ON segments USING {method} (embedding vector_l2_ops)")
-    collection = test_adopted.sync(test_adopted.definition(), settings)
-    profile = resolve_profile(test_adopted.PROFILE, settings)
+    collection = segments.sync(segments.definition(), settings)
+    profile = resolve_profile(PROFILE, settings)
     [write] = [step for step in plan(collection, profile) if "WITH put" in step.statement]
     assert write.seconds == 25 / VECTORS_PER_SECOND[method or ""]

@@ -18,25 +18,16 @@ from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store import locks
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.rights import ModelRights
-from embeddings_pipeline_tests.model_change import test_adopted, test_phases
-from embeddings_pipeline_tests.model_change.test_phases import again, backfill_all, begin, definition
+from embeddings_pipeline_tests.support import model_change, segments
 from embeddings_pipeline_tests.support.databases import as_role, name_of
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
+from embeddings_pipeline_tests.support.model_change import again, backfill_all, begin, definition
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films, plain_role, sync_once
-
-collection = test_phases.collection  # fixtures
-table = test_adopted.table
 
 pytestmark = pytest.mark.usefixtures("superuser")
 READ_SHOWN = "GRANT USAGE ON SCHEMA embeddings TO {0}; GRANT SELECT ON embeddings.films TO {0}"
 READ_ALL = "GRANT USAGE ON SCHEMA embeddings TO {0}; GRANT SELECT ON ALL TABLES IN SCHEMA embeddings TO {0}"
 READ_VIEW = "SELECT count(*) FROM embeddings.films"
 ASK = "SELECT count(*) FROM embeddings.films WHERE (SELECT embeddings.assert_model('films', %s))"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_encoder() -> None:
-    DeterministicEncoder.reset()
 
 
 @contextmanager
@@ -114,7 +105,7 @@ class TestReaders:
     def test_a_kept_model_is_read_as_the_current_one_is(self, database, settings, collection, reader) -> None:
         execute(database, READ_ALL.format(reader))
         kept = add_model(collection, candidate_profile(collection, "wide"))
-        test_phases.backfill_batch(collection.with_model(kept), 0, "added")
+        model_change.backfill_batch(collection.with_model(kept), 0, "added")
         own = Settings(database_url=as_role(database, reader, reader).url, embeddings_state_dir=settings.state_dir)
         assert search(definition(), own, "Film 7 number 7", k=1, profile="wide")
 
@@ -299,15 +290,15 @@ def test_the_plan_lists_what_is_granted(database, collection, reader) -> None:
 def test_grants_on_a_users_own_column_follow_its_name(table, settings) -> None:
     name = f"reader_{name_of(table)}"
     with roles(table, name):
-        one = test_adopted.definition()
-        collection = test_adopted.sync(one, settings)
+        one = segments.definition()
+        collection = segments.sync(one, settings)
         execute(
             table, f"GRANT SELECT (id, embedding) ON segments TO {name}; GRANT SELECT (embedding) ON segments TO PUBLIC"
         )
         execute(table, f"GRANT USAGE ON SCHEMA embeddings TO {name}")
         query = "SELECT count(embedding) FROM segments WHERE (SELECT embeddings.assert_model('segments', %s))"
         expand(collection, candidate_profile(collection, "test"))
-        test_adopted.backfill_all(collection)
+        segments.backfill_all(collection)
         execute(table, f"GRANT UPDATE (embedding) ON segments TO {name} WITH GRANT OPTION")
 
         def seen() -> tuple[int, set[tuple[Any, ...]]]:
@@ -332,12 +323,12 @@ def test_grants_on_a_users_own_column_follow_its_name(table, settings) -> None:
 def test_a_column_that_is_adopted_anew_keeps_its_own_rights_and_the_view_its_reader(table, settings) -> None:
     name = f"reader_{name_of(table)}"
     with roles(table, name):
-        test_adopted.sync(test_adopted.definition(), settings)
+        segments.sync(segments.definition(), settings)
         execute(table, READ_ALL.format(name))
         execute(table, "ALTER TABLE segments ADD COLUMN second vector(48)")
         execute(table, f"GRANT SELECT (embedding) ON segments TO {name}; GRANT UPDATE (second) ON segments TO {name}")
         elsewhere = {"table": "segments", "profile": "wide", "column": "second"}
-        test_adopted.sync(test_adopted.definition(destination=elsewhere), settings)
+        segments.sync(segments.definition(destination=elsewhere), settings)
         assert as_reader(table, name, "SELECT count(*) FROM embeddings.segments") == [(25,)]
         acl = """SELECT attname, privilege_type FROM pg_attribute, aclexplode(attacl)
                  WHERE attrelid = 'segments'::regclass ORDER BY 1"""

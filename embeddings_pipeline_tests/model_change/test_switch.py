@@ -25,8 +25,8 @@ from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.model_change.test_phases import OTHER, WIDE, by_name, definition
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
+from embeddings_pipeline_tests.support.model_change import OTHER, WIDE, definition
+from embeddings_pipeline_tests.support.workbench import PROFILE, by_name, execute, films, make_films
 
 DEFINITION = """
 type: embeddings_pipeline.EmbeddingCollection

@@ -17,11 +17,11 @@ from embeddings_pipeline.model_change.state import open_change
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.model_change.test_phases import assert_whole, by_name
 from embeddings_pipeline_tests.model_change.test_switch import DEFINITION
 from embeddings_pipeline_tests.support.command_line import run_here
 from embeddings_pipeline_tests.support.forked import start
-from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films
+from embeddings_pipeline_tests.support.model_change import assert_whole
+from embeddings_pipeline_tests.support.workbench import PROFILE, by_name, execute, films, make_films
 
 KILLS = int(os.environ.get("EMBEDDINGS_TESTS_KILLS", "2"))
 SLOW = {**PROFILE, "name": "slow", "dimensions": 48, "model": "embeddings_pipeline_tests.process.chaos:SlowEncoder"}

@@ -10,16 +10,10 @@ from embeddings_pipeline.pipeline.inventory import take_inventory
 from embeddings_pipeline.pipeline.renaming import end_renaming, rename_in_database
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import schema_versions
-from embeddings_pipeline_tests.model_change.test_phases import (
-    WIDE,
-    again,
-    backfill_all,
-    begin,
-    by_name,
-    commit_all,
-)
+from embeddings_pipeline_tests.support.model_change import WIDE, again, backfill_all, begin, commit_all
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
+    by_name,
     committed,
     definition,
     edit,

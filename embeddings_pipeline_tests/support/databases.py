@@ -1,13 +1,16 @@
 """Databases for tests: copies of a template where the role may make databases, else one that is emptied each time."""
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
+import pytest
 from psycopg import sql
 
+from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.pipeline.canaries import forget_canaries
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
@@ -103,3 +106,12 @@ def with_schema(database: Database) -> Database:
     forget_schemas()
     forget_canaries()
     return database
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The message of the DatabaseError that the call raises: one line without the password `s3cret`."""
+    with pytest.raises(DatabaseError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    return str(caught.value)
