@@ -1,8 +1,8 @@
 """Fixtures for all tests: an embedded PostgreSQL for each worker, and a fresh database with the schema for each test.
 
-The suite runs on a worker a core (pytest-xdist); one file or one test, named alone, runs in the process itself. `-n 0`
-does so for more, `-n 3` takes another number. What is marked `slow` runs first, all of process/ is, and `make
-test-fast` leaves it out. A test's databases, Dagster's too, are copies of templates, made once for each worker.
+The suite runs on three workers for two cores (pytest-xdist); one file or one test, named alone, runs in the process
+itself. `-n 0` does so for more, `-n 2` takes another number. What is marked `slow` runs first, all of process/ is, and
+`make test-fast` leaves it out. A test's databases, Dagster's too, are copies of templates, made once for each worker.
 
 EMBEDDINGS_TESTS_DATABASE_URL names another server than the embedded one, by a database of its own for tests:
 - a superuser: every test runs, but those of the embedded server itself;
@@ -58,10 +58,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script's background j
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A worker a core; none, so that everything is seen at once, if only one file or test is named."""
+    """Three workers on two cores, since tests wait half of their time. None if only one file or test is named, so that
+    everything is seen at once.
+    """
     if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).suffix == ".py":
         return 0
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores + (cores + 1) // 2, MOST_WORKERS)
 
 
 class Scheduler(LoadScopeScheduling):

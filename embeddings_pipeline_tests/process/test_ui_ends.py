@@ -1,6 +1,7 @@
 """How `ui` ends: by a person with 0, by itself with another code; and what a person reads meanwhile."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Started:
             self.process = subprocess.Popen(
                 [part.replace("PORT", str(port)) for part in command],
                 cwd=folder,
-                env=environment | {"UI": f"{' '.join(UI)} --port {port}"},
+                env=environment | {"UI": f"{shlex.join(UI)} --port {port}"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -105,6 +106,6 @@ def test_a_signal_to_make_ends_all_of_it(start, command: list[str], number: sign
 
 
 def test_a_script_s_background_job_ends_by_sigint_too(start) -> None:
-    ui = start(["/bin/sh", "-c", "trap '' INT; exec $UI"])
+    ui = start(["/bin/sh", "-c", "trap '' INT; eval exec \"$UI\""])
     ui.process.send_signal(signal.SIGINT)
     assert ui.ended() == 0
