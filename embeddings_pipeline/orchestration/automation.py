@@ -32,6 +32,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     BulkActionStatus,
 )
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import (
     AUTOMATION,
     PEOPLE,
@@ -104,6 +105,7 @@ def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensio
         ),
     )
     def new_rows_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        warm_up()
         return evaluate(context.instance, definition, dimensions, runs)
 
     return new_rows_sensor
