@@ -30,7 +30,7 @@ SELECT NOT EXISTS (SELECT FROM runs WHERE status IN ('NOT_STARTED', 'STARTING', 
        EXCEPT SELECT partition FROM dynamic_partitions WHERE partitions_def_name = %(partitions)s)
    AND EXISTS (
        SELECT FROM asset_keys
-       WHERE asset_key = %(asset)s
+       WHERE asset_key = %(asset)s AND last_materialization_timestamp > coalesce(wipe_timestamp, '-infinity')
          AND now() - last_materialization_timestamp AT TIME ZONE 'UTC' BETWEEN '0' AND %(every)s::interval)
 
 

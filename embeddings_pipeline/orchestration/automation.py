@@ -56,7 +56,7 @@ from embeddings_pipeline.store.session import TICK_LIMITS
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 15
+TICK_SECONDS = 4  # each time that the daemon looks at its sensors, which is every 5 seconds
 READ_SECONDS = 5.0  # of the source, in one tick
 RUNS_PER_TICK = 4
 FAILED_WAIT = timedelta(minutes=5)  # an index run that failed is asked for again after so long

@@ -73,11 +73,14 @@ MODULES_OF_A_RUN = [
     "dagster._core.executor.in_process",
     "dagster._core.instance.factory",
     "dagster._core.secrets.env_file",
+    "dagster._core.storage.sqlite_storage",
     "dagster._core.system_config.composite_descent",
     "dagster._core.types.primitive_mapping",
     "dagster._core.types.transform_typing",
+    "dagster._core.utility_ops",
     "dagster._grpc.impl",
     "dagster._grpc.server",
+    "dagster._utils.test.definitions",
 ]
 
 

@@ -30,7 +30,11 @@ PRELOADED = [
     "psycopg2.extras",
     "upath.implementations.local",  # what Dagster asks for the state of definitions, whether there is any or not
     "faiss",
-    "openvino",  # where it is installed
+    "numpy.ma",
+    "numpy.random",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
 ]
 PR_SET_PDEATHSIG = 1
 
