@@ -133,9 +133,10 @@ def evaluate(
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
     known = instance.get_dynamic_partitions(partitions_name(definition))
-    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in set(known)]
+    seen = set(known)
+    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in seen]
     existing = batches_of([*known, *added])
-    busy = under_way(instance, definition, dimensions)
+    busy = under_way(instance, definition, dimensions, known)
     dirty, work = collection.ledger.dirty_items(), collection.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
     ranges = run_ranges(free, existing, definition.attributes.items_per_batch)[:RUNS_PER_TICK]
@@ -172,11 +173,12 @@ def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequ
     return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 
-def under_way(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> UnderWay:
-    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now."""
+def under_way(
+    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, existing: Sequence[str]
+) -> UnderWay:
+    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now; `existing`: all partitions."""
     step_assets = {asset_key(definition, asset) for asset in batch_assets(dimensions)}
     index_assets = {asset_key(definition, asset) for asset in ("pgvector_index", "faiss_index")}
-    existing = instance.get_dynamic_partitions(partitions_name(definition))
     place = {key: n for n, key in enumerate(existing)}
     partitions: set[str] = set()
     scan = index = refresh = False
@@ -211,7 +213,7 @@ def _partitions_of(backfill: Any, step_assets: set[dg.AssetKey], job_name: str) 
 
 def _since_full_scan(collection: Collection) -> timedelta | None:
     """How long ago the last full scan ended, by the database's clock; None without one."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         state = collection_state(connection, collection.definition.name)
     return state.asked_at - state.full_scan_at if state and state.full_scan_at else None
 
@@ -239,7 +241,7 @@ def _may_index(
     instance: dg.DagsterInstance, collection: Collection, dirty: bool, busy: UnderWay, longest: timedelta
 ) -> bool:
     """With batches still to be committed, the indexes wait, but not for ever."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         state = collection_state(connection, collection.definition.name)
     if state is None or state.version == 0:  # nothing to index is committed
         return False

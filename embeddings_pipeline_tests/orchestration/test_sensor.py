@@ -228,7 +228,8 @@ class TestSensor:
                 asset_backfill_data=data,
             )
         )
-        assert under_way(instance, one.definition, DIMENSIONS).partitions == {"000001", "000002"}
+        existing = instance.get_dynamic_partitions(partitions_name(one.definition))
+        assert under_way(instance, one.definition, DIMENSIONS, existing).partitions == {"000001", "000002"}
         ranges = [dict(request.tags) for request in one.tick().run_requests]
         assert ranges == [range_tags(0, 0), range_tags(3, 3)]
 
