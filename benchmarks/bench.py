@@ -2,10 +2,10 @@
 
     python benchmarks/bench.py movies.csv [--without-peers] [--rows N]
 
-The first sync, a sync with nothing changed, one with 1 % changed, `status` and `search` are timed as whole processes, as
-a user starts them, on a fresh state folder (the second, the fourth and the last: the shortest of five); peak memory is
-the kernel's (`ru_maxrss`). The peers get a virtual environment of their
-own below the state folder, and the same rows, texts, model and PostgreSQL.
+The first sync, a sync with nothing changed, one with 1 % changed, `status` and `search` are timed as whole processes,
+as a user starts them, on a fresh state folder (the second, the fourth and the last: the shortest of five); peak memory
+is the kernel's (`ru_maxrss`). The peers get a virtual environment of their own below the state folder, and the same
+rows, texts, model and PostgreSQL.
 """
 
 import argparse
