@@ -56,7 +56,7 @@ class Worker(ForkServerProcess):
 class Workers(ForkServerContext):
     """Starts the processes of runs."""
 
-    Process = Worker  # type: ignore[assignment]
+    Process = Worker
 
 
 @cache
