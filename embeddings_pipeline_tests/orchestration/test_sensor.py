@@ -151,7 +151,7 @@ class TestSensor:
 
         monkeypatch.setattr(Database, "connect", counted)
         assert jobs_of(one.tick()) == []
-        assert len(made) <= 1  # for what it stages; the source has its own, and the rest is the pool's
+        assert len(made) == 2  # what it reads, and what it stages; all else is the pool's
 
     def test_two_runs_never_work_on_one_batch(self, database, project, daemon, instance) -> None:
         make_films(database, films(35))
