@@ -6,10 +6,11 @@ import threading
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+import psycopg
 import simplejson
 import typer
 
@@ -47,6 +48,21 @@ def database_to_read(settings: Settings) -> "Database":
     database = open_database_to_read(settings)
     has_schema(database)
     return database
+
+
+def start_database(settings: Settings) -> None:
+    """Have a thread start the embedded database, if there is one, while this thread imports what the command needs.
+
+    What fails there is told by whoever opens the database next.
+    """
+    from embeddings_pipeline.store.database import open_database, was_used
+
+    def start() -> None:
+        with suppress(PipelineError, psycopg.Error, OSError):
+            open_database(settings)
+
+    if not settings.database_url and was_used(settings):
+        threading.Thread(target=start, name="database", daemon=True).start()
 
 
 def chosen_collection(name: str | None) -> "CollectionDefinition":

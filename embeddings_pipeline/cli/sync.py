@@ -12,6 +12,7 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     print_json,
     progress_bar,
+    start_database,
     tell,
 )
 from embeddings_pipeline.config.settings import load_settings
@@ -35,11 +36,12 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Bring the vectors and the indexes up to date with the source."""
-    from embeddings_pipeline.orchestration.sync import sync as run_sync
-
     settings = load_settings()
     results, failed, unsound = [], [], False
     collections = chosen_collections(collection_name)
+    start_database(settings)
+    from embeddings_pipeline.orchestration.sync import sync as run_sync
+
     for definition in collections:
         try:
             with progress_bar(definition.name, show=not as_json and not dry_run) as progress:

@@ -110,5 +110,5 @@ def _forget_dead(database: Database, collection: str) -> None:
 def _execute(database: Database, statement: str, parameters: dict[str, object]) -> None:
     """What is told of the work must not stop it."""
     cleaned = {name: clean(value) if isinstance(value, str) else value for name, value in parameters.items()}
-    with suppress(PipelineError, psycopg.Error), database.connect(autocommit=True) as connection:
+    with suppress(PipelineError, psycopg.Error), database.session() as connection:
         connection.execute(load_sql(f"health/{statement}"), cleaned)

@@ -61,12 +61,12 @@ def failure_kept(database: Database, collection: str, step: str) -> Iterator[Non
             with suppress(PipelineError, psycopg.Error):
                 note_failure(database, collection, step, reason)
         raise
-    with suppress(PipelineError, psycopg.Error), database.connect(autocommit=True) as connection:
+    with suppress(PipelineError, psycopg.Error), database.session() as connection:
         connection.execute(load_sql("health/mended"), {"collection": collection, "step": step})
 
 
 def note_failure(database: Database, collection: str, step: str, reason: str) -> None:
     """Keep why a step failed; nothing is kept of a collection that the database does not know."""
     parameters = {"collection": collection, "step": step, "reason": clean(reason)}
-    with database.connect(autocommit=True) as connection:
+    with database.session() as connection:
         connection.execute(load_sql("health/note_failure"), parameters)

@@ -17,7 +17,7 @@ FOREIGN_INDEX = (
 
 def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
     """Whether an index is missing, of another kind than declared, or behind the table. `verify`: or damaged."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         if collection_state(connection, collection.definition.name) is None:
             return True
         config = collection.definition.attributes
@@ -46,7 +46,7 @@ def lagging_since(collection: Collection) -> datetime | None:
     except VectorIndexError:
         manifest = None
     first = "SELECT min(committed_at) FROM embeddings.batch WHERE collection = %s"
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         if manifest is not None and standing(connection, name, manifest) in (Standing.CURRENT, Standing.BEHIND):
             return datetime.fromisoformat(manifest.built_at)
         row = connection.execute(first, [name]).fetchone()

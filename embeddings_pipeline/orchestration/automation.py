@@ -32,6 +32,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     BulkActionStatus,
 )
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import (
     AUTOMATION,
     PEOPLE,
@@ -55,7 +56,7 @@ from embeddings_pipeline.store.session import TICK_LIMITS
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 15
+TICK_SECONDS = 4  # each time that the daemon looks at its sensors, which is every 5 seconds
 READ_SECONDS = 5.0  # of the source, in one tick
 RUNS_PER_TICK = 4
 FAILED_WAIT = timedelta(minutes=5)  # an index run that failed is asked for again after so long
@@ -104,6 +105,7 @@ def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensio
         ),
     )
     def new_rows_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        warm_up()
         return evaluate(context.instance, definition, dimensions, runs)
 
     return new_rows_sensor
@@ -131,9 +133,10 @@ def evaluate(
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
     known = instance.get_dynamic_partitions(partitions_name(definition))
-    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in set(known)]
+    seen = set(known)
+    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in seen]
     existing = batches_of([*known, *added])
-    busy = under_way(instance, definition, dimensions)
+    busy = under_way(instance, definition, dimensions, known)
     dirty, work = collection.ledger.dirty_items(), collection.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
     ranges = run_ranges(free, existing, definition.attributes.items_per_batch)[:RUNS_PER_TICK]
@@ -170,11 +173,12 @@ def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequ
     return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 
-def under_way(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> UnderWay:
-    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now."""
+def under_way(
+    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, existing: Sequence[str]
+) -> UnderWay:
+    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now; `existing`: all partitions."""
     step_assets = {asset_key(definition, asset) for asset in batch_assets(dimensions)}
     index_assets = {asset_key(definition, asset) for asset in ("pgvector_index", "faiss_index")}
-    existing = instance.get_dynamic_partitions(partitions_name(definition))
     place = {key: n for n, key in enumerate(existing)}
     partitions: set[str] = set()
     scan = index = refresh = False
@@ -209,7 +213,7 @@ def _partitions_of(backfill: Any, step_assets: set[dg.AssetKey], job_name: str) 
 
 def _since_full_scan(collection: Collection) -> timedelta | None:
     """How long ago the last full scan ended, by the database's clock; None without one."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         state = collection_state(connection, collection.definition.name)
     return state.asked_at - state.full_scan_at if state and state.full_scan_at else None
 
@@ -237,7 +241,7 @@ def _may_index(
     instance: dg.DagsterInstance, collection: Collection, dirty: bool, busy: UnderWay, longest: timedelta
 ) -> bool:
     """With batches still to be committed, the indexes wait, but not for ever."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         state = collection_state(connection, collection.definition.name)
     if state is None or state.version == 0:  # nothing to index is committed
         return False

@@ -66,6 +66,30 @@ def loaded(command: Command, tmp_path: Path) -> Command:
     return command
 
 
+NEVER = {"dagster", "sqlalchemy", "grpc", "pandas", "torch", "transformers", "sentence_transformers"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        (("search", "monster"), {"pyarrow", "stamina", "rich"}),
+        (("sync",), {"stamina", "rich"}),
+        (("status",), {"rich"}),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(
+    loaded: Command, environment: dict[str, str], arguments: tuple[str, ...], without: set[str]
+) -> None:
+    assert loaded("sync").returncode == 0
+    command = [sys.executable, "-X", "importtime", "-m", "embeddings_pipeline", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    lines = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    packages = {name.partition(".")[0] for name in lines}
+    assert {"psycopg", "pydantic"} < packages
+    assert not packages & (NEVER | without)
+
+
 def fails_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 1, done
     assert done.stdout == ""

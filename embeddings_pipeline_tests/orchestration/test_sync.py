@@ -12,11 +12,11 @@ import dagster as dg
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import RunFailed
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
-from embeddings_pipeline.orchestration.runner import RunFailed
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline import embed
 from embeddings_pipeline.pipeline.collection import open_collection

@@ -166,7 +166,7 @@ def cancel_dead_runs(instance: DagsterInstance, database: Database, watch: RunWa
     dead = []
     runs = [record.dagster_run for record in instance.get_run_records(RunsFilter(statuses=open_statuses))]
     watch.forget_others({run.run_id for run in runs})
-    with database.connect(autocommit=True) as connection:
+    with database.session() as connection:
         for run in runs:
             if not watch.is_dead(instance, connection, run):
                 continue
