@@ -59,7 +59,7 @@ FROM (
     SELECT attempts, next_try FROM embeddings.quarantine
     WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
     UNION ALL
-    SELECT attempts, next_try FROM embeddings.quarantined_item WHERE collection = %(collection)s
+    SELECT attempts, next_try FROM embeddings.quarantined_item WHERE collection = %(collection)s AND step <> 'key'
 ) AS kept
 
 

@@ -43,6 +43,10 @@ def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonO
         if not texts:
             print(f"{name}: nothing is in quarantine")
         for entry in texts:
+            if entry.step == "key":
+                print(f"{name}  {entry.content_hash[:12]}  row {printable(entry.item_key or '')}, at key, left out")
+                print(f"    {printable(entry.reason)}; each full scan looks at it again")
+                continue
             again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
             others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
             item = f"item {printable(entry.item_key)}{others}" if entry.item_key is not None else "of no item any more"

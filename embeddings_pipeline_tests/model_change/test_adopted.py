@@ -18,7 +18,7 @@ import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import resolve_profile
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, PipelineError, StaleRunError
 from embeddings_pipeline.failpoints import at_failpoint
@@ -702,7 +702,7 @@ class TestExample:
             **os.environ,
             "EMBEDDINGS_STATE_DIR": str(settings.state_dir),
             "EMBEDDINGS_DEFS_DIR": str(defs),
-            "DATABASE_URL": settings.database_url or "",
+            "DATABASE_URL": revealed(settings.database_url) or "",
         }
         page = (PROJECT / "docs" / "how-to" / "your-own-column.md").read_text(encoding="utf-8")
         commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", page, re.MULTILINE)

@@ -1,0 +1,13 @@
+"""Words for people that depend on a number."""
+
+IRREGULAR = {"batch": "batches", "is": "are", "has": "have", "lacks": "lack", "was": "were"}
+
+
+def many(number: float, word: str) -> str:
+    """A word as it is said of so many: `text` or `texts`, `is` or `are`."""
+    return word if number == 1 else IRREGULAR.get(word, f"{word}s")
+
+
+def counted(number: int, word: str) -> str:
+    """`1 text`, `1,200 texts`."""
+    return f"{number:,} {many(number, word)}"
