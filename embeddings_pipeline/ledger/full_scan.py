@@ -145,7 +145,8 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         if len(unusable) > MOST_FAILURES or (len(unusable) > 1 and not others):
             raise SourceError(
                 f"collection {self.name!r}: {counted(len(unusable), 'row')} have keys that no item can have, as the "
-                f"one with the key {shown}: {reason}; choose another `source.key:` in {self.definition.path or 'defs.yaml'}"
+                f"one with the key {shown}: {reason}; choose another `source.key:` in "
+                f"{self.definition.path or 'defs.yaml'}"
             )
         for row in unusable[:SHOWN_ROWS]:
             log.warning(

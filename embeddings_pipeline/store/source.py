@@ -165,8 +165,8 @@ class Source:
                 position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
                 condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
         if any(left_out):  # and what does not meet `where:`, which full scans find
-            parts = (condition, left_out.condition(self._key), self._where)
-            condition = sql.SQL("{} AND {} AND ({}\n)").format(*parts)
+            asked = (condition, left_out.condition(self._key), self._where)
+            condition = sql.SQL("{} AND {} AND ({}\n)").format(*asked)
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
         where = self._where
         columns = dict.fromkeys(
