@@ -20,8 +20,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
 from embeddings_pipeline.health.failures import failure_kept
-from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag, lagging_since
-from embeddings_pipeline.index.standing import Standing
+from embeddings_pipeline.health.lag import about_foreign, indexes_lag, lagging_since
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration.dagster_internals import (
@@ -281,8 +280,8 @@ def _what_was_seen(
     parts.append(", ".join(f"{what}: {count}" for what, count in counts.items()))
     index = "being built" if busy.index else "behind" if lags else "current"
     parts.append(f"indexes {index}")
-    if lags and faiss_standing(collection) is Standing.FOREIGN:
-        parts.append(FOREIGN_INDEX)
+    if lags and (foreign := about_foreign(collection)):
+        parts.append(foreign)
     return "; ".join(parts)
 
 

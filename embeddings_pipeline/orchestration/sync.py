@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import InterruptedRunError, PipelineError
 from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.check_results import CheckResult, last_results
 from embeddings_pipeline.health.failures import failure_kept
-from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
-from embeddings_pipeline.index.standing import Standing
+from embeddings_pipeline.health.lag import about_foreign, indexes_lag
 from embeddings_pipeline.orchestration.checks import QUICK, check_keys
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
 from embeddings_pipeline.orchestration.instance.purge import purge_daily
@@ -98,7 +98,10 @@ def sync(
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
     if dry_run:
-        _look(_warned(look_at_collection(definition, settings)), result, force)
+        looked = _warned(look_at_collection(definition, settings))
+        if not redefine:
+            looked.ledger.check_newest()
+        _look(looked, result, force)
     else:
         with _failure_kept(definition, settings):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
@@ -250,8 +253,8 @@ class _Sync:
             renew(self.collection)
         result.quarantined = sum(entry.items > 0 for entry in ledger.quarantine_entries())
         if indexes_lag(self.collection, verify=True):
-            if faiss_standing(self.collection) is Standing.FOREIGN:
-                log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
+            if foreign := about_foreign(self.collection):
+                log.warning("warning: collection %r: %s", name, foreign)
             self.progress("indexing", 0, 0)
             with index_watched(self.collection, self.progress):
                 self.runner.execute("index", {}, {})
@@ -268,9 +271,13 @@ class _Sync:
     def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
         config = {"ops": {self.runner.op(embeddings_asset(self.dimensions)): {"config": embed}}}
         self.meter.tell("reading")
-        before = self._current_fingerprint()
+        before, began = self._current_fingerprint(), time.monotonic()
         try:
             figures = run_figures(self.runner.execute("batches", config, range_tags(first, last)))
+        except (InterruptedRunError, KeyboardInterrupt):
+            with suppress(PipelineError, psycopg.Error):
+                self.collection.ledger.take_back_attempts(first, last, seconds=time.monotonic() - began)
+            raise
         except RunFailed:
             if self._current_fingerprint() == before:
                 raise

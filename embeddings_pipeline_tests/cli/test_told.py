@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import yaml
 
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import OutageError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.command_line import PROJECT, run_here
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -206,12 +208,33 @@ def test_a_collection_that_is_no_longer_defined_is_named(database, command, vect
 
 
 @pytest.mark.slow
+def test_an_interrupt_is_no_attempt(database, command, project) -> None:
+    make_films(database, films(40))
+    DeterministicEncoder.fail_on, DeterministicEncoder.error = "number 3 ", OutageError
+    assert command("sync").returncode == 1
+    attempts = "SELECT attempts, next_try > now() FROM embeddings.batch ORDER BY batch"
+    assert execute(database, attempts) == [(1, True)] * 4
+    execute(database, "UPDATE embeddings.batch SET next_try = now() WHERE batch = 0")
+    running = subprocess.Popen([sys.executable, "-m", "embeddings_pipeline_tests.support.sync_process", "30"])
+    try:
+        wait_until(lambda: any(each["phase"] == "embedding" for each in status(command)["under_way"]))
+        wait_until(lambda: execute(database, "SELECT attempts FROM embeddings.batch WHERE batch = 0") == [(2,)])
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) != 0
+    finally:
+        running.kill()
+        running.wait()
+    assert execute(database, attempts) == [(1, False), *[(1, True)] * 3]
+
+
+@pytest.mark.slow
 def test_a_sync_that_is_under_way_is_told_with_its_process_and_gone_with_it(database, command, project) -> None:
     make_films(database, films(40))
     running = subprocess.Popen([sys.executable, "-m", "embeddings_pipeline_tests.support.sync_process", "30"])
     try:
         wait_until(lambda: any(each["phase"] == "embedding" for each in status(command)["under_way"]))
         [sync] = status(command)["under_way"]
+        assert status(command)["waiting"]["batches"] == 0 and "waiting" not in command("status").stdout
         assert sync["what"] == "sync" and f"process {running.pid}" in sync["who"]
         assert re.search(
             rf"under way +sync by .*, process {running.pid}, since .*: embedding", command("status").stdout
