@@ -11,3 +11,8 @@ def many(number: float, word: str) -> str:
 def counted(number: int, word: str) -> str:
     """`1 text`, `1,200 texts`."""
     return f"{number:,} {many(number, word)}"
+
+
+def texts_and_items(number: int) -> str:
+    """`1 text or item`, `1,200 texts and items`."""
+    return "1 text or item" if number == 1 else f"{number:,} texts and items"

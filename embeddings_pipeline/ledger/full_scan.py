@@ -165,9 +165,9 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         if lost > max(FEW_UNREADABLE, GONE_SHARE * committed):
             item_key, reason = next(iter(unreadable.items()))
             raise RefusedError(
-                f"collection {self.name!r}: {lost:,} of {committed:,} items can no longer be read from the source, "
-                f"more than {GONE_SHARE:.0%}, as the one with the key ({item_key}): {reason}; nothing was changed. "
-                "Correct the rows or `source:`, or sync with --allow-deletes, which puts them into quarantine"
+                f"collection {self.name!r}: {lost:,} of {counted(committed, 'item')} can no longer be read from the "
+                f"source, more than {GONE_SHARE:.0%}, as the one with the key ({item_key}): {reason}; nothing was "
+                "changed. Correct the rows or `source:`, or sync with --allow-deletes, which puts them into quarantine"
             )
 
     def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> FullScan:
@@ -178,7 +178,7 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         result = FullScan(*counts)
         if result.gone > GONE_SHARE * committed and not allow_deletes:
             raise RefusedError(
-                f"collection {self.name!r}: {result.gone:,} of {committed:,} items are gone from the source, "
+                f"collection {self.name!r}: {result.gone:,} of {counted(committed, 'item')} are gone from the source, "
                 f"more than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
                 f"(or set allow_deletes on item_ledger in the launchpad)"
             )

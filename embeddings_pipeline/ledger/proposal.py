@@ -46,7 +46,7 @@ class Proposals(LedgerBase):
             connection.execute(load_sql("register/aside"), {**self._proposal(), "reason": reason})
 
     def check_newest(self) -> None:
-        """StaleDefinitionError if a sync would refuse this definition, since a newer one is in force. Writes nothing."""
+        """StaleDefinitionError if a sync would refuse this definition as an older one. Writes nothing."""
         self._look()
 
     def definition_notice(self) -> str | None:

@@ -51,6 +51,7 @@ from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.models import collection_state
 from embeddings_pipeline.store.session import TICK_LIMITS
+from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -265,11 +266,13 @@ def _what_was_seen(
         parts.append(f"rows updated lately could not be read: {recent}")
     elif recent is not None:
         parts.append(
-            f"{recent.read} rows updated lately were read ({recent.new} new, {recent.changed} changed, "
+            f"{counted(recent.read, 'row')} updated lately were read ({recent.new} new, {recent.changed} changed, "
             f"{recent.gone} gone)"
         )
         if recent.refused:
-            parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the full scan")
+            parts.append(
+                f"{counted(recent.refused, 'row')} no longer meet `where:`, more than 20 %: left to the full scan"
+            )
         if not recent.caught_up:
             parts.append("there are more rows to read")
     since = _since_full_scan(collection)
@@ -326,8 +329,8 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
         name=job_name(definition, "recent"),
         tags=job_tags(definition, AUTOMATION),
         description=(
-            f"For its schedule: embed items first seen in the last {automation.recent_days} days that have no vectors, "
-            f"at most {automation.recent_items}."
+            f"For its schedule: embed items first seen in the last {counted(automation.recent_days, 'day')} that have "
+            f"no vectors, at most {automation.recent_items}."
         ),
     )
     def recent_job() -> None:
@@ -377,7 +380,7 @@ def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
 
 def _in_words(result: SyncResult) -> str:
     return (
-        f"{result.scanned:,} rows read: {result.new:,} new, {result.changed:,} changed, {result.deleted:,} deleted; "
-        f"{result.embedded:,} texts embedded, {result.reused:,} reused, {result.quarantined:,} in quarantine; "
-        f"{result.seconds:.1f} s"
+        f"{counted(result.scanned, 'row')} read: {result.new:,} new, {result.changed:,} changed, "
+        f"{result.deleted:,} deleted; {counted(result.embedded, 'text')} embedded, {result.reused:,} reused, "
+        f"{result.quarantined:,} in quarantine; {result.seconds:.1f} s"
     )

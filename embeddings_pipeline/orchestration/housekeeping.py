@@ -8,6 +8,7 @@ from embeddings_pipeline.orchestration.instance.purge import purge
 from embeddings_pipeline.orchestration.names import AUTOMATION, FOR_TAG, partitions_of
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS
 from embeddings_pipeline.orchestration.steps import failures
+from embeddings_pipeline.wording import counted
 
 FIRST_BATCH = batch_key(0)
 LOOK_SECONDS = 60
@@ -22,9 +23,9 @@ def build_housekeeping() -> dg.Definitions:
         with failures():
             purged = purge(context.instance, settings)
         context.log.info(
-            f"{purged.runs:,} runs older than {settings.keep_days} days removed, and {purged.folders:,} "
-            f"folders of runs that were gone; {purged.kept:,} older ones are kept: an asset's, a partition's or a "
-            "check's last"
+            f"{counted(purged.runs, 'run')} older than {counted(settings.keep_days, 'day')} removed, and "
+            f"{counted(purged.folders, 'folder')} of runs that were gone; {purged.kept:,} older ones are kept: an "
+            "asset's, a partition's or a check's last"
         )
 
     @dg.job(

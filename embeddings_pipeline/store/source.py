@@ -28,6 +28,7 @@ from embeddings_pipeline.store.source_sql import (
 )
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted
 
 ROWS_AT_ONCE = 20_000
 _WITHOUT_NAN = {
@@ -123,8 +124,8 @@ class Source:
             last = start + ROWS_AT_ONCE >= len(keys)
             if example and (failed > MOST_FAILURES or (last and failed > 1 and not readable)):
                 raise SourceError(
-                    f"{self}: {failed:,} rows of {self._name} cannot be read, and {readable:,} could; the one with the "
-                    f"key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
+                    f"{self}: {counted(failed, 'row')} of {self._name} cannot be read, and {readable:,} could; the one "
+                    f"with the key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
                 )
             yield [ScannedRow(row.item_key, row.row_hash, row.reason) for row in rows]
 

@@ -105,16 +105,28 @@ class TestChecks:
         assert "error: other" not in done.stderr
 
     def test_a_warning_is_told_and_is_no_failure(self, database, command, tmp_path) -> None:
-        make_films(database, films(199))
+        make_films(database, films(50))
         DeterministicEncoder.fail_on = "number 42 "
         done = command("sync")
         assert done.returncode == 0
         [line] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-        assert line.startswith("warning: films: check quarantine: 1 texts and items (0.50 %) in quarantine")
+        assert line.startswith("warning: films: check quarantine: 1 text or item (2.00 %) in quarantine")
+        assert ": item 42 at encode, ValueError: a text holds 'number 42 ';" in line
         assert line.endswith("see `embeddings-pipeline quarantine list --collection films`")
         shown = command("status").stdout
-        assert re.search(r"quarantine +warned \d+ seconds? ago: 1 texts and items", shown)
-        assert re.search(r"quarantine +1 texts +\(tried again from \d\d:\d\d", shown)
+        assert re.search(r"quarantine +warned \d+ seconds? ago: 1 text or item", shown)
+        assert re.search(r"quarantine +1 text +\(tried again from \d\d:\d\d", shown)
+
+    def test_many_in_quarantine_are_an_error(self, database, command) -> None:
+        make_films(database, films(50))
+        DeterministicEncoder.fail_on = "Film 1"
+        done = command("sync")
+        assert done.returncode == 1
+        assert (
+            "error: films: check quarantine: 11 texts and items (22.00 %) in quarantine, 0 of them given up: "
+            in done.stderr
+        )
+        assert "; and 8 more; see `embeddings-pipeline quarantine list --collection films`" in done.stderr
 
     def test_what_the_next_sync_is_about_to_do_is_a_warning(self, database, command) -> None:
         make_films(database, films(10))
@@ -188,9 +200,7 @@ class TestFailures:
         assert command("sync").returncode == 1
         waiting = status(command)["waiting"]
         assert (waiting["batches"], waiting["attempts"]) == (1, 1) and "a text holds ' '" in waiting["reason"]
-        assert re.search(
-            r"waiting +1 batches after up to 1 attempts, tried again .*: .*holds", command("status").stdout
-        )
+        assert re.search(r"waiting +1 batch after up to 1 attempt, tried again .*: .*holds", command("status").stdout)
         DeterministicEncoder.reset()
         assert command("sync").returncode == 0
         assert status(command)["waiting"]["batches"] == 0

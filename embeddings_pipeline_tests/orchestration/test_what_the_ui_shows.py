@@ -16,7 +16,7 @@ from embeddings_pipeline_tests.support.workbench import definition, execute, fil
     [
         ([str(n) for n in range(1, 999)] + ["1000"], "1–998, 1000 (999 items)"),
         (["10", "9", "-1"], "-1, 9–10 (3 items)"),
-        (["7"], "7 (1 items)"),
+        (["7"], "7 (1 item)"),
         (["001", "1"], "001, 1 (2 items)"),
         ([f"k{n:02}" for n in range(12)], "k00, k01, k02, k03, k04, …, k07, k08, k09, k10, k11 (12 items)"),
         ([], " (0 items)"),
