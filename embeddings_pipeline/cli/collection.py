@@ -110,14 +110,15 @@ def remove(
 
 def _description(kept: "Inventory", batches: int) -> str:
     """What a removal drops, and what it leaves."""
+    relations = [f"embeddings.{name}" for name in (*kept.tables, *kept.views)]
     lines = [
         f"{kept.name}: {counted(kept.items, 'item')}, {counted(kept.vectors, 'vector')}, {size(kept.bytes)}. "
         "This drops",
-        f"  in the database   {', '.join((*kept.tables, *kept.views)) or 'nothing'} ({size(kept.database_bytes)}),",
+        f"  in the database   {', '.join(relations) or 'nothing'} ({size(kept.database_bytes)}),",
         "                    and its rows in the tables that all collections share",
         f"  in the lake       {kept.lake or 'nothing'} ({size(kept.lake_bytes)})",
         f"  FAISS             {kept.faiss or 'nothing'} ({size(kept.faiss_bytes)})",
-        f"  in Dagster        {batches:,} partition keys",
+        f"  in Dagster        {counted(batches, 'partition key')}",
     ]
     if kept.user_columns:
         columns = ", ".join(kept.user_columns)

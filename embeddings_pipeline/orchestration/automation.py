@@ -319,7 +319,7 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "refresh"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=f"For its schedule, the same as `{job_name(definition, 'all')}`: {EVERYTHING}",
     )
     def refresh() -> None:
@@ -327,7 +327,7 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "recent"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=(
             f"For its schedule: embed items first seen in the last {counted(automation.recent_days, 'day')} that have "
             f"no vectors, at most {automation.recent_items}."
@@ -343,7 +343,7 @@ def build_job_for_people(definition: CollectionDefinition, refresh: dg.JobDefini
     """`…_all`: the job `…_refresh` under a name that comes first."""
     return refresh.graph.to_job(
         name=job_name(definition, "all"),
-        tags=job_tags(definition, PEOPLE),
+        **job_tags(definition, PEOPLE),
         description=f"THE ONE TO USE: {EVERYTHING}",
     )
 

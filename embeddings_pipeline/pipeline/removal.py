@@ -42,8 +42,8 @@ def check_idle(connection: psycopg.Connection, name: str) -> None:
         raise RefusedError(f"collection {name!r}: a change of its model is under way ({row[0]}); end it with {remedy}")
     if batches := batches_in_commit(connection, name):
         raise RefusedError(
-            f"collection {name!r}: {counted(len(batches), 'batch')} {many(len(batches), 'is')} being committed; wait for "
-            "that run to end"
+            f"collection {name!r}: {counted(len(batches), 'batch')} {many(len(batches), 'is')} being committed; wait "
+            "for that run to end"
         )
 
 

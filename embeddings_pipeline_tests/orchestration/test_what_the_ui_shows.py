@@ -89,6 +89,16 @@ def test_a_failed_run_shows_its_sentence_first(database, project, instance) -> N
     assert shown.startswith("Failed: collection 'films': template `base:` names a column 'title'")
 
 
+def test_the_list_of_runs_shows_few_and_short_tags(database, project, instance) -> None:
+    make_films(database, films(3))
+    sync(definition(), project, instance=instance)
+    job = build_definitions(definition()).resolve_job_def("films_scan")
+    job.execute_in_process(instance=instance)
+    shown = {tag for run in instance.get_runs() for tag in run.tags if not tag.startswith(".dagster/")}
+    assert {tag for tag in shown if not tag.startswith("dagster/")} == {"collection", "found"}
+    assert max(len(f"{tag}: {run.tags[tag]}") for run in instance.get_runs() for tag in shown & set(run.tags)) < 60
+
+
 def test_the_first_job_of_a_collection_is_the_one_for_people() -> None:
     jobs = [job for job in build_definitions(definition()).resolve_all_job_defs() if not job.name.startswith("__")]
     first, *others = sorted(jobs, key=lambda job: job.name)

@@ -22,9 +22,12 @@ from embeddings_pipeline.orchestration.dagster_internals import GRPC_INFO_TAG
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import run_locked
 
-SYNC_TAG = "embeddings_pipeline/sync"  # of a run in the process of a `sync`, which no launcher started
-PROCESS_TAG = "embeddings_pipeline/process"  # what the run's process noted of itself
-LAUNCHER_TAG = "embeddings_pipeline/launched_from"  # where the launcher was, which need not be where the run is
+# The UI's list of runs shows no tag that begins with `.dagster/`.
+SYNC_TAG = ".dagster/embeddings_pipeline_sync"  # of a run in the process of a `sync`, which no launcher started
+PROCESS_TAG = ".dagster/embeddings_pipeline_process"  # what the run's process noted of itself
+LAUNCHER_TAG = (
+    ".dagster/embeddings_pipeline_launched_from"  # where the launcher was, which need not be where the run is
+)
 # A run of which no more can be known than that its lock is free: dead after so long. A living one takes its lock again
 # seconds after it has lost it.
 UNKNOWN_SECONDS = 300.0
