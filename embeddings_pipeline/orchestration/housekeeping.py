@@ -4,6 +4,7 @@ import dagster as dg
 
 from embeddings_pipeline.config.definition import batch_key
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.instance.purge import purge
 from embeddings_pipeline.orchestration.names import AUTOMATION, FOR_TAG, partitions_of
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS
@@ -15,7 +16,11 @@ LOOK_SECONDS = 60
 
 
 def build_housekeeping() -> dg.Definitions:
-    """The job `remove_old_runs` with its schedule, and the sensor `first_partitions`; both are on from the start."""
+    """The job `remove_old_runs` with its schedule, and the sensor `first_partitions`; both are on from the start.
+
+    ConfigurationError if DAGSTER_HOME is a folder without a dagster.yaml.
+    """
+    check_home()
 
     @dg.op(out=dg.Out(dg.Nothing))
     def remove_runs(context: dg.OpExecutionContext) -> None:
