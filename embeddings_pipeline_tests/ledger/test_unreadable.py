@@ -159,6 +159,24 @@ def made_to_hide(database: Database) -> CollectionDefinition:
     return definition(source=source, columns=["title"], vectors={"base": "{title}"}, items_per_batch=100)
 
 
+def test_a_damaged_row_is_one_row(database: Database, settings: Settings) -> None:
+    """What PostgreSQL raises for a lost piece of a long text, and for a length that cannot be."""
+    make(database, 30)
+    execute(
+        database,
+        """CREATE FUNCTION sized(id bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$ BEGIN
+               IF id = 7 THEN RAISE 'missing chunk number 0 for toast value 1' USING ERRCODE = 'XX001'; END IF;
+               IF id = 9 THEN RAISE 'invalid memory alloc request size 1' USING ERRCODE = 'XX000'; END IF;
+               RETURN id; END $$""",
+    )
+    execute(database, "DROP VIEW readable")
+    execute(database, "CREATE VIEW readable AS SELECT *, sized(id) AS number FROM films")
+    collection, _ = sync_once(films(), settings)
+    assert quarantined(collection) == ["7", "9"] and len(committed(database)) == 28
+    reasons = {entry.item_key: entry.reason for entry in collection.ledger.quarantine_entries()}
+    assert "missing chunk" in reasons["7"] and "invalid memory alloc" in reasons["9"]
+
+
 def test_a_row_that_hides_its_key_behind_a_volatile_function_is_found(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
