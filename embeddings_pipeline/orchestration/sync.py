@@ -32,6 +32,7 @@ from embeddings_pipeline.pipeline.collection import Collection, look_at_collecti
 from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.progress import Progress, counting, silent
 from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -245,9 +246,9 @@ class _Sync:
             self.meter.expect(len(work))
         if work:
             log.warning(
-                "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
+                "warning: collection %r: rows of %s changed again while they were synced; sync again, and see "
                 "whether a column changes at each read",
-                *(name, len(work)),
+                *(name, counted(len(work), "batch")),
             )
         if options.force and limit is None and items is None and result.embedded:
             renew(self.collection)

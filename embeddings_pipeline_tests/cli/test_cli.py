@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -15,10 +14,8 @@ import yaml
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import run_here, run_process
+from embeddings_pipeline_tests.support.command_line import PROGRESS, run_here, run_process
 from embeddings_pipeline_tests.support.workbench import definition, execute
-
-PROGRESS = re.compile(r"films: .*; \d+ s\n")  # a line after each five seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = {

@@ -17,11 +17,9 @@ from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import OutageError
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import PROJECT, run_here
+from embeddings_pipeline_tests.support.command_line import PROGRESS, PROJECT, run_here
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import definition, execute, films, make_films, wait_until
-
-PROGRESS = re.compile(r"films: .*; \d+ s\n")  # after five seconds
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
