@@ -11,8 +11,8 @@ T = TypeVar("T")
 MOST_FAILURES = 1000
 """If more items fail, it is not they that are at fault."""
 OF_DATA = ("22", "54", "XX000", "XX001", "P0001")
-"""SQLSTATEs: data that cannot be processed, more than PostgreSQL can hold, a damaged row (also as an internal error, such
-as `invalid memory alloc request size`), what a function raises.
+"""SQLSTATEs: data that cannot be processed, more than PostgreSQL can hold, a damaged row (also as an internal error, as
+`invalid memory alloc request size` is), what a function raises.
 """
 OF_ANY_VALUE = ("22000", "XX000", "XX001", "P0001")
 """Those of them that no value need be to blame for: a column of another size, a damaged table, what a function raises.
