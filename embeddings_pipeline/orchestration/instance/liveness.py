@@ -176,4 +176,15 @@ def cancel_dead_runs(instance: DagsterInstance, database: Database, watch: RunWa
             instance.report_run_canceled(run, message="Its process is gone: ended by a later sync.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             dead.append(run.run_id)
+    _free_places_of_ended_runs(instance, {run.run_id for run in runs} - set(dead))
     return dead
+
+
+def _free_places_of_ended_runs(instance: DagsterInstance, open_runs: set[str]) -> None:
+    """A process that is killed while the database takes its place in a pool gets it after its run has been ended."""
+    storage = instance.event_log_storage
+    pools = [storage.get_concurrency_info(key) for key in storage.get_concurrency_keys()]
+    for run_id in {step.run_id for pool in pools for step in (*pool.claimed_slots, *pool.pending_steps)} - open_runs:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
