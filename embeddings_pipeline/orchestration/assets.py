@@ -34,6 +34,7 @@ from embeddings_pipeline.pipeline.embed import EmbedOptions
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.run_batch import commit_and_backfill, embed_under_each_model
+from embeddings_pipeline.wording import counted
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
 ENCODER_KINDS = {"local": "huggingface", "openai": "openai"}  # of the profile's provider; Dagster has their icons
@@ -161,7 +162,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
             for batch, embedded in embed_under_each_model(collection, batches, context.run.run_id, options):
                 if options.dry_run:
                     context.log.info(
-                        f"dry run, batch {batch_key(batch)}: {embedded.left_to_embed} texts to encode, "
+                        f"dry run, batch {batch_key(batch)}: {counted(embedded.left_to_embed, 'text')} to encode, "
                         f"{embedded.reused} reused"
                     )
                 yield batch, {**_missing(embedded.left_to_embed, "left out by `limit`"), **metadata_of(embedded)}

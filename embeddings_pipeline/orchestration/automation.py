@@ -20,8 +20,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
 from embeddings_pipeline.health.failures import failure_kept
-from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag, lagging_since
-from embeddings_pipeline.index.standing import Standing
+from embeddings_pipeline.health.lag import about_foreign, indexes_lag, lagging_since
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration.dagster_internals import (
@@ -53,6 +52,7 @@ from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.models import collection_state
 from embeddings_pipeline.store.session import TICK_LIMITS
+from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -270,11 +270,13 @@ def _what_was_seen(
         parts.append(f"rows updated lately could not be read: {recent}")
     elif recent is not None:
         parts.append(
-            f"{recent.read} rows updated lately were read ({recent.new} new, {recent.changed} changed, "
+            f"{counted(recent.read, 'row')} updated lately were read ({recent.new} new, {recent.changed} changed, "
             f"{recent.gone} gone)"
         )
         if recent.refused:
-            parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the full scan")
+            parts.append(
+                f"{counted(recent.refused, 'row')} no longer meet `where:`, more than 20 %: left to the full scan"
+            )
         if not recent.caught_up:
             parts.append("there are more rows to read")
     since = _since_full_scan(collection)
@@ -285,8 +287,8 @@ def _what_was_seen(
     parts.append(", ".join(f"{what}: {count}" for what, count in counts.items()))
     index = "being built" if busy.index else "behind" if lags else "current"
     parts.append(f"indexes {index}")
-    if lags and faiss_standing(collection) is Standing.FOREIGN:
-        parts.append(FOREIGN_INDEX)
+    if lags and (foreign := about_foreign(collection)):
+        parts.append(foreign)
     return "; ".join(parts)
 
 
@@ -321,7 +323,7 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "refresh"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=f"For its schedule, the same as `{job_name(definition, 'all')}`: {EVERYTHING}",
     )
     def refresh() -> None:
@@ -329,10 +331,10 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "recent"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=(
-            f"For its schedule: embed items first seen in the last {automation.recent_days} days that have no vectors, "
-            f"at most {automation.recent_items}."
+            f"For its schedule: embed items first seen in the last {counted(automation.recent_days, 'day')} that have "
+            f"no vectors, at most {automation.recent_items}."
         ),
     )
     def recent_job() -> None:
@@ -345,7 +347,7 @@ def build_job_for_people(definition: CollectionDefinition, refresh: dg.JobDefini
     """`…_all`: the job `…_refresh` under a name that comes first."""
     return refresh.graph.to_job(
         name=job_name(definition, "all"),
-        tags=job_tags(definition, PEOPLE),
+        **job_tags(definition, PEOPLE),
         description=f"THE ONE TO USE: {EVERYTHING}",
     )
 
@@ -382,7 +384,7 @@ def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
 
 def _in_words(result: SyncResult) -> str:
     return (
-        f"{result.scanned:,} rows read: {result.new:,} new, {result.changed:,} changed, {result.deleted:,} deleted; "
-        f"{result.embedded:,} texts embedded, {result.reused:,} reused, {result.quarantined:,} in quarantine; "
-        f"{result.seconds:.1f} s"
+        f"{counted(result.scanned, 'row')} read: {result.new:,} new, {result.changed:,} changed, "
+        f"{result.deleted:,} deleted; {counted(result.embedded, 'text')} embedded, {result.reused:,} reused, "
+        f"{result.quarantined:,} in quarantine; {result.seconds:.1f} s"
     )

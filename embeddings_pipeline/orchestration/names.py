@@ -1,7 +1,7 @@
 """The names that Dagster shows: assets, ops, jobs, partitions, sensors and schedules. They are made nowhere else."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
 # `all` is `refresh` for people: Dagster sorts jobs by name, so that it comes first.
 JOBS = ("all", "scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
-# A tag of jobs and their runs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
-FOR_TAG = "embeddings_pipeline/for"
+# A tag of jobs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
+FOR_TAG = "for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
-COLLECTION_TAG = "embeddings_pipeline/collection"
+COLLECTION_TAG = "collection"
 BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
 ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit")
 
@@ -72,9 +72,17 @@ def job_name(definition: CollectionDefinition, job: str) -> str:
     return f"{definition.name}_{job}"
 
 
-def job_tags(definition: CollectionDefinition, whom: str) -> dict[str, str]:
-    """The tags of a job and of its runs: `whom` is PEOPLE, AUTOMATION or MODEL_CHANGE."""
-    return {COLLECTION_TAG: definition.name, FOR_TAG: whom}
+class JobTags(TypedDict):
+    """What a job gets as its tags, and as those of its runs."""
+
+    tags: dict[str, str]
+    run_tags: dict[str, str]
+
+
+def job_tags(definition: CollectionDefinition, whom: str) -> JobTags:
+    """The tags of a job, and of its runs, whose list they would fill: `whom` is PEOPLE, AUTOMATION or MODEL_CHANGE."""
+    collection = {COLLECTION_TAG: definition.name}
+    return {"tags": {**collection, FOR_TAG: whom}, "run_tags": collection}
 
 
 def op_name(definition: CollectionDefinition, op: str) -> str:

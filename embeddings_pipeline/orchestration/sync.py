@@ -106,7 +106,10 @@ def sync(
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
     if dry_run:
-        _look(_warned(look_at_collection(definition, settings)), result, force)
+        looked = _warned(look_at_collection(definition, settings))
+        if not redefine:
+            looked.ledger.check_newest()
+        _look(looked, result, force)
     else:
         options = Options(force, limit, allow_deletes, full, recent)
         with _failure_kept(definition, settings):

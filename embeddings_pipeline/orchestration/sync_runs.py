@@ -1,17 +1,18 @@
 """The runs of a `sync` that has something to do: scan, then every dirty batch, then the indexes, in this process."""
 
 import logging
+import time
 from contextlib import suppress
 from typing import Any
 
 import dagster as dg
+import psycopg
 
 from embeddings_pipeline.config.profiles import resolve_profile
-from embeddings_pipeline.errors import PipelineError, RunFailed
+from embeddings_pipeline.errors import InterruptedRunError, PipelineError, RunFailed
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.check_results import last_results
-from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
-from embeddings_pipeline.index.standing import Standing
+from embeddings_pipeline.health.lag import about_foreign, indexes_lag
 from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.checks import QUICK, check_keys
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
@@ -25,6 +26,7 @@ from embeddings_pipeline.orchestration.sync import Options, SyncResult
 from embeddings_pipeline.pipeline.canaries import renew
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.progress import Progress, counting
+from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -138,15 +140,15 @@ class _Sync:
             self.meter.expect(len(work))
         if work:
             log.warning(
-                "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
+                "warning: collection %r: rows of %s changed again while they were synced; sync again, and see "
                 "whether a column changes at each read",
-                *(name, len(work)),
+                *(name, counted(len(work), "batch")),
             )
         if options.force and limit is None and items is None and result.embedded:
             renew(self.collection)
         if indexes_lag(self.collection, verify=True):
-            if faiss_standing(self.collection) is Standing.FOREIGN:
-                log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
+            if foreign := about_foreign(self.collection):
+                log.warning("warning: collection %r: %s", name, foreign)
             self.progress("indexing", 0, 0)
             with index_watched(self.collection, self.progress):
                 self.runner.execute("index", {}, {})
@@ -163,9 +165,13 @@ class _Sync:
     def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
         config = {"ops": {self.runner.op(embeddings_asset(self.dimensions)): {"config": embed}}}
         self.meter.tell("reading")
-        before = self._current_fingerprint()
+        before, began = self._current_fingerprint(), time.monotonic()
         try:
             figures = run_figures(self.runner.execute("batches", config, range_tags(first, last)))
+        except (InterruptedRunError, KeyboardInterrupt):
+            with suppress(PipelineError, psycopg.Error):
+                self.collection.ledger.take_back_attempts(first, last, seconds=time.monotonic() - began)
+            raise
         except RunFailed:
             if self._current_fingerprint() == before:
                 raise

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -15,10 +14,8 @@ import yaml
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import run_here, run_process
+from embeddings_pipeline_tests.support.command_line import PROGRESS, run_here, run_process
 from embeddings_pipeline_tests.support.workbench import definition, execute
-
-PROGRESS = re.compile(r"films: .*; \d+ s\n")  # a line after each five seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = {
@@ -141,7 +138,7 @@ def test_load_tells_the_types_and_takes_the_files_name(command: Command, tmp_pat
         command("load", str(tmp_path / "mine.csv"))
     )
     replaced = command("load", str(tmp_path / "mine.csv"), "--table", "shops", "--replace")
-    assert replaced.stdout == "shops: 1 rows, 1 new, 0 changed, 2 deleted first\n"
+    assert replaced.stdout == "shops: 1 row, 1 new, 0 changed, 2 deleted first\n"
     assert replaced.stderr == f"note: 2 of its rows were deleted, and it was loaded from {tmp_path / 'shops.csv'}\n"
 
 
@@ -260,7 +257,7 @@ class TestQuarantine:
     def test_list_shows_what_and_why_and_when(self, loaded: Command, bad: str) -> None:
         shown = loaded("quarantine", "list")
         assert shown.returncode == 0 and not shown.stderr
-        assert f"films  {bad[:12]}  item 2, at encode, 1 attempts with test, tried again from" in shown.stdout
+        assert f"films  {bad[:12]}  item 2, at encode, 1 attempt with test, tried again from" in shown.stdout
         assert "ValueError: it was refused" in shown.stdout and "Heat" in shown.stdout
         [entry] = json.loads(loaded("quarantine", "list", "--json").stdout)
         assert (entry["collection"], entry["content_hash"], entry["item_key"]) == ("films", bad, "2")
@@ -268,7 +265,7 @@ class TestQuarantine:
     def test_retry_and_clear_take_the_beginning_of_a_hash_or_all(
         self, loaded: Command, database: Database, bad: str
     ) -> None:
-        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts and items are tried again")
+        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 text or item is tried again")
         assert execute(database, "SELECT attempts, next_try <= now() FROM embeddings.quarantine") == [(0, True)]
         assert loaded("quarantine", "clear", "--all").returncode == 0
         assert loaded("quarantine", "list").stdout == "films: nothing is in quarantine\n"

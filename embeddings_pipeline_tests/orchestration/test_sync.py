@@ -81,6 +81,11 @@ def test_progress_is_in_texts_and_moves_within_a_batch(
     phases = list(dict.fromkeys(phase for phase, _, _ in told))
     assert phases == ["scanning", "reading", "embedding", "commit", "indexing"]
 
+    execute(database, "UPDATE films SET overview = 'edited' WHERE id = 3; UPDATE films SET revenue = 0 WHERE id > 3")
+    told.clear()
+    run_sync(progress=lambda *far: told.append(far))
+    assert [far for far in told if far[0] == "embedding"][-1] == ("embedding", 1, 1)  # 24 keep their vectors
+
 
 def test_every_partition_shows_its_own_numbers(
     database: Database, run_sync: Callable[..., SyncResult], instance: dg.DagsterInstance

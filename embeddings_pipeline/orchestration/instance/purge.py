@@ -15,7 +15,7 @@ from embeddings_pipeline.orchestration.instance.storage import PipelineEventLogS
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 PAGE = 500  # runs
-QUIET_TAG = "embeddings_pipeline/found"  # of a scan that found nothing new
+QUIET_TAG = "found"  # of a scan that found nothing new
 NOTHING = "nothing"
 
 
