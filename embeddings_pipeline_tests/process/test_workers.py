@@ -174,6 +174,13 @@ def test_a_worker_that_is_killed_is_noticed_by_its_code_server(held: tuple[CodeS
     assert server.ended(run) == dg.DagsterRunStatus.FAILURE
 
 
+def test_a_run_that_a_person_ends_is_over(held: tuple[CodeServer, dg.DagsterRun]) -> None:
+    server, run = held
+    server.worker(run)
+    assert server.instance.run_launcher.terminate(run.run_id)
+    assert server.ended(run) == dg.DagsterRunStatus.CANCELED
+
+
 def test_a_run_outlives_its_code_server_and_nothing_is_left_after_it(
     held: tuple[CodeServer, dg.DagsterRun], database: Database, instance: dg.DagsterInstance
 ) -> None:
