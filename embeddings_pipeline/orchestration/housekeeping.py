@@ -6,6 +6,7 @@ from embeddings_pipeline.config.definition import batch_key
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.instance.purge import purge
+from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import AUTOMATION, FOR_TAG, partitions_of
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS
 from embeddings_pipeline.orchestration.steps import failures
@@ -51,6 +52,7 @@ def build_housekeeping() -> dg.Definitions:
         description="Gives a new collection its first partition, so that its assets can be materialized in the UI.",
     )
     def first_partitions(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        warm_up()  # for the first run, whoever starts it
         added = []
         for collection in _collections(context.repository_def):
             if not context.instance.get_dynamic_partitions(partitions_of(collection)):
