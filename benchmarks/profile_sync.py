@@ -87,7 +87,7 @@ def record(catalogue: str, changed: float | None, graph: Path) -> float:
     folder.chmod(0o711)  # as root, PostgreSQL runs as another user
     environment = {**os.environ, "EMBEDDINGS_STATE_DIR": str(folder), "DAGSTER_HOME": str(ROOT)}
     environment.pop("DATABASE_URL", None)
-    environment["EMBEDDINGS_DEFS_DIR"] = str(ROOT / "embeddings_pipeline" / "defs")
+    environment.setdefault("EMBEDDINGS_DEFS_DIR", str(ROOT / "embeddings_pipeline" / "defs"))
     program = [sys.executable, "-m", "embeddings_pipeline"]
     sync = [*program, "sync", "--collection", "items"]
 
