@@ -23,7 +23,7 @@ CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
 CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
     item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
 ) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY) ON COMMIT DROP;
+CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL) ON COMMIT DROP;
 
 
 -- name: keys
@@ -42,8 +42,8 @@ SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 
 CREATE TEMPORARY TABLE commit_decision ON COMMIT DROP AS
 SELECT
-    item.item_key, item.committed_hash, encoded.encoded_hash, encoded.payload,
-    item.payload AS old_payload, now.current_hash,
+    item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
+    encoded.payload IS DISTINCT FROM item.payload AS other_payload,
     CASE
         WHEN now.item_key IS NULL AND (item.seen_hash IS NULL OR item.committed_hash IS NULL) THEN 'delete'
         WHEN now.item_key IS NULL THEN 'vanished'
@@ -70,10 +70,8 @@ WITH gone AS (
                WHERE expected.item_key = text.item_key AND expected.vector_name = text.vector_name
                  AND expected.chunk = text.chunk AND expected.content_hash = text.content_hash))
     RETURNING text.id, text.item_key
-), remembered AS (
-    INSERT INTO commit_gone SELECT id FROM gone
 )
-SELECT DISTINCT item_key FROM gone
+INSERT INTO commit_gone SELECT id, item_key FROM gone
 
 
 -- name: new_texts
@@ -112,10 +110,22 @@ WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fing
   AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)
 
 
--- name: decisions
--- What `decide` found for each item, for the numbers that a commit reports.
+-- name: count
+-- The numbers that a commit reports, in items: deleted, left, quarantined, inserted, updated, unchanged.
 
-SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
+SELECT
+    count(*) FILTER (WHERE decision = 'delete' AND committed_hash IS NOT NULL),
+    count(*) FILTER (WHERE decision IN ('leave', 'vanished')),
+    count(*) FILTER (WHERE decision = 'commit' AND failed),
+    count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NULL),
+    count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND changed),
+    count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND NOT changed)
+FROM (
+    SELECT decision, committed_hash, item_key IN (SELECT item_key FROM commit_failed) AS failed,
+           committed_hash IS DISTINCT FROM encoded_hash OR other_payload
+             OR item_key IN (SELECT item_key FROM commit_gone) AS changed
+    FROM commit_decision
+) AS decided
 
 
 -- name: delete_items
@@ -134,12 +144,13 @@ SET seen_hash = decided.current_hash,
     seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM decided.current_hash THEN now() ELSE item.seen_at END,
     as_first_seen = item.as_first_seen AND item.seen_hash IS NOT DISTINCT FROM decided.current_hash,
     committed_hash = CASE WHEN decided.decision = 'commit' THEN decided.encoded_hash ELSE item.committed_hash END,
-    payload = CASE WHEN decided.decision = 'commit' THEN decided.payload ELSE item.payload END
+    payload = CASE WHEN decided.decision = 'commit' THEN encoded.payload ELSE item.payload END
 FROM commit_decision AS decided
+LEFT JOIN commit_item AS encoded USING (item_key)
 WHERE item.item_key = decided.item_key AND decided.decision IN ('commit', 'leave')
   AND (item.seen_hash IS DISTINCT FROM decided.current_hash
        OR decided.decision = 'commit' AND (item.committed_hash IS DISTINCT FROM decided.encoded_hash
-                                         OR item.payload IS DISTINCT FROM decided.payload))
+                                         OR decided.other_payload))
 
 
 -- name: batch_committed

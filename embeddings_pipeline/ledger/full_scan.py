@@ -14,7 +14,7 @@ from embeddings_pipeline.ledger.work import Work
 from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import Source
-from embeddings_pipeline.store.source_rows import ScannedRow
+from embeddings_pipeline.store.source_rows import SourceRows
 from embeddings_pipeline.store.sql import load_sql
 
 FEW_UNREADABLE = 10
@@ -91,24 +91,23 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         """A session with the entire source in its table `scan_row`; and, of rows that cannot be read, key → reason."""
         unreadable: dict[str, str] = {}
 
-        def rows_of(scan: Iterator[list[ScannedRow]]) -> Iterator[tuple[str, bytes]]:
+        def stage(scan: Iterator[SourceRows]) -> None:
             for rows in scan:
-                for item_key, row_hash, reason in rows:
-                    if reason is not None:
-                        unreadable[item_key] = reason
-                    yield item_key, row_hash
+                unreadable.update(rows.unreadable)
+                self._stage(connection, rows.hashes)
 
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
             source.check(reading)
             connection.execute(load_sql("scan/stage"))
             try:
                 known = self.unreadable_items(connection) if self.tables.are_made(connection) else []
-                self._stage(connection, rows_of(source.scan(reading, known)))
+                with connection.transaction():
+                    stage(source.scan(reading, known))
             except SourceError as error:
                 if not is_of_data(error.__cause__):
                     raise
                 unreadable.clear()
-                self._stage(connection, rows_of(source.scan_by_key(reading)))
+                stage(source.scan_by_key(reading))
             try:
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:

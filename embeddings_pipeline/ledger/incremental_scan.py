@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import OVERLAP, Source
-from embeddings_pipeline.store.source_rows import Position, UpdatedRow
+from embeddings_pipeline.store.source_rows import SCANNED_ROWS, Position, UpdatedRow
 from embeddings_pipeline.store.sql import load_sql
 
 ROWS_PER_TRANSACTION = 2000  # each may lie in another batch, and take its lock
@@ -120,7 +121,8 @@ class IncrementalScans(ScanBase):
             seen[row.item_key] = row.row_hash or seen.get(row.item_key)
         # Another row of that key, an older or a newer one, may still meet it.
         doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
-        return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
+        read = source.read(reading, doubtful).hashes.to_pydict()
+        return {**seen, **dict(zip(read["item_key"], read["row_hash"], strict=True))}
 
     def _note(
         self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
@@ -131,7 +133,8 @@ class IncrementalScans(ScanBase):
         """
         with connection.transaction():
             connection.execute("TRUNCATE scan_row")
-            self._stage(connection, seen.items())
+            rows = [list(seen), list(seen.values())]
+            self._stage(connection, pa.table(rows, schema=SCANNED_ROWS))
             connection.execute("ANALYZE scan_row")
         new = self._insert_new(connection)
         refused = 0

@@ -127,13 +127,17 @@ def reading(connection: psycopg.Connection, limits: ReadLimits, *, some_rows_do:
         lock_timeout=sql.Literal(str(1000 * limits.lock_seconds)),
         statement_timeout=sql.Literal(str(1000 * (limits.statement_seconds or 0))),
     )
-    with _watched(connection, limits), connection.transaction():
-        try:
-            connection.execute(statement)
-            yield
-        except BaseException:
-            end_what_runs(connection)
-            raise
+    try:
+        with _watched(connection, limits), connection.transaction():
+            try:
+                connection.execute(statement)
+                yield
+            except BaseException:
+                end_what_runs(connection)
+                raise
+    finally:
+        if not connection.closed:
+            connection.isolation_level = connection.read_only = None  # others use the session too
 
 
 @contextmanager

@@ -5,17 +5,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, islice
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.templates import row_hash, unreadable_hash
+from embeddings_pipeline.config.templates import row_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
+from embeddings_pipeline.store.lake import RAW_ITEMS
 from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, what_to_do
-from embeddings_pipeline.store.source_rows import Position, ScannedRow, SourceRow, UpdatedRow, is_key, split_key
+from embeddings_pipeline.store.source_rows import (
+    SCANNED_ROWS,
+    Position,
+    SourceRows,
+    UpdatedRow,
+    is_key,
+    joined,
+    split_key,
+)
 from embeddings_pipeline.store.source_sql import (
     column_of,
     columns_of,
@@ -29,6 +40,7 @@ from embeddings_pipeline.store.sql import load_sql
 
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
+ROWS_A_BLOCK = 256  # that are held with their JSON while a scan hashes them: each may be long
 _WITHOUT_NAN = {
     kind + array: function
     for kind in ("real", "double precision", "numeric")
@@ -53,8 +65,12 @@ class Source:
         pooler may stand before it. Raises SourceError, ConfigurationError or DatabaseError in one line.
         """
         url = self.definition.attributes.source.url
+        if not url:
+            with self.database.session() as connection:
+                yield connection
+            return
         try:
-            connection = connect_url(url) if url else self.database.connect(autocommit=True)
+            connection = connect_url(url)
         except (SourceError, ConfigurationError) as error:
             raise type(error)(f"{self}: {error} (in {self._file})") from error
         with connection:
@@ -85,8 +101,8 @@ class Source:
             )
         return types
 
-    def scan(self, connection: psycopg.Connection, apart: Sequence[str] = ()) -> Iterator[list[ScannedRow]]:
-        """Every row of the source in one snapshot, in lists of at most 20,000, in no order.
+    def scan(self, connection: psycopg.Connection, apart: Sequence[str] = ()) -> Iterator[SourceRows]:
+        """Key and hash of every row of the source in one snapshot, at most 20,000 at a time, in no order.
 
         `apart`: keys of rows that could not be read before, which are read by themselves. SourceError if another cannot
         be read: `scan_by_key` finds which.
@@ -96,33 +112,35 @@ class Source:
         others = sql.SQL("{} <> ALL ({}::text[])").format(self._key, sql.Literal(list(apart)))
         selected = self._select(others, types, guarded=True) if apart else self._select(sql.SQL("true"), types)
         statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(selected)
-        rows: list[ScannedRow] = []
-        for item_key, row_json in self._copy(connection, statement, 2):
-            rows.append(ScannedRow(item_key, row_hash(item_key, row_json)))
-            if len(rows) == ROWS_AT_ONCE:
-                yield rows
-                rows = []
-        rows += [ScannedRow(row.item_key, row.row_hash, row.reason) for row in self.read(connection, apart)]
-        if rows:
-            yield rows
+        keys: list[str] = []
+        hashes: list[bytes] = []
+        for some_keys, rows in self._copy(connection, statement, 2):
+            keys += some_keys
+            hashes += map(row_hash, some_keys, rows)
+            if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
+                yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS))
+                keys, hashes = [], []
+        if keys:
+            yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS))
+        if apart:
+            yield self.read(connection, apart)
 
-    def scan_by_key(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
-        """As `scan`, with the rows that cannot be read among the others. SourceError if those are all, or too many."""
+    def scan_by_key(self, connection: psycopg.Connection) -> Iterator[SourceRows]:
+        """As `scan`, with the rows that cannot be read. SourceError if those are all, or too many."""
         self._check_statement(connection, self.check(connection))
         keys = self._keys(connection)
         readable, failed, example = 0, 0, None
         for start in range(0, len(keys), ROWS_AT_ONCE):
             rows = self.read(connection, keys[start : start + ROWS_AT_ONCE])
-            unreadable = [row for row in rows if row.reason is not None]
-            readable, failed = readable + len(rows) - len(unreadable), failed + len(unreadable)
-            example = example or next(iter(unreadable), None)
+            readable, failed = readable + rows.table.num_rows, failed + len(rows.unreadable)
+            example = example or next(iter(rows.unreadable.items()), None)
             last = start + ROWS_AT_ONCE >= len(keys)
             if example and (failed > MOST_FAILURES or (last and failed > 1 and not readable)):
                 raise SourceError(
                     f"{self}: {failed:,} rows of {self._name} cannot be read, and {readable:,} could; the one with the "
-                    f"key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
+                    f"key ({example[0]}): {example[1]}; correct `source:` in {self._file}"
                 )
-            yield [ScannedRow(row.item_key, row.row_hash, row.reason) for row in rows]
+            yield rows
 
     def newest(self, connection: psycopg.Connection) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
@@ -170,12 +188,12 @@ class Source:
         row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(where)
         statement = sql.SQL(load_sql("source/updated"))
         try:
-            found = list(self._copy(connection, statement.format(**parts, row_json=row_json, meets=meets), 5))
+            found = self._rows(connection, statement.format(**parts, row_json=row_json, meets=meets), 5)
         except SourceError as error:
             if not is_of_data(error.__cause__):
                 raise
             places = statement.format(**parts, row_json=sql.SQL("''"), meets=sql.SQL("true"))
-            return self._updated_by_key(connection, list(self._copy(connection, places, 5)))
+            return self._updated_by_key(connection, self._rows(connection, places, 5))
         return [
             UpdatedRow(key, row_hash(key, row) if met == "t" else None, Position(updated_at, key), ahead == "t")
             for key, row, updated_at, met, ahead in found
@@ -184,7 +202,7 @@ class Source:
     def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[str, ...]]) -> list[UpdatedRow]:
         """Rows at these places, each read by its key since one of them cannot be read."""
         keys = list(dict.fromkeys(key for key, *_ in places))
-        hashes = {row.item_key: row.row_hash for row in self.read(connection, keys)}
+        hashes = dict(zip(*self.read(connection, keys).hashes.to_pydict().values(), strict=True))
         last = {key: n for n, (key, *_) in enumerate(places)}
         return [
             UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead == "t")
@@ -206,14 +224,12 @@ class Source:
             "relation": self._relation,
         }
 
-    def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
-        """The rows with these keys, as they are now; those that are gone are missing from the list. A row that cannot
-        be read is in it with the reason.
-        """
+    def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
+        """The rows with these keys, as they are now; those that are gone are missing."""
         columns = len(self.definition.attributes.source.key)
         item_keys = [item_key for item_key in item_keys if is_key(item_key, columns)]
         if not item_keys:
-            return []
+            return joined([], RAW_ITEMS)
         types = self.check(connection)
         try:
             return self._read(connection, self._select(self._with_keys(item_keys, types), types))
@@ -225,28 +241,28 @@ class Source:
         # not found.
         as_text = not self._can_ask(connection, self._with_keys(item_keys, types))
 
-        def read(keys: list[str]) -> list[SourceRow]:
+        def read(keys: list[str]) -> SourceRows:
             condition = self._with_keys_as_text(keys) if as_text else self._with_keys(keys, types)
             return self._read(connection, self._select(condition, types, guarded=True))
 
         parts, failed = by_halves(read, item_keys, lambda error: is_of_data(error.__cause__))
         reasons = {key: primary(error.__cause__) for key, error in failed.items()}  # type: ignore[arg-type]
-        unreadable = [SourceRow(key, unreadable_hash(key), "", "", reason) for key, reason in reasons.items()]
-        return [*(row for part in parts for row in part), *unreadable]
+        return SourceRows(joined(parts, RAW_ITEMS).table, reasons)
 
-    def _read(self, connection: psycopg.Connection, query: sql.Composable) -> list[SourceRow]:
-        rows = self._copy(connection, query, 3)
-        return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in rows]
+    def _read(self, connection: psycopg.Connection, query: sql.Composable) -> SourceRows:
+        blocks = list(self._copy(connection, query, 3))
+        keys, rows, payloads = (list(chain.from_iterable(block[n] for block in blocks)) for n in range(3))
+        return SourceRows(pa.table([keys, list(map(row_hash, keys, rows)), rows, payloads], schema=RAW_ITEMS))
 
     def _keys(self, connection: psycopg.Connection) -> list[str]:
         """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
         where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
         asked = where if self._can_ask(connection, where) else sql.SQL("true")
-        return [row[0] for row in self._copy(connection, self._asking(asked), 2)]
+        return [row[0] for row in self._rows(connection, self._asking(asked), 2)]
 
     def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
         """SourceError if it fails without any row too: then no row is to blame."""
-        list(self._copy(connection, self._select(sql.SQL("false"), types), 3))
+        self._rows(connection, self._select(sql.SQL("false"), types), 3)
 
     def _can_ask(self, connection: psycopg.Connection, condition: sql.Composable) -> bool:
         try:
@@ -263,24 +279,35 @@ class Source:
         statement = sql.SQL("SELECT {}, '' FROM {} AS source WHERE ({}\n)")
         return statement.format(self._key, self._relation, condition)
 
-    def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
-        """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
+    def _rows(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> list[tuple[str, ...]]:
+        """As `_copy`, row by row."""
+        return [row for block in self._copy(connection, query, columns) for row in zip(*block, strict=True)]
+
+    def _copy(
+        self, connection: psycopg.Connection, query: sql.Composable, columns: int
+    ) -> Iterator[tuple[tuple[str, ...], ...]]:
+        """The columns of a query, some rows at a time, all texts; the first two are an item's key and its JSON."""
         statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
         with self._reading(connection), connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.set_types(["text"] * columns)
-            for row in copy.rows():
-                item_key = row[0]
-                if item_key is None:
-                    key = ", ".join(self.definition.attributes.source.key)
-                    raise SourceError(
-                        f"{self}: {self._name} has a row whose key ({key}) is NULL, near {row[1][:80]}; give it a key, "
-                        f"or leave it out with `where:`"
-                    )
-                if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
-                    raise SourceError(
-                        f"{self}: the key {item_key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes; choose a shorter key"
-                    )
-                yield row
+            rows = copy.rows()
+            while block := tuple(zip(*islice(rows, ROWS_A_BLOCK), strict=True)):
+                self._check_keys(*block[:2])
+                yield block
+
+    def _check_keys(self, keys: Sequence[str | None], rows: Sequence[str]) -> None:
+        """SourceError if one is NULL or too long."""
+        if None in keys:
+            key = ", ".join(self.definition.attributes.source.key)
+            raise SourceError(
+                f"{self}: {self._name} has a row whose key ({key}) is NULL, near {rows[keys.index(None)][:80]}; give "
+                f"it a key, or leave it out with `where:`"
+            )
+        for item_key in keys:
+            if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
+                raise SourceError(
+                    f"{self}: the key {item_key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes; choose a shorter key"
+                )
 
     def _select(self, condition: sql.Composable, types: dict[str, str], *, guarded: bool = False) -> sql.Composed:
         """The rows that meet `where:` and a condition; `guarded`: `where:` is asked of none that does not meet it."""

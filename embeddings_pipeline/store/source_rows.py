@@ -1,15 +1,40 @@
-"""What is read of a row of the source, and its key."""
+"""What is read of the rows of a source, and their keys."""
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import pyarrow as pa
 
-class ScannedRow(NamedTuple):
-    """What a scan keeps of a row."""
+from embeddings_pipeline.config.templates import unreadable_hash
+from embeddings_pipeline.store.lake import HASH
 
-    item_key: str
-    row_hash: bytes
-    reason: str | None = None  # why it cannot be read
+SCANNED_ROWS = pa.schema([("item_key", pa.string()), ("row_hash", HASH)])
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows of the source as columns, as far as the collection looks at them."""
+
+    table: pa.Table  # `lake.RAW_ITEMS`: row is template columns and payload; of a scan, SCANNED_ROWS
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # item key → why: these rows are not in the table
+
+    @property
+    def hashes(self) -> pa.Table:
+        """Key and hash of every row; those that cannot be read have a mark for their hash."""
+        marks = [list(self.unreadable), [unreadable_hash(item_key) for item_key in self.unreadable]]
+        readable = self.table.select(SCANNED_ROWS.names)
+        return pa.concat_tables([readable, pa.table(marks, schema=SCANNED_ROWS)]) if self.unreadable else readable
+
+
+def joined(parts: Iterable[SourceRows], schema: pa.Schema) -> SourceRows:
+    """Several parts as one."""
+    tables, unreadable = [schema.empty_table()], dict[str, str]()
+    for part in parts:
+        tables.append(part.table)
+        unreadable |= part.unreadable
+    return SourceRows(pa.concat_tables(tables), unreadable)
 
 
 class Position(NamedTuple):
@@ -26,16 +51,6 @@ class UpdatedRow(NamedTuple):
     row_hash: bytes | None  # None: it does not meet the collection's `where:`
     position: Position
     ahead: bool  # its `updated_at` is later than the source's clock
-
-
-class SourceRow(NamedTuple):
-    """One row of the source, as far as the collection looks at it."""
-
-    item_key: str
-    row_hash: bytes
-    row_json: str  # template columns and payload
-    payload_json: str
-    reason: str | None = None  # why the row cannot be read: its JSON is empty then, and its hash a mark
 
 
 def split_key(item_key: str, columns: int) -> list[str]:

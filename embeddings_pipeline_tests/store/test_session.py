@@ -124,7 +124,7 @@ def test_a_source_that_falls_silent_ends_a_read(
     with pooler(database) as between:
         source = replace(source_of(database, url=between.url), limits=limits)
         with source.connect() as connection:
-            assert [row.item_key for row in source.read(connection, ["1"])] == ["1"]
+            assert source.read(connection, ["1"]).table["item_key"].to_pylist() == ["1"]
             between.freeze()
             began = time.monotonic()
             with pytest.raises(SourceError, match="the source cannot be read") as caught:
