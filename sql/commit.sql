@@ -4,26 +4,41 @@
 -- under the model that commits; {type}, halfvec(n) or vector(n).
 
 
--- name: stage
--- What one run has for a batch, for this transaction alone.
+-- name: staged
+-- What type this session's staged vectors have; no row before its first commit.
 
+SELECT format_type(atttypid, atttypmod)
+FROM pg_attribute
+WHERE attrelid = to_regclass('pg_temp.commit_vector') AND attname = 'embedding'
+
+
+-- name: stage
+-- What one run has for a batch, for one transaction of this session. The tables stay, since making them takes longer than
+-- filling them, and are empty after each.
+
+DROP TABLE IF EXISTS pg_temp.commit_item, pg_temp.commit_failed, pg_temp.commit_text, pg_temp.commit_vector,
+                     pg_temp.commit_now, pg_temp.commit_decision, pg_temp.commit_gone;
 CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank; or that failed
     item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb
-) ON COMMIT DROP;
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_failed (      -- of these, the items that failed as a whole, and have no texts
     item_key text COLLATE "C" PRIMARY KEY, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
-) ON COMMIT DROP;
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_text (
     row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
     chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
-) ON COMMIT DROP;
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
     row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
-) ON COMMIT DROP;
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
     item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL) ON COMMIT DROP;
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE commit_decision (    -- of each item of the batch; other_payload: than is committed
+    item_key text COLLATE "C" PRIMARY KEY, committed_hash bytea, encoded_hash bytea, current_hash bytea,
+    other_payload boolean NOT NULL, decision text NOT NULL
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL) ON COMMIT DELETE ROWS;
 
 
 -- name: keys
@@ -40,10 +55,10 @@ SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
 --   commit:   what this run encoded goes in, also that the item failed: then its texts and vectors go
 
-CREATE TEMPORARY TABLE commit_decision ON COMMIT DROP AS
+INSERT INTO commit_decision
 SELECT
     item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
-    encoded.payload IS DISTINCT FROM item.payload AS other_payload,
+    encoded.payload IS DISTINCT FROM item.payload,
     CASE
         WHEN now.item_key IS NULL AND (item.seen_hash IS NULL OR item.committed_hash IS NULL) THEN 'delete'
         WHEN now.item_key IS NULL THEN 'vanished'

@@ -39,10 +39,10 @@ class _Number(str):
 
 def as_text(value: Any) -> str:
     """A JSON value as people write it: lists joined with commas, nothing for null, objects as compact JSON."""
+    if isinstance(value, str):
+        return value if type(value) is str else str(value)
     if value is None:
         return ""
-    if isinstance(value, str):
-        return str(value)
     if isinstance(value, list):
         return ", ".join(text for text in map(as_text, value) if visible(text))
     return _as_json(value)

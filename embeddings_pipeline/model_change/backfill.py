@@ -75,7 +75,7 @@ def _make_group(
             prepared = prepare_batch(model, connection, batch, run, encode=True)
             group.append(prepared)
             lake.append(threads.submit(write_to_lake, model, prepared, run))
-            texts += len(prepared.rows)
+            texts += prepared.texts.num_rows
             if texts >= limits.texts or len(group) == BATCHES_TOGETHER or time.monotonic() - began > limits.seconds:
                 break
     except Exception as error:

@@ -206,9 +206,7 @@ def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _Ba
     texts = texts.append_column("row_number", pa.array(np.arange(texts.num_rows)))
     with_vector = pc.is_valid(vector_at)
     vectors = embeddings.select(["content_hash", "encoded", "embedding"]).take(vector_at.filter(with_vector))
-    _, first = np.unique(
-        texts["item_key"].combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True
-    )
+    _, first = np.unique(texts["item_key"].combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
     items = texts.select(["item_key", "row_hash", "payload"]).take(first)
     return _BatchResult(
         items.rename_columns(["item_key", "encoded_hash", "payload"]),
@@ -226,7 +224,8 @@ def _places(texts: pa.Table) -> pa.ChunkedArray:
 
 
 def _stage(connection: psycopg.Connection, result: _BatchResult, table: Destination) -> None:
-    connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
+    if connection.execute(load_sql("commit/staged")).fetchone() != (table.type.as_string(connection),):
+        connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
     items = columns_of(result.items)
     copy_in(connection, sql.Identifier("commit_item"), {**items, "payload": jsonb(items["payload"])})
     if result.failed:

@@ -71,11 +71,15 @@ def embed_batches(
     group: list[_Plan] = []
     limit = options.limit
     for batch in batches:
-        with failure_noted(collection, [batch]):
-            _, texts = collection.newest("item_texts", batch, run)
-            plan = _plan(collection, batch, texts, options)
-            if not options.dry_run:
-                note_lengths(collection, plan.adopted)
+        try:
+            with failure_noted(collection, [batch]):
+                _, texts = collection.newest("item_texts", batch, run)
+                plan = _plan(collection, batch, texts, options)
+                if not options.dry_run:
+                    note_lengths(collection, plan.adopted)
+        except Exception:
+            yield from _embed_group(collection, group, run, options.dry_run)
+            raise
         chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
         plan.result.left_to_embed = len(plan.wanted) - len(chosen)
         plan.wanted = chosen

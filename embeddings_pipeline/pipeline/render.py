@@ -1,8 +1,8 @@
 """The second step of a batch: every template of every item becomes a text, or several chunks of one."""
 
 import json
-from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,7 +48,8 @@ def texts_table(definition: CollectionDefinition, items: pa.Table) -> tuple[pa.T
     """Every text of these items (`lake.RAW_ITEMS`), as the lake keeps them; and the rows that cannot be rendered, by
     item key.
     """
-    item, vector_names, chunks, texts, hashes = columns = ([], [], [], [], [])  # item: its number among `items`
+    texts: list[tuple[str, int, str]] = []  # vector name, chunk, text
+    texts_of_item = np.zeros(items.num_rows, np.int64)
     failed: dict[str, FailedItem] = {}
     for number, row in enumerate(items["row"].to_pylist()):
         try:
@@ -57,16 +58,16 @@ def texts_table(definition: CollectionDefinition, items: pa.Table) -> tuple[pa.T
             item_key, row_hash = (items[name][number].as_py() for name in ("item_key", "row_hash"))
             failed[item_key] = FailedItem(row_hash, "render", str(error))
             continue
-        for values in rendered:
-            for column, value in zip(columns, (number, *values), strict=True):
-                column.append(value)
+        texts += rendered
+        texts_of_item[number] = len(rendered)
     payload = items["payload"]
     if pc.any(pc.match_substring(payload, "\\u")).as_py():
         payload = pa.chunked_array([pa.array(map(clean_json, payload.to_pylist()), pa.string())])
     of_items = pa.table([items["item_key"], items["row_hash"], payload], ["item_key", "row_hash", "payload"])
-    of_items = of_items.take(pa.array(item, pa.int64()))
-    text = pa.array(texts, pa.string())
-    table = [*of_items.columns, vector_names, chunks, text, hashes, pc.equal(text, "")]
+    of_items = of_items.take(np.repeat(np.arange(items.num_rows), texts_of_item))
+    vector_names, chunks, values = zip(*texts, strict=True) if texts else ((), (), ())
+    text = pa.array(values, pa.string())
+    table = [*of_items.columns, vector_names, chunks, text, list(map(content_hash, values)), pc.equal(text, "")]
     return pa.table(table, schema=files.ITEM_TEXTS), failed
 
 
@@ -74,22 +75,24 @@ class ItemError(PipelineError):
     """A row that cannot be rendered, while others can."""
 
 
-def render_row(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str, bytes]]:
-    """Vector name, chunk, text and content hash of every text of a row; blank texts too.
+def render_row(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str]]:
+    """Vector name, chunk and text of every text of a row; blank texts too.
 
     ItemError if that fails for the row, and does not for a harmless one.
     """
     try:
-        return [(*text, content_hash(text[2])) for text in _texts(definition, row_json)]
+        return _texts(definition, row_json)
     except Exception as error:
-        list(_texts(definition, json.dumps(dict.fromkeys(definition.template_columns, "a plain text"))))
+        _texts(definition, json.dumps(dict.fromkeys(definition.template_columns, "a plain text")))
         raise ItemError(reason_of(error)) from error
 
 
-def _texts(definition: CollectionDefinition, row_json: str) -> Iterator[tuple[str, int, str]]:
+def _texts(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str]]:
     chunking = definition.attributes.chunk
     characters, overlap = (chunking.characters, chunking.overlap) if chunking else (None, 0)
     row = parse_row(row_json)
-    for vector_name, template in definition.templates.items():
-        for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
-            yield vector_name, chunk, text
+    return [
+        (vector_name, chunk, text)
+        for vector_name, template in definition.templates.items()
+        for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap))
+    ]

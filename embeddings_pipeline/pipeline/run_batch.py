@@ -7,12 +7,14 @@ assets (`orchestration/assets.py`) call these very steps one by one, and depend 
 else works on batches calls `run_batch`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.embed import DEFAULTS, EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.embed import DEFAULTS, TEXTS_TOGETHER, EmbedOptions, embed_batches
 from embeddings_pipeline.pipeline.figures import Committed, Embedded, RunFigures
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
@@ -27,29 +29,46 @@ def run_batch(
     `run` names the files in the lake. Returns the sums over the batches. A batch whose step fails waits before it is
     tried again, and the error is raised: OutageError, StaleRunError or another PipelineError.
     """
-    figures = RunFigures()
-    for _, items in each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)):
-        figures.add(items)
-    for _, texts in each_batch(collection, batches, lambda _, batch: render_texts(collection, batch, run)):
-        figures.add(texts)
-    for _, embedded in embed_under_each_model(collection, batches, run, options):
-        figures.add(embedded)
+    figures, failures = RunFigures(), list[Exception]()
+
+    def taken(reports: Iterator[tuple[int, Any]]) -> Iterator[int]:
+        """The batches of a step for the next one. One that fails is the last, and the others go on to the end."""
+        try:
+            for batch, report in reports:
+                figures.add(report)
+                yield batch
+        except Exception as error:
+            failures.append(error)
+
+    read = taken(each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)))
+    rendered = taken(each_batch(collection, read, lambda _, batch: render_texts(collection, batch, run)))
+    embedded = taken(embed_under_each_model(collection, rendered, run, options))
     if options.dry_run:
-        return figures
-    for _, committed in each_batch(collection, batches, lambda _, batch: commit_and_backfill(collection, batch, run)):
-        figures.add(committed)
+        deque(embedded, maxlen=0)
+    else:
+        committed = each_batch(collection, embedded, lambda _, batch: commit_and_backfill(collection, batch, run))
+        deque(taken(committed), maxlen=0)
+    if failures:
+        raise failures[0]
     return figures
 
 
 def embed_under_each_model(
-    collection: Collection, batches: Sequence[int], run: str, options: EmbedOptions = DEFAULTS
+    collection: Collection, batches: Iterable[int], run: str, options: EmbedOptions = DEFAULTS
 ) -> Iterator[tuple[int, Embedded]]:
-    """The third step: the vectors of the current model, batch by batch; then, unless `options` choose texts, those of
+    """The third step: the vectors of the current model, batch by batch, and, unless `options` choose texts, those of
     the shadow models.
     """
-    yield from embed_batches(collection, batches, run, options)
-    if options.everything:
-        embed_shadows(collection.shadow_models(), batches, run)
+    shadows = collection.shadow_models() if options.everything else []
+    waiting: list[tuple[int, Embedded]] = []
+    for done in embed_batches(collection, batches, run, options):
+        waiting.append(done)
+        if not shadows or sum(embedded.embedded for _, embedded in waiting) >= TEXTS_TOGETHER:
+            embed_shadows(shadows, [batch for batch, _ in waiting], run)
+            yield from waiting
+            waiting = []
+    embed_shadows(shadows, [batch for batch, _ in waiting], run)
+    yield from waiting
 
 
 def commit_and_backfill(collection: Collection, batch: int, run: str) -> Committed:

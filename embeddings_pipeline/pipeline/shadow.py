@@ -97,9 +97,7 @@ SHADOW_TEXTS = pa.schema(
         ("excused", pa.bool_()),
     ]
 )
-LACKING = pa.schema(
-    [("batch", pa.int64()), ("text_id", pa.int64()), ("content_hash", HASH), ("excused", pa.bool_())]
-)
+LACKING = pa.schema([("batch", pa.int64()), ("text_id", pa.int64()), ("content_hash", HASH), ("excused", pa.bool_())])
 
 
 def _selected(

@@ -50,9 +50,7 @@ def joined(parts: Sequence[Vectors], dimension: int) -> Vectors:
     filled = [part for part in parts if len(part)]
     if len(filled) < 2:
         return filled[0] if filled else no_vectors(dimension)
-    return Vectors(
-        pa.concat_arrays([part.hashes for part in filled]), np.concatenate([part.matrix for part in filled])
-    )
+    return Vectors(pa.concat_arrays([part.hashes for part in filled]), np.concatenate([part.matrix for part in filled]))
 
 
 def hash_array(digests: Sequence[bytes]) -> pa.Array:

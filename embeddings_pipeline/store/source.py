@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, islice
+from typing import Any
 
 import psycopg
 import pyarrow as pa
@@ -17,7 +18,7 @@ from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
 from embeddings_pipeline.store.lake import RAW_ITEMS
-from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, what_to_do
+from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, used_here, what_to_do
 from embeddings_pipeline.store.source_rows import (
     SCANNED_ROWS,
     Position,
@@ -73,7 +74,7 @@ class Source:
             connection = connect_url(url)
         except (SourceError, ConfigurationError) as error:
             raise type(error)(f"{self}: {error} (in {self._file})") from error
-        with connection:
+        with connection, used_here(connection):
             yield connection
 
     def check(self, connection: psycopg.Connection) -> dict[str, str]:
@@ -114,7 +115,7 @@ class Source:
         statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(selected)
         keys: list[str] = []
         hashes: list[bytes] = []
-        for some_keys, rows in self._copy(connection, statement, 2):
+        for some_keys, rows in self._stream(connection, statement):
             keys += some_keys
             hashes += map(row_hash, some_keys, rows)
             if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
@@ -188,24 +189,24 @@ class Source:
         row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(where)
         statement = sql.SQL(load_sql("source/updated"))
         try:
-            found = self._rows(connection, statement.format(**parts, row_json=row_json, meets=meets), 5)
+            found = self._rows(connection, statement.format(**parts, row_json=row_json, meets=meets))
         except SourceError as error:
             if not is_of_data(error.__cause__):
                 raise
             places = statement.format(**parts, row_json=sql.SQL("''"), meets=sql.SQL("true"))
-            return self._updated_by_key(connection, self._rows(connection, places, 5))
+            return self._updated_by_key(connection, self._rows(connection, places))
         return [
-            UpdatedRow(key, row_hash(key, row) if met == "t" else None, Position(updated_at, key), ahead == "t")
+            UpdatedRow(key, row_hash(key, row) if met else None, Position(updated_at, key), ahead)
             for key, row, updated_at, met, ahead in found
         ]
 
-    def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[str, ...]]) -> list[UpdatedRow]:
+    def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[Any, ...]]) -> list[UpdatedRow]:
         """Rows at these places, each read by its key since one of them cannot be read."""
         keys = list(dict.fromkeys(key for key, *_ in places))
         hashes = dict(zip(*self.read(connection, keys).hashes.to_pydict().values(), strict=True))
         last = {key: n for n, (key, *_) in enumerate(places)}
         return [
-            UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead == "t")
+            UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead)
             for n, (key, _, updated_at, _, ahead) in enumerate(places)
         ]
 
@@ -250,7 +251,7 @@ class Source:
         return SourceRows(joined(parts, RAW_ITEMS).table, reasons)
 
     def _read(self, connection: psycopg.Connection, query: sql.Composable) -> SourceRows:
-        blocks = list(self._copy(connection, query, 3))
+        blocks = list(self._stream(connection, query))
         keys, rows, payloads = (list(chain.from_iterable(block[n] for block in blocks)) for n in range(3))
         return SourceRows(pa.table([keys, list(map(row_hash, keys, rows)), rows, payloads], schema=RAW_ITEMS))
 
@@ -258,15 +259,15 @@ class Source:
         """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
         where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
         asked = where if self._can_ask(connection, where) else sql.SQL("true")
-        return [row[0] for row in self._rows(connection, self._asking(asked), 2)]
+        return [row[0] for row in self._rows(connection, self._asking(asked))]
 
     def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
         """SourceError if it fails without any row too: then no row is to blame."""
-        self._rows(connection, self._select(sql.SQL("false"), types), 3)
+        self._rows(connection, self._select(sql.SQL("false"), types))
 
     def _can_ask(self, connection: psycopg.Connection, condition: sql.Composable) -> bool:
         try:
-            for _ in self._copy(connection, self._asking(condition), 2):
+            for _ in self._stream(connection, self._asking(condition)):
                 pass
         except SourceError as error:
             if not is_of_data(error.__cause__):
@@ -279,18 +280,15 @@ class Source:
         statement = sql.SQL("SELECT {}, '' FROM {} AS source WHERE ({}\n)")
         return statement.format(self._key, self._relation, condition)
 
-    def _rows(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> list[tuple[str, ...]]:
-        """As `_copy`, row by row."""
-        return [row for block in self._copy(connection, query, columns) for row in zip(*block, strict=True)]
+    def _rows(self, connection: psycopg.Connection, query: sql.Composable) -> list[tuple[Any, ...]]:
+        """As `_stream`, row by row."""
+        return [row for block in self._stream(connection, query) for row in zip(*block, strict=True)]
 
-    def _copy(
-        self, connection: psycopg.Connection, query: sql.Composable, columns: int
-    ) -> Iterator[tuple[tuple[str, ...], ...]]:
-        """The columns of a query, some rows at a time, all texts; the first two are an item's key and its JSON."""
-        statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
-        with self._reading(connection), connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types(["text"] * columns)
-            rows = copy.rows()
+    def _stream(self, connection: psycopg.Connection, query: sql.Composable) -> Iterator[tuple[tuple[Any, ...], ...]]:
+        """The columns of a query, some rows at a time; the first two are texts: an item's key and its JSON."""
+        size = ROWS_A_BLOCK if psycopg.capabilities.has_stream_chunked() else 1
+        with self._reading(connection), connection.cursor() as cursor:
+            rows = cursor.stream(query, size=size)
             while block := tuple(zip(*islice(rows, ROWS_A_BLOCK), strict=True)):
                 self._check_keys(*block[:2])
                 yield block

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from embeddings_pipeline.errors import ConfigurationError
