@@ -30,7 +30,11 @@ class Template:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one row. `row` has a value for each column of the template (KeyError if not)."""
-        return self._sequence.render({column: visible(as_text(row[column])) for column in self.columns}).strip()
+        values = {}
+        for column in self.columns:
+            value = row[column]
+            values[column] = visible(value if type(value) is str else as_text(value))
+        return self._sequence.render(values).strip()
 
 
 class _Number(str):
@@ -40,7 +44,7 @@ class _Number(str):
 def as_text(value: Any) -> str:
     """A JSON value as people write it: lists joined with commas, nothing for null, objects as compact JSON."""
     if isinstance(value, str):
-        return value if type(value) is str else str(value)
+        return str(value)
     if value is None:
         return ""
     if isinstance(value, list):

@@ -121,7 +121,7 @@ class IncrementalScans(ScanBase):
             seen[row.item_key] = row.row_hash or seen.get(row.item_key)
         # Another row of that key, an older or a newer one, may still meet it.
         doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
-        read = source.read(reading, doubtful).hashes.to_pydict()
+        read = source.look(reading, doubtful).hashes.to_pydict()
         return {**seen, **dict(zip(read["item_key"], read["row_hash"], strict=True))}
 
     def _note(

@@ -72,6 +72,8 @@ class Quarantine(LedgerBase):
             "longest": LONGEST_TEXT_WAIT,
         }
         with self.database.session() as connection:
+            if connection.execute(load_sql("quarantine/any"), parameters).fetchone() is None:
+                return set()
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
     def waiting_items(self, batch: int) -> dict[str, tuple[bytes, str]]:

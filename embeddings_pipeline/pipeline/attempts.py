@@ -18,7 +18,9 @@ from embeddings_pipeline.store.session import end_statements
 Report = TypeVar("Report")
 
 
-AT_ONCE = 2  # batches that a step is at work on: one waits for the database while another computes
+AT_ONCE, ITEMS_AT_ONCE = 2, 10_000
+"""Batches that a step is at work on, since one waits for the database while another computes; and not many more items.
+"""
 
 
 def each_batch(
@@ -26,15 +28,16 @@ def each_batch(
 ) -> Iterator[tuple[int, Report]]:
     """Do a step for each batch; yields the batches in their order with what the step returns.
 
-    It is done in threads, up to AT_ONCE batches ahead of whoever takes them: steps one after the other, of which each
-    takes its batches from the one before, are at work at the same time. If a batch fails, what was begun is done and
-    yielded, and then the error is raised.
+    It is done in threads, some batches ahead of whoever takes them: steps one after the other, of which each
+    takes its batches from the one before, are at work at the same time. If a batch fails, here or in a step before,
+    what was begun is done and yielded, and then the error is raised.
     """
 
     def work(batch: int) -> Report:
         with failure_noted(collection, [batch]):
             return step(collection, batch)
 
+    most = max(1, min(AT_ONCE, ITEMS_AT_ONCE // collection.definition.attributes.items_per_batch))
     begun: deque[tuple[int, Future[Report]]] = deque()
     failures: list[Exception] = []
 
@@ -48,12 +51,18 @@ def each_batch(
             yield batch, report
 
     with _threads() as threads:
-        for batch in batches:
-            begun.append((batch, threads.submit(work, batch)))
-            if len(begun) > AT_ONCE:
-                yield from first_done()
-            if failures:
+        coming = iter(batches)
+        while not failures:
+            try:
+                batch = next(coming)
+            except StopIteration:
                 break
+            except Exception as error:
+                failures.append(error)
+                break
+            begun.append((batch, threads.submit(work, batch)))
+            if len(begun) >= most:
+                yield from first_done()
         while begun:
             yield from first_done()
     if failures:
@@ -62,7 +71,7 @@ def each_batch(
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the block. If it is left in another way than by its end, what they wait for is cancelled."""
+    """Threads that end with the block; what they wait for is cancelled, unless that comes to its end."""
     own: set[int] = set()
     threads = ThreadPoolExecutor(AT_ONCE, initializer=lambda: own.add(threading.get_ident()))
     try:

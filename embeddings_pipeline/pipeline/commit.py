@@ -26,6 +26,7 @@ from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.halves import by_halves
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.locks import giving_way, lock_batch
+from embeddings_pipeline.store.source_sql import text_array
 from embeddings_pipeline.store.sql import load_sql
 
 NOW = ["item_key", "current_hash"]
@@ -111,11 +112,11 @@ def _commit(
         _stage(connection, result, table)
         lock_batch(connection, collection.definition.name, batch)
         item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
-        now = collection.source.read(reading, item_keys)
+        now = collection.source.look(reading, item_keys)
         copy_in(connection, sql.Identifier("commit_now"), columns_of(now.hashes.rename_columns(NOW)))
         failpoint("commit.second_look")
 
-        connection.execute(tables.statement("commit/decide"), {**key, "item_keys": item_keys})
+        connection.execute(tables.statement("commit/decide"), {**key, "item_keys": text_array(item_keys)})
         connection.execute(tables.statement("commit/gone_texts"))
         for destination in collection.ledger.model_tables(connection):  # a text that goes, goes from every model
             committed.vectors_deleted += destination.delete(

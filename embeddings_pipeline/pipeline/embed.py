@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from embeddings_pipeline.encoders.base import Encoder, tokens_read
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
-from embeddings_pipeline.pipeline.attempts import failure_noted
+from embeddings_pipeline.pipeline.attempts import each_batch, failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
@@ -68,28 +68,27 @@ def embed_batches(
     Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. Raises
     OutageError if the encoder fails for a harmless text too.
     """
-    group: list[_Plan] = []
-    limit = options.limit
-    for batch in batches:
-        try:
-            with failure_noted(collection, [batch]):
-                _, texts = collection.newest("item_texts", batch, run)
-                plan = _plan(collection, batch, texts, options)
-                if not options.dry_run:
-                    note_lengths(collection, plan.adopted)
-        except Exception:
-            yield from _embed_group(collection, group, run, options.dry_run)
-            raise
-        chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
-        plan.result.left_to_embed = len(plan.wanted) - len(chosen)
-        plan.wanted = chosen
-        if limit is not None:
-            limit -= len(chosen)
-        if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
-            yield from _embed_group(collection, group, run, options.dry_run)
-            group = []
-        group.append(plan)
-    yield from _embed_group(collection, group, run, options.dry_run)
+    encoded: dict[int, tuple[_Plan, Encoded]] = {}
+
+    def plan(collection: Collection, batch: int) -> _Plan:
+        _, texts = collection.newest("item_texts", batch, run)
+        return _plan(collection, batch, texts, options)
+
+    def encode() -> Iterator[int]:
+        for group in _groups(_chosen(each_batch(collection, batches, plan), options)):
+            made = _encode_group(collection, group, options.dry_run)
+            for plan_ in group:
+                encoded[plan_.batch] = plan_, made
+                yield plan_.batch
+
+    def write(collection: Collection, batch: int) -> Embedded:
+        plan_, made = encoded.pop(batch)
+        if not options.dry_run:
+            table = embeddings_table(collection, plan_.texts, made.vectors, plan_.have)
+            collection.lake.write(table, collection.folder("embeddings"), batch, run)
+        return plan_.result
+
+    yield from each_batch(collection, encode(), write)
 
 
 @dataclass
@@ -136,30 +135,54 @@ def texts_by_hash(texts: pa.Table) -> dict[bytes, str]:
     return dict(zip(texts["content_hash"].to_pylist(), texts["text"].to_pylist(), strict=True))
 
 
-def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
+def _chosen(plans: Iterable[tuple[int, _Plan]], options: EmbedOptions) -> Iterator[_Plan]:
+    """The plans, with what `limit` and `dry_run` leave of them."""
+    left = 0 if options.dry_run else options.limit
+    for _, plan in plans:
+        chosen = dict(islice(plan.wanted.items(), left))
+        plan.result.left_to_embed = len(plan.wanted) - len(chosen)
+        plan.wanted = chosen
+        if left is not None:
+            left -= len(chosen)
+        yield plan
+
+
+def _groups(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
+    """Plans whose texts go to the encoder together; also those before one that fails."""
+    group: list[_Plan] = []
+    try:
+        for plan in plans:
+            if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
+                yield group
+                group = []
+            group.append(plan)
+    except Exception:
+        yield group
+        raise
+    yield group
+
+
+def _encode_group(collection: Collection, group: list[_Plan], dry_run: bool) -> "Encoded":
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
     made = Encoded(no_vectors(collection.model.destination.dimension), {}, {})
-    if texts:
-        batches = [plan.batch for plan in group]
-        collection.ledger.note_attempts(batches)
-        with failure_noted(collection, batches):
+    batches = [plan.batch for plan in group]
+    with failure_noted(collection, batches):
+        for plan in () if dry_run else group:
+            note_lengths(collection, plan.adopted)
+        if texts:
+            collection.ledger.note_attempts(batches)
             made = embed_texts(collection, texts)
     seconds = time.perf_counter() - started
-    longest = tokens_read(collection.encoder(), collection.profile) if texts else None
     for plan in group:
         result, tokens = plan.result, [made.tokens[digest] for digest in plan.wanted]
         bad = sum(digest in made.bad for digest in plan.wanted) if made.bad else 0
         result.embedded = len(plan.wanted) - bad
         result.quarantined += bad
         result.tokens = sum(tokens)
-        result.truncated = sum(count > longest for count in tokens) if longest else 0
+        result.truncated = sum(count > made.tokens_read for count in tokens) if made.tokens_read else 0
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
-        if not dry_run:
-            with failure_noted(collection, [plan.batch]):
-                table = embeddings_table(collection, plan.texts, made.vectors, plan.have)
-                collection.lake.write(table, collection.folder("embeddings"), plan.batch, run)
-        yield plan.batch, result
+    return made
 
 
 class Encoded(NamedTuple):
@@ -168,10 +191,11 @@ class Encoded(NamedTuple):
     vectors: Vectors
     bad: dict[bytes, str]  # content hash → why the text is poison
     tokens: dict[bytes, int]  # content hash → number of tokens
+    tokens_read: int | None = None  # of a text, by the model; None: all
 
 
 def embed_texts(collection: Collection, texts: dict[bytes, str]) -> Encoded:
-    """Vectors of these texts (by content hash), what is wrong with the poison ones, and tokens (rule 7). OutageError."""
+    """Vectors of these texts (by content hash), reasons of the poison ones, numbers of tokens (rule 7). OutageError."""
     encoder = collection.encoder()
     digests, values = list(texts), list(texts.values())
     tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
@@ -194,7 +218,7 @@ def embed_texts(collection: Collection, texts: dict[bytes, str]) -> Encoded:
             remember(collection, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
-    return Encoded(vectors, bad, tokens)
+    return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile))
 
 
 def _parts(texts: int) -> Iterator[slice]:

@@ -26,30 +26,24 @@ def run_batch(
 ) -> RunFigures:
     """Bring these batches from the source into PostgreSQL, under the current model and the shadow models.
 
-    `run` names the files in the lake. Returns the sums over the batches. A batch whose step fails waits before it is
-    tried again, and the error is raised: OutageError, StaleRunError or another PipelineError.
+    `run` names the files in the lake. The steps overlap: while one batch is encoded, the ones before are committed and
+    the next are read. Returns the sums over the batches. A batch whose step fails waits before it is tried again, and
+    the error is raised once the batches before it are committed: OutageError, StaleRunError or another PipelineError.
     """
-    figures, failures = RunFigures(), list[Exception]()
+    figures = RunFigures()
 
     def taken(reports: Iterator[tuple[int, Any]]) -> Iterator[int]:
-        """The batches of a step for the next one. One that fails is the last, and the others go on to the end."""
-        try:
-            for batch, report in reports:
-                figures.add(report)
-                yield batch
-        except Exception as error:
-            failures.append(error)
+        """The batches that a step has done, for the next one."""
+        for batch, report in reports:
+            figures.add(report)
+            yield batch
 
-    read = taken(each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)))
-    rendered = taken(each_batch(collection, read, lambda _, batch: render_texts(collection, batch, run)))
-    embedded = taken(embed_under_each_model(collection, rendered, run, options))
-    if options.dry_run:
-        deque(embedded, maxlen=0)
-    else:
-        committed = each_batch(collection, embedded, lambda _, batch: commit_and_backfill(collection, batch, run))
-        deque(taken(committed), maxlen=0)
-    if failures:
-        raise failures[0]
+    read = each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run))
+    rendered = each_batch(collection, taken(read), lambda _, batch: render_texts(collection, batch, run))
+    done: Iterator[tuple[int, Any]] = embed_under_each_model(collection, taken(rendered), run, options)
+    if not options.dry_run:
+        done = each_batch(collection, taken(done), lambda _, batch: commit_and_backfill(collection, batch, run))
+    deque(taken(done), maxlen=0)
     return figures
 
 

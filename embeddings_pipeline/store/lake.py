@@ -80,14 +80,16 @@ class _Written:
 
     def __init__(self) -> None:
         self._tables: dict[tuple[str, int, int | None], pa.Table] = {}
+        self._bytes = 0
         self._mutex = threading.Lock()
 
     def keep(self, file: pafs.FileInfo, table: pa.Table) -> None:
         """A file as it is after it was written; the oldest ones are forgotten."""
         with self._mutex:
             self._tables[file.path, file.size, file.mtime_ns] = table
-            while sum(other.nbytes for other in self._tables.values()) > KEPT_BYTES:
-                del self._tables[next(iter(self._tables))]
+            self._bytes += table.nbytes
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= self._tables.pop(next(iter(self._tables))).nbytes
 
     def get(self, file: pafs.FileInfo) -> pa.Table | None:
         """What is in a file; None if it is another than was written, or was forgotten."""
@@ -122,10 +124,11 @@ class Lake:
             while self.filesystem.get_file_info(path).type != pafs.FileType.NotFound:
                 tries += 1
                 path = f"{directory}/{run}-{tries}.parquet"
-            # A dictionary of what hardly repeats costs three times the writing, and room.
+            # A dictionary of what hardly repeats costs three times the writing, and room; vectors are not made smaller.
+            packed = {name: "none" if name == "embedding" else "zstd" for name in table.column_names}
             repeated = [name for name in REPEATED if name in table.column_names]
             with self.filesystem.open_output_stream(path) as file:
-                pq.write_table(table, file, compression="zstd", use_dictionary=repeated, write_statistics=False)
+                pq.write_table(table, file, compression=packed, use_dictionary=repeated, write_statistics=False)
             _written.keep(self.filesystem.get_file_info(path), table)
         except OSError as error:
             with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway

@@ -34,6 +34,7 @@ from embeddings_pipeline.store.source_sql import (
     primary,
     relation_of,
     tables,
+    text_array,
     user_statement,
 )
 from embeddings_pipeline.store.source_url import connect_url
@@ -108,14 +109,12 @@ class Source:
         `apart`: keys of rows that could not be read before, which are read by themselves. SourceError if another cannot
         be read: `scan_by_key` finds which.
         """
-        # Only what is hashed comes over: PostgreSQL leaves the rest of the query out.
         types = self.check(connection)
-        others = sql.SQL("{} <> ALL ({}::text[])").format(self._key, sql.Literal(list(apart)))
+        others = sql.SQL("{} <> ALL ({}::text[])").format(self._key, sql.Literal(text_array(apart)))
         selected = self._select(others, types, guarded=True) if apart else self._select(sql.SQL("true"), types)
-        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(selected)
         keys: list[str] = []
         hashes: list[bytes] = []
-        for some_keys, rows in self._stream(connection, statement):
+        for some_keys, rows in self._stream(connection, self._hashed_alone(selected)):
             keys += some_keys
             hashes += map(row_hash, some_keys, rows)
             if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
@@ -124,7 +123,7 @@ class Source:
         if keys:
             yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS))
         if apart:
-            yield self.read(connection, apart)
+            yield self.look(connection, apart)
 
     def scan_by_key(self, connection: psycopg.Connection) -> Iterator[SourceRows]:
         """As `scan`, with the rows that cannot be read. SourceError if those are all, or too many."""
@@ -132,7 +131,7 @@ class Source:
         keys = self._keys(connection)
         readable, failed, example = 0, 0, None
         for start in range(0, len(keys), ROWS_AT_ONCE):
-            rows = self.read(connection, keys[start : start + ROWS_AT_ONCE])
+            rows = self.look(connection, keys[start : start + ROWS_AT_ONCE])
             readable, failed = readable + rows.table.num_rows, failed + len(rows.unreadable)
             example = example or next(iter(rows.unreadable.items()), None)
             last = start + ROWS_AT_ONCE >= len(keys)
@@ -203,7 +202,7 @@ class Source:
     def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[Any, ...]]) -> list[UpdatedRow]:
         """Rows at these places, each read by its key since one of them cannot be read."""
         keys = list(dict.fromkeys(key for key, *_ in places))
-        hashes = dict(zip(*self.read(connection, keys).hashes.to_pydict().values(), strict=True))
+        hashes = dict(zip(*self.look(connection, keys).hashes.to_pydict().values(), strict=True))
         last = {key: n for n, (key, *_) in enumerate(places)}
         return [
             UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead)
@@ -227,13 +226,21 @@ class Source:
 
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
         """The rows with these keys, as they are now; those that are gone are missing."""
+        return self._by_key(connection, item_keys, RAW_ITEMS)
+
+    def look(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
+        """As `read`, of each row its key and its hash alone."""
+        return self._by_key(connection, item_keys, SCANNED_ROWS)
+
+    def _by_key(self, connection: psycopg.Connection, item_keys: Sequence[str], schema: pa.Schema) -> SourceRows:
         columns = len(self.definition.attributes.source.key)
-        item_keys = [item_key for item_key in item_keys if is_key(item_key, columns)]
+        if columns > 1:
+            item_keys = [item_key for item_key in item_keys if is_key(item_key, columns)]
         if not item_keys:
-            return joined([], RAW_ITEMS)
+            return joined([], schema)
         types = self.check(connection)
         try:
-            return self._read(connection, self._select(self._with_keys(item_keys, types), types))
+            return self._read(connection, self._select(self._with_keys(item_keys, types), types), schema)
         except SourceError as error:
             if not is_of_data(error.__cause__):
                 raise
@@ -244,16 +251,26 @@ class Source:
 
         def read(keys: list[str]) -> SourceRows:
             condition = self._with_keys_as_text(keys) if as_text else self._with_keys(keys, types)
-            return self._read(connection, self._select(condition, types, guarded=True))
+            return self._read(connection, self._select(condition, types, guarded=True), schema)
 
         parts, failed = by_halves(read, item_keys, lambda error: is_of_data(error.__cause__))
         reasons = {key: primary(error.__cause__) for key, error in failed.items()}  # type: ignore[arg-type]
-        return SourceRows(joined(parts, RAW_ITEMS).table, reasons)
+        return SourceRows(joined(parts, schema).table, reasons)
 
-    def _read(self, connection: psycopg.Connection, query: sql.Composable) -> SourceRows:
+    def _read(self, connection: psycopg.Connection, query: sql.Composable, schema: pa.Schema) -> SourceRows:
+        if schema is SCANNED_ROWS:
+            query = self._hashed_alone(query)
         blocks = list(self._stream(connection, query))
-        keys, rows, payloads = (list(chain.from_iterable(block[n] for block in blocks)) for n in range(3))
-        return SourceRows(pa.table([keys, list(map(row_hash, keys, rows)), rows, payloads], schema=RAW_ITEMS))
+        if not blocks:
+            return joined([], schema)
+        keys, rows, *payloads = (list(chain.from_iterable(column)) for column in zip(*blocks, strict=True))
+        hashes = list(map(row_hash, keys, rows))
+        columns = [keys, hashes] if schema is SCANNED_ROWS else [keys, hashes, rows, *payloads]
+        return SourceRows(pa.table(columns, schema=schema))
+
+    def _hashed_alone(self, query: sql.Composable) -> sql.Composed:
+        """Only what is hashed comes over: PostgreSQL leaves the rest of the query out."""
+        return sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(query)
 
     def _keys(self, connection: psycopg.Connection) -> list[str]:
         """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
@@ -348,9 +365,9 @@ class Source:
 
     def _with_keys(self, item_keys: Sequence[str], types: dict[str, str]) -> sql.Composed:
         columns = self.definition.attributes.source.key
-        values = list(zip(*(split_key(item_key, len(columns)) for item_key in item_keys), strict=True))
+        values = zip(*map(split_key, item_keys), strict=True) if len(columns) > 1 else [item_keys]
         arrays = [
-            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))
+            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(text_array(v)), sql.SQL(types[c]))
             for c, v in zip(columns, values, strict=True)
         ]
         if len(columns) == 1:  # the plain form uses an index if there is one
@@ -360,7 +377,7 @@ class Source:
         )
 
     def _with_keys_as_text(self, item_keys: Sequence[str]) -> sql.Composed:
-        return sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(list(item_keys)))
+        return sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(text_array(item_keys)))
 
     def _types(self, connection: psycopg.Connection) -> dict[str, str]:
         try:

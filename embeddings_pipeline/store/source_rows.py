@@ -53,15 +53,14 @@ class UpdatedRow(NamedTuple):
     ahead: bool  # its `updated_at` is later than the source's clock
 
 
-def split_key(item_key: str, columns: int) -> list[str]:
-    """The key columns' values as texts: the inverse of how an item key is made."""
-    return [item_key] if columns == 1 else json.loads(item_key)
+def split_key(item_key: str) -> list[str]:
+    """The values of several key columns as texts: the inverse of how an item key is made of them."""
+    values: list[str] = json.loads(item_key)
+    return values
 
 
 def is_key(item_key: str, columns: int) -> bool:
-    """Whether a key of the ledger can be one of the source, whose key columns may have been others before."""
-    if columns == 1:
-        return True
+    """Whether a key of the ledger can be one of several columns of the source, which may have been others before."""
     try:
         values = json.loads(item_key)
     except ValueError:

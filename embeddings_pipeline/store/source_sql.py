@@ -60,3 +60,9 @@ def primary(error: psycopg.Error) -> str:
     said = error.diag.message_primary or (str(error).strip().splitlines() or [type(error).__name__])[0]
     told = f"{said} ({error.diag.message_hint})" if error.diag.message_hint else said
     return " ".join(told.split())
+
+
+def text_array(values: Iterable[str]) -> str:
+    """Texts as PostgreSQL writes an array of them; psycopg takes ten times as long for many."""
+    escaped = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return f"""{{{",".join(f'"{value}"' for value in escaped)}}}"""
