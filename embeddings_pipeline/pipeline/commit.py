@@ -82,7 +82,7 @@ def _commit_without_refused(
         if not refused or (len(refused) == len(keys) and doubtful > 1):
             raise
         failed = {
-            item_key: FailedItem(result.row_hash(item_key), "store", reason_of(reason))
+            item_key: FailedItem(result.row_hash(item_key) or b"", "store", reason_of(reason))
             for item_key, reason in refused.items()
         }
     return commit(result.with_failed(failed))

@@ -8,7 +8,7 @@ What is read is of one width here, as every field is.
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import psycopg
@@ -22,7 +22,7 @@ TRAILER = b"\xff\xff"
 BLOCK_BYTES = 2 << 20  # what is packed or parsed at a time, so that memory holds the arrays and little else
 
 Storage = Literal["halfvec", "vector"]
-Column = NDArray | pa.Array | pa.ChunkedArray
+Column: TypeAlias = NDArray | pa.Array | pa.ChunkedArray
 ELEMENT: dict[Storage, str] = {"halfvec": ">f2", "vector": ">f4"}
 
 

@@ -305,7 +305,7 @@ class Source:
         """The columns of a query, some rows at a time; the first two are texts: an item's key and its JSON."""
         size = ROWS_A_BLOCK if psycopg.capabilities.has_stream_chunked() else 1
         with self._reading(connection), connection.cursor() as cursor:
-            rows = cursor.stream(query, size=size)
+            rows = cursor.stream(sql.Composed([query]), size=size)
             while block := tuple(zip(*islice(rows, ROWS_A_BLOCK), strict=True)):
                 self._check_keys(*block[:2])
                 yield block
@@ -318,7 +318,7 @@ class Source:
                 f"{self}: {self._name} has a row whose key ({key}) is NULL, near {rows[keys.index(None)][:80]}; give "
                 f"it a key, or leave it out with `where:`"
             )
-        for item_key in keys:
+        for item_key in filter(None, keys):
             if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
                 raise SourceError(
                     f"{self}: the key {item_key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes; choose a shorter key"
