@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -50,8 +50,8 @@ def each_batch(
         else:
             yield batch, report
 
-    with _threads() as threads:
-        coming = iter(batches)
+    coming = iter(batches)
+    with _threads() as threads, _closed(coming):
         while not failures:
             try:
                 batch = next(coming)
@@ -67,6 +67,16 @@ def each_batch(
             yield from first_done()
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def _closed(iterator: Iterator[int]) -> Iterator[None]:
+    """With the block a step before ends as well, if it is one."""
+    try:
+        yield
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 @contextmanager
