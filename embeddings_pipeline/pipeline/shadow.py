@@ -68,8 +68,9 @@ def backfill_batch(model: Collection, batch: int, run: str, *, encode: bool = Tr
     Without `encode`, only what the lake has is written. Raises StaleRunError if the model is kept no longer.
     """
     with while_kept(model), model.database.session() as connection:
-        shadow = prepare_batch(model, connection, batch, run, encode=encode)
+        shadow = read_batch(model, connection, batch, run, encode=encode)
         if encode:
+            encode_batch(model, shadow)
             write_to_lake(model, shadow, run)
         [(_, backfilled)] = write_batches(model, connection, [shadow])
     return backfilled
@@ -108,10 +109,8 @@ def _selected(
     return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * len(schema), schema=schema)
 
 
-def prepare_batch(
-    model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool
-) -> ShadowBatch:
-    """The vectors that the batch's texts lack: from the lake, or (`encode`) encoded anew."""
+def read_batch(model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> ShadowBatch:
+    """The batch's texts, and what is there for those that lack their vector. `encode`: `encode_batch` follows."""
     started = time.perf_counter()
     parameters = {
         "collection": model.definition.name,
@@ -126,8 +125,6 @@ def prepare_batch(
     lacking = texts.filter(pc.invert(texts["has_vector"]))
     if lacking.num_rows:
         shadow.vectors = vectors_there(model, batch, committed=lacking.num_rows < texts.num_rows)
-        if encode:
-            _encode(model, shadow, lacking)
     if texts.num_rows and not (lacking.num_rows and encode):  # a run that was killed may have written it, and the table
         newest = model.lake.newest(model.folder("embeddings"), batch, run)
         shadow.file = newest[0].rsplit("/", 1)[-1] if newest else None
@@ -136,7 +133,10 @@ def prepare_batch(
     return shadow
 
 
-def _encode(model: Collection, shadow: ShadowBatch, lacking: pa.Table) -> None:
+def encode_batch(model: Collection, shadow: ShadowBatch) -> None:
+    """Make the vectors that are not there, but for those of texts that quarantine excuses."""
+    started = time.perf_counter()
+    lacking = shadow.texts.filter(pc.invert(shadow.texts["has_vector"]))
     unknown = lacking.filter(~shadow.vectors.has(lacking["content_hash"]))
     excused = unknown.filter(unknown["excused"])["content_hash"].unique()
     wanted = texts_by_hash(unknown.filter(pc.invert(unknown["excused"])))
@@ -148,6 +148,7 @@ def _encode(model: Collection, shadow: ShadowBatch, lacking: pa.Table) -> None:
     shadow.backfilled.quarantined += len(excused)
     had = int(shadow.vectors.has(pa.chunked_array([lacking["content_hash"].unique()])).sum())
     shadow.backfilled.reused = had - len(shadow.encoded)
+    shadow.backfilled.seconds += time.perf_counter() - started
 
 
 def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:

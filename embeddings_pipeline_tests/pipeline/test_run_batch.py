@@ -1,13 +1,13 @@
 """The order of a batch, in one call; and steps of several batches that overlap."""
 
-import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from embeddings_pipeline.errors import OutageError
+from embeddings_pipeline.errors import OutageError, PipelineError
 from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
@@ -156,10 +156,10 @@ def test_what_is_before_a_batch_that_fails_is_committed(large, database, step) -
 
     WatchingEncoder.before = before
     if step != "encode":  # a file where the lake wants a folder, for the last batch
-        folder = f"{collection.lake.root}/films/{step}"
-        os.makedirs(folder)
-        open(f"{folder}/000002", "w").close()
-    with pytest.raises(Exception, match="away|cannot be written"):
+        folder = Path(collection.lake.root, "films", step)
+        folder.mkdir(parents=True)
+        (folder / "000002").touch()
+    with pytest.raises(PipelineError, match=r"away|cannot be written"):
         run_batch(collection, [0, 1, 2], "run")
     assert committed_batches(database) == [0, 1]
     assert tried_batches(database) == [2]
