@@ -8,34 +8,43 @@ else works on batches calls `run_batch`.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import DEFAULTS, TEXTS_TOGETHER, EmbedOptions, embed_batches
-from embeddings_pipeline.pipeline.figures import Committed, Embedded, RunFigures
+from embeddings_pipeline.pipeline.figures import Committed, Embedded, ItemsRead, RunFigures, TextsRendered
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
 
+Report = Callable[[int, ItemsRead | TextsRendered | Embedded | Committed], None]
+
 
 def run_batch(
-    collection: Collection, batches: Sequence[int], run: str, *, options: EmbedOptions = DEFAULTS
+    collection: Collection,
+    batches: Sequence[int],
+    run: str,
+    *,
+    options: EmbedOptions = DEFAULTS,
+    report: Report = lambda batch, figures: None,
 ) -> RunFigures:
     """Bring these batches from the source into PostgreSQL, under the current model and the shadow models.
 
     `run` names the files in the lake. The steps overlap: while one batch is encoded, the ones before are committed and
-    the next are read. Returns the sums over the batches. A batch whose step fails waits before it is tried again, and
-    the error is raised once the batches before it are committed: OutageError, StaleRunError or another PipelineError.
+    the next are read. Returns the sums over the batches; `report` gets what each step did for each. A batch whose step
+    fails waits before it is tried again, and the error is raised once the batches before it are committed: OutageError,
+    StaleRunError or another PipelineError.
     """
     figures = RunFigures()
 
     def taken(reports: Iterator[tuple[int, Any]]) -> Iterator[int]:
         """The batches that a step has done, for the next one."""
-        for batch, report in reports:
-            figures.add(report)
+        for batch, done in reports:
+            figures.add(done)
+            report(batch, done)
             yield batch
 
     read = each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run))

@@ -356,7 +356,8 @@ def test_nothing_counts_as_gone_when_row_level_security_comes_later(
 
 def test_a_thread_that_watches_a_read_ends_with_it(database: Database) -> None:
     make(database, "bigint", [1])
-    before = set(threading.enumerate())
+    with database.session():  # whose pool has threads of its own
+        before = set(threading.enumerate())
     both_ways(source_of(database))
     assert set(threading.enumerate()) <= before
 
