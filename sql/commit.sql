@@ -14,31 +14,31 @@ WHERE attrelid = to_regclass('pg_temp.commit_vector') AND attname = 'embedding'
 
 -- name: stage
 -- What one run has for a batch, for one transaction of this session. The tables stay, since making them takes longer than
--- filling them, and are empty after each.
+-- filling them, and are empty after each. They have no indexes: all of each is joined.
 
 DROP TABLE IF EXISTS pg_temp.commit_item, pg_temp.commit_failed, pg_temp.commit_text, pg_temp.commit_vector,
                      pg_temp.commit_now, pg_temp.commit_decision, pg_temp.commit_gone;
 CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank; or that failed
-    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb
+    item_key text COLLATE "C" NOT NULL, encoded_hash bytea NOT NULL, payload jsonb
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_failed (      -- of these, the items that failed as a whole, and have no texts
-    item_key text COLLATE "C" PRIMARY KEY, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
+    item_key text COLLATE "C" NOT NULL, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_text (
-    row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
+    row_number bigint NOT NULL, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
     chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
-    row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
+    row_number bigint NOT NULL, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
-    item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
+    item_key text COLLATE "C" NOT NULL, current_hash bytea NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_decision (    -- of each item of the batch; other_payload: than is committed
-    item_key text COLLATE "C" PRIMARY KEY, committed_hash bytea, encoded_hash bytea, current_hash bytea,
+    item_key text COLLATE "C" NOT NULL, committed_hash bytea, encoded_hash bytea, current_hash bytea,
     other_payload boolean NOT NULL, decision text NOT NULL
 ) ON COMMIT DELETE ROWS;
-CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE commit_gone (id bigint NOT NULL, item_key text COLLATE "C" NOT NULL) ON COMMIT DELETE ROWS;
 
 
 -- name: keys

@@ -112,7 +112,7 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:
                 detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=(")
-                raise self._key_twice(detail.removesuffix(") is duplicated.")) from error
+                raise self.key_twice(detail.removesuffix(") is duplicated.")) from error
             yield connection, unreadable
 
     def _judge_unreadable(self, connection: psycopg.Connection, unreadable: Mapping[str, str]) -> None:

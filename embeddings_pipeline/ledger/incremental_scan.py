@@ -117,7 +117,7 @@ class IncrementalScans(ScanBase):
         seen: dict[str, bytes | None] = {}
         for row in rows:
             if seen.get(row.item_key) is not None and row.row_hash is not None:
-                raise self._key_twice(row.item_key)
+                raise self.key_twice(row.item_key)
             seen[row.item_key] = row.row_hash or seen.get(row.item_key)
         # Another row of that key, an older or a newer one, may still meet it.
         doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]

@@ -47,7 +47,8 @@ class ScanBase(LedgerBase):
                     connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
         return inserted
 
-    def _key_twice(self, item_key: str) -> SourceError:
+    def key_twice(self, item_key: str) -> SourceError:
+        """What is to be said of a key that the source has more than once."""
         key = ", ".join(self.definition.attributes.source.key)
         return SourceError(
             f"collection {self.name!r}: the source has the key ({item_key}) more than once; `source.key:` ({key}) must "

@@ -112,8 +112,11 @@ def _commit(
         _stage(connection, result, table)
         lock_batch(connection, collection.definition.name, batch)
         item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
-        now = collection.source.look(reading, item_keys)
-        copy_in(connection, sql.Identifier("commit_now"), columns_of(now.hashes.rename_columns(NOW)))
+        now = collection.source.look(reading, item_keys).hashes.rename_columns(NOW)
+        keys = pc.value_counts(now["item_key"])
+        for item_key in keys.field("values").filter(pc.greater(keys.field("counts"), 1)).to_pylist():
+            raise collection.ledger.key_twice(item_key)
+        copy_in(connection, sql.Identifier("commit_now"), columns_of(now))
         failpoint("commit.second_look")
 
         connection.execute(tables.statement("commit/decide"), {**key, "item_keys": text_array(item_keys)})
