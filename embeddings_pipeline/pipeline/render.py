@@ -45,9 +45,7 @@ def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
 
 
 def texts_table(definition: CollectionDefinition, items: pa.Table) -> tuple[pa.Table, dict[str, FailedItem]]:
-    """Every text of these items (`lake.RAW_ITEMS`), as the lake keeps them; and the rows that cannot be rendered, by
-    item key.
-    """
+    """Every text of these items (RAW_ITEMS), as the lake keeps them; and the rows that cannot be rendered, by key."""
     texts: list[tuple[str, int, str]] = []  # vector name, chunk, text
     texts_of_item = np.zeros(items.num_rows, np.int64)
     failed: dict[str, FailedItem] = {}

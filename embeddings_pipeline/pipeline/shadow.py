@@ -30,9 +30,10 @@ from embeddings_pipeline.pipeline.vectors import Vectors, embeddings_table, join
 from embeddings_pipeline.store.copy_binary import Column, columns_of
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.changes import Change
-from embeddings_pipeline.store.lake import HASH, ITEM_TEXTS
+from embeddings_pipeline.store.lake import ITEM_TEXTS
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.retry import outage_attempts
+from embeddings_pipeline.store.source_rows import HASH
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)

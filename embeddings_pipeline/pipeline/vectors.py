@@ -13,6 +13,7 @@ from psycopg import sql
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.copy_binary import copy_out
+from embeddings_pipeline.store.source_rows import HASH
 from embeddings_pipeline.store.vector_range import why_not
 
 
@@ -55,7 +56,7 @@ def joined(parts: Sequence[Vectors], dimension: int) -> Vectors:
 
 def hash_array(digests: Sequence[bytes]) -> pa.Array:
     """Content hashes as a column."""
-    return pa.array(digests, files.HASH)
+    return pa.array(digests, HASH)
 
 
 def vectors_there(collection: Collection, batch: int, *, committed: bool = True) -> Vectors:
@@ -79,7 +80,7 @@ def vectors_there(collection: Collection, batch: int, *, committed: bool = True)
 
 def _hashes_of(digests: NDArray) -> pa.Array:
     buffers = [None, pa.py_buffer(np.ascontiguousarray(digests).view(np.uint8))]
-    return pa.FixedSizeBinaryArray.from_buffers(files.HASH, len(digests), buffers)
+    return pa.FixedSizeBinaryArray.from_buffers(HASH, len(digests), buffers)
 
 
 def _usable(vectors: Vectors, storage: Literal["halfvec", "vector"]) -> Vectors:

@@ -18,14 +18,13 @@ from embeddings_pipeline.config.definition import batch_key
 from embeddings_pipeline.config.settings import Settings, in_project
 from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.store.models import Identity
+from embeddings_pipeline.store.source_rows import HASH
 
 log = logging.getLogger(__name__)
 
 KEPT_BYTES = 64 << 20  # of files that were written last, in memory
 SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 
-HASH = pa.binary(16)
-RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
 REPEATED = ("vector_name", "fingerprint")  # columns of few different values
 DATABASE, EPOCH = b"database", b"epoch"  # in the metadata of a file: what it is of
 DEFINITION_HASH = b"definition_hash"  # in the metadata of a raw_items or item_texts file: what it was made for

@@ -17,37 +17,36 @@ from embeddings_pipeline.config.templates import row_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
-from embeddings_pipeline.store.lake import RAW_ITEMS
 from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, used_here, what_to_do
 from embeddings_pipeline.store.source_rows import (
+    RAW_ITEMS,
     SCANNED_ROWS,
     Position,
     SourceRows,
     UpdatedRow,
     is_key,
     joined,
-    split_key,
 )
 from embeddings_pipeline.store.source_sql import (
     column_of,
+    column_types,
     columns_of,
+    hashed_columns,
+    key_of,
     primary,
     relation_of,
     tables,
     text_array,
     user_statement,
+    with_keys,
 )
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 
 MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
+HASHED_ALONE = sql.SQL("SELECT item_key, row_json FROM ({}) AS item")  # PostgreSQL leaves the rest of the query out
 ROWS_A_BLOCK = 256  # that are held with their JSON while a scan hashes them: each may be long
-_WITHOUT_NAN = {
-    kind + array: function
-    for kind in ("real", "double precision", "numeric")
-    for array, function in (("", "nullif({}, 'NaN')"), ("[]", "array_replace({}, 'NaN', NULL)"))
-}
 TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
@@ -114,7 +113,7 @@ class Source:
         selected = self._select(others, types, guarded=True) if apart else self._select(sql.SQL("true"), types)
         keys: list[str] = []
         hashes: list[bytes] = []
-        for some_keys, rows in self._stream(connection, self._hashed_alone(selected)):
+        for some_keys, rows in self._stream(connection, HASHED_ALONE.format(selected)):
             keys += some_keys
             hashes += map(row_hash, some_keys, rows)
             if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
@@ -250,7 +249,9 @@ class Source:
         as_text = not self._can_ask(connection, self._with_keys(item_keys, types))
 
         def read(keys: list[str]) -> SourceRows:
-            condition = self._with_keys_as_text(keys) if as_text else self._with_keys(keys, types)
+            condition = self._with_keys(keys, types)
+            if as_text:
+                condition = sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(text_array(keys)))
             return self._read(connection, self._select(condition, types, guarded=True), schema)
 
         parts, failed = by_halves(read, item_keys, lambda error: is_of_data(error.__cause__))
@@ -259,7 +260,7 @@ class Source:
 
     def _read(self, connection: psycopg.Connection, query: sql.Composable, schema: pa.Schema) -> SourceRows:
         if schema is SCANNED_ROWS:
-            query = self._hashed_alone(query)
+            query = HASHED_ALONE.format(query)
         blocks = list(self._stream(connection, query))
         if not blocks:
             return joined([], schema)
@@ -267,10 +268,6 @@ class Source:
         hashes = list(map(row_hash, keys, rows))
         columns = [keys, hashes] if schema is SCANNED_ROWS else [keys, hashes, rows, *payloads]
         return SourceRows(pa.table(columns, schema=schema))
-
-    def _hashed_alone(self, query: sql.Composable) -> sql.Composed:
-        """Only what is hashed comes over: PostgreSQL leaves the rest of the query out."""
-        return sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(query)
 
     def _keys(self, connection: psycopg.Connection) -> list[str]:
         """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
@@ -343,57 +340,20 @@ class Source:
         )
 
     def _hashed(self, types: dict[str, str]) -> sql.Composable:
-        """The columns that a row is hashed and rendered by. NaN is not a number: a template's column is empty there."""
-        rendered = self.definition.template_columns
-        columns: list[sql.Composable] = []
-        for name in dict.fromkeys((*rendered, *self.definition.attributes.columns)):
-            function = _WITHOUT_NAN.get(types[name]) if name in rendered else None
-            column = sql.SQL(function or "{}").format(column_of(name))
-            columns.append(sql.SQL("{} AS {}").format(column, sql.Identifier(name)) if function else column)
-        return sql.SQL(", ").join(columns)
+        """The columns that a row is hashed and rendered by."""
+        return hashed_columns(self.definition.template_columns, self.definition.attributes.columns, types)
 
     @property
     def _key(self) -> sql.Composable:
-        """The item key as an expression: NULL if any of its columns is."""
-        columns = [column_of(column) for column in self.definition.attributes.source.key]
-        if len(columns) == 1:
-            return sql.SQL("{}::text").format(columns[0])
-        return sql.SQL("CASE WHEN {} THEN json_build_array({})::text END").format(
-            sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(column) for column in columns),
-            sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
-        )
+        return key_of(self.definition.attributes.source.key)
 
     def _with_keys(self, item_keys: Sequence[str], types: dict[str, str]) -> sql.Composed:
-        columns = self.definition.attributes.source.key
-        values = zip(*map(split_key, item_keys), strict=True) if len(columns) > 1 else [item_keys]
-        arrays = [
-            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(text_array(v)), sql.SQL(types[c]))
-            for c, v in zip(columns, values, strict=True)
-        ]
-        if len(columns) == 1:  # the plain form uses an index if there is one
-            return sql.SQL("{} = ANY ({})").format(column_of(columns[0]), arrays[0])
-        return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
-            sql.SQL(", ").join(map(column_of, columns)), sql.SQL(", ").join(arrays)
-        )
-
-    def _with_keys_as_text(self, item_keys: Sequence[str]) -> sql.Composed:
-        return sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(text_array(item_keys)))
+        return with_keys(self.definition.attributes.source.key, item_keys, types)
 
     def _types(self, connection: psycopg.Connection) -> dict[str, str]:
-        try:
-            statement = sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(self._relation)
-            connection.execute("SAVEPOINT before_description")
-            described = connection.execute(statement).description or []
-        except psycopg.errors.InsufficientPrivilege:  # perhaps only of columns that we do not need
-            connection.execute("ROLLBACK TO SAVEPOINT before_description")
-            config = self.definition.attributes
-            named = dict.fromkeys((*config.source.key, *self.definition.template_columns, *config.columns))
-            named |= {config.source.updated_at: None} if config.source.updated_at else {}
-            statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(columns_of(named), self._relation)
-            described = connection.execute(statement).description or []
-        oids = [column.type_code for column in described]
-        names = connection.execute("SELECT array_agg(format_type(o, -1)) FROM unnest(%s::oid[]) o", [oids]).fetchone()
-        return dict(zip([column.name for column in described], (names and names[0]) or [], strict=True))
+        config = self.definition.attributes
+        named = (*config.source.key, *self.definition.template_columns, *config.columns, config.source.updated_at)
+        return column_types(connection, self._relation, [name for name in dict.fromkeys(named) if name])
 
     @property
     def _relation(self) -> sql.Composable:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from embeddings_pipeline.config.templates import unreadable_hash
-from embeddings_pipeline.store.lake import HASH
 
+HASH = pa.binary(16)
+RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
 SCANNED_ROWS = pa.schema([("item_key", pa.string()), ("row_hash", HASH)])
 
 
@@ -17,7 +18,7 @@ SCANNED_ROWS = pa.schema([("item_key", pa.string()), ("row_hash", HASH)])
 class SourceRows:
     """Rows of the source as columns, as far as the collection looks at them."""
 
-    table: pa.Table  # `lake.RAW_ITEMS`: row is template columns and payload; of a scan, SCANNED_ROWS
+    table: pa.Table  # RAW_ITEMS: row is template columns and payload; of a scan, SCANNED_ROWS
     unreadable: Mapping[str, str] = field(default_factory=dict)  # item key → why: these rows are not in the table
 
     @property
