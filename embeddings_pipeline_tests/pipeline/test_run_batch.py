@@ -1,6 +1,9 @@
 """The order of a batch, in one call; and steps of several batches that overlap."""
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -178,3 +181,16 @@ def test_no_thread_of_a_run_outlives_it(large, database) -> None:
         run_batch(collection, [0, 1, 2], "run")
     others = {t.ident for t in threading.enumerate() if not t.name.startswith("pool-")} - before
     assert {thread.ident for thread in threading.enumerate()} - before <= others
+
+
+def test_an_interrupt_ends_a_step_that_waits(collection, database) -> None:
+    with database.connect() as other:
+        other.execute("LOCK TABLE films")
+        timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(collection, [0, 1], "run")
+        assert time.monotonic() - began < 60  # and not until the read gives up by itself
+    run_batch(collection, [0, 1], "again")
+    assert len(committed(database)) == 20
