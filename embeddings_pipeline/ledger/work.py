@@ -69,6 +69,15 @@ class Work(LedgerBase):
         with self.database.session() as connection:
             connection.execute(load_sql("work/attempts"), parameters)
 
+    def take_back_attempts(self, first: int, last: int, *, seconds: float) -> None:
+        """The attempts at the batches from `first` to `last` that began within the last seconds do not count: somebody
+        interrupted them.
+        """
+        waits = {"first_wait": FIRST_BATCH_WAIT, "longest": LONGEST_BATCH_WAIT}
+        parameters = {"collection": self.name, "first": first, "last": last, "seconds": seconds + 1, **waits}
+        with self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("work/interrupted"), parameters)
+
     def note_failure(self, batches: Sequence[int], reason: str) -> None:
         """Note why the last attempt at these batches failed, until they are committed."""
         parameters = {"collection": self.name, "batches": list(batches), "reason": clean(reason)}

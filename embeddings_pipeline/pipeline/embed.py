@@ -30,11 +30,12 @@ from embeddings_pipeline.pipeline.vectors import (
     vectors_there,
 )
 from embeddings_pipeline.progress import count
-from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
+from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, usable, why_not
 
 log = logging.getLogger(__name__)
 
 HARMLESS = "a plain sentence"
+MOST_HELPLESS = 10  # texts without a vector, of which none has one alone either
 TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
 FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
 
@@ -206,6 +207,7 @@ def embed_texts(collection: Collection, texts: dict[bytes, str]) -> Encoded:
         parts.append(_encode(encoder, digests[part], values[part], bad))
         count(len(parts[-1]))
     vectors = Vectors(hash_array(digests), np.concatenate(parts))
+    _encode_alone(encoder, digests, values, vectors.matrix, bad)
     refused = _refused(collection, encoder, digests, vectors.matrix, bad)
     for step, reasons in (("encode", bad), ("store", refused)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
@@ -275,6 +277,22 @@ def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
 
 def _no_texts_fault(error: Exception) -> bool:
     return isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError)
+
+
+def _encode_alone(
+    encoder: Encoder, digests: list[bytes], texts: list[str], vectors: NDArray, bad: dict[bytes, str]
+) -> None:
+    """Put what the model gives for a text alone in the place of what is no vector: with some models and processors that
+    is because of the longer texts beside it. Ends after the first few for which that does not help.
+    """
+    helpless = 0
+    for row in np.flatnonzero(~usable(vectors)) if len(texts) > 1 else ():
+        if digests[row] in bad:
+            continue
+        vectors[row] = _encode(encoder, [digests[row]], [texts[row]], bad)[0]
+        helpless += not usable(vectors[row : row + 1])[0]
+        if helpless == MOST_HELPLESS:
+            break
 
 
 def _refused(

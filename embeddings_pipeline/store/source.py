@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, compress, islice
 from typing import Any
 
 import psycopg
@@ -18,10 +19,12 @@ from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
 from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, used_here, what_to_do
+from embeddings_pipeline.store.source_keys import MAX_KEY_BYTES, NOTHING, LeftOut, SourceKeys, too_long
 from embeddings_pipeline.store.source_rows import (
     RAW_ITEMS,
     SCANNED_ROWS,
     Position,
+    ScannedRow,
     SourceRows,
     UpdatedRow,
     is_key,
@@ -42,8 +45,8 @@ from embeddings_pipeline.store.source_sql import (
 )
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted
 
-MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
 HASHED_ALONE = sql.SQL("SELECT item_key, row_json FROM ({}) AS item")  # PostgreSQL leaves the rest of the query out
 ROWS_A_BLOCK = 256  # that are held with their JSON while a scan hashes them: each may be long
@@ -102,32 +105,38 @@ class Source:
             )
         return types
 
-    def scan(self, connection: psycopg.Connection, apart: Sequence[str] = ()) -> Iterator[SourceRows]:
+    def scan(self, connection: psycopg.Connection, apart: LeftOut = NOTHING) -> Iterator[SourceRows]:
         """Key and hash of every row of the source in one snapshot, at most 20,000 at a time, in no order.
 
-        `apart`: keys of rows that could not be read before, which are read by themselves. SourceError if another cannot
-        be read: `scan_by_key` finds which.
+        `apart`: rows that stopped a scan before, which are looked at by themselves. SourceError if another one does:
+        `scan_by_key` finds which.
         """
         types = self.check(connection)
-        others = sql.SQL("{} <> ALL ({}::text[])").format(self._key, sql.Literal(text_array(apart)))
-        selected = self._select(others, types, guarded=True) if apart else self._select(sql.SQL("true"), types)
-        keys: list[str] = []
-        hashes: list[bytes] = []
-        for some_keys, rows in self._stream(connection, HASHED_ALONE.format(selected)):
+        others = apart.condition(self._key)
+        selected = self._select(others, types, guarded=True) if any(apart) else self._select(sql.SQL("true"), types)
+        keys, hashes, unusable = list[str](), list[bytes](), list[ScannedRow]()
+        for block in self._stream(connection, HASHED_ALONE.format(selected)):
+            some_keys, rows = block
+            if max(map(len, some_keys)) > MAX_KEY_BYTES // 4:
+                long = [too_long(key) for key in some_keys]
+                unusable += filter(None, long)
+                some_keys, rows = (list(compress(column, [not row for row in long])) for column in block)
             keys += some_keys
             hashes += map(row_hash, some_keys, rows)
             if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
                 yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS))
                 keys, hashes = [], []
-        if keys:
-            yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS))
-        if apart:
-            yield self.look(connection, apart)
+        yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS), unusable=unusable)
+        if any(apart):
+            yield replace(
+                self.look(connection, apart.item_keys), unusable=self._keys(connection).still_there(apart.unusable)
+            )
 
     def scan_by_key(self, connection: psycopg.Connection) -> Iterator[SourceRows]:
         """As `scan`, with the rows that cannot be read. SourceError if those are all, or too many."""
         self._check_statement(connection, self.check(connection))
-        keys = self._keys(connection)
+        keys, unusable = self._keys(connection).all()
+        yield SourceRows(SCANNED_ROWS.empty_table(), unusable=unusable)
         readable, failed, example = 0, 0, None
         for start in range(0, len(keys), ROWS_AT_ONCE):
             rows = self.look(connection, keys[start : start + ROWS_AT_ONCE])
@@ -136,15 +145,17 @@ class Source:
             last = start + ROWS_AT_ONCE >= len(keys)
             if example and (failed > MOST_FAILURES or (last and failed > 1 and not readable)):
                 raise SourceError(
-                    f"{self}: {failed:,} rows of {self._name} cannot be read, and {readable:,} could; the one with the "
-                    f"key ({example[0]}): {example[1]}; correct `source:` in {self._file}"
+                    f"{self}: {counted(failed, 'row')} of {self._name} cannot be read, and {readable:,} could; the one "
+                    f"with the key ({example[0]}): {example[1]}; correct `source:` in {self._file}"
                 )
             yield rows
 
-    def newest(self, connection: psycopg.Connection) -> Position | None:
+    def newest(self, connection: psycopg.Connection, left_out: LeftOut = NOTHING) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
+        order = self._order(self.check(connection))
+        condition = left_out.condition(self._key) if any(left_out) else sql.SQL("true")
         statement = sql.SQL(load_sql("source/newest")).format(
-            **self._order(self.check(connection)), overlap=sql.Literal(OVERLAP)
+            **order, overlap=sql.Literal(OVERLAP), condition=condition
         )
         with self._reading(connection):
             row = connection.execute(statement).fetchone()
@@ -157,10 +168,13 @@ class Source:
             statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
             return connection.execute(statement).fetchone() == (True,)
 
-    def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
+    def updated_after(
+        self, connection: psycopg.Connection, after: Position | None, limit: int, left_out: LeftOut = NOTHING
+    ) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
-        Rows without `updated_at` are not among them.
+        Rows without `updated_at` are not among them. SourceError if one hides its key: a full scan finds it, and may
+        be left out from then on.
         """
         condition: sql.Composable = sql.SQL("true")
         types = self.check(connection)
@@ -172,8 +186,10 @@ class Source:
             else:
                 position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
                 condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
+        if any(left_out):  # and what does not meet `where:`, which full scans find
+            asked = (condition, left_out.condition(self._key), self._where)
+            condition = sql.SQL("{} AND {} AND ({}\n)").format(*asked)
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
-        where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
         columns = dict.fromkeys(
             (*self.definition.attributes.source.key, *seen, self.definition.attributes.source.updated_at)
         )
@@ -184,15 +200,15 @@ class Source:
             "condition": condition,
             "limit": sql.Literal(limit),
         }
-        row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(where)
+        row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(self._where)
         statement = sql.SQL(load_sql("source/updated"))
         try:
-            found = self._rows(connection, statement.format(**parts, row_json=row_json, meets=meets))
+            found = list(self._rows(connection, statement.format(**parts, row_json=row_json, meets=meets)))
         except SourceError as error:
             if not is_of_data(error.__cause__):
                 raise
             places = statement.format(**parts, row_json=sql.SQL("''"), meets=sql.SQL("true"))
-            return self._updated_by_key(connection, self._rows(connection, places))
+            return self._updated_by_key(connection, list(self._rows(connection, places)))
         return [
             UpdatedRow(key, row_hash(key, row) if met else None, Position(updated_at, key), ahead)
             for key, row, updated_at, met, ahead in found
@@ -246,12 +262,11 @@ class Source:
         self._check_statement(connection, types)
         # Either a row cannot be read, or the column's type, which was changed, cannot hold a key: as text that is just
         # not found.
-        as_text = not self._can_ask(connection, self._with_keys(item_keys, types))
+        as_text = not self._keys(connection).can_ask(self._with_keys(item_keys, types))
 
         def read(keys: list[str]) -> SourceRows:
-            condition = self._with_keys(keys, types)
-            if as_text:
-                condition = sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(text_array(keys)))
+            texts = sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(text_array(keys)))
+            condition = texts if as_text else self._with_keys(keys, types)
             return self._read(connection, self._select(condition, types, guarded=True), schema)
 
         parts, failed = by_halves(read, item_keys, lambda error: is_of_data(error.__cause__))
@@ -269,36 +284,22 @@ class Source:
         columns = [keys, hashes] if schema is SCANNED_ROWS else [keys, hashes, rows, *payloads]
         return SourceRows(pa.table(columns, schema=schema))
 
-    def _keys(self, connection: psycopg.Connection) -> list[str]:
-        """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
-        where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
-        asked = where if self._can_ask(connection, where) else sql.SQL("true")
-        return [row[0] for row in self._rows(connection, self._asking(asked))]
+    def _keys(self, connection: psycopg.Connection) -> SourceKeys:
+        columns = columns_of(self.definition.attributes.source.key)
+        return SourceKeys(self._key, columns, self._where, self._relation, partial(self._rows, connection))
 
     def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
         """SourceError if it fails without any row too: then no row is to blame."""
-        self._rows(connection, self._select(sql.SQL("false"), types))
+        list(self._rows(connection, self._select(sql.SQL("false"), types)))
 
-    def _can_ask(self, connection: psycopg.Connection, condition: sql.Composable) -> bool:
-        try:
-            for _ in self._stream(connection, self._asking(condition)):
-                pass
-        except SourceError as error:
-            if not is_of_data(error.__cause__):
-                raise
-            return False
-        return True
+    def _rows(self, connection: psycopg.Connection, query: sql.Composable) -> Iterator[tuple[Any, ...]]:
+        """As `_stream`, row by row: those before one that fails are given."""
+        with self._reading(connection), connection.cursor() as cursor:
+            for row in cursor.stream(sql.Composed([query])):
+                self._check_keys(row[:1], row[1:2])
+                yield row
 
-    def _asking(self, condition: sql.Composable) -> sql.Composed:
-        """The keys of the rows that meet a condition, and nothing else of them."""
-        statement = sql.SQL("SELECT {}, '' FROM {} AS source WHERE ({}\n)")
-        return statement.format(self._key, self._relation, condition)
-
-    def _rows(self, connection: psycopg.Connection, query: sql.Composable) -> list[tuple[Any, ...]]:
-        """As `_stream`, row by row."""
-        return [row for block in self._stream(connection, query) for row in zip(*block, strict=True)]
-
-    def _stream(self, connection: psycopg.Connection, query: sql.Composable) -> Iterator[tuple[tuple[Any, ...], ...]]:
+    def _stream(self, connection: psycopg.Connection, query: sql.Composable) -> Iterator[tuple[Sequence[Any], ...]]:
         """The columns of a query, some rows at a time; the first two are texts: an item's key and its JSON."""
         size = ROWS_A_BLOCK if psycopg.capabilities.has_stream_chunked() else 1
         with self._reading(connection), connection.cursor() as cursor:
@@ -308,18 +309,13 @@ class Source:
                 yield block
 
     def _check_keys(self, keys: Sequence[str | None], rows: Sequence[str]) -> None:
-        """SourceError if one is NULL or too long."""
+        """SourceError if one is NULL."""
         if None in keys:
             key = ", ".join(self.definition.attributes.source.key)
             raise SourceError(
                 f"{self}: {self._name} has a row whose key ({key}) is NULL, near {rows[keys.index(None)][:80]}; give "
                 f"it a key, or leave it out with `where:`"
             )
-        for item_key in filter(None, keys):
-            if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
-                raise SourceError(
-                    f"{self}: the key {item_key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes; choose a shorter key"
-                )
 
     def _select(self, condition: sql.Composable, types: dict[str, str], *, guarded: bool = False) -> sql.Composed:
         """The rows that meet `where:` and a condition; `guarded`: `where:` is asked of none that does not meet it."""
@@ -342,6 +338,10 @@ class Source:
     def _hashed(self, types: dict[str, str]) -> sql.Composable:
         """The columns that a row is hashed and rendered by."""
         return hashed_columns(self.definition.template_columns, self.definition.attributes.columns, types)
+
+    @property
+    def _where(self) -> sql.Composable:
+        return user_statement((self.definition.attributes.source.where or "").strip() or "true")
 
     @property
     def _key(self) -> sql.Composable:

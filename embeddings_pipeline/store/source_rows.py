@@ -1,7 +1,7 @@
 """What is read of the rows of a source, and their keys."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,16 +14,26 @@ RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa
 SCANNED_ROWS = pa.schema([("item_key", pa.string()), ("row_hash", HASH)])
 
 
+class ScannedRow(NamedTuple):
+    """A row of a scan that is told by itself: it cannot be read, or no item can have its key."""
+
+    item_key: str
+    row_hash: bytes
+    reason: str | None = None
+    is_item: bool = True  # False: no item can have its key. `item_key` is what is shown, `row_hash` the key's SHA-256
+
+
 @dataclass(frozen=True)
 class SourceRows:
     """Rows of the source as columns, as far as the collection looks at them."""
 
     table: pa.Table  # RAW_ITEMS: row is template columns and payload; of a scan, SCANNED_ROWS
     unreadable: Mapping[str, str] = field(default_factory=dict)  # item key → why: these rows are not in the table
+    unusable: Sequence[ScannedRow] = ()  # nor are these, whose keys no item can have
 
     @property
     def hashes(self) -> pa.Table:
-        """Key and hash of every row; those that cannot be read have a mark for their hash."""
+        """Key and hash of every item; those that cannot be read have a mark for their hash."""
         marks = [list(self.unreadable), [unreadable_hash(item_key) for item_key in self.unreadable]]
         readable = self.table.select(SCANNED_ROWS.names)
         return pa.concat_tables([readable, pa.table(marks, schema=SCANNED_ROWS)]) if self.unreadable else readable
