@@ -6,7 +6,6 @@ int16 of -1 ends it. A `vector` is int16 dimension, int16 zero and big-endian fl
 What is read is of one width here, as every field is.
 """
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -71,15 +70,26 @@ def jsonb(documents: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _packed(columns: Sequence[Column], storage: Storage) -> memoryview:
-    """The rows of these columns, as COPY wants them: Arrow joins what belongs to a row."""
-    parts: list[pa.Array | pa.Scalar] = [pa.scalar(struct.pack(">h", len(columns)), pa.binary())]
+    """The rows of these columns, as COPY wants them: Arrow joins what belongs to a row. Nothing here is a scalar of
+    Arrow's: making one imports pandas, if that is installed.
+    """
+    rows = len(columns[0])
+    parts = [_bytes_of(np.full(rows, len(columns), ">i2"))]
     for column in columns:
         fields = _fields(column, storage)
-        lengths = pc.binary_length(fields).fill_null(-1).to_numpy(zero_copy_only=False)
-        parts += [_bytes_of(lengths.astype(">i4")), fields.fill_null(b"") if fields.null_count else fields]
-    joined = pc.binary_join_element_wise(*parts, b"")
-    offsets = np.frombuffer(joined.buffers()[1], np.int32, len(joined) + 1, 4 * joined.offset)
+        lengths = np.diff(_offsets(fields)).astype(">i4")
+        if fields.null_count:
+            lengths[fields.is_null().to_numpy(zero_copy_only=False)] = -1
+            fields = fields.fill_null(b"")
+        parts += [_bytes_of(lengths), fields]
+    joined = pc.binary_join_element_wise(*parts, _bytes_of(np.zeros((rows, 0), np.uint8)))
+    offsets = _offsets(joined)
     return memoryview(joined.buffers()[2])[offsets[0] : offsets[-1]]
+
+
+def _offsets(fields: pa.Array) -> NDArray[np.int32]:
+    """Where each value begins in their bytes, and where the last one ends."""
+    return np.frombuffer(fields.buffers()[1], np.int32, len(fields) + 1, 4 * fields.offset)
 
 
 def _fields(column: Column, storage: Storage) -> pa.Array:
@@ -106,7 +116,7 @@ def _fields(column: Column, storage: Storage) -> pa.Array:
 def _bytes_of(values: NDArray) -> pa.Array:
     """Each element of an array, or each row of bytes, as its bytes."""
     size = values.dtype.itemsize * (values.shape[1] if values.ndim == 2 else 1)
-    offsets = np.arange(0, (len(values) + 1) * size, size, dtype=np.int32)
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(size)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values.reshape(-1).view(np.uint8))]
     return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 

@@ -29,6 +29,7 @@ from embeddings_pipeline.store.source_rows import (
     UpdatedRow,
     is_key,
     joined,
+    scanned_rows,
 )
 from embeddings_pipeline.store.source_sql import (
     column_of,
@@ -124,9 +125,9 @@ class Source:
             keys += some_keys
             hashes += map(row_hash, some_keys, rows)
             if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
-                yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS))
+                yield SourceRows(scanned_rows(keys, hashes))
                 keys, hashes = [], []
-        yield SourceRows(pa.table([keys, hashes], schema=SCANNED_ROWS), unusable=unusable)
+        yield SourceRows(scanned_rows(keys, hashes), unusable=unusable)
         if any(apart):
             yield replace(
                 self.look(connection, apart.item_keys), unusable=self._keys(connection).still_there(apart.unusable)
@@ -312,10 +313,9 @@ class Source:
         """SourceError if one is NULL."""
         if None in keys:
             key = ", ".join(self.definition.attributes.source.key)
-            raise SourceError(
-                f"{self}: {self._name} has a row whose key ({key}) is NULL, near {rows[keys.index(None)][:80]}; give "
-                f"it a key, or leave it out with `where:`"
-            )
+            near = rows[keys.index(None)][:80]
+            told = f"{self._name} has a row whose key ({key}) is NULL, near {near}; give it a key"
+            raise SourceError(f"{self}: {told}, or leave it out with `where:`")
 
     def _select(self, condition: sql.Composable, types: dict[str, str], *, guarded: bool = False) -> sql.Composed:
         """The rows that meet `where:` and a condition; `guarded`: `where:` is asked of none that does not meet it."""

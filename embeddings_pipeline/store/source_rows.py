@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from embeddings_pipeline.config.templates import unreadable_hash
@@ -21,6 +22,19 @@ class ScannedRow(NamedTuple):
     row_hash: bytes
     reason: str | None = None
     is_item: bool = True  # False: no item can have its key. `item_key` is what is shown, `row_hash` the key's SHA-256
+
+
+def scanned_rows(keys: Sequence[str], hashes: Sequence[bytes]) -> pa.Table:
+    """SCANNED_ROWS of lists, which pyarrow itself converts with pandas imported, if that is installed."""
+    written = [key.encode() for key in keys]
+    offsets = np.zeros(len(keys) + 1, np.int32)
+    np.cumsum([len(key) for key in written], out=offsets[1:])
+    texts = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(written))]
+    columns = [
+        pa.Array.from_buffers(pa.string(), len(keys), texts),
+        pa.Array.from_buffers(HASH, len(keys), [None, pa.py_buffer(b"".join(hashes))]),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCANNED_ROWS)
 
 
 @dataclass(frozen=True)
