@@ -83,6 +83,12 @@ WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_
            AND NOT (next_try > now() AND next_try <= now() + %(longest)s::interval))
 
 
+-- name: any
+-- A row if any text is in quarantine, which is quickly told. Parameters: collection, fingerprint.
+
+SELECT 1 FROM embeddings.quarantine WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s LIMIT 1
+
+
 -- name: batches
 -- The batches with an item that has one of these texts. Parameters: collection, content_hashes (NULL: all).
 

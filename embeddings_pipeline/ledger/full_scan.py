@@ -16,7 +16,7 @@ from embeddings_pipeline.store.halves import MOST_FAILURES, is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import Source
 from embeddings_pipeline.store.source_keys import LeftOut
-from embeddings_pipeline.store.source_rows import ScannedRow
+from embeddings_pipeline.store.source_rows import ScannedRow, SourceRows
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.wording import counted
 
@@ -107,33 +107,30 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         """A session with the entire source in its table `scan_row`; and the rows that are not what they should be."""
         failed = _Failed()
 
-        def rows_of(scan: Iterator[list[ScannedRow]]) -> Iterator[tuple[str, bytes]]:
+        def stage(scan: Iterator[SourceRows]) -> None:
             for rows in scan:
-                for row in rows:
-                    if not row.is_item:
-                        failed.unusable.append(row)
-                        continue
-                    if row.reason is not None:
-                        failed.unreadable[row.item_key] = row.reason
-                    yield row.item_key, row.row_hash
+                failed.unreadable.update(rows.unreadable)
+                failed.unusable.extend(rows.unusable)
+                self._stage(connection, rows.hashes)
 
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
             source.check(reading)
             connection.execute(load_sql("scan/stage"))
             try:
                 known = self.left_out(connection) if self.tables.are_made(connection) else LeftOut()
-                self._stage(connection, rows_of(source.scan(reading, known)))
+                with connection.transaction():
+                    stage(source.scan(reading, known))
             except SourceError as error:
                 if not is_of_data(error.__cause__):
                     raise
                 failed = _Failed()
-                self._stage(connection, rows_of(source.scan_by_key(reading)))
+                stage(source.scan_by_key(reading))
             self._tell_unusable(connection, failed.unusable)
             try:
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:
                 detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=(")
-                raise self._key_twice(detail.removesuffix(") is duplicated.")) from error
+                raise self.key_twice(detail.removesuffix(") is duplicated.")) from error
             yield connection, failed
 
     def _tell_unusable(self, connection: psycopg.Connection, unusable: Sequence[ScannedRow]) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
+import pyarrow as pa
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.errors import SourceError
@@ -17,7 +18,7 @@ from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import OVERLAP, Source
 from embeddings_pipeline.store.source_keys import NOTHING, LeftOut, too_long
-from embeddings_pipeline.store.source_rows import Position, UpdatedRow
+from embeddings_pipeline.store.source_rows import SCANNED_ROWS, Position, UpdatedRow
 from embeddings_pipeline.store.sql import load_sql
 
 T = TypeVar("T")
@@ -135,11 +136,12 @@ class IncrementalScans(ScanBase, Quarantine):
             if too_long(row.item_key):  # full scans tell it
                 continue
             if seen.get(row.item_key) is not None and row.row_hash is not None:
-                raise self._key_twice(row.item_key)
+                raise self.key_twice(row.item_key)
             seen[row.item_key] = row.row_hash or seen.get(row.item_key)
         # Another row of that key, an older or a newer one, may still meet it.
         doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
-        return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
+        read = source.look(reading, doubtful).hashes.to_pydict()
+        return {**seen, **dict(zip(read["item_key"], read["row_hash"], strict=True))}
 
     def _note(
         self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
@@ -150,7 +152,8 @@ class IncrementalScans(ScanBase, Quarantine):
         """
         with connection.transaction():
             connection.execute("TRUNCATE scan_row")
-            self._stage(connection, seen.items())
+            rows = [list(seen), list(seen.values())]
+            self._stage(connection, pa.table(rows, schema=SCANNED_ROWS))
             connection.execute("ANALYZE scan_row")
         new = self._insert_new(connection)
         refused = 0

@@ -73,13 +73,15 @@ class Quarantine(LedgerBase):
             "attempts": self._attempts,
             "longest": LONGEST_TEXT_WAIT,
         }
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
+            if connection.execute(load_sql("quarantine/any"), parameters).fetchone() is None:
+                return set()
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
     def waiting_items(self, batch: int) -> dict[str, tuple[bytes, str]]:
         """Item key → row hash and reason, of the batch's items that could not be stored and are not to be tried now."""
         parameters = {"collection": self.name, "batch": batch, "attempts": self._attempts, "longest": LONGEST_TEXT_WAIT}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             rows = connection.execute(self.tables.statement("quarantine/waiting_items"), parameters)
             return {item_key: (row_hash, reason) for item_key, row_hash, reason in rows}
 
@@ -111,7 +113,7 @@ class Quarantine(LedgerBase):
         if current is None:
             return []
         parameters = {"collection": self.name, "attempts": self._attempts}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             items = connection.execute(load_sql("quarantine/list_items"), parameters).fetchall()
             entries = [QuarantineEntry(*row) for row in items]
             for model in [current, *(self.shadow_models() if every_model else [])]:
@@ -122,14 +124,14 @@ class Quarantine(LedgerBase):
 
     def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Have these texts and items (None: all) tried with the next run, with as many attempts as new ones."""
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             [(count,)] = connection.execute(load_sql("quarantine/retry"), self._chosen(content_hashes)).fetchall()
         return int(count)
 
     def quarantine_clear(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Forget these texts and items (None: all), which are new then: the items are dirty. How many."""
         parameters = self._chosen(content_hashes)
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             batches = [row[0] for row in connection.execute(self.tables.statement("quarantine/batches"), parameters)]
             with connection.transaction():
                 for batch in batches:

@@ -30,6 +30,7 @@ from embeddings_pipeline.store.session import (
     check_encoding,
     check_lasts,
     set_up,
+    used_here,
 )
 from embeddings_pipeline.store.urls import (
     Parts,
@@ -41,7 +42,7 @@ from embeddings_pipeline.store.urls import (
 )
 
 EMBEDDED_DATABASE = "embeddings"
-MOST_SESSIONS = 8  # that a process keeps for its searches, and their threads share
+MOST_SESSIONS = 16  # that a process keeps for its batches and searches, and their threads share
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Database:
                 f"{CONNECT_SECONDS} s; try again"
             ) from error
         try:
-            yield connection
+            with used_here(connection):
+                yield connection
         except BaseException:
             connection.close()
             raise

@@ -3,39 +3,54 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import chain, compress, islice
+from typing import Any
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.templates import row_hash, unreadable_hash
+from embeddings_pipeline.config.templates import row_hash
 from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_mean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
-from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, what_to_do
-from embeddings_pipeline.store.source_keys import NOTHING, LeftOut, SourceKeys, too_long
-from embeddings_pipeline.store.source_rows import Position, ScannedRow, SourceRow, UpdatedRow, is_key, split_key
+from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, used_here, what_to_do
+from embeddings_pipeline.store.source_keys import MAX_KEY_BYTES, NOTHING, LeftOut, SourceKeys, too_long
+from embeddings_pipeline.store.source_rows import (
+    RAW_ITEMS,
+    SCANNED_ROWS,
+    Position,
+    ScannedRow,
+    SourceRows,
+    UpdatedRow,
+    is_key,
+    joined,
+    scanned_rows,
+)
 from embeddings_pipeline.store.source_sql import (
     column_of,
+    column_types,
     columns_of,
+    hashed_columns,
+    key_of,
     primary,
     relation_of,
     tables,
+    text_array,
     user_statement,
+    with_keys,
 )
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.wording import counted
 
 ROWS_AT_ONCE = 20_000
-_WITHOUT_NAN = {
-    kind + array: function
-    for kind in ("real", "double precision", "numeric")
-    for array, function in (("", "nullif({}, 'NaN')"), ("[]", "array_replace({}, 'NaN', NULL)"))
-}
+HASHED_ALONE = sql.SQL("SELECT item_key, row_json FROM ({}) AS item")  # PostgreSQL leaves the rest of the query out
+ROWS_A_BLOCK = 256  # that are held with their JSON while a scan hashes them: each may be long
 TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
@@ -55,11 +70,15 @@ class Source:
         pooler may stand before it. Raises SourceError, ConfigurationError or DatabaseError in one line.
         """
         url = self.definition.attributes.source.url
+        if not url:
+            with self.database.session() as connection:
+                yield connection
+            return
         try:
-            connection = connect_url(url) if url else self.database.connect(autocommit=True)
+            connection = connect_url(url)
         except (SourceError, ConfigurationError) as error:
             raise type(error)(f"{self}: {error} (in {self._file})") from error
-        with connection:
+        with connection, used_here(connection):
             yield connection
 
     def check(self, connection: psycopg.Connection) -> dict[str, str]:
@@ -87,47 +106,50 @@ class Source:
             )
         return types
 
-    def scan(self, connection: psycopg.Connection, apart: LeftOut = NOTHING) -> Iterator[list[ScannedRow]]:
-        """Every row of the source in one snapshot, in lists of at most 20,000, in no order.
+    def scan(self, connection: psycopg.Connection, apart: LeftOut = NOTHING) -> Iterator[SourceRows]:
+        """Key and hash of every row of the source in one snapshot, at most 20,000 at a time, in no order.
 
         `apart`: rows that stopped a scan before, which are looked at by themselves. SourceError if another one does:
         `scan_by_key` finds which.
         """
-        # Only what is hashed comes over: PostgreSQL leaves the rest of the query out.
         types = self.check(connection)
         others = apart.condition(self._key)
         selected = self._select(others, types, guarded=True) if any(apart) else self._select(sql.SQL("true"), types)
-        statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(selected)
-        rows: list[ScannedRow] = []
-        for item_key, row_json in self._copy(connection, statement, 2):
-            rows.append(too_long(item_key) or ScannedRow(item_key, row_hash(item_key, row_json)))
-            if len(rows) == ROWS_AT_ONCE:
-                yield rows
-                rows = []
-        rows += [ScannedRow(row.item_key, row.row_hash, row.reason) for row in self.read(connection, apart.item_keys)]
-        rows += self._keys(connection).still_there(apart.unusable)
-        if rows:
-            yield rows
+        keys, hashes, unusable = list[str](), list[bytes](), list[ScannedRow]()
+        for block in self._stream(connection, HASHED_ALONE.format(selected)):
+            some_keys, rows = block
+            if max(map(len, some_keys)) > MAX_KEY_BYTES // 4:
+                long = [too_long(key) for key in some_keys]
+                unusable += filter(None, long)
+                some_keys, rows = (list(compress(column, [not row for row in long])) for column in block)
+            keys += some_keys
+            hashes += map(row_hash, some_keys, rows)
+            if len(keys) >= ROWS_AT_ONCE - ROWS_A_BLOCK:
+                yield SourceRows(scanned_rows(keys, hashes))
+                keys, hashes = [], []
+        yield SourceRows(scanned_rows(keys, hashes), unusable=unusable)
+        if any(apart):
+            yield replace(
+                self.look(connection, apart.item_keys), unusable=self._keys(connection).still_there(apart.unusable)
+            )
 
-    def scan_by_key(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
-        """As `scan`, with the rows that cannot be read among the others. SourceError if those are all, or too many."""
+    def scan_by_key(self, connection: psycopg.Connection) -> Iterator[SourceRows]:
+        """As `scan`, with the rows that cannot be read. SourceError if those are all, or too many."""
         self._check_statement(connection, self.check(connection))
         keys, unusable = self._keys(connection).all()
-        if unusable:
-            yield unusable
+        yield SourceRows(SCANNED_ROWS.empty_table(), unusable=unusable)
         readable, failed, example = 0, 0, None
         for start in range(0, len(keys), ROWS_AT_ONCE):
-            rows = self.read(connection, keys[start : start + ROWS_AT_ONCE])
-            unreadable = [row for row in rows if row.reason is not None]
-            readable, failed = readable + len(rows) - len(unreadable), failed + len(unreadable)
-            example = example or next(iter(unreadable), None)
+            rows = self.look(connection, keys[start : start + ROWS_AT_ONCE])
+            readable, failed = readable + rows.table.num_rows, failed + len(rows.unreadable)
+            example = example or next(iter(rows.unreadable.items()), None)
             last = start + ROWS_AT_ONCE >= len(keys)
             if example and (failed > MOST_FAILURES or (last and failed > 1 and not readable)):
                 raise SourceError(
                     f"{self}: {counted(failed, 'row')} of {self._name} cannot be read, and {readable:,} could; the one "
-                    f"with the key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
+                    f"with the key ({example[0]}): {example[1]}; correct `source:` in {self._file}"
                 )
-            yield [ScannedRow(row.item_key, row.row_hash, row.reason) for row in rows]
+            yield rows
 
     def newest(self, connection: psycopg.Connection, left_out: LeftOut = NOTHING) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
@@ -169,7 +191,6 @@ class Source:
             asked = (condition, left_out.condition(self._key), self._where)
             condition = sql.SQL("{} AND {} AND ({}\n)").format(*asked)
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
-        where = self._where
         columns = dict.fromkeys(
             (*self.definition.attributes.source.key, *seen, self.definition.attributes.source.updated_at)
         )
@@ -180,27 +201,27 @@ class Source:
             "condition": condition,
             "limit": sql.Literal(limit),
         }
-        row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(where)
+        row_json, meets = sql.SQL("row_to_json(seen.*)::text"), sql.SQL("({}\n)").format(self._where)
         statement = sql.SQL(load_sql("source/updated"))
         try:
-            found = list(self._copy(connection, statement.format(**parts, row_json=row_json, meets=meets), 5))
+            found = list(self._rows(connection, statement.format(**parts, row_json=row_json, meets=meets)))
         except SourceError as error:
             if not is_of_data(error.__cause__):
                 raise
             places = statement.format(**parts, row_json=sql.SQL("''"), meets=sql.SQL("true"))
-            return self._updated_by_key(connection, list(self._copy(connection, places, 5)))
+            return self._updated_by_key(connection, list(self._rows(connection, places)))
         return [
-            UpdatedRow(key, row_hash(key, row) if met == "t" else None, Position(updated_at, key), ahead == "t")
+            UpdatedRow(key, row_hash(key, row) if met else None, Position(updated_at, key), ahead)
             for key, row, updated_at, met, ahead in found
         ]
 
-    def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[str, ...]]) -> list[UpdatedRow]:
+    def _updated_by_key(self, connection: psycopg.Connection, places: list[tuple[Any, ...]]) -> list[UpdatedRow]:
         """Rows at these places, each read by its key since one of them cannot be read."""
         keys = list(dict.fromkeys(key for key, *_ in places))
-        hashes = {row.item_key: row.row_hash for row in self.read(connection, keys)}
+        hashes = dict(zip(*self.look(connection, keys).hashes.to_pydict().values(), strict=True))
         last = {key: n for n, (key, *_) in enumerate(places)}
         return [
-            UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead == "t")
+            UpdatedRow(key, hashes.get(key) if last[key] == n else None, Position(updated_at, key), ahead)
             for n, (key, _, updated_at, _, ahead) in enumerate(places)
         ]
 
@@ -219,17 +240,23 @@ class Source:
             "relation": self._relation,
         }
 
-    def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> list[SourceRow]:
-        """The rows with these keys, as they are now; those that are gone are missing from the list. A row that cannot
-        be read is in it with the reason.
-        """
+    def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
+        """The rows with these keys, as they are now; those that are gone are missing."""
+        return self._by_key(connection, item_keys, RAW_ITEMS)
+
+    def look(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
+        """As `read`, of each row its key and its hash alone."""
+        return self._by_key(connection, item_keys, SCANNED_ROWS)
+
+    def _by_key(self, connection: psycopg.Connection, item_keys: Sequence[str], schema: pa.Schema) -> SourceRows:
         columns = len(self.definition.attributes.source.key)
-        item_keys = [item_key for item_key in item_keys if is_key(item_key, columns)]
+        if columns > 1:
+            item_keys = [item_key for item_key in item_keys if is_key(item_key, columns)]
         if not item_keys:
-            return []
+            return joined([], schema)
         types = self.check(connection)
         try:
-            return self._read(connection, self._select(self._with_keys(item_keys, types), types))
+            return self._read(connection, self._select(self._with_keys(item_keys, types), types), schema)
         except SourceError as error:
             if not is_of_data(error.__cause__):
                 raise
@@ -238,41 +265,57 @@ class Source:
         # not found.
         as_text = not self._keys(connection).can_ask(self._with_keys(item_keys, types))
 
-        def read(keys: list[str]) -> list[SourceRow]:
-            condition = self._with_keys_as_text(keys) if as_text else self._with_keys(keys, types)
-            return self._read(connection, self._select(condition, types, guarded=True))
+        def read(keys: list[str]) -> SourceRows:
+            texts = sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(text_array(keys)))
+            condition = texts if as_text else self._with_keys(keys, types)
+            return self._read(connection, self._select(condition, types, guarded=True), schema)
 
         parts, failed = by_halves(read, item_keys, lambda error: is_of_data(error.__cause__))
         reasons = {key: primary(error.__cause__) for key, error in failed.items()}  # type: ignore[arg-type]
-        unreadable = [SourceRow(key, unreadable_hash(key), "", "", reason) for key, reason in reasons.items()]
-        return [*(row for part in parts for row in part), *unreadable]
+        return SourceRows(joined(parts, schema).table, reasons)
 
-    def _read(self, connection: psycopg.Connection, query: sql.Composable) -> list[SourceRow]:
-        rows = self._copy(connection, query, 3)
-        return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in rows]
+    def _read(self, connection: psycopg.Connection, query: sql.Composable, schema: pa.Schema) -> SourceRows:
+        if schema is SCANNED_ROWS:
+            query = HASHED_ALONE.format(query)
+        blocks = list(self._stream(connection, query))
+        if not blocks:
+            return joined([], schema)
+        keys, rows, *payloads = (list(chain.from_iterable(column)) for column in zip(*blocks, strict=True))
+        hashes = list(map(row_hash, keys, rows))
+        columns = [keys, hashes] if schema is SCANNED_ROWS else [keys, hashes, rows, *payloads]
+        return SourceRows(pa.table(columns, schema=schema))
 
     def _keys(self, connection: psycopg.Connection) -> SourceKeys:
         columns = columns_of(self.definition.attributes.source.key)
-        return SourceKeys(self._key, columns, self._where, self._relation, partial(self._copy, connection))
+        return SourceKeys(self._key, columns, self._where, self._relation, partial(self._rows, connection))
 
     def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
         """SourceError if it fails without any row too: then no row is to blame."""
-        list(self._copy(connection, self._select(sql.SQL("false"), types), 3))
+        list(self._rows(connection, self._select(sql.SQL("false"), types)))
 
-    def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
-        """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
-        statement = sql.SQL("COPY ({}) TO STDOUT").format(query)
-        with self._reading(connection), connection.cursor() as cursor, cursor.copy(statement) as copy:
-            copy.set_types(["text"] * columns)
-            for row in copy.rows():
-                item_key = row[0]
-                if item_key is None:
-                    key = ", ".join(self.definition.attributes.source.key)
-                    raise SourceError(
-                        f"{self}: {self._name} has a row whose key ({key}) is NULL, near {row[1][:80]}; give it a key, "
-                        f"or leave it out with `where:`"
-                    )
+    def _rows(self, connection: psycopg.Connection, query: sql.Composable) -> Iterator[tuple[Any, ...]]:
+        """As `_stream`, row by row: those before one that fails are given."""
+        with self._reading(connection), connection.cursor() as cursor:
+            for row in cursor.stream(sql.Composed([query])):
+                self._check_keys(row[:1], row[1:2])
                 yield row
+
+    def _stream(self, connection: psycopg.Connection, query: sql.Composable) -> Iterator[tuple[Sequence[Any], ...]]:
+        """The columns of a query, some rows at a time; the first two are texts: an item's key and its JSON."""
+        size = ROWS_A_BLOCK if psycopg.capabilities.has_stream_chunked() else 1
+        with self._reading(connection), connection.cursor() as cursor:
+            rows = cursor.stream(sql.Composed([query]), size=size)
+            while block := tuple(zip(*islice(rows, ROWS_A_BLOCK), strict=True)):
+                self._check_keys(*block[:2])
+                yield block
+
+    def _check_keys(self, keys: Sequence[str | None], rows: Sequence[str]) -> None:
+        """SourceError if one is NULL."""
+        if None in keys:
+            key = ", ".join(self.definition.attributes.source.key)
+            near = rows[keys.index(None)][:80]
+            told = f"{self._name} has a row whose key ({key}) is NULL, near {near}; give it a key"
+            raise SourceError(f"{self}: {told}, or leave it out with `where:`")
 
     def _select(self, condition: sql.Composable, types: dict[str, str], *, guarded: bool = False) -> sql.Composed:
         """The rows that meet `where:` and a condition; `guarded`: `where:` is asked of none that does not meet it."""
@@ -293,14 +336,8 @@ class Source:
         )
 
     def _hashed(self, types: dict[str, str]) -> sql.Composable:
-        """The columns that a row is hashed and rendered by. NaN is not a number: a template's column is empty there."""
-        rendered = self.definition.template_columns
-        columns: list[sql.Composable] = []
-        for name in dict.fromkeys((*rendered, *self.definition.attributes.columns)):
-            function = _WITHOUT_NAN.get(types[name]) if name in rendered else None
-            column = sql.SQL(function or "{}").format(column_of(name))
-            columns.append(sql.SQL("{} AS {}").format(column, sql.Identifier(name)) if function else column)
-        return sql.SQL(", ").join(columns)
+        """The columns that a row is hashed and rendered by."""
+        return hashed_columns(self.definition.template_columns, self.definition.attributes.columns, types)
 
     @property
     def _where(self) -> sql.Composable:
@@ -308,46 +345,15 @@ class Source:
 
     @property
     def _key(self) -> sql.Composable:
-        """The item key as an expression: NULL if any of its columns is."""
-        columns = [column_of(column) for column in self.definition.attributes.source.key]
-        if len(columns) == 1:
-            return sql.SQL("{}::text").format(columns[0])
-        return sql.SQL("CASE WHEN {} THEN json_build_array({})::text END").format(
-            sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(column) for column in columns),
-            sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
-        )
+        return key_of(self.definition.attributes.source.key)
 
     def _with_keys(self, item_keys: Sequence[str], types: dict[str, str]) -> sql.Composed:
-        columns = self.definition.attributes.source.key
-        values = list(zip(*(split_key(item_key, len(columns)) for item_key in item_keys), strict=True))
-        arrays = [
-            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))
-            for c, v in zip(columns, values, strict=True)
-        ]
-        if len(columns) == 1:  # the plain form uses an index if there is one
-            return sql.SQL("{} = ANY ({})").format(column_of(columns[0]), arrays[0])
-        return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
-            sql.SQL(", ").join(map(column_of, columns)), sql.SQL(", ").join(arrays)
-        )
-
-    def _with_keys_as_text(self, item_keys: Sequence[str]) -> sql.Composed:
-        return sql.SQL("{} = ANY ({}::text[])").format(self._key, sql.Literal(list(item_keys)))
+        return with_keys(self.definition.attributes.source.key, item_keys, types)
 
     def _types(self, connection: psycopg.Connection) -> dict[str, str]:
-        try:
-            statement = sql.SQL("SELECT * FROM {} AS source LIMIT 0").format(self._relation)
-            connection.execute("SAVEPOINT before_description")
-            described = connection.execute(statement).description or []
-        except psycopg.errors.InsufficientPrivilege:  # perhaps only of columns that we do not need
-            connection.execute("ROLLBACK TO SAVEPOINT before_description")
-            config = self.definition.attributes
-            named = dict.fromkeys((*config.source.key, *self.definition.template_columns, *config.columns))
-            named |= {config.source.updated_at: None} if config.source.updated_at else {}
-            statement = sql.SQL("SELECT {} FROM {} AS source LIMIT 0").format(columns_of(named), self._relation)
-            described = connection.execute(statement).description or []
-        oids = [column.type_code for column in described]
-        names = connection.execute("SELECT array_agg(format_type(o, -1)) FROM unnest(%s::oid[]) o", [oids]).fetchone()
-        return dict(zip([column.name for column in described], (names and names[0]) or [], strict=True))
+        config = self.definition.attributes
+        named = (*config.source.key, *self.definition.template_columns, *config.columns, config.source.updated_at)
+        return column_types(connection, self._relation, [name for name in dict.fromkeys(named) if name])
 
     @property
     def _relation(self) -> sql.Composable:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -50,13 +50,13 @@ def too_long(item_key: str) -> ScannedRow | None:
 
 @dataclass(frozen=True)
 class SourceKeys:
-    """Asks a source for keys alone. `copy` gives the rows of a statement as texts, or raises SourceError."""
+    """Asks a source for keys alone. `rows` gives the rows of a statement one by one, or raises SourceError."""
 
     key: sql.Composable
     columns: sql.Composable  # of the key
     where: sql.Composable
     relation: sql.Composable
-    copy: Callable[[sql.Composable, int], Iterator[tuple[str, ...]]]
+    rows: Callable[[sql.Composable], Iterator[tuple[Any, ...]]]
 
     def all(self) -> tuple[list[str], list[ScannedRow]]:
         """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them. And the keys of
@@ -96,7 +96,7 @@ class SourceKeys:
     def _run(self, statement: sql.Composable, into: list[str]) -> SourceError | None:
         into.clear()
         try:
-            for row in self.copy(statement, 2):
+            for row in self.rows(statement):
                 into.append(row[0])
         except SourceError as error:
             if not is_of_data(error.__cause__):

@@ -58,5 +58,5 @@ def _reason(vector: NDArray, length: float, storage: str) -> str:
 
 def _lengths(vectors: NDArray) -> NDArray[np.float64]:
     with np.errstate(all="ignore"):
-        lengths: NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        lengths: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     return lengths
