@@ -99,7 +99,8 @@ def _check_known(encoder: LocalEncoder) -> None:
 
 def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
     """Write graph and tokenizer into the folder; the weights in 16 bits, unless that changes the vectors."""
-    model, tokenizer = tried.torches.model, tried.torches._tokenizer
+    model = tried.torches.model
+    tokenizer: Any = tried.torches._tokenizer
     example = dict(tokenizer(["a short text", "a text that is a little longer"], padding=True, return_tensors="pt"))
     if not INPUTS.issuperset(example):
         raise Refused(f"it wants {', '.join(sorted(set(example) - INPUTS))} beside tokens")
@@ -117,9 +118,10 @@ def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
 
 def _graph(model: SentenceTransformer, example: Mapping[str, torch.Tensor]) -> Any:
     convert_model = conversion_tools().convert_model
+    transformer: Any = model[0]
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            model.transformers_model.set_attn_implementation("eager")
+            transformer.model.set_attn_implementation("eager")
             graph = convert_model(_Graph(model, tuple(example)), example_input=tuple(example.values()))
     except Exception as error:
         raise Refused(f"OpenVINO cannot convert it: {first_line(error)}") from error

@@ -3,6 +3,7 @@
 Several passes are under way at once, each on threads of its own, so that no core waits for another at each layer.
 """
 
+import copy
 import json
 import os
 import sys
@@ -74,6 +75,12 @@ class OpenVinoEncoder(BatchEncoder):
         self._tokenizer.no_padding()
         self._graph = openvino().Core().read_model(folder / GRAPH)  # whatever becomes of the folder
         self._engine = _Engine(self._graph, precision, threads)
+
+    def in_precision(self, precision: str) -> "OpenVinoEncoder":
+        """The same model with matrix products of another precision."""
+        other = copy.copy(self)
+        other.precision, other._engine = precision, _Engine(self._graph, precision, self._threads)
+        return other
 
     @property
     def max_length(self) -> int | None:

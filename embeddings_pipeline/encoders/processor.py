@@ -103,7 +103,7 @@ def kind_of_processor() -> str:
 
 
 def has_bf16() -> bool:
-    """Whether the processor has instructions for bfloat16. Where it is emulated, it is ten times slower than float32."""
+    """Whether the processor has instructions for bfloat16. Emulated, it is ten times slower than float32."""
     limit = os.environ.get(LIMIT, "ALL").upper()
     may = any(word in limit for word in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
     flags = {flag for line in _lines("flags", "Features") for flag in line.split()}

@@ -245,12 +245,13 @@ def test_files_that_change_while_they_are_converted(
     times: int, load: Load, mine: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = conversion.subprocess.run
-    changes = []
+    changes: list[int] = []
 
     def change(command: list[str], **how: Any) -> Any:
         done = here(command, **how)
         if len(changes) < times:
-            changes.append(bert(tmp_path / "other", initializer_range=0.1 + len(changes) / 100))
+            changes.append(len(changes))
+            bert(tmp_path / "other", initializer_range=0.1 + len(changes) / 100)
             shutil.copy(tmp_path / "other" / "model.safetensors", mine.model)
             task = json.loads(Path(command[-1]).read_text())
             Path(task["answer"]).unlink()

@@ -1,12 +1,14 @@
 """The encoder that runs on OpenVINO: sentence-transformers' vectors, whatever the texts, threads and forks are."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -45,9 +47,9 @@ def tiny(profile: Profile, folder: Path, tmp_path_factory: pytest.TempPathFactor
     return convert(profile, tmp_path_factory.mktemp("again") / "model")
 
 
-def other(encoder: OpenVinoEncoder, folder: Path, **settings: object) -> OpenVinoEncoder:
+def other(encoder: OpenVinoEncoder, folder: Path, **settings: Any) -> OpenVinoEncoder:
     """The same model under a profile with other settings."""
-    profile = replace(encoder.profile, **settings)  # type: ignore[arg-type]
+    profile = replace(encoder.profile, **settings)
     return OpenVinoEncoder(profile, folder, encoder._ready, encoder.precision, threads=2)
 
 
@@ -69,7 +71,12 @@ def decoder(folder: Path, pooling: str, side: str) -> Profile:
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(vocab=letters, merges=[], add_eos_token=True, padding_side=side)
     tokenizer.save_pretrained(folder / "transformer")
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     config = Qwen2Config(vocab_size=len(tokenizer), intermediate_size=64, initializer_range=0.3, **size)
     Qwen2Model(config).save_pretrained(folder / "transformer")
     modules = [Transformer(str(folder / "transformer")), Pooling(32, pooling)]
@@ -92,7 +99,12 @@ def test_a_decoder_gives_its_vectors_whichever_side_is_padded(
 def test_one_conversion_serves_every_prompt_length_and_normalisation(
     tiny: OpenVinoEncoder, profile: Profile, folder: Path
 ) -> None:
-    settings = {"document_prompt": "seven ", "query_prompt": "one two ", "max_length": 12, "normalize": False}
+    settings: dict[str, Any] = {
+        "document_prompt": "seven ",
+        "query_prompt": "one two ",
+        "max_length": 12,
+        "normalize": False,
+    }
     ours, theirs = other(tiny, folder, **settings), LocalEncoder(replace(profile, **settings), half=None)
     for method in ("encode_documents", "encode_queries"):
         np.testing.assert_allclose(getattr(ours, method)(LINES), getattr(theirs, method)(LINES), rtol=0.02, atol=0.02)
@@ -194,9 +206,6 @@ print("torch" in sys.modules, "openvino_telemetry" in sys.modules)
 
 
 def test_forked_workers_encode_and_end(tiny: OpenVinoEncoder, folder: Path) -> None:
-    import json
-    from dataclasses import asdict
-
     command = [sys.executable, "-W", "ignore", "-c", FORKING, json.dumps(asdict(tiny.profile)), str(folder)]
     command.append(json.dumps(asdict(tiny._ready)))
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
