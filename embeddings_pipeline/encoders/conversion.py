@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from filelock import FileLock, Timeout
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.weights import resolve_weights, weights_digest
+from embeddings_pipeline.encoders.batches import first_line
 from embeddings_pipeline.encoders.openvino import GRAPH, TOKENIZER, OpenVinoEncoder, Readiness
 from embeddings_pipeline.encoders.processor import kind_of_processor, share_of_cores
 from embeddings_pipeline.errors import ProfileError
@@ -36,6 +38,7 @@ FORMAT = 1  # raised if what is made here changes
 MANIFEST = "manifest.json"
 ATTEMPTS = 3  # at a model whose files change meanwhile
 LONGEST_SECONDS = 3600
+CRASHES = {signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE}  # as on a processor that lacks something
 LIBRARIES = ("sentence-transformers", "torch", "transformers")  # another version of one may convert what failed
 
 
@@ -102,15 +105,22 @@ class _Conversion:
                 manifest = _manifest(self._place)  # another process may have made it meanwhile
                 verdict = self._known_verdict(manifest)
                 if verdict is None:
-                    return self._made(manifest)
+                    try:
+                        return self._made(manifest)
+                    except OSError as error:  # not even a temporary file can be written
+                        self._keep_verdict(Verdict(None, f"it cannot be converted: {error}"), lasting=False)
+                        return None
         return self._encoder(verdict, self._place, manifest)
 
     def _encoder(self, verdict: Verdict, folder: Path, manifest: Mapping[str, Any] | None) -> OpenVinoEncoder | None:
         if verdict.precision is None or manifest is None:
             return None
-        return OpenVinoEncoder(
-            self._profile, folder, Readiness(**manifest["readiness"]), verdict.precision, self._threads
-        )
+        ready = Readiness(**manifest["readiness"])
+        try:
+            return OpenVinoEncoder(self._profile, folder, ready, verdict.precision, self._threads)
+        except RuntimeError as error:
+            self._keep_verdict(Verdict(None, f"it cannot be loaded: {first_line(error)}"), lasting=False)
+            return None
 
     def _known_verdict(self, manifest: Mapping[str, Any] | None) -> Verdict | None:
         try:
@@ -177,7 +187,7 @@ class _Conversion:
             return self._encoder(verdict, folder, manifest)
 
     def _asked(self, task: Mapping[str, Any], temporary: str) -> dict[str, Any]:
-        """What the process of its own says; if it says nothing, that is no lasting reason."""
+        """What the process of its own says. If it was killed, or memory ran out, the next one is to try again."""
         profile = replace(self._profile, model=str(resolve_weights(self._profile)), device="cpu")
         answer = Path(temporary) / "answer.json"
         task = {**task, "profile": asdict(profile), "weights": self._weights, "threads": self._threads}
@@ -201,8 +211,10 @@ class _Conversion:
             answered: dict[str, Any] = json.loads(answer.read_text("utf-8"))
         except (OSError, ValueError):
             end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-            said = done.stderr.strip().splitlines() or [""]
-            return {"reason": f"its conversion ended with {end} {said[-1]}".strip()}
+            [*_, said] = ["", *done.stderr.strip().splitlines()]
+            failed = done.returncode > 0 and not any(word in said for word in ("MemoryError", "bad_alloc", "No space"))
+            lasting = failed or -done.returncode in CRASHES
+            return {"reason": f"its conversion ended with {end} {said}".strip(), "lasting": lasting}
         return answered
 
     def _publish(self, new: Path) -> None:

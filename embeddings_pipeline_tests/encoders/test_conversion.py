@@ -212,17 +212,40 @@ def test_vectors_that_differ_are_not_used(
     assert "the cosine to sentence-transformers' vectors is" in caplog.text
 
 
-def test_a_conversion_that_is_killed_is_tried_again_by_the_next_process(
-    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ended", "said", "how", "next_time"),
+    [
+        (-9, "", "signal 9", OpenVinoEncoder),
+        (1, "Traceback\nMemoryError", "exit code 1 MemoryError", OpenVinoEncoder),
+        (-4, "", "signal 4", LocalEncoder),  # the processor lacks an instruction
+        (1, "Traceback\nKeyError: 'a mistake of ours'", "exit code 1 KeyError", LocalEncoder),
+    ],
+)
+def test_a_conversion_that_ended_early_is_tried_again_where_that_may_help(
+    ended: int,
+    said: str,
+    how: str,
+    next_time: type[Encoder],
+    load: Load,
+    mine: Profile,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def killed(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, -9, "", "")
-
     with monkeypatch.context() as patched:
-        patched.setattr(conversion.subprocess, "run", killed)
+        patched.setattr(
+            conversion.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, ended, "", said)
+        )
         assert isinstance(load(mine), LocalEncoder)
-        assert "its conversion ended with signal 9" in caplog.text
-    assert isinstance(load(mine), OpenVinoEncoder)
+        assert f"its conversion ended with {how}" in caplog.text
+    assert isinstance(load(mine), next_time)
+
+
+def test_a_disk_without_room_for_a_temporary_file_leaves_torch(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert isinstance(load(mine), LocalEncoder)
+    assert "it cannot be converted: [Errno 2]" in caplog.text
 
 
 @pytest.mark.parametrize("times", [1, 99])
