@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -116,7 +117,7 @@ class OpenVinoEncoder(BatchEncoder):
             return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
 
     def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Callable[[], NDArray[np.float32]]:
-        passing = self._engine_here().start(self._padded(tokens))
+        passing = self._engine_here().start(partial(self._padded, tokens))
 
         def vectors() -> NDArray[np.float32]:
             rows = passing()[: len(tokens)]
@@ -168,14 +169,15 @@ class _Engine:
         self._threads = ThreadPoolExecutor(self.streams, thread_name_prefix="encoder")
         left_alone_in_children(self)
 
-    def start(self, inputs: list[NDArray[np.int64]]) -> Callable[[], NDArray[np.float32]]:
+    def start(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> Callable[[], NDArray[np.float32]]:
+        """Begin a pass; what it returns waits for its end. `inputs` gives the graph's inputs, in a thread of these."""
         return self._threads.submit(self._pass, inputs).result
 
-    def _pass(self, inputs: list[NDArray[np.int64]]) -> NDArray[np.float32]:
+    def _pass(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> NDArray[np.float32]:
         lock, request = self._free.get()
         try:
             with lock:
-                result: NDArray[np.float32] = request.infer(inputs, share_inputs=True)[0]
+                result: NDArray[np.float32] = request.infer(inputs(), share_inputs=True)[0]
                 return result.astype(np.float32)  # a copy: the request's own memory is used again
         finally:
             self._free.put((lock, request))

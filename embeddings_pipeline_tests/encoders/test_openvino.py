@@ -140,16 +140,18 @@ def test_when_memory_runs_out_the_batch_is_halved_until_it_fits(
 ) -> None:
     encoder = other(tiny, folder)
     expected = encoder.encode_documents(LINES)
-    begin = encoder._engine.start
+    one_pass, rows = encoder._engine._pass, []
 
-    def little_memory(inputs: list[np.ndarray]):
-        if len(inputs[0]) > 3:
+    def little_memory(inputs: Any) -> Any:
+        rows.append(len(inputs()[0]))
+        if rows[-1] > 4:
             raise RuntimeError("Exception from src/inference:\nstd::bad_alloc")
-        return begin(inputs)
+        return one_pass(inputs)
 
-    monkeypatch.setattr(encoder._engine, "start", little_memory)
+    monkeypatch.setattr(encoder._engine, "_pass", little_memory)
     assert lowest_cosine(encoder.encode_documents(LINES), expected) >= 0.9998
-    monkeypatch.setattr(encoder._engine, "start", lambda inputs: [0] * (1 << 62))
+    assert rows[0] > 4 and rows[-1] <= 4
+    monkeypatch.setattr(encoder._engine, "_pass", lambda inputs: np.empty(1 << 55))
     with pytest.raises(OutOfMemoryError, match="while encoding one text of 12 tokens on cpu"):
         encoder.encode_documents([" ".join(WORDS)])
 
