@@ -32,12 +32,13 @@ sys.meta_path.insert(0, Watch())
 SENSOR = """
 import dagster as dg
 from embeddings_pipeline.definitions import defs
+defs()
 from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import load_settings
 one = load_collections(load_settings().defs_dir)["films"]
 with dg.DagsterInstance.get() as instance:
-    print(evaluate(instance, one, 384).skip_reason is not None, len(list(defs.sensors)) > 0)
+    evaluate(instance, one, 384)
 """
 
 
