@@ -36,7 +36,8 @@ SILENT_SECONDS = 5  # after which a line says that the work goes on
 USED = (
     "import torch, sentence_transformers, transformers.models.bert.tokenization_bert",
     "import sympy, scipy.stats, sklearn.metrics, pandas, faiss, pyarrow.parquet, psycopg, dagster_postgres; "
-    "import embeddings_pipeline.cli.main, embeddings_pipeline.definitions",
+    "import embeddings_pipeline.cli.main, embeddings_pipeline.definitions; "
+    "from embeddings_pipeline.encoders.openvino import openvino; openvino()",
 )
 
 

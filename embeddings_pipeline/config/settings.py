@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     embedding_dimensions: int | None = None
     embedding_device: str | None = None
     embedding_batch_size: int | None = None
+    embedding_threads: int | None = Field(default=None, ge=1, le=4096)
     embedding_provider: str | None = None
     openai_api_key: Secret = None
     openai_base_url: Secret = None
