@@ -17,8 +17,8 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.command_line import PROJECT
 from embeddings_pipeline_tests.support.workbench import definition, films, make_films
 
-# Noted by every Python that starts below a process: which modules of these packages it imports. Modules within them:
-# a package that is only looked for is asked for by its own name.
+# Noted by every Python that starts below a process: which modules within these packages it imports. A package that is
+# only looked for is asked for by its own name.
 WATCH = """
 import os, sys
 WATCHED = {"torch", "transformers", "sentence_transformers", "openvino_telemetry", "openvino"}
