@@ -37,6 +37,10 @@ class RefusedError(PipelineError):
     """Something that would lose data was asked for and is done only with an explicit flag."""
 
 
+class BudgetError(PipelineError):
+    """A budget is spent: nothing more was asked of the model, and what it has answered is kept."""
+
+
 class InterruptedRunError(PipelineError):
     """Somebody ended the work; what is committed stays."""
 

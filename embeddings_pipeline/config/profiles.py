@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from embeddings_pipeline.config.fields import Headers, Text, YesOrNo, variable_name, whole_number
+from embeddings_pipeline.config.fields import Headers, Number, Text, YesOrNo, variable_name, whole_number
 from embeddings_pipeline.config.mistakes import explain
 from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.errors import ProfileError, did_you_mean
@@ -80,6 +80,10 @@ class ProfileSettings:
     cache: YesOrNo | None = Field(
         default=None, description="Keep vectors in the embedding cache. Left out: if the provider takes money for them."
     )
+    price: Number | None = Field(
+        default=None,
+        description="US dollars for a million tokens. Left out: what the table of prices says of the model.",
+    )
 
     url: Text | None = Field(
         default=None,
@@ -115,6 +119,8 @@ class ProfileSettings:
     timeout_seconds: _Count = Field(default=120, description="openai: how long an answer may take.")
 
     def __post_init__(self) -> None:
+        if self.price is not None and self.price < 0:
+            raise ValueError("`price:` is a number of dollars, 0 or more")
         if self.cache is None:
             object.__setattr__(self, "cache", self.provider == "openai")
         if self.provider != "local":  # no files that could say more

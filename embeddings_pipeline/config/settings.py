@@ -12,6 +12,7 @@ from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.errors import ConfigurationError
 
 KEEP_DAYS = 30
+CACHE_DAYS = 30
 PACKAGE_DEFS = Path(__file__).parents[1] / "defs"
 
 
@@ -69,6 +70,8 @@ class Settings(BaseSettings):
     embeddings_state_dir: Path | None = None
     embeddings_defs_dir: Path | None = None
     embeddings_keep_days: int | None = Field(default=None, ge=0)
+    embedding_cache_url: SecretStr | None = None
+    embedding_cache_days: int | None = Field(default=None, ge=0, le=36_500)
 
     @property
     def state_dir(self) -> Path:
@@ -90,6 +93,11 @@ class Settings(BaseSettings):
     def keep_days(self) -> int:
         """How many days Dagster's runs are kept, with their events and log files; 0: for ever."""
         return KEEP_DAYS if self.embeddings_keep_days is None else self.embeddings_keep_days
+
+    @property
+    def cache_days(self) -> int:
+        """How many days the embedding cache keeps an answer; 0: for ever."""
+        return CACHE_DAYS if self.embedding_cache_days is None else self.embedding_cache_days
 
 
 def environment_value(name: str) -> str | None:

@@ -7,6 +7,8 @@ from typing import Any
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.prices import is_paid
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import audit, build_again
 from embeddings_pipeline.health.check_results import CheckResult, Severity, note_result
@@ -16,6 +18,7 @@ from embeddings_pipeline.health.failures import failures as failures_of
 from embeddings_pipeline.health.failures import waiting
 from embeddings_pipeline.health.freshness import freshness
 from embeddings_pipeline.health.integrity import integrity
+from embeddings_pipeline.health.spend import DAYS, spend
 from embeddings_pipeline.health.truncation import in_words, truncation
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
@@ -26,7 +29,7 @@ from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import failures, failures_kept
 from embeddings_pipeline.pipeline.collection import Collection
 
-QUICK = ("coverage", "integrity", "quarantine", "truncation", "freshness", "index_parity")
+QUICK = ("coverage", "integrity", "quarantine", "truncation", "spend", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
 LATE_MINUTES = 60  # a change that has been seen and not committed for so long
 SCAN_HOURS = 26  # since the last full scan: a day, and what it may take
@@ -77,8 +80,8 @@ def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:
     return audit_asset
 
 
-def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinition]:
-    """Checks on the assets that come after the last batch is committed."""
+def build_checks(definition: CollectionDefinition, profile: Profile) -> list[dg.AssetChecksDefinition]:
+    """Checks on the assets that come after the last batch is committed; `profile` is the declared one."""
     table, index = asset_key(definition, "pgvector_index"), asset_key(definition, "faiss_index")
 
     def result(
@@ -171,6 +174,29 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         warn = dg.AssetCheckSeverity.WARN
         return result(context, collection, "truncation", not counted.truncated, in_words(counted), metadata, warn)
 
+    @dg.asset_check(asset=table, name="spend")
+    def spend_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """What the hosted model's answers have cost: `usd_today` (UTC), and a row a day. It warns if `budget:` is
+        reached, or if no price is known. If it fails, raise the budget or wait, or give `price:` in the profile.
+        """
+        with failures():
+            collection = pipeline.open(definition)
+            spent = spend(collection.database, definition.name)
+        budget = definition.attributes.budget
+        limit = budget.usd_per_day if budget else None
+        within = limit is None or spent.usd_today < limit
+        days = [
+            dg.TableRecord({**vars(day), "day": str(day.day), "models": ", ".join(day.models)}) for day in spent.days
+        ]
+        metadata = {
+            "usd_today": round(spent.usd_today, 6),
+            "usd_per_day": limit,
+            f"usd_{DAYS}_days": round(spent.usd, 6),
+            "days": dg.MetadataValue.table(days) if days else None,
+        }
+        passed, warn = within and not spent.unpriced_models, dg.AssetCheckSeverity.WARN
+        return result(context, collection, "spend", passed, spent.told(limit), metadata, warn)
+
     @dg.asset_check(asset=table, name="freshness")
     def freshness_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """What was seen to have changed is committed within the hour, and the whole source was scanned within a day. If
@@ -237,6 +263,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         integrity_check,
         quarantine_check,
         truncation_check,
+        *([spend_check] if is_paid(profile) else []),
         freshness_check,
         drift_check,
         parity_check,

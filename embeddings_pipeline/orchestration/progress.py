@@ -20,7 +20,13 @@ STEPS = {  # what goes on once a batch has this asset; the texts of all batches 
     "pgvector_table": "commit",
     "backfill": "embedding",
 }
-HANDLED = ("embedded", "reused", "quarantined", "left_to_embed")  # figures of a batch whose texts were seen to
+HANDLED = (
+    "embedded",
+    "cached",
+    "reused",
+    "quarantined",
+    "left_to_embed",
+)  # figures of a batch whose texts were seen to
 INDEX_SECONDS = 1.0  # between two looks at an index that is being built
 
 
@@ -77,7 +83,7 @@ class TextMeter:
             self._texts[batch] = figures["texts"]
         elif step in ("embeddings", "backfill"):
             self._handled[batch] = sum(figures.get(name, 0) for name in HANDLED)
-            self._within = max(0, self._within - figures["embedded"])
+            self._within = max(0, self._within - figures["embedded"] - figures.get("cached", 0))
         self.tell(STEPS.get(step, self._phase))
 
     def count(self, texts: int) -> None:

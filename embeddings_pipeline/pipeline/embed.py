@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from embeddings_pipeline.pipeline.attempts import failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
+from embeddings_pipeline.pipeline.paid import answers_of, expected_tokens
 from embeddings_pipeline.pipeline.render import texts_table
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
 from embeddings_pipeline.progress import count
@@ -35,7 +36,7 @@ HOSTED_TEXTS = 8192  # instead, for a hosted model: so many that requests are fu
 class EmbedOptions:
     """What a run embeds, if not every text that lacks its vector."""
 
-    force: bool = False  # every text anew
+    force: bool = False  # every text anew, also those that the cache knows
     dry_run: bool = False  # count, and encode and write nothing
     limit: int | None = None  # texts, in all batches together
     items: Container[str] | None = None  # only texts of the items with these keys
@@ -75,10 +76,10 @@ def embed_batches(
         if limit is not None:
             limit -= len(chosen)
         if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > together:
-            yield from _embed_group(collection, group, run, options.dry_run)
+            yield from _embed_group(collection, group, run, options)
             group = []
         group.append(plan)
-    yield from _embed_group(collection, group, run, options.dry_run)
+    yield from _embed_group(collection, group, run, options)
 
 
 @dataclass
@@ -119,58 +120,93 @@ def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOpt
     return _Plan(batch, texts, have, adopted, wanted, result)
 
 
-def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
+def _embed_group(
+    collection: Collection, group: list[_Plan], run: str, options: EmbedOptions
+) -> Iterator[tuple[int, Embedded]]:
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
-    encoded: dict[bytes, NDArray] = {}
-    bad: dict[bytes, str] = {}
-    tokens: dict[bytes, int] = {}
+    made = EmbeddedTexts()
     if texts:
         batches = [plan.batch for plan in group]
         collection.ledger.note_attempts(batches)
         with failure_noted(collection, batches):
-            encoded, bad, tokens = embed_texts(collection, texts)
+            made = embed_texts(collection, texts, force=options.force)
     seconds = time.perf_counter() - started
     longest = tokens_read(collection.encoder(), collection.profile) if texts else None
+    usd_per_token = made.usd / max(1, sum(made.tokens[digest] for digest in made.encoded))
     for plan in group:
         result = plan.result
-        result.embedded = sum(digest in encoded for digest in plan.wanted)
-        result.quarantined += sum(digest in bad for digest in plan.wanted)
-        result.tokens = sum(tokens[digest] for digest in plan.wanted)
-        result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
+        result.embedded = sum(digest in made.encoded for digest in plan.wanted)
+        result.cached = sum(digest in made.cached for digest in plan.wanted)
+        result.quarantined += sum(digest in made.bad for digest in plan.wanted)
+        result.tokens = sum(made.tokens[digest] for digest in plan.wanted)
+        result.truncated = sum(made.tokens[digest] > longest for digest in plan.wanted) if longest else 0
+        result.usd = usd_per_token * sum(made.tokens[digest] for digest in plan.wanted if digest in made.encoded)
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
-        if not dry_run:
+        if not options.dry_run:
             with failure_noted(collection, [plan.batch]):
-                table = embeddings_table(collection, plan.texts, {**plan.have, **encoded}, encoded)
+                table = embeddings_table(collection, plan.texts, {**plan.have, **made.vectors}, made.vectors)
                 collection.lake.write(table, collection.folder("embeddings"), plan.batch, run)
         yield plan.batch, result
 
 
-def embed_texts(
-    collection: Collection, texts: dict[bytes, str]
-) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
-    """Vectors, reasons of the poison texts, and numbers of tokens, by content hash (rule 7). OutageError."""
+@dataclass
+class EmbeddedTexts:
+    """What embedding texts gave, by content hash."""
+
+    vectors: dict[bytes, NDArray] = field(default_factory=dict)
+    bad: dict[bytes, str] = field(default_factory=dict)  # poison texts, with the reason
+    tokens: dict[bytes, int] = field(default_factory=dict)
+    cached: set[bytes] = field(default_factory=set)  # of the vectors, those that the cache knew
+    usd: float = 0.0  # what was billed
+
+    @property
+    def encoded(self) -> set[bytes]:
+        return self.vectors.keys() - self.cached
+
+
+def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool = False) -> EmbeddedTexts:
+    """Vectors of texts by content hash: those that the cache knows, unless `force`, and new ones (rules 7 and 14).
+
+    Raises OutageError, and BudgetError.
+    """
     encoder = collection.encoder()
     digests, values = list(texts), list(texts.values())
     tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
     _note_truncated(collection, encoder, tokens)
+    result = EmbeddedTexts(tokens=tokens)
     bad: dict[bytes, str] = {}
-    parts = []
+    answers = answers_of(collection, force=force)
+
+    def encode(wanted: Mapping[bytes, str], _: object = None) -> dict[bytes, NDArray]:
+        made = _encode(encoder, list(wanted), list(wanted.values()), bad)
+        return {digest: vector for digest, vector in zip(wanted, made, strict=True) if digest not in bad}
+
     for part in _parts(len(values), HOSTED_TEXTS if _is_hosted(collection) else FIRST_TEXTS):
-        parts.append(_encode(encoder, digests[part], values[part], bad))
-        count(len(parts[-1]))
-    vectors = np.concatenate(parts)
+        wanted = dict(zip(digests[part], values[part], strict=True))
+        if answers is None:
+            result.vectors |= encode(wanted)
+        else:
+            vectors, cached = answers.of(wanted, expected_tokens(collection, {d: tokens[d] for d in wanted}), encode)
+            result.vectors |= vectors
+            result.cached |= cached
+        count(len(wanted))
+    result.usd = answers.usd if answers else 0.0
+    nothing = np.zeros(encoder.dimensions, np.float32)
+    vectors = np.stack([result.vectors.get(digest, nothing) for digest in digests])
     refused = _refused(collection, encoder, digests, vectors, bad)
-    good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad | refused}
     for step, reasons in (("encode", bad), ("store", refused)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
         collection.ledger.quarantine(collection.fingerprint, poison, step=step)
-    if good:
+    result.bad = bad | refused
+    for digest in result.bad.keys() & result.vectors.keys():
+        del result.vectors[digest]
+    if result.vectors:
         try:
             remember(collection, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
-    return good, bad | refused, tokens
+    return result
 
 
 def _parts(texts: int, first: int) -> Iterator[slice]:

@@ -26,7 +26,7 @@ from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.ledger.quarantine import LONGEST_TEXT_WAIT
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
+from embeddings_pipeline.pipeline.embed import EmbeddedTexts, embed_batches, embed_texts
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.changes import Change
@@ -119,11 +119,11 @@ def _encode(model: Collection, shadow: ShadowBatch, lacking: Mapping[bytes, tupl
     excused = [digest for digest in wanted if lacking[digest][1]]
     for digest in excused:
         del wanted[digest]
-    vectors, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
-    shadow.vectors |= vectors
-    shadow.encoded = vectors.keys()
-    shadow.backfilled.embedded, shadow.backfilled.quarantined = len(vectors), len(bad) + len(excused)
-    shadow.backfilled.reused = sum(digest in shadow.vectors for digest in lacking) - len(vectors)
+    made = _embed_patiently(model, wanted) if wanted else EmbeddedTexts()
+    shadow.vectors |= made.vectors
+    shadow.encoded = made.vectors.keys()
+    shadow.backfilled.embedded, shadow.backfilled.quarantined = len(made.encoded), len(made.bad) + len(excused)
+    shadow.backfilled.reused = sum(digest in shadow.vectors for digest in lacking) - len(made.encoded)
 
 
 def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:
@@ -137,9 +137,7 @@ def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:
     shadow.file = model.lake.write(table, model.folder("embeddings"), shadow.batch, run).rsplit("/", 1)[-1]
 
 
-def _embed_patiently(
-    model: Collection, texts: dict[bytes, str]
-) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
+def _embed_patiently(model: Collection, texts: dict[bytes, str]) -> EmbeddedTexts:
     """As `embed_texts`; an outage is waited for and tried again, up to OUTAGE_ATTEMPTS times."""
     for attempt in outage_attempts(model.definition.name, OutageError):
         with attempt:

@@ -1,0 +1,262 @@
+"""Nothing is paid for twice (rule 14): a text is asked about once, whoever asks; an answer is kept before it is used.
+
+    answers = Answers(database, cache, terms)
+    vectors, known = answers.of(texts, tokens, encode)
+
+Of the texts that the cache does not know, those that nobody else is asking about are claimed, and `encode` is called
+with them; for the others the claim's holder is waited for. A claim is a lease by the database's clock, which a thread
+prolongs, so that the claims of a process that died end by themselves.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from embeddings_pipeline.encoders.budget import affordable, purse
+from embeddings_pipeline.encoders.cache import EmbeddingCache
+from embeddings_pipeline.errors import BudgetError, ConfigurationError, PipelineError
+from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.locks import lock_budget
+from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
+from embeddings_pipeline.store.sql import load_sql
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 30.0
+PROLONG_SECONDS = 10.0
+LOOK_SECONDS = 0.1, 1.0  # at first and at last, while another's answer is waited for
+RATIO_DAYS = 30  # of which it is known how many tokens a model's server counted, and how many we did
+
+Vectors = Mapping[bytes, NDArray[np.float32]]
+OnAnswer = Callable[[Vectors, int | None], None]
+"""Called with each answer as it arrives, in any thread: its vectors by content hash, and the tokens that it says were
+billed; None if it does not say."""
+Encode = Callable[[Mapping[bytes, str], OnAnswer], Vectors]
+"""Gives the vectors of the texts that have one; may call `OnAnswer` for some of them before."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of whom, on whose account, and what it may cost."""
+
+    collection: str
+    fingerprint: str
+    dimensions: int
+    model: str
+    account: str = ""
+    paid: bool = False  # whether it is noted what is billed
+    usd_per_million: float | None = 0.0  # tokens; None: not known
+    usd_per_day: float | None = None  # None: no limit
+
+    def usd(self, tokens: float) -> float:
+        """What so many tokens cost; 0 if the price is not known."""
+        return (self.usd_per_million or 0.0) * tokens / 1e6
+
+
+class Answers:
+    """Asks a model about each text once. `cache` None: nothing is kept; `force`: what is kept is not looked at."""
+
+    def __init__(self, database: Database, cache: EmbeddingCache | None, terms: Terms, *, force: bool = False) -> None:
+        self._database, self._cache, self.terms, self._force = database, cache, terms, force
+        self.usd = 0.0  # billed, through this object
+        self._holder = uuid.uuid4().hex
+        self._expected: dict[bytes, float] = {}  # tokens, of the texts that are claimed
+        self._answered: set[bytes] = set()
+        self._mutex = threading.Lock()
+        self._purse = purse()
+
+    def of(
+        self, texts: Mapping[bytes, str], tokens: Mapping[bytes, float], encode: Encode
+    ) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
+        """Content hash → vector, of the texts (by content hash) that have one; and which of them were known already.
+
+        tokens: how many each text is expected to have. Raises BudgetError if the budget is spent: what was answered
+        until then is kept. Else what `encode` raises.
+        """
+        self._check_price()
+        vectors: dict[bytes, NDArray[np.float32]] = {}
+        known: set[bytes] = set()
+        left, wait = dict(texts), LOOK_SECONDS[0]
+        while left:
+            there = {} if self._force else self.known(list(left))
+            claimed = self._claim([digest for digest in left if digest not in there], tokens)
+            with self._held(claimed):
+                if claimed and not self._force:  # it may have been answered before we claimed it
+                    there |= self.known(claimed)
+                wanted = {digest: left[digest] for digest in claimed if digest not in there}
+                answered = self._ask(wanted, encode) if wanted else {}
+            vectors |= there | answered
+            known |= there.keys()
+            for digest in [*there, *wanted]:
+                del left[digest]
+            if left and not claimed and not there:
+                time.sleep(wait)
+                wait = min(2 * wait, LOOK_SECONDS[1])
+        return vectors, known
+
+    def known(self, hashes: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """Content hash → vector, of the answers that are kept."""
+        if self._cache is None:
+            return {}
+        return self._cache.known(self.terms.fingerprint, self.terms.dimensions, hashes)
+
+    def on_answer(self, vectors: Vectors, billed: int | None = None) -> None:
+        """Keep an answer and note its price, before it is used. billed: tokens, as the server says."""
+        failpoint("answer.arrived", texts=len(vectors))
+        if self._cache is not None:
+            cache = self._cache
+            self._surely(lambda: cache.put(self.terms.fingerprint, vectors))
+        failpoint("answer.kept", texts=len(vectors))
+        with self._mutex:
+            counted = sum(self._expected.get(digest, 0.0) for digest in vectors)
+            self._answered.update(vectors)
+        self._surely(lambda: self._settle(list(vectors), counted, billed))
+
+    def _ask(self, texts: Mapping[bytes, str], encode: Encode) -> Vectors:
+        answered = encode(texts, self.on_answer)
+        if rest := {digest: vector for digest, vector in answered.items() if digest not in self._answered}:
+            self.on_answer(rest)
+        return answered
+
+    def _check_price(self) -> None:
+        terms = self.terms
+        limited = "budget:" if terms.usd_per_day is not None else "--max-cost" if self._purse.most is not None else None
+        if limited and terms.paid and terms.usd_per_million is None:
+            raise ConfigurationError(
+                f"collection {terms.collection!r}: `{limited}` cannot be kept, since no price is known for "
+                f"{terms.model}: give `price:` (US dollars for a million tokens) in the profile"
+            )
+
+    # --- claims ---------------------------------------------------------------------------------------------------
+
+    def _claim(self, hashes: list[bytes], tokens: Mapping[bytes, float]) -> list[bytes]:
+        """Those that are ours to ask about now, as far as the budget goes. BudgetError if it goes to none."""
+        if not hashes:
+            return []
+        prices = [self.terms.usd(tokens.get(digest, 0)) for digest in hashes]
+        number = self._purse.hold(prices)
+        if not number:
+            raise self._purse.empty(prices[0])
+        held = sum(prices[:number])
+        try:
+            claimed = self._claim_affordable(hashes[:number], prices[:number])
+        except BaseException:
+            self._purse.let_go(held)
+            raise
+        expected = {digest: tokens.get(digest, 0) for digest in claimed}
+        self._purse.let_go(held - self.terms.usd(sum(expected.values())))
+        with self._mutex:
+            self._expected |= expected
+        return claimed
+
+    def _claim_affordable(self, hashes: list[bytes], prices: list[float]) -> list[bytes]:
+        limit, number = self.terms.usd_per_day, len(hashes)
+        with self._database.session() as connection, connection.transaction():
+            if limit is not None:
+                spent, held = self._spent_today(connection)
+                number = affordable(prices, limit - spent - held)
+                if not number and not held:
+                    raise self._budget_spent(spent, prices[0])
+            parameters = {
+                "fingerprint": self.terms.fingerprint,
+                "collection": self.terms.collection,
+                "holder": self._holder,
+                "hashes": hashes[:number],
+                "usd": prices[:number],
+                "seconds": LEASE_SECONDS,
+            }
+            return [row[0] for row in connection.execute(load_sql("cache/claim"), parameters)] if number else []
+
+    def _spent_today(self, connection: psycopg.Connection) -> tuple[float, float]:
+        lock_budget(connection, self.terms.collection)
+        row = connection.execute(load_sql("spend/today"), {"collection": self.terms.collection}).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def _budget_spent(self, spent: float, price: float) -> BudgetError:
+        return BudgetError(
+            f"collection {self.terms.collection!r}: `budget: {{usd_per_day: {self.terms.usd_per_day:g}}}` is reached: "
+            f"${spent:,.4f} are spent today (UTC), and the next text would cost about ${price:,.6f}; what is answered "
+            "is kept, and work goes on tomorrow, or with a larger budget"
+        )
+
+    @contextmanager
+    def _held(self, claimed: list[bytes]) -> Iterator[None]:
+        """Prolong the claims until the block ends, then let go of those that were not answered."""
+        if not claimed:
+            yield
+            return
+        ended = threading.Event()
+
+        def prolong() -> None:
+            parameters = {"holder": self._holder, "seconds": LEASE_SECONDS}
+            while not ended.wait(PROLONG_SECONDS):
+                with contextlib.suppress(PipelineError, psycopg.Error), self._database.session() as connection:
+                    connection.execute(load_sql("cache/prolong"), parameters)
+
+        threading.Thread(target=prolong, name="claims", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._mutex:
+            unanswered, self._expected = sum(self._expected.values()), {}
+            self._answered = set()
+        self._purse.let_go(self.terms.usd(unanswered))
+        with contextlib.suppress(PipelineError, psycopg.Error), self._database.session() as connection:
+            connection.execute(load_sql("cache/release_all"), {"holder": self._holder})
+
+    # --- what was billed ------------------------------------------------------------------------------------------
+
+    def _settle(self, hashes: list[bytes], counted: float, billed: int | None) -> None:
+        """Note what an answer cost, and let go of its texts: both or neither."""
+        terms = self.terms
+        tokens = round(counted) if billed is None else billed
+        usd = terms.usd(tokens)
+        with self._database.session() as connection, connection.transaction():
+            if terms.paid:
+                parameters = {
+                    "collection": terms.collection,
+                    "account": terms.account,
+                    "model": terms.model,
+                    "fingerprint": terms.fingerprint,
+                    "texts": len(hashes),
+                    "tokens": tokens,
+                    "unpriced": tokens if terms.usd_per_million is None else 0,
+                    "usd": usd,
+                    "told": billed or 0,
+                    "counted": round(counted) if billed else 0,
+                }
+                connection.execute(load_sql("spend/record"), parameters)
+            released = {"holder": self._holder, "fingerprint": terms.fingerprint, "hashes": hashes}
+            connection.execute(load_sql("cache/release"), released)
+        with self._mutex:
+            self.usd += usd if terms.paid else 0.0
+            held = sum(self._expected.pop(digest, 0.0) for digest in hashes)
+        self._purse.let_go(terms.usd(held))
+        if terms.paid:
+            self._purse.spend(usd)
+
+    def _surely(self, write: Callable[[], None]) -> None:
+        """What was paid for is written though the database goes away for a moment."""
+        for attempt in range(1, OUTAGE_ATTEMPTS + 1):
+            try:
+                write()
+                return
+            except (psycopg.OperationalError, PipelineError) as error:
+                if attempt == OUTAGE_ATTEMPTS or not is_outage(error):
+                    raise
+                wait_for_outage(self.terms.collection, attempt, error)

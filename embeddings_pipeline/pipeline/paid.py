@@ -1,0 +1,45 @@
+"""What a collection asks its model: on which terms, through which cache, and for how many tokens."""
+
+from collections.abc import Mapping
+
+from embeddings_pipeline.config.prices import is_paid, usd_per_million_tokens
+from embeddings_pipeline.encoders.answers import RATIO_DAYS, Answers, Terms
+from embeddings_pipeline.encoders.cache import open_cache
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.sql import load_sql
+
+
+def terms_of(collection: Collection) -> Terms:
+    """On which terms the collection's model is asked."""
+    profile, budget = collection.profile, collection.definition.attributes.budget
+    return Terms(
+        collection.definition.name,
+        collection.fingerprint,
+        profile.dimensions,
+        profile.model,
+        paid=is_paid(collection.profile),
+        usd_per_million=usd_per_million_tokens(profile),
+        usd_per_day=budget.usd_per_day if budget else None,
+    )
+
+
+def answers_of(collection: Collection, *, force: bool = False) -> Answers | None:
+    """What the collection's model is asked through; None if nothing is to be kept or paid."""
+    if not (collection.profile.cache or is_paid(collection.profile)):
+        return None
+    cache = open_cache(collection.database, collection.settings) if collection.profile.cache else None
+    return Answers(collection.database, cache, terms_of(collection), force=force)
+
+
+def token_ratio(collection: Collection) -> float | None:
+    """Tokens that the model's servers have billed to those that were counted here; None if nothing is known of it."""
+    parameters = {"fingerprint": collection.fingerprint, "days": RATIO_DAYS}
+    with collection.database.session() as connection:
+        row = connection.execute(load_sql("spend/ratio"), parameters).fetchone()
+    return row[0] if row else None
+
+
+def expected_tokens(collection: Collection, counted: Mapping[bytes, int]) -> dict[bytes, float]:
+    """How many tokens will be billed for texts of which so many were counted here."""
+    ratio = (token_ratio(collection) if is_paid(collection.profile) else None) or 1.0
+    return {digest: count * ratio for digest, count in counted.items()}
