@@ -83,6 +83,13 @@ WHERE claim.until < now() OR claim.until > excluded.until + interval '1 second'
 RETURNING content_hash
 
 
+-- name: holders
+-- Who is asking about these texts. Parameters: fingerprint, hashes.
+
+SELECT DISTINCT holder FROM embeddings.embedding_claim
+WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[])
+
+
 -- name: prolong
 -- Parameters: holder, seconds.
 

@@ -4,8 +4,9 @@
     vectors, known = answers.of(texts, tokens, encode)
 
 Of the texts that the cache does not know, those that nobody else is asking about are claimed, and `encode` is called
-with them; for the others the claim's holder is waited for. A claim is a lease by the database's clock, which a thread
-prolongs, so that the claims of a process that died end by themselves.
+with them; for the others the claim's holder is waited for. A claim ends with its holder's process, whose session lock
+says that it lives (rule 11); and it is a lease by the database's clock, which a thread prolongs, so that one that was
+suspended keeps nobody waiting either.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from embeddings_pipeline.encoders.cache import EmbeddingCache
 from embeddings_pipeline.errors import BudgetError, ConfigurationError, PipelineError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.locks import lock_budget
+from embeddings_pipeline.store.locks import lock_budget, run_lock, run_locked
 from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
 from embeddings_pipeline.store.sql import load_sql
 
@@ -84,24 +85,28 @@ class Answers:
         until then is kept. Else what `encode` raises.
         """
         self._check_price()
-        vectors: dict[bytes, NDArray[np.float32]] = {}
-        known: set[bytes] = set()
-        left, wait = dict(texts), LOOK_SECONDS[0]
-        while left:
-            there = {} if self._force else self.known(list(left))
-            claimed = self._claim([digest for digest in left if digest not in there], tokens)
-            with self._held(claimed):
-                if claimed and not self._force:  # it may have been answered before we claimed it
-                    there |= self.known(claimed)
-                wanted = {digest: left[digest] for digest in claimed if digest not in there}
-                answered = self._ask(wanted, encode) if wanted else {}
-            vectors |= there | answered
-            known |= there.keys()
-            for digest in [*there, *wanted]:
-                del left[digest]
-            if left and not claimed and not there:
-                time.sleep(wait)
-                wait = min(2 * wait, LOOK_SECONDS[1])
+        vectors = {} if self._force else self.known(list(texts))
+        known = set(vectors)
+        left = {digest: text for digest, text in texts.items() if digest not in known}
+        if not left:
+            return vectors, known
+        wait = LOOK_SECONDS[0]
+        with run_lock(self._database, self._holder):
+            while left:
+                claimed = self._claim(list(left), tokens)
+                with self._held(claimed):
+                    # It may have been answered before we claimed it, or since we looked.
+                    there = {} if self._force else self.known(list(left))
+                    wanted = {digest: left[digest] for digest in claimed if digest not in there}
+                    answered = self._ask(wanted, encode) if wanted else {}
+                vectors |= there | answered
+                known |= there.keys()
+                for digest in [*there, *wanted]:
+                    del left[digest]
+                if left and not claimed and not there:
+                    self._forget_dead(list(left))
+                    time.sleep(wait)
+                    wait = min(2 * wait, LOOK_SECONDS[1])
         return vectors, known
 
     def known(self, hashes: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
@@ -141,12 +146,10 @@ class Answers:
 
     def _claim(self, hashes: list[bytes], tokens: Mapping[bytes, float]) -> list[bytes]:
         """Those that are ours to ask about now, as far as the budget goes. BudgetError if it goes to none."""
-        if not hashes:
-            return []
         prices = [self.terms.usd(tokens.get(digest, 0)) for digest in hashes]
         number = self._purse.hold(prices)
         if not number:
-            raise self._purse.empty(prices[0])
+            raise self._purse.refuse(self._purse.empty(prices[0]))
         held = sum(prices[:number])
         try:
             claimed = self._claim_affordable(hashes[:number], prices[:number])
@@ -166,7 +169,7 @@ class Answers:
                 spent, held = self._spent_today(connection)
                 number = affordable(prices, limit - spent - held)
                 if not number and not held:
-                    raise self._budget_spent(spent, prices[0])
+                    raise self._purse.refuse(self._budget_spent(spent, prices[0]))
             parameters = {
                 "fingerprint": self.terms.fingerprint,
                 "collection": self.terms.collection,
@@ -176,6 +179,14 @@ class Answers:
                 "seconds": LEASE_SECONDS,
             }
             return [row[0] for row in connection.execute(load_sql("cache/claim"), parameters)] if number else []
+
+    def _forget_dead(self, hashes: list[bytes]) -> None:
+        """Drop the claims on these texts whose holder's process has ended."""
+        parameters = {"fingerprint": self.terms.fingerprint, "hashes": hashes}
+        with self._database.session() as connection:
+            for (holder,) in connection.execute(load_sql("cache/holders"), parameters).fetchall():
+                if not run_locked(connection, holder):
+                    connection.execute(load_sql("cache/release_all"), {"holder": holder})
 
     def _spent_today(self, connection: psycopg.Connection) -> tuple[float, float]:
         lock_budget(connection, self.terms.collection)

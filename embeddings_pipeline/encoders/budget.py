@@ -11,11 +11,14 @@ from embeddings_pipeline.errors import BudgetError
 
 @dataclass
 class Purse:
-    """What a command may spend, in US dollars, and has spent. Safe to use from several threads."""
+    """What a command may spend, in US dollars, and has spent. Safe to use from several threads. A budget of a day that
+    stopped it is noted here too.
+    """
 
     most: float | None = None  # None: no limit
     spent: float = 0.0
     held: float = 0.0  # of what is being asked for
+    refused: BudgetError | None = None  # why something was not asked for
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def hold(self, prices: Sequence[float]) -> int:
@@ -35,6 +38,11 @@ class Purse:
         """An answer was billed."""
         with self._lock:
             self.spent += price
+
+    def refuse(self, error: BudgetError) -> BudgetError:
+        """Note that a budget is spent: a run tells what stopped it in words alone."""
+        self.refused = error
+        return error
 
     def empty(self, price: float) -> BudgetError:
         """That the next text costs more than is left."""

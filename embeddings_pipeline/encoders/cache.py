@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.schema import has_schema
 from embeddings_pipeline.store.sql import load_sql
 
 CHECKSUM_BYTES = 4
@@ -115,6 +116,8 @@ def sweep(database: Database, settings: Settings) -> int:
 
     The table may have some though Redis is used now.
     """
+    if not has_schema(database):
+        return 0
     with database.session() as connection:
         connection.execute(load_sql("cache/sweep_claims"))
     return PostgresCache(database).sweep(settings.cache_days) if settings.cache_days else 0
@@ -123,6 +126,8 @@ def sweep(database: Database, settings: Settings) -> int:
 def model_users(database: Database) -> dict[str, list[str]]:
     """Fingerprint → `collection (profile)`, of the models that collections have."""
     users: dict[str, list[str]] = {}
+    if not has_schema(database):
+        return users
     with database.session() as connection:
         for fingerprint, collection, profile in connection.execute(load_sql("cache/models")):
             users.setdefault(fingerprint, []).append(f"{collection} ({profile})")

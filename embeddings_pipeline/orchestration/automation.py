@@ -384,6 +384,6 @@ def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
 def _in_words(result: SyncResult) -> str:
     return (
         f"{result.scanned:,} rows read: {result.new:,} new, {result.changed:,} changed, {result.deleted:,} deleted; "
-        f"{result.embedded:,} texts embedded, {result.reused:,} reused, {result.quarantined:,} in quarantine; "
-        f"{result.seconds:.1f} s"
+        f"{result.embedded:,} texts embedded, {result.cached:,} from the cache, {result.reused:,} reused, "
+        f"{result.quarantined:,} in quarantine; {result.seconds:.1f} s, ${result.usd:,.4f}"
     )

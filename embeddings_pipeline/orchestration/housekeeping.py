@@ -4,10 +4,12 @@ import dagster as dg
 
 from embeddings_pipeline.config.definition import batch_key
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.encoders.cache import sweep
 from embeddings_pipeline.orchestration.instance.purge import purge
 from embeddings_pipeline.orchestration.names import AUTOMATION, FOR_TAG, partitions_of
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS
 from embeddings_pipeline.orchestration.steps import failures
+from embeddings_pipeline.store.database import open_database
 
 FIRST_BATCH = batch_key(0)
 LOOK_SECONDS = 60
@@ -21,10 +23,11 @@ def build_housekeeping() -> dg.Definitions:
         settings = load_settings()
         with failures():
             purged = purge(context.instance, settings)
+            swept = sweep(open_database(settings), settings)
         context.log.info(
             f"{purged.runs:,} runs older than {settings.keep_days} days removed, and {purged.folders:,} "
             f"folders of runs that were gone; {purged.kept:,} older ones are kept: an asset's, a partition's or a "
-            "check's last"
+            f"check's last; {swept:,} answers older than {settings.cache_days} days are gone from the embedding cache"
         )
 
     @dg.job(
@@ -33,7 +36,8 @@ def build_housekeeping() -> dg.Definitions:
         tags={FOR_TAG: AUTOMATION},
         description=(
             "By itself, every day: remove Dagster's runs, with their events and log files, that are older than "
-            "EMBEDDINGS_KEEP_DAYS (30; 0: keep all). The last of each asset, partition and check stays."
+            "EMBEDDINGS_KEEP_DAYS (30; 0: keep all). The last of each asset, partition and check stays. What the "
+            "embedding cache keeps longer than EMBEDDING_CACHE_DAYS (30) goes too."
         ),
     )
     def remove_old_runs() -> None:

@@ -12,7 +12,8 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.encoders.budget import Purse, spending
+from embeddings_pipeline.errors import BudgetError, PipelineError
 from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.check_results import CheckResult, last_results
@@ -40,8 +41,8 @@ PASSES = 3  # rows that change while a sync runs are dirty again at once
 
 @dataclass
 class SyncResult:
-    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused), seconds; and how many texts
-    and items are in quarantine after it, and how many texts are longer than the model reads.
+    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, cached, reused), dollars, seconds; and
+    how many texts and items are in quarantine after it, and how many texts are longer than the model reads.
     """
 
     collection: str
@@ -50,8 +51,10 @@ class SyncResult:
     changed: int = 0
     deleted: int = 0
     embedded: int = 0
+    cached: int = 0  # texts whose vector the embedding cache knew
     reused: int = 0
     quarantined: int = 0
+    usd: float = 0.0  # billed
     left: int = 0  # texts that `limit` or `dry_run` left for later
     truncated: int = 0  # texts of the collection that are longer than the model reads; of a dry run: of those left
     longest_tokens: int = 0  # the longest of them
@@ -84,6 +87,7 @@ def sync(
     full: bool = False,
     recent: Recent | None = None,
     redefine: bool = False,
+    purse: Purse | None = None,
     progress: Progress = silent,
     instance: dg.DagsterInstance | None = None,
 ) -> SyncResult:
@@ -91,16 +95,19 @@ def sync(
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
     `full` audits every copy first and runs every check last; `recent` leaves the full scan to others, and everything
-    but new items. `redefine` puts the definition in force, though a newer one is. `progress(phase, done, total)` is
-    called as texts are embedded (total 0: not known yet). `instance`: Dagster's, the one of dagster.yaml if left out.
-    Raises PipelineError with one line if a run failed; a check that did not pass is told in the result.
+    but new items. `redefine` puts the definition in force, though a newer one is. `purse`: what may be spent.
+    `progress(phase, done, total)` is called as texts are embedded (total 0: not known yet). `instance`: Dagster's, the
+    one of dagster.yaml if left out. Raises PipelineError with one line if a run failed, BudgetError if a budget stopped
+    it; a check that did not pass is told in the result.
     """
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
+    purse = purse or Purse()
+    spent_before = purse.spent
     if dry_run:
         _look(_warned(look_at_collection(definition, settings)), result, force)
     else:
-        with _failure_kept(definition, settings):
+        with _budget_told(purse), _failure_kept(definition, settings), spending(purse):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
             with (
                 activity(collection.database, definition.name, "sync") as told,
@@ -112,8 +119,20 @@ def sync(
             current = collection.ledger.current() or collection.model
             counted = collection.ledger.truncation(current.destination.fingerprint)
             result.truncated, result.longest_tokens = counted.truncated, counted.longest
+    result.usd = round(purse.spent - spent_before, 6)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
+
+
+@contextmanager
+def _budget_told(purse: Purse) -> Iterator[None]:
+    """A run that a budget stopped fails with its words; whoever started the sync is told that it was a budget."""
+    try:
+        yield
+    except RunFailed as failed:
+        if purse.refused is None:
+            raise
+        raise BudgetError(str(failed)) from failed
 
 
 def _warned(collection: Collection) -> Collection:
@@ -230,9 +249,9 @@ class _Sync:
             add_partitions(self.instance, self.definition, ledger.batches())
             existing = batches_of(self.instance.get_dynamic_partitions(partitions_name(self.definition)))
             for first, last in run_ranges(work, existing, self.size):
-                if limit is not None and result.embedded >= limit:
+                if limit is not None and result.embedded + result.cached >= limit:
                     break
-                left = None if limit is None else limit - result.embedded
+                left = None if limit is None else limit - result.embedded - result.cached
                 self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
             # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
             work = {} if limit is not None or items is not None else ledger.dirty_items()
@@ -277,5 +296,6 @@ class _Sync:
             return  # another model became current meanwhile: what this run did not commit is dirty, for the next pass
         self.result.deleted += figures.deleted
         self.result.embedded += figures.embedded
+        self.result.cached += figures.cached
         self.result.reused += figures.reused
         self.result.left += 0 if embed["force"] else figures.left_to_embed

@@ -1,0 +1,110 @@
+"""What texts would cost, before anything is asked: less what the cache knows, at the profile's prices and limits."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from embeddings_pipeline.config.prices import is_paid, price_in_words, usd_per_million_tokens
+from embeddings_pipeline.encoders.cache import open_cache
+from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.paid import token_ratio
+from embeddings_pipeline.store.schema import has_schema
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What asking a hosted model about some texts would take."""
+
+    texts: int = 0  # that the model is asked about
+    cached: int = 0  # that the embedding cache knows
+    tokens: int = 0
+    requests: int = 0
+    usd: float | None = 0.0  # None: no price is known
+    minutes: float = 0.0  # at the limits that are set; 0 without any
+
+    def in_words(self) -> str:
+        """For people."""
+        cost = "price unknown" if self.usd is None else f"${self.usd:,.4f}"
+        return (
+            f"{self.texts:,} texts to encode ({self.cached:,} from the cache), {self.tokens:,} tokens, "
+            f"{self.requests:,} requests, {cost}, {minutes_in_words(self.minutes)}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Quoter:
+    """Says what a collection's texts would cost. Asks no service, needs no key, and writes nothing."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection, profile = collection, collection.profile
+        self.paid = is_paid(profile)
+        self._known_schema = has_schema(collection.database)
+        self._ratio = token_ratio(collection) if self.paid and self._known_schema else None
+        self._price = usd_per_million_tokens(profile)
+        self._limits = limits_of(profile)
+        keeps = profile.cache and (self._known_schema or collection.settings.embedding_cache_url)
+        self._cache = open_cache(collection.database, collection.settings) if keeps else None
+
+    def quote(self, texts: Mapping[bytes, str], *, force: bool = False) -> Quote:
+        """Of texts by content hash; `force`: the cache is not looked at."""
+        known: set[bytes] = set()
+        if self._cache is not None and not force:
+            fingerprint, dimensions = self.collection.fingerprint, self.collection.profile.dimensions
+            known = self._cache.known_hashes(fingerprint, dimensions, list(texts))
+        wanted = [text for digest, text in texts.items() if digest not in known]
+        tokens = self.count(wanted) * (self._ratio or 1.0)
+        return self._priced(len(wanted), len(known), round(float(tokens.sum())))
+
+    def count(self, texts: list[str]) -> Any:
+        """The number of tokens of each text: of a hosted model estimated, before what servers billed is looked at."""
+        if not texts:
+            return np.zeros(0, np.int64)
+        profile = self.collection.profile
+        if profile.provider == "openai":
+            prompt = profile.document_prompt or ""
+            return estimated_tokens([prompt + text for text in texts])
+        return self.collection.encoder().count_tokens(texts)
+
+    def total(self, quotes: list[Quote]) -> Quote:
+        """Of all together: requests are filled from texts of several batches."""
+        sums = {f.name: sum(getattr(quote, f.name) or 0 for quote in quotes) for f in fields(Quote)}
+        return self._priced(int(sums["texts"]), int(sums["cached"]), int(sums["tokens"]))
+
+    def _priced(self, texts: int, cached: int, tokens: int) -> Quote:
+        usd = None if self._price is None else round(self._price * tokens / 1e6, 8)
+        if self.collection.profile.provider != "openai":
+            return Quote(texts, cached, tokens, 0, usd)
+        requests = math.ceil(max(texts / self._limits.inputs, tokens / (self._limits.tokens or math.inf)))
+        profile, settings = self.collection.profile, self.collection.settings
+        rates = (
+            (requests, profile.requests_per_minute, settings.embedding_requests_per_minute),
+            (tokens, profile.tokens_per_minute, settings.embedding_tokens_per_minute),
+        )
+        limited = [(number, own if own is not None else common) for number, own, common in rates]
+        minutes = max(number / limit if limit else 0.0 for number, limit in limited)
+        return Quote(texts, cached, tokens, requests, usd, round(minutes, 2))
+
+    @property
+    def basis(self) -> str:
+        """What the numbers rest on, for people."""
+        if self.collection.profile.provider != "openai":
+            counted = "tokens are counted by the model's own tokenizer"
+        elif self._ratio:
+            counted = f"tokens are estimated, times {self._ratio:.2f}, as servers have billed lately"
+        else:
+            counted = "tokens are estimated at four bytes each; the first answers say how many are billed"
+        return f"{counted}; {price_in_words(self.collection.profile)}"
+
+
+def minutes_in_words(minutes: float) -> str:
+    """For people."""
+    if not minutes:
+        return "no limit of rate"
+    return f"{minutes:,.1f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
