@@ -14,16 +14,21 @@ USD_PER_MILLION_TOKENS = {
 """By model, of provider `openai`: https://platform.openai.com/docs/pricing"""
 
 
+def is_hosted(profile: Profile) -> bool:
+    """Whether a service, or a server of the user's own, computes the vectors."""
+    return profile.provider == "openai"
+
+
 def is_paid(profile: Profile) -> bool:
     """Whether somebody takes money for the model's answers, as far as is known."""
-    return profile.provider == "openai" or bool(profile.price)
+    return is_hosted(profile) or bool(profile.price)
 
 
 def usd_per_million_tokens(profile: Profile) -> float | None:
     """The price of a profile's model in US dollars; None if it is not known. A local model costs nothing."""
     if profile.price is not None:
         return profile.price
-    if profile.provider != "openai":
+    if not is_hosted(profile):
         return 0.0
     return USD_PER_MILLION_TOKENS.get(profile.model)
 

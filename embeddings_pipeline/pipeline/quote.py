@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from embeddings_pipeline.config.prices import is_paid, price_in_words, usd_per_million_tokens
+from embeddings_pipeline.config.prices import is_hosted, is_paid, price_in_words, usd_per_million_tokens
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
 from embeddings_pipeline.pipeline.collection import Collection
@@ -67,7 +67,7 @@ class Quoter:
         if not texts:
             return np.zeros(0, np.int64)
         profile = self.collection.profile
-        if profile.provider == "openai":
+        if is_hosted(profile):
             prompt = profile.document_prompt or ""
             return estimated_tokens([prompt + text for text in texts])
         return self.collection.encoder().count_tokens(texts)
@@ -79,7 +79,7 @@ class Quoter:
 
     def _priced(self, texts: int, cached: int, tokens: int) -> Quote:
         usd = None if self._price is None else round(self._price * tokens / 1e6, 8)
-        if self.collection.profile.provider != "openai":
+        if not is_hosted(self.collection.profile):
             return Quote(texts, cached, tokens, 0, usd)
         requests = math.ceil(max(texts / self._limits.inputs, tokens / (self._limits.tokens or math.inf)))
         profile, settings = self.collection.profile, self.collection.settings
@@ -94,7 +94,7 @@ class Quoter:
     @property
     def basis(self) -> str:
         """What the numbers rest on, for people."""
-        if self.collection.profile.provider != "openai":
+        if not is_hosted(self.collection.profile):
             counted = "tokens are counted by the model's own tokenizer"
         elif self._ratio:
             counted = f"tokens are estimated, times {self._ratio:.2f}, as servers have billed lately"
