@@ -1,7 +1,7 @@
 """`sync`: bring collections up to date."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from embeddings_pipeline.cli.console import (
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import BudgetError, InterruptedRunError, PipelineError
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.orchestration.sync import SyncResult
 
 
 def sync(
@@ -68,6 +71,7 @@ def sync(
             continue
         results.append({**asdict(result), "checks": [check.as_dict(definition.name) for check in result.checks]})
         if not as_json:
+            _print_quote(result)
             print(_sync_line(results[-1]))
         for check in result.checks:
             tell(f"{check.severity}: {definition.name}: check {check.name}: {check.told(definition.name)}")
@@ -81,6 +85,17 @@ def sync(
     check_all_defined(collection_name)
     if unsound:  # each check that failed is told above
         raise typer.Exit(1)
+
+
+def _print_quote(result: "SyncResult") -> None:
+    """What a dry run says of a model that takes money."""
+    from embeddings_pipeline.pipeline.quote import Quote
+
+    if result.quote is None or result.quote["usd"] == 0:
+        return
+    for batch, quote in result.quotes.items():
+        print(f"{result.collection}: batch {batch}: {Quote(**quote).in_words()}")
+    print(f"{result.collection}: in all: {Quote(**result.quote).in_words()}; {result.basis}")
 
 
 def _sync_line(done: dict[str, Any]) -> str:

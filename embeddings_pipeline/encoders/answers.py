@@ -22,6 +22,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from embeddings_pipeline.encoders.base import OnAnswer
 from embeddings_pipeline.encoders.budget import affordable, purse
 from embeddings_pipeline.encoders.cache import EmbeddingCache
 from embeddings_pipeline.errors import BudgetError, ConfigurationError, PipelineError
@@ -39,9 +40,6 @@ LOOK_SECONDS = 0.1, 1.0  # at first and at last, while another's answer is waite
 RATIO_DAYS = 30  # of which it is known how many tokens a model's server counted, and how many we did
 
 Vectors = Mapping[bytes, NDArray[np.float32]]
-OnAnswer = Callable[[Vectors, int | None], None]
-"""Called with each answer as it arrives, in any thread: its vectors by content hash, and the tokens that it says were
-billed; None if it does not say."""
 Encode = Callable[[Mapping[bytes, str], OnAnswer], Vectors]
 """Gives the vectors of the texts that have one; may call `OnAnswer` for some of them before."""
 

@@ -1,6 +1,6 @@
 """What an encoder is: texts in, unit vectors out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import PipelineError
 
+OnAnswer = Callable[[Mapping[bytes, NDArray[np.float32]], int | None], None]
+"""Called with each answer of a service as it arrives, in any thread, before it is used: its vectors by content hash,
+and the tokens that it says were billed; None if it does not say."""
 HARMLESS = "a plain sentence"  # an encoder that fails for it too is at fault itself
 
 

@@ -4,13 +4,13 @@ What happens to a text or request is decided by the kind of error (`api.py`): an
 few times; inputs that are refused are halved down to those that are refused alone, which `PoisonTextsError` names. The
 other texts of the call keep their vectors.
 
-**What keeps answers** implements `Answers` and is given to `HostedEncoder(profile, settings, answers)` (`load_encoder`
-is where that happens). The encoder asks `known` for the contents of a call before it packs requests, and hands each
-answer to `on_answer` as it arrives, in a thread, before it is used; an answer that cannot be kept fails the call.
-Contents are those of documents: `content_hash` of a text without its prompt. Queries are not kept.
+What keeps answers (`answers.py`) gives `encode_documents` an `on_answer`, which is called with each answer as it arrives,
+in a thread, before it is used; an answer that cannot be kept fails the call. Contents are those of documents:
+`content_hash` of a text without its prompt. Queries are not kept.
 """
 
 import asyncio
+import hashlib
 import os
 import random
 import threading
@@ -18,7 +18,8 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import clean, content_hash, visible
 from embeddings_pipeline.encoders.api import Answer, EmbeddingApi, RefusedInputsError, ServiceOutageError
-from embeddings_pipeline.encoders.base import HARMLESS, PoisonTextsError
+from embeddings_pipeline.encoders.base import HARMLESS, OnAnswer, PoisonTextsError
 from embeddings_pipeline.encoders.limits import BYTES_PER_TOKEN, KNOWN, estimated_tokens, limits_of, packed
 from embeddings_pipeline.encoders.pace import Pace
 from embeddings_pipeline.encoders.rate import Rate, taken
@@ -45,26 +46,15 @@ PATIENCE = 600.0  # seconds without a good answer after which a server that only
 T = TypeVar("T")
 
 
-class Answers(Protocol):
-    """Keeps vectors by content hash, for one profile."""
-
-    def known(self, digests: Sequence[bytes]) -> Mapping[bytes, NDArray[np.float32]]:
-        """Those vectors of these contents that are kept; each of shape (dimensions,)."""
-
-    def on_answer(self, vectors: Mapping[bytes, NDArray[np.float32]], usage_tokens: int) -> None:
-        """One answer that arrived: its vectors, and the tokens that were billed for it."""
-
-
 class HostedEncoder:
     """See `Encoder` for the methods. Made by `load_encoder` for `provider: openai`."""
 
-    def __init__(self, profile: Profile, settings: Settings, answers: Answers | None = None) -> None:
+    def __init__(self, profile: Profile, settings: Settings) -> None:
         """Nothing is sent yet. ProfileError if the profile cannot be what it says."""
         _check(profile)
         self.profile = profile
         self.api = EmbeddingApi(profile, settings)
         self.limits = limits_of(profile)
-        self.answers = answers
         self.counted: Counter[str] = Counter()  # requests, good answers, tries again, tokens, texts refused or cut
         self._enabled, self._attempts = settings.embedding_enabled is not False, settings.embedding_attempts or ATTEMPTS
         self._rate = Rate(profile, settings, self.api.url, self.api.secret)
@@ -76,6 +66,12 @@ class HostedEncoder:
         return self.profile.dimensions
 
     @property
+    def account(self) -> str:
+        """Whom the server bills: its host, and what tells keys apart without being one."""
+        digest = hashlib.blake2b(f"{self.api.place}\n{self.api.secret}".encode(), digest_size=4).hexdigest()
+        return f"{urlsplit(self.api.place).hostname} {digest}"
+
+    @property
     def max_length(self) -> int | None:
         """Tokens after which a text is cut; None if none is: a longer one is refused, by itself."""
         return self.limits.tokens_per_input if self.profile.truncate else None
@@ -85,14 +81,12 @@ class HostedEncoder:
         prompt = self.profile.document_prompt or ""
         return estimated_tokens([prompt + clean(text) for text in texts])
 
-    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        contents = {content_hash(clean(text)): clean(text) for text in texts}
+    def encode_documents(self, texts: Sequence[str], on_answer: OnAnswer | None = None) -> NDArray[np.float32]:
         digests = [content_hash(clean(text)) for text in texts]
-        known = dict(self.answers.known(list(contents))) if self.answers else {}
-        left = {digest: text for digest, text in contents.items() if digest not in known}
-        call = _Call(self.profile.model, self.profile.document_prompt or "", left, self.answers)
+        contents = dict(zip(digests, map(clean, texts), strict=True))
+        call = _Call(self.profile.model, self.profile.document_prompt or "", contents, on_answer)
         self._run(call)
-        return self._result(digests, {**known, **call.vectors}, call.reasons)
+        return self._result(digests, call.vectors, call.reasons)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         digests = [content_hash(clean(text)) for text in texts]
@@ -186,8 +180,8 @@ class HostedEncoder:
         if answer is None:
             return
         vectors = dict(zip(digests, answer.vectors, strict=True))
-        if call.answers is not None:
-            await asyncio.to_thread(call.answers.on_answer, vectors, answer.tokens or 0)
+        if call.on_answer is not None:
+            await asyncio.to_thread(call.on_answer, vectors, answer.tokens)
         call.vectors.update(vectors)
 
     async def _refused_alone(self, call: "_Call", digest: bytes, words: str) -> None:
@@ -280,7 +274,7 @@ class _Call:
     model: str
     prompt: str
     texts: Mapping[bytes, str]
-    answers: Answers | None
+    on_answer: OnAnswer | None
     prompted: dict[bytes, str] = field(default_factory=dict)  # as they are sent
     vectors: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
     reasons: dict[bytes, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from embeddings_pipeline.model_change.preflight import check_candidate, check_no
 from embeddings_pipeline.model_change.state import candidate_destination
 from embeddings_pipeline.model_change.steps import Step
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.quote import Quote, Quoter
+from embeddings_pipeline.pipeline.quote import Quote, Quoter, estimate
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import after
 from embeddings_pipeline.store.models import Model
@@ -125,8 +125,9 @@ def _not_in_lake(
 def _quoted(quoter: Quoter, connection: psycopg.Connection, digests: list[bytes]) -> Quote:
     """What the texts of one batch would cost."""
     statement = quoter.collection.model.destination.statement("model_change/sample")
-    texts = connection.execute(statement, {"content_hashes": digests})
-    return quoter.quote({content_hash(text): text for (text,) in texts})
+    texts = [row[0] for row in connection.execute(statement, {"content_hashes": digests})]
+    counted = estimate(quoter.collection.profile, texts)
+    return quoter.quote(dict(zip(map(content_hash, texts), counted, strict=True)))
 
 
 def plan(collection: Collection, profile: Profile) -> list[Planned]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.budget import Purse, spending
@@ -30,7 +30,7 @@ from embeddings_pipeline.orchestration.resources import batch_done
 from embeddings_pipeline.orchestration.runner import JobRunner, RunFailed, open_instance
 from embeddings_pipeline.pipeline.canaries import renew
 from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
-from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.progress import Progress, counting, silent
 from embeddings_pipeline.store.database import open_database
 
@@ -60,6 +60,9 @@ class SyncResult:
     longest_tokens: int = 0  # the longest of them
     seconds: float = 0.0
     dry_run: bool = False
+    quotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a dry run: what each batch would cost
+    quote: dict[str, Any] | None = None  # … and all of them together
+    basis: str = ""  # what that rests on
     checks: list[CheckResult] = field(default_factory=list)  # those that did not pass
 
     @property
@@ -161,6 +164,8 @@ def _look(collection: Collection, result: SyncResult, force: bool) -> None:
     pending = pending_texts(collection, batches, force=force)
     result.left, result.reused = pending.texts, pending.reused
     result.truncated, result.longest_tokens = pending.truncated, pending.longest
+    result.quotes = {batch_key(batch): quote.as_dict() for batch, quote in pending.quotes.items()}
+    result.quote, result.basis = pending.total.as_dict(), pending.basis
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ import logging
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.encoders.base import HARMLESS, Encoder, PoisonTextsError, tokens_read
+from embeddings_pipeline.config.prices import is_hosted
+from embeddings_pipeline.encoders.base import HARMLESS, Encoder, OnAnswer, PoisonTextsError, tokens_read
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import failure_noted
@@ -61,13 +61,13 @@ def embed_batches(
     Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. Raises
     OutageError if the encoder fails for a harmless text too.
     """
-    group: list[_Plan] = []
+    group: list[BatchPlan] = []
     limit = options.limit
-    together = HOSTED_TEXTS if _is_hosted(collection) else TEXTS_TOGETHER
+    together = HOSTED_TEXTS if is_hosted(collection.profile) else TEXTS_TOGETHER
     for batch in batches:
         with failure_noted(collection, [batch]):
             _, texts = collection.newest("item_texts", batch, run)
-            plan = _plan(collection, batch, texts, options)
+            plan = plan_texts(collection, batch, texts, options)
             if not options.dry_run:
                 note_lengths(collection, plan.adopted)
         chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
@@ -83,7 +83,7 @@ def embed_batches(
 
 
 @dataclass
-class _Plan:
+class BatchPlan:
     """What is to be done for one batch."""
 
     batch: int
@@ -94,7 +94,7 @@ class _Plan:
     result: Embedded
 
 
-def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOptions) -> _Plan:
+def plan_texts(collection: Collection, batch: int, texts: pa.Table, options: EmbedOptions) -> BatchPlan:
     """Which of the batch's texts are to be encoded."""
     started = time.perf_counter()
     texts = texts.filter(pc.invert(texts["blank"]))
@@ -117,11 +117,11 @@ def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOpt
     reused = sum(digest in have for digest in hashes) + len(wanting) - len(wanted)
     result = Embedded(reused=reused, quarantined=len(excused))
     result.seconds = time.perf_counter() - started
-    return _Plan(batch, texts, have, adopted, wanted, result)
+    return BatchPlan(batch, texts, have, adopted, wanted, result)
 
 
 def _embed_group(
-    collection: Collection, group: list[_Plan], run: str, options: EmbedOptions
+    collection: Collection, group: list[BatchPlan], run: str, options: EmbedOptions
 ) -> Iterator[tuple[int, Embedded]]:
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
@@ -170,19 +170,19 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
 
     Raises OutageError, and BudgetError.
     """
-    encoder = collection.encoder()
+    encoder, profile = collection.encoder(), collection.profile
     digests, values = list(texts), list(texts.values())
-    tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
+    tokens = dict(zip(digests, count_tokens(encoder, values), strict=True))
     _note_truncated(collection, encoder, tokens)
     result = EmbeddedTexts(tokens=tokens)
     bad: dict[bytes, str] = {}
-    answers = answers_of(collection, force=force)
+    answers = answers_of(collection, encoder, force=force)
 
-    def encode(wanted: Mapping[bytes, str], _: object = None) -> dict[bytes, NDArray]:
-        made = _encode(encoder, list(wanted), list(wanted.values()), bad)
+    def encode(wanted: Mapping[bytes, str], on_answer: OnAnswer | None = None) -> dict[bytes, NDArray]:
+        made = _encode(encoder, list(wanted), list(wanted.values()), bad, on_answer if is_hosted(profile) else None)
         return {digest: vector for digest, vector in zip(wanted, made, strict=True) if digest not in bad}
 
-    for part in _parts(len(values), HOSTED_TEXTS if _is_hosted(collection) else FIRST_TEXTS):
+    for part in _parts(len(values), HOSTED_TEXTS if is_hosted(collection.profile) else FIRST_TEXTS):
         wanted = dict(zip(digests[part], values[part], strict=True))
         if answers is None:
             result.vectors |= encode(wanted)
@@ -217,15 +217,11 @@ def _parts(texts: int, first: int) -> Iterator[slice]:
         start, size = start + size, max(size, TEXTS_AT_ONCE)
 
 
-def _is_hosted(collection: Collection) -> bool:
-    return collection.profile.provider == "openai"
-
-
 def note_lengths(collection: Collection, texts: Mapping[bytes, str]) -> None:
     """Note which of these texts (by content hash) are longer than the model reads; none of them is encoded."""
-    if texts and _has_limit(collection):
+    if texts and has_limit(collection):
         encoder = collection.encoder()
-        tokens = _count_tokens(encoder, list(texts.values()))
+        tokens = count_tokens(encoder, list(texts.values()))
         _note_truncated(collection, encoder, dict(zip(texts, tokens, strict=True)))
 
 
@@ -236,10 +232,15 @@ def _note_truncated(collection: Collection, encoder: Encoder, tokens: Mapping[by
         collection.ledger.note_truncated(collection.fingerprint, longer)
 
 
-def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
-    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
+def _encode(
+    encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str], on_answer: OnAnswer | None = None
+) -> NDArray[np.float32]:
+    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7). on_answer: for an
+    encoder that takes it.
+    """
+    told = {} if on_answer is None else {"on_answer": on_answer}
     try:
-        return compute(encoder.encode_documents, texts)
+        return compute(partial(encoder.encode_documents, **told), texts)
     except PoisonTextsError as error:
         bad |= {digests[place]: reason for place, reason in error.reasons.items()}
         return np.where(np.isnan(error.vectors), np.float32(0), error.vectors)
@@ -252,11 +253,11 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
             bad[digests[0]] = _reason(error, texts[0])
             return np.zeros((1, encoder.dimensions), np.float32)
         half = len(texts) // 2
-        first = _encode(encoder, digests[:half], texts[:half], bad)
-        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad)])
+        first = _encode(encoder, digests[:half], texts[:half], bad, on_answer)
+        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad, on_answer)])
 
 
-def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
+def count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
     """As the encoder counts them; 0 for a text that it cannot count."""
     try:
         counts: list[int] = encoder.count_tokens(texts).tolist()
@@ -264,7 +265,7 @@ def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
         if _no_texts_fault(error):
             raise
         half = len(texts) // 2
-        return [0] if half == 0 else _count_tokens(encoder, texts[:half]) + _count_tokens(encoder, texts[half:])
+        return [0] if half == 0 else count_tokens(encoder, texts[:half]) + count_tokens(encoder, texts[half:])
     return counts
 
 
@@ -310,54 +311,9 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-class Pending(NamedTuple):
-    """What a sync would do, in texts."""
-
-    texts: int = 0  # to encode
-    reused: int = 0
-    truncated: int = 0  # of those to encode, longer than the model reads
-    longest: int = 0  # in tokens, of the truncated ones
-
-
-def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False) -> Pending:
-    """How many texts of these batches (batch → item keys) a sync would encode, and how many have their vector, as
-    `embed_batches` counts them. Writes nothing.
-    """
-    pending = Pending()
-    with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
-        # Before the first sync nothing is there that could be used again.
-        options = EmbedOptions(force=force or not collection.model.destination.is_made(connection))
-        for batch, item_keys in batches.items():
-            rows = collection.source.read(reading, item_keys)
-            adopted: set[str] = set()
-            if collection.adopts and not force:
-                adopted = collection.model.destination.adoptable_items(connection, [row.item_key for row in rows])
-            others = [row for row in rows if row.item_key not in adopted]
-            readable = [row[:4] for row in others if row.reason is None]
-            texts, _ = texts_table(collection.definition, readable)
-            plan = _plan(collection, batch, texts, options)
-            lengths = _lengths(collection, list(plan.wanted.values()))
-            pending = Pending(
-                pending.texts + len(plan.wanted),
-                pending.reused + len(adopted) + plan.result.reused,
-                pending.truncated + len(lengths),
-                max(pending.longest, *lengths, 0),
-            )
-    return pending
-
-
-def _lengths(collection: Collection, texts: list[str]) -> list[int]:
-    """The numbers of tokens of those texts that are longer than the model reads."""
-    if not texts or not _has_limit(collection):
-        return []
-    encoder = collection.encoder()
-    most = tokens_read(encoder, collection.profile)
-    return [count for count in _count_tokens(encoder, texts) if most is not None and count > most]
-
-
-def _has_limit(collection: Collection) -> bool:
+def has_limit(collection: Collection) -> bool:
     """Whether the model may read less than a whole text; only a local one knows more than its profile says, and a
     hosted one is given no longer text unless it may be cut."""
-    if _is_hosted(collection):
+    if is_hosted(collection.profile):
         return collection.profile.truncate
     return collection.profile.provider == "local" or collection.profile.max_length is not None

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from embeddings_pipeline.config.prices import is_paid, usd_per_million_tokens
 from embeddings_pipeline.encoders.answers import RATIO_DAYS, Answers, Terms
+from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.sql import load_sql
 
 
-def terms_of(collection: Collection) -> Terms:
+def terms_of(collection: Collection, encoder: Encoder) -> Terms:
     """On which terms the collection's model is asked."""
     profile, budget = collection.profile, collection.definition.attributes.budget
     return Terms(
@@ -17,18 +18,19 @@ def terms_of(collection: Collection) -> Terms:
         collection.fingerprint,
         profile.dimensions,
         profile.model,
+        getattr(encoder, "account", ""),
         paid=is_paid(collection.profile),
         usd_per_million=usd_per_million_tokens(profile),
         usd_per_day=budget.usd_per_day if budget else None,
     )
 
 
-def answers_of(collection: Collection, *, force: bool = False) -> Answers | None:
+def answers_of(collection: Collection, encoder: Encoder, *, force: bool = False) -> Answers | None:
     """What the collection's model is asked through; None if nothing is to be kept or paid."""
     if not (collection.profile.cache or is_paid(collection.profile)):
         return None
     cache = open_cache(collection.database, collection.settings) if collection.profile.cache else None
-    return Answers(collection.database, cache, terms_of(collection), force=force)
+    return Answers(collection.database, cache, terms_of(collection, encoder), force=force)
 
 
 def token_ratio(collection: Collection) -> float | None:

@@ -1,13 +1,12 @@
 """What texts would cost, before anything is asked: less what the cache knows, at the profile's prices and limits."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from embeddings_pipeline.config.prices import is_hosted, is_paid, price_in_words, usd_per_million_tokens
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
 from embeddings_pipeline.pipeline.collection import Collection
@@ -28,11 +27,14 @@ class Quote:
 
     def in_words(self) -> str:
         """For people."""
-        cost = "price unknown" if self.usd is None else f"${self.usd:,.4f}"
-        return (
-            f"{self.texts:,} texts to encode ({self.cached:,} from the cache), {self.tokens:,} tokens, "
-            f"{self.requests:,} requests, {cost}, {minutes_in_words(self.minutes)}"
-        )
+        parts = [f"{self.texts:,} texts to encode ({self.cached:,} more are in the cache)"]
+        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
+        parts += [f"{self.requests:,} requests"] if self.requests else []
+        parts.append("price unknown" if self.usd is None else f"${self.usd:,.4f}")
+        if self.minutes:
+            minutes = f"{self.minutes:,.1f} minutes" if self.minutes < 120 else f"{self.minutes / 60:,.1f} hours"
+            parts.append(f"{minutes} at the limits that are set")
+        return ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -52,25 +54,14 @@ class Quoter:
         keeps = profile.cache and (self._known_schema or collection.settings.embedding_cache_url)
         self._cache = open_cache(collection.database, collection.settings) if keeps else None
 
-    def quote(self, texts: Mapping[bytes, str], *, force: bool = False) -> Quote:
-        """Of texts by content hash; `force`: the cache is not looked at."""
+    def quote(self, tokens: Mapping[bytes, int], *, force: bool = False) -> Quote:
+        """Of texts, by content hash, with so many tokens each; `force`: the cache is not looked at."""
         known: set[bytes] = set()
         if self._cache is not None and not force:
             fingerprint, dimensions = self.collection.fingerprint, self.collection.profile.dimensions
-            known = self._cache.known_hashes(fingerprint, dimensions, list(texts))
-        wanted = [text for digest, text in texts.items() if digest not in known]
-        tokens = self.count(wanted) * (self._ratio or 1.0)
-        return self._priced(len(wanted), len(known), round(float(tokens.sum())))
-
-    def count(self, texts: list[str]) -> Any:
-        """The number of tokens of each text: of a hosted model estimated, before what servers billed is looked at."""
-        if not texts:
-            return np.zeros(0, np.int64)
-        profile = self.collection.profile
-        if is_hosted(profile):
-            prompt = profile.document_prompt or ""
-            return estimated_tokens([prompt + text for text in texts])
-        return self.collection.encoder().count_tokens(texts)
+            known = self._cache.known_hashes(fingerprint, dimensions, list(tokens))
+        counted = sum(count for digest, count in tokens.items() if digest not in known)
+        return self._priced(len(tokens) - len(known), len(known), round(counted * (self._ratio or 1.0)))
 
     def total(self, quotes: list[Quote]) -> Quote:
         """Of all together: requests are filled from texts of several batches."""
@@ -103,8 +94,7 @@ class Quoter:
         return f"{counted}; {price_in_words(self.collection.profile)}"
 
 
-def minutes_in_words(minutes: float) -> str:
-    """For people."""
-    if not minutes:
-        return "no limit of rate"
-    return f"{minutes:,.1f} minutes" if minutes < 120 else f"{minutes / 60:,.1f} hours"
+def estimate(profile: Profile, texts: Sequence[str]) -> list[int]:
+    """About how many tokens a hosted model counts in each text; asks no service, and needs no key."""
+    prompt = profile.document_prompt or ""
+    return [int(count) for count in estimated_tokens([prompt + text for text in texts])]

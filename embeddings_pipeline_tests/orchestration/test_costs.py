@@ -152,8 +152,8 @@ class TestAPriceFirst:
     def test_the_terminal_has_it_by_batch_and_in_all(self, command: Callable[..., Done]) -> None:
         done = command("sync", "--dry-run")
         assert done.returncode == 0
-        assert "batch 000001: 10 texts to encode (0 from the cache), 110 tokens" in done.stdout
-        assert "in all: 30 texts to encode (0 from the cache), 330 tokens, 0 requests, $30.0000" in done.stdout
+        assert "batch 000001: 10 texts to encode (0 more are in the cache), 110 tokens" in done.stdout
+        assert "in all: 30 texts to encode (0 more are in the cache), 330 tokens, $30.0000" in done.stdout
         told = json.loads(command("sync", "--dry-run", "--json").stdout)
         assert told["quote"]["usd"] == FILMS and len(told["quotes"]) == 3
 
@@ -170,7 +170,7 @@ class TestAPriceFirst:
             event.user_message for event in instance.all_logs(result.run_id) if "dry run" in (event.user_message or "")
         ]
         assert len(said) == 4
-        assert "29 texts to encode (0 from the cache), 319 tokens" in said[-1]
+        assert "29 texts to encode (0 more are in the cache), 319 tokens" in said[-1]
 
 
 class TestBudget:
