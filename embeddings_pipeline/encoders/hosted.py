@@ -4,8 +4,8 @@ What happens to a text or request is decided by the kind of error (`api.py`): an
 few times; inputs that are refused are halved down to those that are refused alone, which `PoisonTextsError` names. The
 other texts of the call keep their vectors.
 
-What keeps answers (`answers.py`) gives `encode_documents` an `on_answer`, which is called with each answer as it arrives,
-in a thread, before it is used; an answer that cannot be kept fails the call. Contents are those of documents:
+What keeps answers (`answers.py`) gives `encode_documents` an `on_answer`, which is called with each answer as it
+arrives, in a thread, before it is used; an answer that cannot be kept fails the call. Contents are those of documents:
 `content_hash` of a text without its prompt. Queries are not kept.
 """
 

@@ -53,7 +53,7 @@ class EmbedConfig(dg.Config):
     force: bool = Field(default=False, description="Encode every text anew, also those whose vector is current.")
     dry_run: bool = Field(
         default=False,
-        description="Encode and change nothing: the run's log says how many texts would be encoded, and what they would cost.",
+        description="Encode and change nothing: the run's log says how many texts would be encoded, and their price.",
     )
     limit: int | None = Field(default=None, description="Encode at most this many texts in the run.")
     items: list[str] | None = Field(default=None, description="Encode only texts of the items with these keys.")
@@ -144,8 +144,8 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
             f"a vector under the current model keeps it; only the others are encoded.\n\n"
             f"Launchpad: `force` encodes all anew, `dry_run` counts and changes nothing, `limit` encodes at most so "
             f"many texts in the run.\n\n"
-            f"Numbers: texts `embedded`, `cached` (the embedding cache knew their vectors) and `reused`; `usd`, what the "
-            f"batch cost; `quarantined`, which fail by themselves and are tried again "
+            f"Numbers: texts `embedded`, `cached` (the embedding cache knew their vectors) and `reused`; `usd`, what "
+            f"the batch cost; `quarantined`, which fail by themselves and are tried again "
             f"later; `truncated`, longer than the model reads; `left_to_embed` by `limit`."
         ),
     )

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +21,6 @@ from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.paid import answers_of, expected_tokens
-from embeddings_pipeline.pipeline.render import texts_table
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
 from embeddings_pipeline.progress import count
 from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not

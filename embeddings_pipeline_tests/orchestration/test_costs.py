@@ -18,11 +18,22 @@ from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.jobs import build_pipeline
 from embeddings_pipeline.orchestration.names import asset_key
 from embeddings_pipeline.orchestration.partitions import range_tags
+from embeddings_pipeline.orchestration.switch import switch
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
+from embeddings_pipeline.pipeline.collection import look_at_collection
+from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.command_line import Done, run_here
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import PROFILE, committed, definition, execute, films, make_films
+from embeddings_pipeline_tests.support.workbench import (
+    PROFILE,
+    by_name,
+    committed,
+    definition,
+    execute,
+    films,
+    make_films,
+)
 
 FILMS, TOKENS = 30, 11  # tokens: of each text, which the encoder counts as words
 PAID = {**PROFILE, "cache": True, "price": 1_000_000 / TOKENS}  # a dollar a text
@@ -103,12 +114,17 @@ class TestPaidOnce:
         assert (newest["cached"], newest["cache_hit_percent"], newest["usd"]) == (10, 100.0, 0.0)
         assert (first["embedded"], first["cache_hit_percent"], first["usd"]) == (10, 0.0, pytest.approx(10))
 
-    def test_a_shadow_model_takes_from_the_cache_and_pays_too(
-        self, database: Database, run_sync: Callable[..., SyncResult]
+    def test_a_change_of_the_model_pays_once_and_says_before_how_much(
+        self, database: Database, project: Settings, run_sync: Callable[..., SyncResult]
     ) -> None:
-        run_sync()
-        [(before,)] = execute(database, "SELECT sum(usd) FROM embeddings.embedding_spend")
-        assert before == pytest.approx(FILMS)
+        wide = {**PAID, "name": "wide", "dimensions": 48}
+        one = paid(profiles=by_name(wide))
+        run_sync(one)
+        switch(one, project, "wide")
+        assert execute(database, "SELECT round(sum(usd)) FROM embeddings.embedding_spend") == [(2 * FILMS,)]
+        execute(database, "INSERT INTO films VALUES (100, 'New', 'a new film', 1)")
+        run_sync(one)  # the previous model is kept current beside it
+        assert execute(database, "SELECT sum(texts) FROM embeddings.embedding_spend") == [(2 * FILMS + 2,)]
 
 
 class TestAPriceFirst:
@@ -148,6 +164,25 @@ class TestAPriceFirst:
         said = run_sync(definition(profile=unknown), dry_run=True)
         assert said.quote is not None and said.quote["usd"] is None
         assert "no price is known for a-model" in said.basis
+
+    def test_requests_and_minutes_follow_from_the_limits(self, settings: Settings) -> None:
+        profile = {"name": "small", "provider": "openai", "model": "text-embedding-3-small", "dimensions": 1536}
+        limits = {"requests_per_minute": 2, "tokens_per_minute": 300_000}
+        for changed, minutes in (({}, 3.0), ({"requests_per_minute": 1, "tokens_per_minute": 0}, 3.0)):
+            collection = look_at_collection(definition(profile={**profile, **limits, **changed}), settings)
+            halves = [Quote(texts=2500, tokens=450_000), Quote(texts=2500, tokens=450_000)]
+            total = Quoter(collection).total(halves)
+            assert (total.texts, total.tokens, total.requests, total.usd) == (5000, 900_000, 3, pytest.approx(0.018))
+            assert total.minutes == minutes
+
+    def test_what_servers_billed_corrects_the_estimate(
+        self, database: Database, run_sync: Callable[..., SyncResult]
+    ) -> None:
+        run_sync(limit=10)
+        execute(database, "UPDATE embeddings.embedding_spend SET told = 15, counted = 10")
+        said = run_sync(dry_run=True)
+        assert said.quote is not None
+        assert said.quote["tokens"] == pytest.approx(20 * TOKENS * 1.5)
 
     def test_the_terminal_has_it_by_batch_and_in_all(self, command: Callable[..., Done]) -> None:
         done = command("sync", "--dry-run")
