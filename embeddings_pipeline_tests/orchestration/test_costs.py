@@ -1,6 +1,7 @@
 """A price first, a budget that stops before it is spent, nothing paid for twice: in a sync, the UI and a terminal."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import look_at_collection
 from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import Done, run_here
+from embeddings_pipeline_tests.support.command_line import Done, run_here, run_process
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
@@ -231,9 +232,12 @@ class TestBudget:
         execute(database, "UPDATE embeddings.embedding_spend SET day = day - 1")
         assert run_sync(limited).embedded == FILMS - 20
 
-    def test_the_terminal_exits_with_3(self, command: Callable[..., Done]) -> None:
-        done = command("sync", "--max-cost", "5")
-        assert "error: --max-cost $5.00 is reached" in done.stderr
+    def test_the_terminal_exits_with_3(self, command: Callable[..., Done], tmp_path: Path) -> None:
+        environment = {**os.environ, "EMBEDDINGS_DEFS_DIR": str(tmp_path / "defs")}
+        done = run_process(("sync", "--max-cost", "5"), environment)
+        assert done.returncode == 3
+        assert "error: --max-cost $5.00 is reached: $5.0000 are spent" in done.stderr
+        assert "Traceback" not in done.stderr
         assert command("sync").returncode == 0
 
     @pytest.mark.parametrize("budget", [{"usd_per_day": -1}, {"usd_per_day": "x"}, {}, {"usd": 1}])

@@ -24,7 +24,7 @@ FILMS, INPUTS = 600, 10  # inputs: of a request
 
 
 @pytest.fixture
-def server(database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def service(database: Database, project: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server whose profile the collection `films` has, and the table."""
     make_films(database, films(FILMS))
     with EmbeddingServer(latency=0.05) as server:
@@ -56,57 +56,57 @@ def kept(database: Database) -> set[bytes]:
 
 
 @pytest.mark.timeout(300 + 30 * KILLS)
-def test_each_text_is_billed_once_beyond_what_was_in_flight(database: Database, server: EmbeddingServer) -> None:
+def test_each_text_is_billed_once_beyond_what_was_in_flight(database: Database, service: EmbeddingServer) -> None:
     chance, in_flight = random.Random(14), Counter[bytes]()
     for kill in range(KILLS):
-        billed = sum(server.billed.values())
+        billed = sum(service.billed.values())
         process = start(["sync"])
         more = chance.randint(1, max(2, 2 * (FILMS - billed) // (KILLS - kill)))
-        wait_until(lambda: process.exitcode is not None or sum(server.billed.values()) >= billed + more, pause=0.002)  # noqa: B023
+        wait_until(lambda: process.exitcode is not None or sum(service.billed.values()) >= billed + more, pause=0.002)  # noqa: B023
         time.sleep(chance.random() * 0.06)
         process.kill()
         process.join()
         time.sleep(0.1)  # what the server has begun, it bills
-        lost = {content_hash(text) for text in list(server.billed)} - kept(database)
+        lost = {content_hash(text) for text in list(service.billed)} - kept(database)
         in_flight.update(lost)
         assert len(lost) <= MOST * INPUTS
     process = start(["sync"])
     process.join(120)
     assert process.exitcode == 0
     assert len(committed(database)) == FILMS
-    for text, number in server.billed.items():
+    for text, number in service.billed.items():
         assert number <= 1 + in_flight[content_hash(text)], text
     spent = execute(database, "SELECT sum(texts), sum(tokens) FROM embeddings.embedding_spend")[0]
-    assert FILMS <= spent[0] <= sum(server.billed.values())
+    assert FILMS <= spent[0] <= sum(service.billed.values())
 
 
-def test_two_syncs_at_once_pay_for_no_text_twice(database: Database, server: EmbeddingServer) -> None:
+def test_two_syncs_at_once_pay_for_no_text_twice(database: Database, service: EmbeddingServer) -> None:
     assert start(["sync"]).join(120) is None  # registers the collection, and embeds
     execute(database, "UPDATE films SET overview = overview || ' anew'")
-    server.forget()
+    service.forget()
     processes = [start(["sync"]) for _ in range(2)]
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    films_texts = [text for text in server.billed if text.startswith("Film")]
+    films_texts = [text for text in service.billed if text.startswith("Film")]
     assert len(films_texts) == FILMS
-    assert max(server.billed[text] for text in films_texts) == 1
+    assert max(service.billed[text] for text in films_texts) == 1
 
 
 @pytest.mark.parametrize("point", ["answer.arrived", "answer.kept"])
 def test_killed_between_an_answer_and_its_use(
-    database: Database, server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch, point: str
+    database: Database, service: EmbeddingServer, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     monkeypatch.setenv("EMBEDDINGS_FAILPOINTS", f"{point}=kill")
     process = start(["sync"])
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     time.sleep(0.1)
-    lost = {content_hash(text) for text in list(server.billed)} - kept(database)
+    lost = {content_hash(text) for text in list(service.billed)} - kept(database)
     assert bool(kept(database)) == (point == "answer.kept")
     monkeypatch.delenv("EMBEDDINGS_FAILPOINTS")
     process = start(["sync"])
     process.join(120)
     assert process.exitcode == 0
-    twice = {content_hash(text) for text, number in server.billed.items() if number > 1}
+    twice = {content_hash(text) for text, number in service.billed.items() if number > 1}
     assert twice <= lost
