@@ -56,10 +56,15 @@ class Terms:
     paid: bool = False  # whether it is noted what is billed
     usd_per_million: float | None = 0.0  # tokens; None: not known
     usd_per_day: float | None = None  # None: no limit
+    ratio: float = 1.0  # of the tokens that are billed to those that are counted here
 
-    def usd(self, tokens: float) -> float:
+    def usd(self, billed: float) -> float:
         """What so many tokens cost; 0 if the price is not known."""
-        return (self.usd_per_million or 0.0) * tokens / 1e6
+        return (self.usd_per_million or 0.0) * billed / 1e6
+
+    def expected_usd(self, counted: float) -> float:
+        """What texts cost of which so many tokens were counted here."""
+        return self.usd(counted * self.ratio)
 
 
 class Answers:
@@ -69,17 +74,17 @@ class Answers:
         self._database, self._cache, self.terms, self._force = database, cache, terms, force
         self.usd = 0.0  # billed, through this object
         self._holder = uuid.uuid4().hex
-        self._expected: dict[bytes, float] = {}  # tokens, of the texts that are claimed
+        self._counted: dict[bytes, int] = {}  # tokens, of the texts that are claimed
         self._answered: set[bytes] = set()
         self._mutex = threading.Lock()
         self._purse = purse()
 
     def of(
-        self, texts: Mapping[bytes, str], tokens: Mapping[bytes, float], encode: Encode
+        self, texts: Mapping[bytes, str], tokens: Mapping[bytes, int], encode: Encode
     ) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
         """Content hash → vector, of the texts (by content hash) that have one; and which of them were known already.
 
-        tokens: how many each text is expected to have. Raises BudgetError if the budget is spent: what was answered
+        tokens: how many were counted of each text. Raises BudgetError if the budget is spent: what was answered
         until then is kept. Else what `encode` raises.
         """
         self._check_price()
@@ -121,7 +126,7 @@ class Answers:
             self._surely(lambda: cache.put(self.terms.fingerprint, vectors))
         failpoint("answer.kept", texts=len(vectors))
         with self._mutex:
-            counted = sum(self._expected.get(digest, 0.0) for digest in vectors)
+            counted = sum(self._counted.get(digest, 0) for digest in vectors)
             self._answered.update(vectors)
         self._surely(lambda: self._settle(list(vectors), counted, billed))
 
@@ -142,9 +147,9 @@ class Answers:
 
     # --- claims ---------------------------------------------------------------------------------------------------
 
-    def _claim(self, hashes: list[bytes], tokens: Mapping[bytes, float]) -> list[bytes]:
+    def _claim(self, hashes: list[bytes], tokens: Mapping[bytes, int]) -> list[bytes]:
         """Those that are ours to ask about now, as far as the budget goes. BudgetError if it goes to none."""
-        prices = [self.terms.usd(tokens.get(digest, 0)) for digest in hashes]
+        prices = [self.terms.expected_usd(tokens.get(digest, 0)) for digest in hashes]
         number = self._purse.hold(prices)
         if not number:
             raise self._purse.refuse(self._purse.empty(prices[0]))
@@ -154,10 +159,10 @@ class Answers:
         except BaseException:
             self._purse.let_go(held)
             raise
-        expected = {digest: tokens.get(digest, 0) for digest in claimed}
-        self._purse.let_go(held - self.terms.usd(sum(expected.values())))
+        counted = {digest: tokens.get(digest, 0) for digest in claimed}
+        self._purse.let_go(held - self.terms.expected_usd(sum(counted.values())))
         with self._mutex:
-            self._expected |= expected
+            self._counted |= counted
         return claimed
 
     def _claim_affordable(self, hashes: list[bytes], prices: list[float]) -> list[bytes]:
@@ -222,18 +227,18 @@ class Answers:
 
     def _let_go(self) -> None:
         with self._mutex:
-            unanswered, self._expected = sum(self._expected.values()), {}
+            unanswered, self._counted = sum(self._counted.values()), {}
             self._answered = set()
-        self._purse.let_go(self.terms.usd(unanswered))
+        self._purse.let_go(self.terms.expected_usd(unanswered))
         with contextlib.suppress(PipelineError, psycopg.Error), self._database.session() as connection:
             connection.execute(load_sql("cache/release_all"), {"holder": self._holder})
 
     # --- what was billed ------------------------------------------------------------------------------------------
 
-    def _settle(self, hashes: list[bytes], counted: float, billed: int | None) -> None:
+    def _settle(self, hashes: list[bytes], counted: int, billed: int | None) -> None:
         """Note what an answer cost, and let go of its texts: both or neither."""
         terms = self.terms
-        tokens = round(counted) if billed is None else billed
+        tokens = round(counted * terms.ratio) if billed is None else billed
         usd = terms.usd(tokens)
         with self._database.session() as connection, connection.transaction():
             if terms.paid:
@@ -247,15 +252,15 @@ class Answers:
                     "unpriced": tokens if terms.usd_per_million is None else 0,
                     "usd": usd,
                     "told": billed or 0,
-                    "counted": round(counted) if billed else 0,
+                    "counted": counted if billed else 0,
                 }
                 connection.execute(load_sql("spend/record"), parameters)
             released = {"holder": self._holder, "fingerprint": terms.fingerprint, "hashes": hashes}
             connection.execute(load_sql("cache/release"), released)
         with self._mutex:
             self.usd += usd if terms.paid else 0.0
-            held = sum(self._expected.pop(digest, 0.0) for digest in hashes)
-        self._purse.let_go(terms.usd(held))
+            held = sum(self._counted.pop(digest, 0) for digest in hashes)
+        self._purse.let_go(terms.expected_usd(held))
         if terms.paid:
             self._purse.spend(usd)
 

@@ -10,7 +10,7 @@ arrives, in a thread, before it is used; an answer that cannot be kept fails the
 """
 
 import asyncio
-import hashlib
+import contextlib
 import os
 import random
 import threading
@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,9 +66,8 @@ class HostedEncoder:
 
     @property
     def account(self) -> str:
-        """Whom the server bills: its host, and what tells keys apart without being one."""
-        digest = hashlib.blake2b(f"{self.api.place}\n{self.api.secret}".encode(), digest_size=4).hexdigest()
-        return f"{urlsplit(self.api.place).hostname} {digest}"
+        """Whom the server bills: a hash of its address and the key."""
+        return self._rate.account
 
     @property
     def max_length(self) -> int | None:
@@ -168,7 +166,7 @@ class HostedEncoder:
         """One request, halved for as long as its inputs are refused."""
         texts = [call.prompted[digest] for digest in digests]
         try:
-            answer = await self._ask(call, texts)
+            answer = await self._ask(call, texts, digests)
         except RefusedInputsError as error:
             if len(digests) == 1:
                 await self._refused_alone(call, digests[0], str(error))
@@ -179,10 +177,7 @@ class HostedEncoder:
             return
         if answer is None:
             return
-        vectors = dict(zip(digests, answer.vectors, strict=True))
-        if call.on_answer is not None:
-            await asyncio.to_thread(call.on_answer, vectors, answer.tokens)
-        call.vectors.update(vectors)
+        call.vectors.update(zip(digests, answer.vectors, strict=True))
 
     async def _refused_alone(self, call: "_Call", digest: bytes, words: str) -> None:
         """A text that the server refuses by itself; one that may be cut is cut again."""
@@ -207,23 +202,26 @@ class HostedEncoder:
         except Exception as error:
             call.failure = error
 
-    async def _ask(self, call: "_Call", texts: list[str]) -> Answer | None:
-        """One request's answer, tried again through outages; None once another request of the call has failed."""
+    async def _ask(self, call: "_Call", texts: list[str], digests: Sequence[bytes] = ()) -> Answer | None:
+        """One request's answer, tried again through outages; None once another request of the call has failed.
+
+        `digests`: of the texts, if the answer is to be kept.
+        """
         failures = 0
         while True:
             async with self._loop.pace.slot():
                 if call.failure is not None:
                     return None
                 try:
-                    return await self._ask_once(call, texts)
+                    return await self._ask_once(call, texts, digests)
                 except ServiceOutageError as error:
                     failures += not error.busy
                     wait = self._wait(call, error, failures)
             self.counted["tried again"] += 1
             await asyncio.sleep(wait)
 
-    async def _ask_once(self, call: "_Call", texts: list[str]) -> Answer | None:
-        """One request, when the rate has room for it."""
+    async def _ask_once(self, call: "_Call", texts: list[str], digests: Sequence[bytes]) -> Answer | None:
+        """One request, when the rate has room for it. Its answer is kept before anything else is done with it."""
         tokens = sum(self._estimate.of(texts))
         await taken(self._rate, self._loop.pace.turn, call.model, tokens)
         if call.failure is not None:
@@ -242,12 +240,16 @@ class HostedEncoder:
             await asyncio.to_thread(self._rate.settle, call.model, -tokens, {})
             raise
         self._loop.pace.quick(time.monotonic() - began)
+        if digests and call.on_answer is not None:
+            vectors = dict(zip(digests, answer.vectors, strict=True))
+            await asyncio.to_thread(call.on_answer, vectors, answer.tokens)
         self.counted["answers"] += 1
         if answer.tokens is not None:
             self.counted["tokens"] += answer.tokens
             self._estimate.learn(texts, answer.tokens)
         more = 0 if answer.tokens is None else answer.tokens - tokens
-        await asyncio.to_thread(self._rate.settle, call.model, more, answer.headers)
+        with contextlib.suppress(ServiceOutageError):  # of the database: what was answered is not asked for again
+            await asyncio.to_thread(self._rate.settle, call.model, more, answer.headers)
         call.busy, call.good = 0, time.monotonic()
         return answer
 

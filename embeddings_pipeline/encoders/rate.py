@@ -48,9 +48,7 @@ class Rate:
         """`url` and `key` make the account; neither is kept."""
         self._who, self._settings = f"Profile {profile.name}", settings
         self.account = hashlib.blake2b(f"{url}\0{key}".encode(), digest_size=8).hexdigest()
-        requests = (profile.requests_per_minute, settings.embedding_requests_per_minute, REQUESTS_PER_MINUTE)
-        self._requests = _first(*requests)  # None: no limit
-        self._tokens = _first(profile.tokens_per_minute, settings.embedding_tokens_per_minute)
+        self._requests, self._tokens = rates(profile, settings)
         self._server: dict[str, float] = {}  # what the headers said: limit-requests, limit-tokens
         self._database: Database | None = None
         self._is_shared = True
@@ -125,6 +123,14 @@ async def taken(rate: Rate, turn: asyncio.Lock, model: str, tokens: float) -> No
             await asyncio.sleep(min(max(0.05, -wait - AHEAD / 2), LONGEST_SLEEP))
     if wait > 0:
         await asyncio.sleep(wait)
+
+
+def rates(profile: Profile, settings: Settings) -> tuple[float | None, float | None]:
+    """Requests and tokens a minute that a profile may send; None: no limit."""
+    return (
+        _first(profile.requests_per_minute, settings.embedding_requests_per_minute, REQUESTS_PER_MINUTE),
+        _first(profile.tokens_per_minute, settings.embedding_tokens_per_minute),
+    )
 
 
 def _first(*limits: int | None) -> float | None:

@@ -20,7 +20,7 @@ from embeddings_pipeline.pipeline.attempts import failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
-from embeddings_pipeline.pipeline.paid import answers_of, expected_tokens
+from embeddings_pipeline.pipeline.paid import answers_of
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
 from embeddings_pipeline.progress import count
 from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
@@ -187,7 +187,7 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
         if answers is None:
             result.vectors |= encode(wanted)
         else:
-            vectors, cached = answers.of(wanted, expected_tokens(collection, {d: tokens[d] for d in wanted}), encode)
+            vectors, cached = answers.of(wanted, tokens, encode)
             result.vectors |= vectors
             result.cached |= cached
         count(len(wanted))

@@ -1,13 +1,13 @@
 """What a collection asks its model: on which terms, through which cache, and for how many tokens."""
 
-from collections.abc import Mapping
-
-from embeddings_pipeline.config.prices import is_paid, usd_per_million_tokens
+from embeddings_pipeline.config.prices import is_hosted, is_paid, usd_per_million_tokens
 from embeddings_pipeline.encoders.answers import RATIO_DAYS, Answers, Terms
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.sql import load_sql
+
+FIRST_RATIO = 1.3  # set aside, of what is estimated, before a server has said how many tokens it bills
 
 
 def terms_of(collection: Collection, encoder: Encoder) -> Terms:
@@ -22,6 +22,7 @@ def terms_of(collection: Collection, encoder: Encoder) -> Terms:
         paid=is_paid(collection.profile),
         usd_per_million=usd_per_million_tokens(profile),
         usd_per_day=budget.usd_per_day if budget else None,
+        ratio=(token_ratio(collection) if is_paid(profile) else None) or (FIRST_RATIO if is_hosted(profile) else 1.0),
     )
 
 
@@ -39,9 +40,3 @@ def token_ratio(collection: Collection) -> float | None:
     with collection.database.session() as connection:
         row = connection.execute(load_sql("spend/ratio"), parameters).fetchone()
     return row[0] if row else None
-
-
-def expected_tokens(collection: Collection, counted: Mapping[bytes, int]) -> dict[bytes, float]:
-    """How many tokens will be billed for texts of which so many were counted here."""
-    ratio = (token_ratio(collection) if is_paid(collection.profile) else None) or 1.0
-    return {digest: count * ratio for digest, count in counted.items()}

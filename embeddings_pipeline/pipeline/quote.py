@@ -9,6 +9,7 @@ from embeddings_pipeline.config.prices import is_hosted, is_paid, price_in_words
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
+from embeddings_pipeline.encoders.rate import SHARE_AT_ONCE, rates
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.paid import token_ratio
 from embeddings_pipeline.store.schema import has_schema
@@ -72,14 +73,10 @@ class Quoter:
         usd = None if self._price is None else round(self._price * tokens / 1e6, 8)
         if not is_hosted(self.collection.profile):
             return Quote(texts, cached, tokens, 0, usd)
-        requests = math.ceil(max(texts / self._limits.inputs, tokens / (self._limits.tokens or math.inf)))
-        profile, settings = self.collection.profile, self.collection.settings
-        rates = (
-            (requests, profile.requests_per_minute, settings.embedding_requests_per_minute),
-            (tokens, profile.tokens_per_minute, settings.embedding_tokens_per_minute),
-        )
-        limited = [(number, own if own is not None else common) for number, own, common in rates]
-        minutes = max(number / limit if limit else 0.0 for number, limit in limited)
+        requests_a_minute, tokens_a_minute = rates(self.collection.profile, self.collection.settings)
+        most = min(self._limits.tokens or math.inf, SHARE_AT_ONCE * (tokens_a_minute or math.inf))
+        requests = math.ceil(max(texts / self._limits.inputs, tokens / most))
+        minutes = max(requests / (requests_a_minute or math.inf), tokens / (tokens_a_minute or math.inf))
         return Quote(texts, cached, tokens, requests, usd, round(minutes, 2))
 
     @property
