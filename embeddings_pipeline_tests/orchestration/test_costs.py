@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders.base import HARMLESS
 from embeddings_pipeline.encoders.budget import Purse
 from embeddings_pipeline.encoders.cache import PostgresCache
 from embeddings_pipeline.errors import BudgetError
@@ -24,8 +25,10 @@ from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import look_at_collection
 from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import redis_server
 from embeddings_pipeline_tests.support.command_line import Done, run_here, run_process
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
+from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer, tokens_of
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
     by_name,
@@ -136,8 +139,10 @@ class TestAPriceFirst:
         assert said.quote is not None
         assert (said.quote["texts"], said.quote["tokens"], said.quote["usd"]) == (FILMS, FILMS * TOKENS, FILMS)
         assert [(key, quote["texts"]) for key, quote in said.quotes.items()] == [
-            ("000000", 10), ("000001", 10), ("000002", 10),
-        ]  # fmt: skip
+            ("000000", 10),
+            ("000001", 10),
+            ("000002", 10),
+        ]
         assert execute(database, "SELECT count(*) FROM embeddings.embedding_spend") == [(0,)]
         assert execute(database, "SELECT count(*) FROM embeddings.embedding_cache") == [(0,)]
         assert run_sync().usd == pytest.approx(said.quote["usd"])
@@ -293,3 +298,101 @@ class TestCommands:
         assert "30 answers older than 30 days are gone" in command("cache", "sweep").stdout
         PostgresCache(database).put(told["fingerprint"], {})
         assert "0 answers are forgotten" in command("cache", "purge", "--all", "--yes").stdout
+
+
+@pytest.fixture
+def service() -> Iterator[EmbeddingServer]:
+    with EmbeddingServer(key="sk-a-secret-key") as service:
+        yield service
+
+
+@pytest.fixture
+def hosted(service: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("SERVICE_KEY", "sk-a-secret-key")
+    return {
+        "name": "hosted",
+        "provider": "openai",
+        "model": "text-embedding-3-small",
+        "dimensions": 1536,
+        "url": service.url,
+        "key_variable": "SERVICE_KEY",
+    }
+
+
+class TestHosted:
+    def test_what_the_server_bills_is_noted_without_the_key(
+        self,
+        database: Database,
+        project: Settings,
+        service: EmbeddingServer,
+        hosted: dict[str, Any],
+        run_sync: Callable[..., SyncResult],
+    ) -> None:
+        one = definition(profile=hosted)
+        done = run_sync(one)
+        tokens = sum(tokens_of(text) for text in service.billed if text.startswith("Film"))
+        row = execute(database, "SELECT texts, tokens, told, unpriced, model, account FROM embeddings.embedding_spend")[
+            0
+        ]
+        assert row[:5] == (FILMS, tokens, tokens, 0, "text-embedding-3-small")
+        assert "secret" not in row[5]
+        assert done.usd == pytest.approx(0.02 * tokens / 1e6, abs=1e-6)
+        forget_vectors(database, project)
+        assert run_sync(one).cached == FILMS
+        assert {number for text, number in service.billed.items() if text.startswith("Film")} == {1}
+
+    def test_a_price_needs_no_key_and_asks_nothing(
+        self,
+        service: EmbeddingServer,
+        hosted: dict[str, Any],
+        run_sync: Callable[..., SyncResult],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.delenv("SERVICE_KEY")
+        said = run_sync(definition(profile=hosted), dry_run=True)
+        assert said.quote is not None and said.quote["texts"] == FILMS and 0 < said.quote["usd"] < 0.001
+        assert service.requests == 0
+
+    def test_a_plan_says_the_price_of_a_change_to_it(
+        self,
+        project: Settings,
+        service: EmbeddingServer,
+        hosted: dict[str, Any],
+        run_sync: Callable[..., SyncResult],
+        tmp_path: Path,
+    ) -> None:
+        run_sync(definition())
+        folder = tmp_path / "defs" / "films"
+        folder.mkdir(parents=True)
+        attributes = definition(profiles=by_name(hosted)).attributes.model_dump(exclude_defaults=True, mode="json")
+        written = yaml.safe_dump({"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes})
+        (folder / "defs.yaml").write_text(written)
+        done = run_here(("profile", "plan", "hosted"), {"EMBEDDINGS_DEFS_DIR": str(folder.parent)})
+        assert done.returncode == 0, done.stderr
+        assert "test → hosted: 30 texts to encode (0 more are in the cache)" in done.stdout
+        assert "-- batch 000002: 10 texts to encode" in done.stdout
+        assert "$0.02 for a million tokens, from the table of" in done.stdout
+        assert set(service.billed) == {HARMLESS}  # whether it can be used at all
+
+    def test_redis_keeps_the_answers(
+        self,
+        skip_without: Callable[[str, bool], None],
+        database: Database,
+        project: Settings,
+        service: EmbeddingServer,
+        hosted: dict[str, Any],
+        run_sync: Callable[..., SyncResult],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        skip_without("redis-server", redis_server.is_there())
+        one = definition(profile=hosted)
+        with redis_server.redis_server(tmp_path) as server:
+            monkeypatch.setenv("EMBEDDING_CACHE_URL", server.url)
+            assert run_sync(one).embedded == FILMS
+            assert server.client.dbsize() == FILMS
+            assert execute(database, "SELECT count(*) FROM embeddings.embedding_cache") == [(0,)]
+            forget_vectors(database, project)
+            assert run_sync(one).cached == FILMS
+        forget_vectors(database, project)
+        assert run_sync(one).embedded == FILMS  # it is down, and the work goes on
