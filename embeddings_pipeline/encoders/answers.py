@@ -121,14 +121,18 @@ class Answers:
     def on_answer(self, vectors: Vectors, billed: int | None = None) -> None:
         """Keep an answer and note its price, before it is used. billed: tokens, as the server says."""
         failpoint("answer.arrived", texts=len(vectors))
-        if self._cache is not None:
-            cache = self._cache
-            self._surely(lambda: cache.put(self.terms.fingerprint, vectors))
-        failpoint("answer.kept", texts=len(vectors))
         with self._mutex:
             counted = sum(self._counted.get(digest, 0) for digest in vectors)
+        tokens = round(counted * self.terms.ratio) if billed is None else billed
+        self._surely(lambda: self._keep(vectors, tokens, billed, counted))
+        failpoint("answer.kept", texts=len(vectors))
+        usd = self.terms.usd(tokens) if self.terms.paid else 0.0
+        with self._mutex:
             self._answered.update(vectors)
-        self._surely(lambda: self._settle(list(vectors), counted, billed))
+            self.usd += usd
+            held = sum(self._counted.pop(digest, 0) for digest in vectors)
+        self._purse.let_go(self.terms.expected_usd(held))
+        self._purse.spend(usd)
 
     def _ask(self, texts: Mapping[bytes, str], encode: Encode) -> Vectors:
         answered = encode(texts, self.on_answer)
@@ -233,36 +237,30 @@ class Answers:
         with contextlib.suppress(PipelineError, psycopg.Error), self._database.session() as connection:
             connection.execute(load_sql("cache/release_all"), {"holder": self._holder})
 
-    # --- what was billed ------------------------------------------------------------------------------------------
+    # --- what was answered ----------------------------------------------------------------------------------------
 
-    def _settle(self, hashes: list[bytes], counted: int, billed: int | None) -> None:
-        """Note what an answer cost, and let go of its texts: both or neither."""
+    def _keep(self, vectors: Vectors, tokens: int, billed: int | None, counted: int) -> None:
+        """Keep an answer, note what it cost, and let go of its texts: all or nothing, but for a cache elsewhere."""
         terms = self.terms
-        tokens = round(counted * terms.ratio) if billed is None else billed
-        usd = terms.usd(tokens)
         with self._database.session() as connection, connection.transaction():
-            if terms.paid:
+            if self._cache is not None:
+                self._cache.put(terms.fingerprint, vectors, connection)
+            released = {"holder": self._holder, "fingerprint": terms.fingerprint, "hashes": list(vectors)}
+            connection.execute(load_sql("cache/release"), released)
+            if terms.paid:  # last: all that ask write this row
                 parameters = {
                     "collection": terms.collection,
                     "account": terms.account,
                     "model": terms.model,
                     "fingerprint": terms.fingerprint,
-                    "texts": len(hashes),
+                    "texts": len(vectors),
                     "tokens": tokens,
                     "unpriced": tokens if terms.usd_per_million is None else 0,
-                    "usd": usd,
+                    "usd": terms.usd(tokens),
                     "told": billed or 0,
                     "counted": counted if billed else 0,
                 }
                 connection.execute(load_sql("spend/record"), parameters)
-            released = {"holder": self._holder, "fingerprint": terms.fingerprint, "hashes": hashes}
-            connection.execute(load_sql("cache/release"), released)
-        with self._mutex:
-            self.usd += usd if terms.paid else 0.0
-            held = sum(self._counted.pop(digest, 0) for digest in hashes)
-        self._purse.let_go(terms.expected_usd(held))
-        if terms.paid:
-            self._purse.spend(usd)
 
     def _surely(self, write: Callable[[], None]) -> None:
         """What was paid for is written though the database goes away for a moment."""

@@ -7,11 +7,13 @@ length, is as good as none, and is replaced.
 
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.settings import Settings
@@ -32,8 +34,13 @@ class EmbeddingCache(Protocol):
     def known_hashes(self, fingerprint: str, dimensions: int, hashes: Sequence[bytes]) -> set[bytes]:
         """As `known`, without reading the vectors."""
 
-    def put(self, fingerprint: str, vectors: Mapping[bytes, NDArray]) -> None:
-        """Keep these answers; those that a float16 cannot hold are left out."""
+    def put(
+        self, fingerprint: str, vectors: Mapping[bytes, NDArray], connection: psycopg.Connection | None = None
+    ) -> None:
+        """Keep these answers; those that a float16 cannot hold are left out.
+
+        `connection`: of the pipeline's database, for a cache that is there, which then writes in its transaction.
+        """
 
     def statistics(self) -> "list[Kept]":
         """What is kept, by fingerprint."""
@@ -82,11 +89,13 @@ class PostgresCache:
         with self._database.session() as connection:
             return {row[0] for row in connection.execute(load_sql("cache/known_hashes"), parameters)}
 
-    def put(self, fingerprint: str, vectors: Mapping[bytes, NDArray]) -> None:
+    def put(
+        self, fingerprint: str, vectors: Mapping[bytes, NDArray], connection: psycopg.Connection | None = None
+    ) -> None:
         if packed := pack(vectors):
             parameters = {"fingerprint": fingerprint, "hashes": list(packed), "embeddings": list(packed.values())}
-            with self._database.session() as connection:
-                connection.execute(load_sql("cache/put"), parameters)
+            with self._database.session() if connection is None else nullcontext(connection) as session:
+                session.execute(load_sql("cache/put"), parameters)
 
     def statistics(self) -> list[Kept]:
         with self._database.session() as connection:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 
 from embeddings_pipeline.encoders.cache import Kept, pack, unpack
@@ -78,7 +79,9 @@ class RedisCache:
     def known_hashes(self, fingerprint: str, dimensions: int, hashes: Sequence[bytes]) -> set[bytes]:
         return set(self.known(fingerprint, dimensions, hashes))  # whether one is sound is in the value
 
-    def put(self, fingerprint: str, vectors: Mapping[bytes, NDArray]) -> None:
+    def put(
+        self, fingerprint: str, vectors: Mapping[bytes, NDArray], connection: psycopg.Connection | None = None
+    ) -> None:
         lasting = {"ex": self._days * DAY_SECONDS} if self._days else {}
 
         def write() -> list[Any]:
