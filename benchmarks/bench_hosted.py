@@ -2,6 +2,7 @@
 
     python benchmarks/bench_hosted.py                   # a minute: speed without a limit, a storm of 429, the rate
     python benchmarks/bench_hosted.py --texts 10000 --processes 2 rate
+    python benchmarks/bench_hosted.py --texts 20000 speed kept     # kept: with the embedding cache and its claims
 
 The server is a process of its own and counts what it bills: `share` is of the permitted rate, over the time from the
 first answer to the last; `worst minute` the most in any 60 s. The database is an embedded one in a temporary folder.
@@ -16,11 +17,17 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.templates import content_hash
+from embeddings_pipeline.encoders.answers import Answers, Terms
+from embeddings_pipeline.encoders.base import OnAnswer
+from embeddings_pipeline.encoders.cache import PostgresCache
 from embeddings_pipeline.encoders.hosted import HostedEncoder
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.schema import ensure_schema
@@ -38,10 +45,26 @@ def texts_of(number: int, tokens: int, first: int = 0) -> list[str]:
 def encode(url: str, state: str, texts: list[str], limits: dict[str, int]) -> None:
     """What each process does."""
     model = {"provider": "openai", "model": "text-embedding-3-small", "dimensions": 1536}
+    kept = limits.pop("kept", 0)
     profile = Profile(**{"name": "bench", "url": url, **model, **limits})
-    encoder = HostedEncoder(profile, Settings(embeddings_state_dir=Path(state)))
+    settings = Settings(embeddings_state_dir=Path(state))
+    encoder = HostedEncoder(profile, settings)
+    if kept:
+        database = open_database(settings)
+        terms = Terms("bench", "0123456789ab", 1536, profile.model, encoder.account, paid=True, usd_per_million=0.02)
+        answers = Answers(database, PostgresCache(database), terms)
     for start in range(0, len(texts), 8192):
-        encoder.encode_documents(texts[start : start + 8192])
+        part = texts[start : start + 8192]
+        if not kept:
+            encoder.encode_documents(part)
+            continue
+        counted = encoder.count_tokens(part).tolist()
+        contents = dict(zip(map(content_hash, part), part, strict=True))
+        answers.of(contents, dict(zip(contents, counted, strict=True)), partial(ask, encoder))
+
+
+def ask(encoder: HostedEncoder, texts: Mapping[bytes, str], on_answer: OnAnswer) -> dict[bytes, Any]:
+    return dict(zip(texts, encoder.encode_documents(list(texts.values()), on_answer), strict=True))
 
 
 def counts(url: str) -> dict[str, Any]:
@@ -99,9 +122,11 @@ def storm(url: str, state: str, number: int, tokens: int, answers: int) -> None:
     )
 
 
-def speed(url: str, state: str, number: int, tokens: int) -> None:
-    counted, seconds = run(url, state, texts_of(number, tokens), 1, {"requests_per_minute": 0})
-    print(f"speed: {number / seconds:,.0f} texts/s without a limit ({counted['requests']} requests)")
+def speed(url: str, state: str, number: int, tokens: int, *, kept: bool = False) -> None:
+    how = ["new, and kept", "known to the cache"] if kept else ["without a limit"]
+    for each in how:
+        counted, seconds = run(url, state, texts_of(number, tokens), 1, {"requests_per_minute": 0, "kept": kept})
+        print(f"speed: {number / seconds:,.0f} texts/s {each} ({counted['requests']} requests)")
 
 
 def memory(url: str, state: str, number: int, tokens: int) -> None:
@@ -120,7 +145,8 @@ def calls(url: str, state: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["speed", "storm", "rate"], help="of: speed storm rate memory calls")
+    choices = "of: speed kept storm rate memory calls"
+    parser.add_argument("what", nargs="*", default=["speed", "storm", "rate"], help=choices)
     parser.add_argument("--texts", type=int, default=4_000)
     parser.add_argument("--tokens", type=int, default=100, help="of a text")
     parser.add_argument("--processes", type=int, default=1, help="at once, for `rate`")
@@ -140,6 +166,8 @@ def main() -> None:
                 memory(url, state, 2 * given.texts, 25)
             if "calls" in given.what:
                 calls(url, state)
+            if "kept" in given.what:
+                speed(url, state, 5 * given.texts, 25, kept=True)
             if "storm" in given.what:
                 storm(url, state, given.texts, given.tokens, given.answers)
             if "rate" in given.what:
