@@ -176,8 +176,9 @@ def build_checks(definition: CollectionDefinition, profile: Profile) -> list[dg.
 
     @dg.asset_check(asset=table, name="spend")
     def spend_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-        """What the hosted model's answers have cost: `usd_today` (UTC), and a row a day. It warns if `budget:` is
-        reached, or if no price is known. If it fails, raise the budget or wait, or give `price:` in the profile.
+        """What the hosted model's answers have cost: `usd_today` (UTC), which the asset's plots have too, and a row a
+        day. It warns if `budget:` is reached, or if no price is known. If it fails, raise the budget or wait, or give
+        `price:` in the profile.
         """
         with failures():
             collection = pipeline.open(definition)
@@ -194,6 +195,9 @@ def build_checks(definition: CollectionDefinition, profile: Profile) -> list[dg.
             f"usd_{DAYS}_days": round(spent.usd, 6),
             "days": dg.MetadataValue.table(days) if days else None,
         }
+        # The UI plots numbers of an asset, and none of a check.
+        seen = dg.AssetObservation(asset_key=table, metadata={"usd_today": metadata["usd_today"]})
+        context.op_execution_context.log_event(seen)
         passed, warn = within and not spent.unpriced_models, dg.AssetCheckSeverity.WARN
         return result(context, collection, "spend", passed, spent.told(limit), metadata, warn)
 

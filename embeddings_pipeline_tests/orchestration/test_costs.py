@@ -271,6 +271,9 @@ class TestInTheUI:
         assert evaluation.passed
         assert evaluation.metadata["usd_today"].value == pytest.approx(FILMS)
         assert evaluation.metadata["usd_per_day"].value == 100
+        observed = instance.fetch_observations(check.asset_key, limit=1).records[0].asset_observation
+        assert observed is not None
+        assert observed.metadata["usd_today"].value == pytest.approx(FILMS)
         [row] = evaluation.metadata["days"].value.records
         assert row.data["texts"] == FILMS
 
