@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 PROLONG_SECONDS = 10.0
 LOOK_SECONDS = 0.1, 1.0  # at first and at last, while another's answer is waited for
-RATIO_DAYS = 30  # of which it is known how many tokens a model's server counted, and how many we did
 
 Vectors = Mapping[bytes, NDArray[np.float32]]
 Encode = Callable[[Mapping[bytes, str], OnAnswer], Vectors]

@@ -9,6 +9,7 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.spend import DAYS, spend
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import audit, build_again
 from embeddings_pipeline.health.check_results import CheckResult, Severity, note_result
@@ -18,7 +19,6 @@ from embeddings_pipeline.health.failures import failures as failures_of
 from embeddings_pipeline.health.failures import waiting
 from embeddings_pipeline.health.freshness import freshness
 from embeddings_pipeline.health.integrity import integrity
-from embeddings_pipeline.health.spend import DAYS, spend
 from embeddings_pipeline.health.truncation import in_words, truncation
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity

@@ -1,11 +1,11 @@
 """What a collection asks its model: on which terms, through which cache, and for how many tokens."""
 
 from embeddings_pipeline.config.prices import is_hosted, is_paid, usd_per_million_tokens
-from embeddings_pipeline.encoders.answers import RATIO_DAYS, Answers, Terms
+from embeddings_pipeline.encoders.answers import Answers, Terms
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.cache import open_cache
+from embeddings_pipeline.encoders.spend import token_ratio
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.store.sql import load_sql
 
 FIRST_RATIO = 1.3  # set aside, of what is estimated, before a server has said how many tokens it bills
 
@@ -13,6 +13,7 @@ FIRST_RATIO = 1.3  # set aside, of what is estimated, before a server has said h
 def terms_of(collection: Collection, encoder: Encoder) -> Terms:
     """On which terms the collection's model is asked."""
     profile, budget = collection.profile, collection.definition.attributes.budget
+    ratio = token_ratio(collection.database, collection.fingerprint) if is_paid(profile) else None
     return Terms(
         collection.definition.name,
         collection.fingerprint,
@@ -22,7 +23,7 @@ def terms_of(collection: Collection, encoder: Encoder) -> Terms:
         paid=is_paid(collection.profile),
         usd_per_million=usd_per_million_tokens(profile),
         usd_per_day=budget.usd_per_day if budget else None,
-        ratio=(token_ratio(collection) if is_paid(profile) else None) or (FIRST_RATIO if is_hosted(profile) else 1.0),
+        ratio=ratio or (FIRST_RATIO if is_hosted(profile) else 1.0),
     )
 
 
@@ -32,11 +33,3 @@ def answers_of(collection: Collection, encoder: Encoder, *, force: bool = False)
         return None
     cache = open_cache(collection.database, collection.settings) if collection.profile.cache else None
     return Answers(collection.database, cache, terms_of(collection, encoder), force=force)
-
-
-def token_ratio(collection: Collection) -> float | None:
-    """Tokens that the model's servers have billed to those that were counted here; None if nothing is known of it."""
-    parameters = {"fingerprint": collection.fingerprint, "days": RATIO_DAYS}
-    with collection.database.session() as connection:
-        row = connection.execute(load_sql("spend/ratio"), parameters).fetchone()
-    return row[0] if row else None

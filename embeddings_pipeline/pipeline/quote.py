@@ -10,8 +10,8 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
 from embeddings_pipeline.encoders.rate import SHARE_AT_ONCE, rates
+from embeddings_pipeline.encoders.spend import token_ratio
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.paid import token_ratio
 from embeddings_pipeline.store.schema import has_schema
 
 
@@ -49,7 +49,9 @@ class Quoter:
         self.collection, profile = collection, collection.profile
         self.paid = is_paid(profile)
         self._known_schema = has_schema(collection.database)
-        self._ratio = token_ratio(collection) if self.paid and self._known_schema else None
+        self._ratio = (
+            token_ratio(collection.database, collection.fingerprint) if self.paid and self._known_schema else None
+        )
         self._price = usd_per_million_tokens(profile)
         self._limits = limits_of(profile)
         keeps = profile.cache and (self._known_schema or collection.settings.embedding_cache_url)

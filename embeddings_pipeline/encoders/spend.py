@@ -1,4 +1,4 @@
-"""What a collection's hosted model has cost, by day (UTC)."""
+"""What a collection's hosted model has cost, by day (UTC), and what its servers count as a token."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -7,6 +7,7 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
 
 DAYS = 30
+RATIO_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,10 @@ def spend(database: Database, collection: str) -> Spend:
         today = connection.execute("SELECT (now() AT TIME ZONE 'UTC')::date").fetchone()
     assert today is not None
     return Spend(today[0], [DaySpend(*row) for row in rows])
+
+
+def token_ratio(database: Database, fingerprint: str) -> float | None:
+    """Tokens that a model's servers have billed lately to those that were counted here; None if nothing is known."""
+    with database.session() as connection:
+        row = connection.execute(load_sql("spend/ratio"), {"fingerprint": fingerprint, "days": RATIO_DAYS}).fetchone()
+    return row[0] if row else None
