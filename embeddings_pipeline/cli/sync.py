@@ -8,6 +8,7 @@ import typer
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    a_number,
     check_all_defined,
     chosen_collections,
     print_json,
@@ -31,7 +32,11 @@ def sync(
     limit: Annotated[int | None, typer.Option(min=1, help="Encode at most this many texts.")] = None,
     max_cost: Annotated[
         float | None,
-        typer.Option(min=0, help="Stop, with exit code 3, before a hosted model has cost this many US dollars."),
+        typer.Option(
+            min=0,
+            callback=a_number,
+            help="Stop, with exit code 3, before a hosted model has cost this many US dollars.",
+        ),
     ] = None,
     allow_deletes: Annotated[
         bool, typer.Option("--allow-deletes", help="Also when more than 20 % of the items are gone.")

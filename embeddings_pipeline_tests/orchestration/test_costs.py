@@ -255,6 +255,10 @@ class TestBudget:
         with pytest.raises(ValueError, match="usd"):
             paid(budget=budget)
 
+    @pytest.mark.parametrize("most", ["-1", "nan", "much"])
+    def test_what_is_no_cost_is_refused(self, command: Callable[..., Done], most: str) -> None:
+        assert "max-cost" in command("sync", "--max-cost", most).stderr
+
     def test_what_is_no_price_is_refused(self) -> None:
         with pytest.raises(ValueError, match="price"):
             definition(profile={**PROFILE, "price": -1})
