@@ -31,6 +31,7 @@ from embeddings_pipeline.encoders.base import HARMLESS, OnAnswer, PoisonTextsErr
 from embeddings_pipeline.encoders.limits import BYTES_PER_TOKEN, KNOWN, estimated_tokens, limits_of, packed
 from embeddings_pipeline.encoders.pace import Pace
 from embeddings_pipeline.encoders.rate import Rate, taken
+from embeddings_pipeline.encoders.tokens import count_tokens
 from embeddings_pipeline.errors import OutageError, ProfileError
 from embeddings_pipeline.forks import ProcessLock
 
@@ -75,9 +76,8 @@ class HostedEncoder:
         return self.limits.tokens_per_input if self.profile.truncate else None
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """An estimate: see `estimated_tokens`."""
-        prompt = self.profile.document_prompt or ""
-        return estimated_tokens([prompt + clean(text) for text in texts])
+        """By the model's own tokenizer if it is here, else an estimate; see `tokens.py`."""
+        return count_tokens(self.profile, list(map(clean, texts)))
 
     def encode_documents(self, texts: Sequence[str], on_answer: OnAnswer | None = None) -> NDArray[np.float32]:
         digests = [content_hash(clean(text)) for text in texts]

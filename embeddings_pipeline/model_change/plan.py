@@ -16,13 +16,14 @@ from embeddings_pipeline.config.prices import is_hosted
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.templates import content_hash
 from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders.tokens import count_tokens
 from embeddings_pipeline.index.pgvector import planned_changes
 from embeddings_pipeline.model_change import steps
 from embeddings_pipeline.model_change.preflight import check_candidate, check_no_other_change
 from embeddings_pipeline.model_change.state import candidate_destination
 from embeddings_pipeline.model_change.steps import Step
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.quote import Quote, Quoter, estimate
+from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import after
 from embeddings_pipeline.store.models import Model
@@ -126,7 +127,7 @@ def _quoted(quoter: Quoter, connection: psycopg.Connection, digests: list[bytes]
     """What the texts of one batch would cost."""
     statement = quoter.collection.model.destination.statement("model_change/sample")
     texts = [row[0] for row in connection.execute(statement, {"content_hashes": digests})]
-    counted = estimate(quoter.collection.profile, texts)
+    counted: list[int] = count_tokens(quoter.collection.profile, texts).tolist()
     return quoter.quote(dict(zip(map(content_hash, texts), counted, strict=True)))
 
 

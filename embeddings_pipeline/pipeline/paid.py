@@ -5,6 +5,7 @@ from embeddings_pipeline.encoders.answers import Answers, Terms
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.encoders.spend import token_ratio
+from embeddings_pipeline.encoders.tokens import counts_exactly
 from embeddings_pipeline.pipeline.collection import Collection
 
 FIRST_RATIO = 1.3  # set aside, of what is estimated, before a server has said how many tokens it bills
@@ -23,7 +24,7 @@ def terms_of(collection: Collection, encoder: Encoder) -> Terms:
         paid=is_paid(collection.profile),
         usd_per_million=usd_per_million_tokens(profile),
         usd_per_day=budget.usd_per_day if budget else None,
-        ratio=ratio or (FIRST_RATIO if is_hosted(profile) else 1.0),
+        ratio=ratio or (FIRST_RATIO if is_hosted(profile) and not counts_exactly(profile) else 1.0),
     )
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from embeddings_pipeline.config.prices import is_hosted, is_paid
 from embeddings_pipeline.encoders.base import tokens_read
 from embeddings_pipeline.encoders.limits import limits_of
+from embeddings_pipeline.encoders.tokens import count_tokens as count_hosted
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions, count_tokens, has_limit, plan_texts
 from embeddings_pipeline.pipeline.figures import Embedded
-from embeddings_pipeline.pipeline.quote import Quote, Quoter, estimate
+from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.pipeline.render import texts_table
 
 
@@ -72,7 +73,7 @@ def _count(collection: Collection, texts: Mapping[bytes, str]) -> dict[bytes, in
     if not texts or not (is_paid(collection.profile) or has_limit(collection)):
         return dict.fromkeys(texts, 0)
     if is_hosted(collection.profile):
-        return dict(zip(texts, estimate(collection.profile, list(texts.values())), strict=True))
+        return dict(zip(texts, count_hosted(collection.profile, list(texts.values())).tolist(), strict=True))
     return dict(zip(texts, count_tokens(collection.encoder(), list(texts.values())), strict=True))
 
 

@@ -1,16 +1,16 @@
 """What texts would cost, before anything is asked: less what the cache knows, at the profile's prices and limits."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from embeddings_pipeline.config.prices import is_hosted, is_paid, price_in_words, usd_per_million_tokens
-from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.cache import open_cache
-from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
+from embeddings_pipeline.encoders.limits import limits_of
 from embeddings_pipeline.encoders.rate import SHARE_AT_ONCE, rates
 from embeddings_pipeline.encoders.spend import token_ratio
+from embeddings_pipeline.encoders.tokens import counts_exactly
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.schema import has_schema
 
@@ -84,16 +84,12 @@ class Quoter:
     @property
     def basis(self) -> str:
         """What the numbers rest on, for people."""
-        if not is_hosted(self.collection.profile):
-            counted = "tokens are counted by the model's own tokenizer"
+        profile = self.collection.profile
+        times = f", times {self._ratio:.2f}, as servers have billed lately" if self._ratio else ""
+        if not is_hosted(profile) or counts_exactly(profile):
+            counted = f"tokens are counted by the model's own tokenizer{times}"
         elif self._ratio:
-            counted = f"tokens are estimated, times {self._ratio:.2f}, as servers have billed lately"
+            counted = f"tokens are estimated at four bytes each{times}"
         else:
             counted = "tokens are estimated at four bytes each; the first answers say how many are billed"
-        return f"{counted}; {price_in_words(self.collection.profile)}"
-
-
-def estimate(profile: Profile, texts: Sequence[str]) -> list[int]:
-    """About how many tokens a hosted model counts in each text; asks no service, and needs no key."""
-    prompt = profile.document_prompt or ""
-    return [int(count) for count in estimated_tokens([prompt + text for text in texts])]
+        return f"{counted}; {price_in_words(profile)}"
