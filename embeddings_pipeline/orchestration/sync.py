@@ -13,7 +13,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.budget import Purse, spending
-from embeddings_pipeline.errors import BudgetError, PipelineError
+from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.check_results import CheckResult, last_results
@@ -110,7 +110,7 @@ def sync(
     if dry_run:
         _look(_warned(look_at_collection(definition, settings)), result, force)
     else:
-        with _budget_told(purse), _failure_kept(definition, settings), spending(purse):
+        with _failure_kept(definition, settings), spending(purse):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
             with (
                 activity(collection.database, definition.name, "sync") as told,
@@ -125,17 +125,6 @@ def sync(
     result.usd = round(purse.spent - spent_before, 6)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
-
-
-@contextmanager
-def _budget_told(purse: Purse) -> Iterator[None]:
-    """A run that a budget stopped fails with its words; whoever started the sync is told that it was a budget."""
-    try:
-        yield
-    except RunFailed as failed:
-        if purse.refused is None:
-            raise
-        raise BudgetError(str(failed)) from failed
 
 
 def _warned(collection: Collection) -> Collection:

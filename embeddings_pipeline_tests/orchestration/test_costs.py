@@ -124,6 +124,8 @@ class TestPaidOnce:
         wide = {**PAID, "name": "wide", "dimensions": 48}
         one = paid(profiles=by_name(wide))
         run_sync(one)
+        with pytest.raises(BudgetError, match="usd_per_day"):
+            switch(paid(profiles=by_name(wide), budget={"usd_per_day": FILMS + 10}), project, "wide")
         switch(one, project, "wide")
         assert execute(database, "SELECT round(sum(usd)) FROM embeddings.embedding_spend") == [(2 * FILMS,)]
         execute(database, "INSERT INTO films VALUES (100, 'New', 'a new film', 1)")
