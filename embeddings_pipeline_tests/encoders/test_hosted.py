@@ -43,8 +43,8 @@ def profile(service: EmbeddingServer | None, **others: Any) -> Profile:
 
 
 @contextlib.contextmanager
-def encoding(given: Profile, answers: Any = None, **settings: Any) -> Iterator[HostedEncoder]:
-    encoder = HostedEncoder(given, Settings(**settings), answers)
+def encoding(given: Profile, **settings: Any) -> Iterator[HostedEncoder]:
+    encoder = HostedEncoder(given, Settings(**settings))
     try:
         yield encoder
     finally:
@@ -252,16 +252,19 @@ def test_a_storm_that_does_not_end_is_an_outage(service, monkeypatch) -> None:
 
 
 def test_what_is_under_way_when_a_request_fails_is_kept(service) -> None:
-    """It is paid for: `Answers` gets it though the call fails."""
+    """It is paid for: `on_answer` gets it though the call fails."""
     service.latency = 0.05
     answers = Remembering()
     service.fail("status", status=500, times=1)
-    with encoding(profile(service, batch_size=50), answers, embedding_attempts=1) as encoder:
+    with encoding(profile(service, batch_size=50), embedding_attempts=1) as encoder:
         with pytest.raises(OutageError):
-            encoder.encode_documents(TEXTS)
-        kept = len(answers.vectors)
-        assert kept == len(service.billed) > 0
-        assert np.allclose(encoder.encode_documents(TEXTS), expected(TEXTS), atol=1e-6)
+            encoder.encode_documents(TEXTS, answers.on_answer)
+        assert len(answers.vectors) == len(service.billed) > 0
+        encoder.encode_documents(
+            [text for text in TEXTS if content_hash(text) not in answers.vectors], answers.on_answer
+        )
+    kept = np.stack([answers.vectors[content_hash(text)] for text in TEXTS])
+    assert np.allclose(kept, expected(TEXTS), atol=1e-6)
     assert service.counts()["twice"] == 0
 
 
@@ -272,23 +275,26 @@ class Remembering:
         self.vectors: dict[bytes, NDArray[np.float32]] = {}
         self.tokens = 0
 
-    def known(self, digests: Sequence[bytes]) -> Mapping[bytes, NDArray[np.float32]]:
-        return {digest: self.vectors[digest] for digest in digests if digest in self.vectors}
-
-    def on_answer(self, vectors: Mapping[bytes, NDArray[np.float32]], usage_tokens: int) -> None:
+    def on_answer(self, vectors: Mapping[bytes, NDArray[np.float32]], billed: int | None) -> None:
         self.vectors.update(vectors)
-        self.tokens += usage_tokens
+        self.tokens += billed or 0
 
 
-def test_answers_are_handed_on_by_the_content_without_its_prompt_and_asked_for_first(service) -> None:
+def test_answers_are_handed_on_by_the_content_without_its_prompt(service) -> None:
     answers = Remembering()
-    with encoding(profile(service, document_prompt="passage: "), answers) as encoder:
-        first = encoder.encode_documents(["one", "two"])
-        assert set(answers.vectors) == {content_hash("one"), content_hash("two")}
-        assert answers.tokens == service.tokens_billed
-        assert np.array_equal(encoder.encode_documents(["two", "three", "one"])[[2, 0]], first)
-        encoder.encode_queries(["one"])
-    assert service.billed["passage: one"] == 1 and content_hash("three") in answers.vectors
+    with encoding(profile(service, document_prompt="passage: ")) as encoder:
+        encoder.encode_documents(["one", "two"], answers.on_answer)
+    assert set(answers.vectors) == {content_hash("one"), content_hash("two")}
+    assert answers.tokens == service.tokens_billed
+
+
+def test_an_answer_that_cannot_be_kept_fails_the_call_and_is_not_asked_for_again(service) -> None:
+    def full(vectors: Mapping[bytes, NDArray[np.float32]], billed: int | None) -> None:
+        raise OSError("no room")
+
+    with encoding(profile(service)) as encoder, pytest.raises(OSError, match="no room"):
+        encoder.encode_documents(["one"], full)
+    assert service.billed["one"] == 1
 
 
 # --- what only a person can mend -----------------------------------------------------------------------------------
