@@ -101,7 +101,7 @@ class Answers:
                     there = {} if self._force else self.known(list(left))
                     wanted = {digest: left[digest] for digest in claimed if digest not in there}
                     answered = self._ask(wanted, encode) if wanted else {}
-                vectors |= there | answered
+                vectors |= {**there, **answered}
                 known |= there.keys()
                 for digest in [*there, *wanted]:
                     del left[digest]

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -187,8 +188,8 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
         if answers is None:
             result.vectors |= encode(wanted)
         else:
-            vectors, cached = answers.of(wanted, tokens, encode)
-            result.vectors |= vectors
+            made, cached = answers.of(wanted, tokens, encode)
+            result.vectors |= made
             result.cached |= cached
         count(len(wanted))
     result.usd = answers.usd if answers else 0.0
@@ -238,7 +239,7 @@ def _encode(
     """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7). on_answer: for an
     encoder that takes it.
     """
-    told = {} if on_answer is None else {"on_answer": on_answer}
+    told: dict[str, Any] = {} if on_answer is None else {"on_answer": on_answer}
     try:
         return compute(partial(encoder.encode_documents, **told), texts)
     except PoisonTextsError as error:
