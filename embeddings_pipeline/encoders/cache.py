@@ -171,7 +171,7 @@ def unpack(
         return {}
     rows = np.frombuffer(b"".join(sound.values()), np.uint8).reshape(len(sound), size)
     matrix = np.ascontiguousarray(rows[:, CHECKSUM_BYTES:]).view("<f2").astype(np.float32)
-    finite: list[bool] = np.isfinite(matrix).all(axis=1).tolist()
+    finite = np.asarray(np.isfinite(matrix).all(axis=1))
     return {digest: vector for digest, vector, fits in zip(sound, matrix, finite, strict=True) if fits}
 
 

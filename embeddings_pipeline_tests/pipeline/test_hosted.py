@@ -17,7 +17,7 @@ from embeddings_pipeline.model_change.rebind import rebind
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline import run_batch as pipeline
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline_tests.support.embedding_server import vector_of
 from embeddings_pipeline_tests.support.workbench import (

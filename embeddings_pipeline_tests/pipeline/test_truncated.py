@@ -10,7 +10,7 @@ from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.health.truncation import in_words, truncation
 from embeddings_pipeline.ledger.truncated import Truncation
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.schema import forget_schemas
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
