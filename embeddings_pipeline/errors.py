@@ -41,6 +41,10 @@ class BudgetError(PipelineError):
     """A budget is spent: nothing more was asked of the model, and what it has answered is kept."""
 
 
+class RunFailed(PipelineError):
+    """A run ended in failure; its message is the failed step's."""
+
+
 class InterruptedRunError(PipelineError):
     """Somebody ended the work; what is committed stays."""
 

@@ -28,6 +28,7 @@ from embeddings_pipeline.cli.profile_choice import (
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, profile_command
+from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
@@ -156,7 +157,7 @@ def _switched(done: "SwitchResult", grace_hours: float) -> str:
     elif done.neighbour_overlap is not None:
         figures += f", {done.neighbour_overlap:.0%} of the nearest ten as before"
     return (
-        f"{done.collection}: {done.previous} → {done.profile}: {done.embedded:,} texts embedded, "
+        f"{done.collection}: {done.previous} → {done.profile}: {counted(done.embedded, 'text')} embedded, "
         f"{done.quarantined:,} in quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s\n"
         f"Undo: `{profile_command('rollback', done.collection)}`. Finish, after {grace_hours:g} hours: "
         f"`{profile_command('contract', done.collection)}`."
@@ -226,7 +227,7 @@ def _print_status(
         print(
             f"  beside it {model.profile.name} ({model.destination.fingerprint}), {model.destination.dimension} "
             "dimensions: "
-            f"{done.backfilled:,} of {done.batches:,} batches backfilled"
+            f"{done.backfilled:,} of {counted(done.batches, 'batch')} backfilled"
         )
     if change is None:
         print("  no change of the model is under way")

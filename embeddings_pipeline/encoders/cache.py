@@ -16,7 +16,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.schema import has_schema
 from embeddings_pipeline.store.sql import load_sql
@@ -62,10 +62,10 @@ class Kept:
 
 def open_cache(database: Database, settings: Settings) -> EmbeddingCache:
     """The cache that the settings name. ConfigurationError if EMBEDDING_CACHE_URL is no address of a Redis."""
-    if settings.embedding_cache_url:
+    if url := revealed(settings.embedding_cache_url):
         from embeddings_pipeline.encoders.redis_cache import open_redis
 
-        return open_redis(settings.embedding_cache_url.get_secret_value(), settings.cache_days)
+        return open_redis(url, settings.cache_days)
     return PostgresCache(database)
 
 

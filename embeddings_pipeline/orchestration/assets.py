@@ -27,7 +27,7 @@ from embeddings_pipeline.orchestration.figures import metadata_of
 from embeddings_pipeline.orchestration.instance.purge import forget_quiet_scans
 from embeddings_pipeline.orchestration.names import embeddings_asset, job_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, keys_in_words
-from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.orchestration.resources import PipelineResource, scanned_ahead
 from embeddings_pipeline.orchestration.steps import each, each_alone, failures, failures_kept, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
@@ -98,7 +98,9 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         started = time.perf_counter()
         with failures_kept(definition, "scan"):
             collection = open_logged(context, pipeline, definition)
-            scan = collection.ledger.full_scan(collection.source, allow_deletes=config.allow_deletes)
+            scan = scanned_ahead.get() or collection.ledger.full_scan(
+                collection.source, allow_deletes=config.allow_deletes
+            )
             added = add_partitions(context.instance, definition, collection.ledger.batches())
             dirty = collection.ledger.dirty_batches()
             if not (scan.new or scan.changed or scan.gone) and context.run.job_name == job_name(definition, "scan"):
