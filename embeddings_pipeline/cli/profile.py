@@ -29,6 +29,7 @@ from embeddings_pipeline.errors import DatabaseError, ProfileError
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
+    from embeddings_pipeline.config.settings import Settings
 
 app = typer.Typer(
     help="Models: which there are, and moving a collection from one to another while it is in use.",
@@ -112,7 +113,8 @@ def test(
     baseline = profile_named(definition, BASELINE)
     if BASELINE not in {profile.name for profile in chosen} and weights_here(baseline):
         chosen.append(baseline)
-    results = [{**_measured(profile), **described(profile)} for profile in chosen]
+    settings = load_settings()
+    results = [{**_measured(profile, settings), **described(profile)} for profile in chosen]
     if as_json:
         print_json(results)
         return
@@ -131,7 +133,7 @@ def test(
         )
 
 
-def _measured(profile: "Profile") -> dict[str, Any]:
+def _measured(profile: "Profile", settings: "Settings") -> dict[str, Any]:
     import psutil
 
     from embeddings_pipeline.encoders import load_encoder
@@ -140,7 +142,7 @@ def _measured(profile: "Profile") -> dict[str, Any]:
     rates: dict[str, float] = {}
     device = profile.device or "automatic"
     for size in TEST_BATCHES:
-        encoder = load_encoder(replace(profile, batch_size=size))
+        encoder = load_encoder(replace(profile, batch_size=size), settings)
         device = str(getattr(encoder, "device", device))
         texts = [f"{TEST_SENTENCE * (1 + n % 4)}{n}" for n in range(max(size, min(TEST_TEXTS, 8 * size)))]
         encoder.encode_documents(texts[:1])

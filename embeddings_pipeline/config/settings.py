@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -57,6 +58,10 @@ class Settings(BaseSettings):
     embedding_device: str | None = None
     embedding_batch_size: int | None = None
     embedding_provider: str | None = None
+    embedding_enabled: bool = True
+    embedding_requests_per_minute: int = Field(default=500, ge=0)
+    embedding_tokens_per_minute: int = Field(default=0, ge=0)
+    embedding_attempts: int = Field(default=3, ge=1)
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = HIDDEN
     lake_uri: str | None = HIDDEN
@@ -85,6 +90,11 @@ class Settings(BaseSettings):
     def keep_days(self) -> int:
         """How many days Dagster's runs are kept, with their events and log files; 0: for ever."""
         return KEEP_DAYS if self.embeddings_keep_days is None else self.embeddings_keep_days
+
+
+def environment_value(name: str) -> str | None:
+    """A variable that a definition names: from the environment, else from `.env` in the project's root."""
+    return os.environ.get(name) or dotenv_values(project_root() / ".env").get(name) or None
 
 
 def load_settings() -> Settings:

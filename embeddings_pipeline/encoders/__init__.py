@@ -5,40 +5,41 @@ The pipeline, searches, model changes and the command line call it; nothing else
 
 from embeddings_pipeline.config.model_words import with_model_prompts
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.encoders.base import Encoder
-from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
 
 __all__ = ["PROVIDERS", "Encoder", "load_encoder"]
 
-PROVIDERS = ("local", "python")  # those that `load_encoder` knows
+PROVIDERS = ("local", "openai", "python")  # those that `load_encoder` knows
 
-_loaded: dict[Profile, Encoder] = {}
+_loaded: dict[tuple[Profile, Settings | None], Encoder] = {}
 _lock = ProcessLock()
 
 
-def load_encoder(profile: Profile) -> Encoder:
+def load_encoder(profile: Profile, settings: Settings | None = None) -> Encoder:
     """The encoder of a profile; equal profiles share one in a process, so a model is in memory once.
 
-    Raises ProfileError if the model cannot be had, cannot be loaded, or gives vectors of another length.
+    `settings`: where a hosted model finds its key, its address, its limits and its database; left out, the
+    environment's. Raises ProfileError if the model cannot be had, cannot be loaded, or gives vectors of another length.
     """
     profile = with_model_prompts(profile)
+    hosted = (settings or load_settings()) if profile.provider == "openai" else None
     with _lock:
-        if profile not in _loaded:
-            _loaded[profile] = compute(_load, profile)
-        return _loaded[profile]
+        if (profile, hosted) not in _loaded:
+            _loaded[profile, hosted] = compute(_load, profile, hosted)
+        return _loaded[profile, hosted]
 
 
-def _load(profile: Profile) -> Encoder:
-    if profile.provider == "local":
-        from embeddings_pipeline.encoders.local import LocalEncoder
+def _load(profile: Profile, settings: Settings | None) -> Encoder:
+    if settings is not None:
+        from embeddings_pipeline.encoders.hosted import HostedEncoder
 
-        return LocalEncoder(profile)
+        return HostedEncoder(profile, settings)
     if profile.provider == "python":
         from embeddings_pipeline.encoders.own import OwnEncoder
 
         return OwnEncoder(profile)
-    raise ProfileError(
-        f"Profile {profile.name}: provider {profile.provider} is not available in this version yet; use a local "
-        "profile (minilm, speed, quality), or provider python with an encoder class of your own"
-    )
+    from embeddings_pipeline.encoders.local import LocalEncoder
+
+    return LocalEncoder(profile)

@@ -9,7 +9,9 @@ import psycopg
 from psycopg import errors, sql
 
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders.base import HARMLESS
 from embeddings_pipeline.errors import ModelChangeError, ProfileError, profile_command
 from embeddings_pipeline.model_change.gate import golden_queries
 from embeddings_pipeline.model_change.state import (
@@ -75,7 +77,7 @@ def check_candidate(collection: Collection, profile: Profile) -> Destination:
         if not is_kept:
             _check_disk(connection, collection, candidate)
     golden_queries(collection)  # what is wrong with them is said now, not after the backfill
-    check_encoder(profile, candidate)
+    check_encoder(profile, candidate, collection.settings)
     return candidate
 
 
@@ -121,9 +123,9 @@ def _count_texts(connection: psycopg.Connection, candidate: Destination) -> int:
     return row[0] if row else 0
 
 
-def check_encoder(profile: Profile, destination: Destination) -> None:
+def check_encoder(profile: Profile, destination: Destination, settings: Settings) -> None:
     """ProfileError if the model cannot be loaded, or does not give vectors as its profile says, that can be kept."""
-    vectors = load_encoder(profile).encode_documents(["a plain sentence"])
+    vectors = load_encoder(profile, settings).encode_documents([HARMLESS])
     if vectors.shape != (1, profile.dimensions):
         raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
     for reason in why_not(vectors, destination.storage).values():
@@ -163,7 +165,9 @@ def check_swap(collection: Collection, change: ModelChange) -> None:
             f"`{profile_command(f'switch {change.candidate.profile.name}', change.collection)}`"
         )
     check_exchange(collection, change)
-    check_encoder(change.candidate.profile, change.candidate.destination)  # searches are going to need it
+    check_encoder(
+        change.candidate.profile, change.candidate.destination, collection.settings
+    )  # searches are going to need it
 
 
 def check_exchange(collection: Collection, change: ModelChange) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.encoders.base import Encoder, tokens_read
+from embeddings_pipeline.encoders.base import HARMLESS, Encoder, PoisonTextsError, tokens_read
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import failure_noted
@@ -26,9 +26,9 @@ from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
 
 log = logging.getLogger(__name__)
 
-HARMLESS = "a plain sentence"
 TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
 FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
+HOSTED_TEXTS = 8192  # instead, for a hosted model: so many that requests are full, and many are under way at once
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def embed_batches(
     """
     group: list[_Plan] = []
     limit = options.limit
+    together = HOSTED_TEXTS if _is_hosted(collection) else TEXTS_TOGETHER
     for batch in batches:
         with failure_noted(collection, [batch]):
             _, texts = collection.newest("item_texts", batch, run)
@@ -73,7 +74,7 @@ def embed_batches(
         plan.wanted = chosen
         if limit is not None:
             limit -= len(chosen)
-        if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
+        if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > together:
             yield from _embed_group(collection, group, run, options.dry_run)
             group = []
         group.append(plan)
@@ -155,7 +156,7 @@ def embed_texts(
     _note_truncated(collection, encoder, tokens)
     bad: dict[bytes, str] = {}
     parts = []
-    for part in _parts(len(values)):
+    for part in _parts(len(values), HOSTED_TEXTS if _is_hosted(collection) else FIRST_TEXTS):
         parts.append(_encode(encoder, digests[part], values[part], bad))
         count(len(parts[-1]))
     vectors = np.concatenate(parts)
@@ -172,12 +173,16 @@ def embed_texts(
     return good, bad | refused, tokens
 
 
-def _parts(texts: int) -> Iterator[slice]:
-    """The texts in parts, a first small one, so that the work is seen to go on."""
-    start, size = 0, FIRST_TEXTS
+def _parts(texts: int, first: int) -> Iterator[slice]:
+    """The texts in parts, a first small one for a local model, so that the work is seen to go on."""
+    start, size = 0, first
     while start < texts:
         yield slice(start, start + size)
-        start, size = start + size, TEXTS_AT_ONCE
+        start, size = start + size, max(size, TEXTS_AT_ONCE)
+
+
+def _is_hosted(collection: Collection) -> bool:
+    return collection.profile.provider == "openai"
 
 
 def note_lengths(collection: Collection, texts: Mapping[bytes, str]) -> None:
@@ -199,6 +204,9 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
     """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
     try:
         return compute(encoder.encode_documents, texts)
+    except PoisonTextsError as error:
+        bad |= {digests[place]: reason for place, reason in error.reasons.items()}
+        return np.where(np.isnan(error.vectors), np.float32(0), error.vectors)
     except Exception as error:
         if _no_texts_fault(error):
             raise
@@ -312,5 +320,8 @@ def _lengths(collection: Collection, texts: list[str]) -> list[int]:
 
 
 def _has_limit(collection: Collection) -> bool:
-    """Whether the model may read less than a whole text; only a local one knows more than its profile says."""
+    """Whether the model may read less than a whole text; only a local one knows more than its profile says, and a
+    hosted one is given no longer text unless it may be cut."""
+    if _is_hosted(collection):
+        return collection.profile.truncate
     return collection.profile.provider == "local" or collection.profile.max_length is not None

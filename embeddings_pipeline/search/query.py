@@ -180,7 +180,7 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
 
 def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
     profile = _runnable(definition, settings, model)
-    [vector] = compute(load_encoder(profile).encode_queries, [query])
+    [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
     length = np.linalg.norm(vector.astype(np.float64))
     if not (np.isfinite(length) and length > 0):
         raise ProfileError(
