@@ -17,6 +17,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ from embeddings_pipeline.errors import OutageError, ProfileError
 if TYPE_CHECKING:
     import httpx2
     from openai import APIStatusError, AsyncOpenAI
+    from openai._types import RequestOptions
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10
@@ -52,9 +54,16 @@ class Answer(NamedTuple):
 class ServiceOutageError(OutageError):
     """The server cannot answer now. `busy`: it says so itself (429); `wait`: how many seconds it says to wait."""
 
-    def __init__(self, message: str, *, busy: bool = False, wait: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        busy: bool = False,
+        wait: float | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(message)
-        self.busy, self.wait = busy, wait
+        self.busy, self.wait, self.headers = busy, wait, headers
 
 
 class RefusedInputsError(Exception):
@@ -85,17 +94,19 @@ class EmbeddingApi:
 
     async def ask(self, model: str, texts: Sequence[str]) -> Answer:
         """The vectors of these texts from one request, sent once."""
+        import httpx2
         import openai
 
         client = self._client = self._client or self._connect()
-        options: dict[str, Any] = {"dimensions": self.profile.dimensions} if self._asks_dimensions(model) else {}
+        # `client.embeddings.create` looks at each text's type for longer than all else takes.
+        body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "base64"}
+        if self._asks_dimensions(model):
+            body["dimensions"] = self.profile.dimensions
+        options: RequestOptions = {}
         if not self._key and "authorization" not in {name.lower() for name in self._headers}:
-            options["extra_headers"] = {"Authorization": openai.Omit()}
+            options["headers"] = {"Authorization": openai.Omit()}
         try:
-            raw = await client.embeddings.with_raw_response.create(
-                model=model, input=list(texts), encoding_format="base64", **options
-            )
-            response = raw.http_response
+            response = await client.post("/embeddings", body=body, cast_to=httpx2.Response, options=options)
         except openai.APIStatusError as error:
             raise self._refusal(error, model) from None
         except openai.APIConnectionError as error:
@@ -182,7 +193,7 @@ class EmbeddingApi:
         if error.code == "insufficient_quota" or error.type == "insufficient_quota" or status == 402:
             return ProfileError(f"{said}; add credit to the account, or use another key")
         if is_outage_status(status):
-            return ServiceOutageError(said, busy=status == 429, wait=wait_said(headers))
+            return ServiceOutageError(said, busy=status == 429, wait=wait_said(headers), headers=headers)
         match status:
             case 401 | 403:
                 key = "the key may not be used for this" if self._key else "it wants a key, and none is set"
@@ -253,11 +264,12 @@ class EmbeddingApi:
                 f"{self.profile.dimensions}`"
             )
         vectors = np.stack([given[n] for n in range(texts)])
-        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        with np.errstate(all="ignore"):
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and (norms > 0).all()):
             raise self._useless("gave a vector that is not finite, or zero")
         if self.profile.normalize:
-            vectors = (vectors / norms).astype(np.float32)
+            vectors = vectors / norms
         tokens = usage.get("total_tokens", usage.get("prompt_tokens"))
         return Answer(vectors, tokens if isinstance(tokens, int) else None, response.headers)
 
@@ -267,7 +279,7 @@ class EmbeddingApi:
 
 def _decoded(embedding: Any) -> NDArray[np.float32]:
     if isinstance(embedding, str):
-        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
+        return np.frombuffer(base64.b64decode(embedding), dtype="<f4")
     with np.errstate(over="ignore"):
         return np.array(embedding, dtype=np.float32).reshape(-1)
 

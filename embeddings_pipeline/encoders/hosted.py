@@ -30,9 +30,11 @@ from embeddings_pipeline.encoders.api import Answer, EmbeddingApi, RefusedInputs
 from embeddings_pipeline.encoders.base import HARMLESS, PoisonTextsError
 from embeddings_pipeline.encoders.limits import BYTES_PER_TOKEN, KNOWN, estimated_tokens, limits_of, packed
 from embeddings_pipeline.encoders.pace import Pace
+from embeddings_pipeline.encoders.rate import Rate, taken
 from embeddings_pipeline.errors import OutageError, ProfileError
 from embeddings_pipeline.forks import ProcessLock
 
+LEAST_INPUTS, AT_ONCE = 64, 64  # where requests are free, the texts of a call are spread over so many of them
 SURELY_TOO_LONG = 2.0  # times the limit, by the estimate: not sent at all. Below it, the server decides
 CUT_AGAIN, CUTS = 0.8, 6  # what is left of a text that is still too long after it was cut, and how often
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0  # between attempts at a server that fails
@@ -64,6 +66,8 @@ class HostedEncoder:
         self.answers = answers
         self.counted: Counter[str] = Counter()  # requests, good answers, tries again, tokens, texts refused or cut
         self._enabled, self._attempts = settings.embedding_enabled, settings.embedding_attempts
+        self._rate = Rate(profile, settings, self.api.url, self.api.secret)
+        self._estimate = _Estimate()
         self._loop = _Loop()
 
     @property
@@ -129,8 +133,12 @@ class HostedEncoder:
         """Every text of the call gets its vector or its reason. Raises the first error that concerns all of them; what
         is under way then is waited for, since it is paid for."""
         digests = list(self._sendable(call))
-        tokens = estimated_tokens([call.prompted[digest] for digest in digests]).tolist()
-        requests = packed(tokens, self.limits.inputs, self.limits.tokens or float("inf"))
+        tokens = self._estimate.of([call.prompted[digest] for digest in digests])
+        most = min(self.limits.tokens or float("inf"), self._rate.most_tokens)
+        inputs = self.limits.inputs
+        if not self._rate.limits_requests:
+            inputs = min(inputs, max(LEAST_INPUTS, len(digests) // AT_ONCE))
+        requests = packed(tokens, inputs, most)
         tasks = [self._try_request(call, [digests[place] for place in request]) for request in requests]
         await asyncio.gather(*tasks)
         if call.failure is None and call.reasons and not call.vectors and call.asked:
@@ -211,30 +219,49 @@ class HostedEncoder:
             async with self._loop.pace.slot():
                 if call.failure is not None:
                     return None
-                began = time.monotonic()
-                self.counted["requests"] += 1
-                call.asked = True
                 try:
-                    answer = await self.api.ask(call.model, texts)
+                    return await self._ask_once(call, texts)
                 except ServiceOutageError as error:
                     failures += not error.busy
-                    wait = self._wait(call, error, began, failures)
-                else:
-                    self.counted["answers"] += 1
-                    self.counted["tokens"] += answer.tokens or 0
-                    self._loop.pace.quick(time.monotonic() - began)
-                    call.busy, call.good = 0, time.monotonic()
-                    return answer
+                    wait = self._wait(call, error, failures)
             self.counted["tried again"] += 1
             await asyncio.sleep(wait)
 
-    def _wait(self, call: "_Call", error: ServiceOutageError, began: float, failures: int) -> float:
+    async def _ask_once(self, call: "_Call", texts: list[str]) -> Answer | None:
+        """One request, when the rate has room for it."""
+        tokens = sum(self._estimate.of(texts))
+        await taken(self._rate, self._loop.pace.turn, call.model, tokens)
+        if call.failure is not None:
+            return None
+        began = time.monotonic()
+        self.counted["requests"] += 1
+        call.asked = True
+        try:
+            answer = await self.api.ask(call.model, texts)
+        except ServiceOutageError as error:
+            if error.busy:
+                self._loop.pace.too_many(began)
+                await asyncio.to_thread(self._rate.settle, call.model, -tokens, error.headers, error.wait)
+            raise
+        except RefusedInputsError:
+            await asyncio.to_thread(self._rate.settle, call.model, -tokens, {})
+            raise
+        self._loop.pace.quick(time.monotonic() - began)
+        self.counted["answers"] += 1
+        if answer.tokens is not None:
+            self.counted["tokens"] += answer.tokens
+            self._estimate.learn(texts, answer.tokens)
+        more = 0 if answer.tokens is None else answer.tokens - tokens
+        await asyncio.to_thread(self._rate.settle, call.model, more, answer.headers)
+        call.busy, call.good = 0, time.monotonic()
+        return answer
+
+    def _wait(self, call: "_Call", error: ServiceOutageError, failures: int) -> float:
         """How long to wait before the next attempt; raises the error if there is none."""
         patience = PATIENCE - (time.monotonic() - call.good)
         if error.wait is not None and error.wait > max(patience, 0.0):
             raise OutageError(f"{error}; it says to wait for {error.wait:,.0f} s: try again then") from None
         if error.busy:
-            self._loop.pace.too_many(began)
             call.busy += 1
             if patience <= 0:
                 raise OutageError(f"{error}; it has said so for {PATIENCE:.0f} s") from None
@@ -261,6 +288,22 @@ class _Call:
     asked: bool = False
     busy: int = 0  # answers of 429 since the last good one
     good: float = field(default_factory=time.monotonic)  # when that came
+
+
+class _Estimate:
+    """How many tokens texts have, as the server's bills have shown."""
+
+    def __init__(self) -> None:
+        self._estimated, self._billed = 1.0, 1.3  # high until more is known
+
+    def of(self, texts: Sequence[str]) -> list[float]:
+        tokens: list[float] = (estimated_tokens(texts) * (self._billed / self._estimated)).tolist()
+        return tokens
+
+    def learn(self, texts: Sequence[str], billed: int) -> None:
+        """These texts were billed as so many tokens; later bills count for more than earlier ones."""
+        self._estimated = 0.9 * self._estimated + float(estimated_tokens(texts).sum())
+        self._billed = 0.9 * self._billed + billed
 
 
 class _Loop:

@@ -19,6 +19,7 @@ class Pace:
         self.at_once = FIRST
         self._under_way = 0
         self._free = asyncio.Condition()
+        self.turn = asyncio.Lock()  # to ask for the rate
         self._quickest = float("inf")
         self._lowered = 0.0  # when, by the monotonic clock
 
