@@ -11,6 +11,7 @@
 No message, and no error that it came from, holds the key: servers repeat what they were sent.
 """
 
+import asyncio
 import base64
 import binascii
 import json
@@ -86,6 +87,7 @@ class EmbeddingApi:
         parts = urlsplit(self.url)
         self.place = f"{parts.scheme}://{parts.netloc}{parts.path}"
         self._client: AsyncOpenAI | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose connections the client has
 
     @property
     def secret(self) -> str:
@@ -97,7 +99,7 @@ class EmbeddingApi:
         import httpx2
         import openai
 
-        client = self._client = self._client or self._connect()
+        client = self._connected()
         # `client.embeddings.create` looks at each text's type for longer than all else takes.
         body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "base64"}
         if self._asks_dimensions(model):
@@ -116,6 +118,7 @@ class EmbeddingApi:
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
+            self._client = None
 
     # --- address, key, headers ------------------------------------------------------------------------------------
 
@@ -169,20 +172,28 @@ class EmbeddingApi:
         known = KNOWN.get(model)
         return self.profile.send_dimensions or (known is not None and self.profile.dimensions != known.dimensions)
 
-    def _connect(self) -> "AsyncOpenAI":
+    def _connected(self) -> "AsyncOpenAI":
+        """The client; a new one if there is another event loop than before: after a fork."""
         import httpx2
         import openai
 
+        loop = asyncio.get_running_loop()
+        if self._client is not None and self._loop is loop:
+            return self._client
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
-        return openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self.url,
-            max_retries=0,
-            timeout=httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS),
-            default_headers=self._headers,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
-            _enforce_credentials=False,
+        self._loop, self._client = (
+            loop,
+            openai.AsyncOpenAI(
+                api_key=self._key,
+                base_url=self.url,
+                max_retries=0,
+                timeout=httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS),
+                default_headers=self._headers,
+                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+                _enforce_credentials=False,
+            ),
         )
+        return self._client
 
     # --- what went wrong ------------------------------------------------------------------------------------------
 

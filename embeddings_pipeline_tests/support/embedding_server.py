@@ -30,6 +30,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,7 @@ class EmbeddingServer:
         self.requests_per_minute: int | None = None  # what it permits, and says in its headers
         self.tokens_per_minute: int | None = None
         self.echo_key = False  # whether a 401 holds the whole key
+        self.most_inputs = MOST_INPUTS
         self.forget()
         self._faults: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
@@ -236,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/forget":
             self.owner.forget()
             self._json(200, {})
-        elif self.path != "/v1/embeddings":
+        elif urlsplit(self.path).path != "/v1/embeddings":  # a proxy is asked for a whole address
             self._html(404)
         else:
             self._embeddings(json.loads(raw))
@@ -337,8 +339,9 @@ def _checked(owner: EmbeddingServer, body: Mapping[str, Any], authorization: str
         raise _Refusal(400, "This model does not support specifying dimensions.", param="dimensions")
     given = body["input"]
     texts = [given] if isinstance(given, str) else given
-    if not texts or len(texts) > MOST_INPUTS:
-        raise _Refusal(400, f"Invalid 'input': maximum array length {MOST_INPUTS}.", param="input")
+    if not texts or len(texts) > owner.most_inputs:
+        status = 400 if owner.most_inputs == MOST_INPUTS else 413
+        raise _Refusal(status, f"Invalid 'input': maximum array length {owner.most_inputs}.", param="input")
     if not all(texts):
         raise _Refusal(400, "Invalid 'input': input cannot be an empty string.", param="input")
     longest = max(map(tokens_of, texts))

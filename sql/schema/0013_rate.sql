@@ -14,22 +14,22 @@ CREATE TABLE embeddings.rate (
     PRIMARY KEY (account, model)
 );
 
--- How long a cost lasts at a limit a minute. 96.5 % of the limit is given out evenly and 2 % at once, so that no minute
--- has more than 98.5 %: the rest is for requests that take different times to arrive. A cost of more than 2 % has to be
--- spaced so that whole ones fit into a minute (61 s: the same margin).
+-- How long a cost lasts at a limit a minute. 95.7 % of the limit is given out evenly and 1 % at once, so that no minute
+-- has more than 96.7 %: the rest, two seconds' worth, is for requests that take different times to arrive. A cost of 1 %
+-- or more is spaced so that whole ones fit into a minute (62 s: the same margin).
 CREATE FUNCTION embeddings.rate_interval(cost double precision, per_minute double precision)
 RETURNS interval LANGUAGE sql IMMUTABLE AS $$
     SELECT make_interval(secs => CASE
-        WHEN cost < 0.02 * per_minute THEN cost * 60 / (0.965 * per_minute)
-        WHEN cost <= per_minute THEN 61 / floor(per_minute / cost)
-        ELSE 61 * cost / per_minute
+        WHEN cost < 0.01 * per_minute THEN cost * 60 / (0.957 * per_minute)
+        WHEN cost <= per_minute THEN 62 / floor(per_minute / cost)
+        ELSE 62 * cost / per_minute
     END)
 $$;
 
--- When a cost may be spent: 2 % of a minute's may be ahead.
+-- When a cost may be spent: 1 % of a minute's may be ahead.
 CREATE FUNCTION embeddings.rate_start(spent_until timestamptz, moment timestamptz, lasts interval)
 RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
-    SELECT greatest(moment, greatest(moment, spent_until) + lasts - greatest(lasts, interval '1.2435 s'))
+    SELECT greatest(moment, greatest(moment, spent_until) + lasts - greatest(lasts, interval '0.627 s'))
 $$;
 
 -- Take one request and its tokens. Seconds to wait before it is sent, if that is at most `most_wait`; else nothing is
@@ -85,15 +85,15 @@ CREATE FUNCTION embeddings.settle_rate(
     UPDATE embeddings.rate SET
         server_requests = coalesce(limit_requests, server_requests),
         server_tokens = coalesce(limit_tokens, server_tokens),
-        requests_at = greatest(requests_at, clock_timestamp() + interval '60 s' * (0.02 - left_requests / limit_requests)),
+        requests_at = greatest(requests_at, clock_timestamp() + interval '60 s' * (0.01 - left_requests / limit_requests)),
         tokens_at = greatest(
             tokens_at + coalesce(
                 sign(more_tokens) * make_interval(
-                    secs => abs(more_tokens) * 60 / (0.965 * least(tokens_per_minute, limit_tokens, server_tokens))
+                    secs => abs(more_tokens) * 60 / (0.957 * least(tokens_per_minute, limit_tokens, server_tokens))
                 ),
                 interval '0'
             ),
-            clock_timestamp() + interval '60 s' * (0.02 - left_tokens / limit_tokens)
+            clock_timestamp() + interval '60 s' * (0.01 - left_tokens / limit_tokens)
         ),
         closed_until = greatest(closed_until, clock_timestamp() + make_interval(secs => closed))
     WHERE account = of_account AND model = of_model
