@@ -109,9 +109,8 @@ class Rate:
                 return connection.execute(load_sql(statement), {"account": self.account, **values}).fetchone()
         except _NOT_OURS as error:
             self._is_shared = False
-            log.warning(
-                "%s: this user cannot share the rate with others (%s), and goes without", self._who, one_line(error)
-            )
+            said = error.diag.message_primary
+            log.warning("%s: no rate is shared with others, for this user may not: %s", self._who, said)
             return None
         except (psycopg.Error, DatabaseError) as error:
             raise ServiceOutageError(f"{self._who}: the rate cannot be asked for: {one_line(error)}") from error

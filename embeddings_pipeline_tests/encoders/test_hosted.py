@@ -30,20 +30,14 @@ KEY = "sk-very-secret-0123456789"
 TEXTS = [f"a film about number {n}" for n in range(300)]
 
 
-@pytest.fixture
-def server() -> Iterator[EmbeddingServer]:
-    with EmbeddingServer() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits between attempts, shortened."""
     monkeypatch.setattr(hosted, "FIRST_WAIT", 0.01)
 
 
-def profile(server: EmbeddingServer | None, **others: Any) -> Profile:
-    url = {"url": server.url} if server else {}
+def profile(service: EmbeddingServer | None, **others: Any) -> Profile:
+    url = {"url": service.url} if service else {}
     defaults = {"name": "test", "provider": "openai", "model": SMALL, "dimensions": 64, "requests_per_minute": 0}
     return Profile(**{**defaults, **url, **others})
 
@@ -70,25 +64,25 @@ def one_line(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("kind", [None, "reorder", "float", "slow"])
-def test_each_text_gets_its_own_vector_whatever_the_order_of_the_answer(server, kind) -> None:
+def test_each_text_gets_its_own_vector_whatever_the_order_of_the_answer(service, kind) -> None:
     if kind:
-        server.fail(kind, seconds=0.1)
-    with encoding(profile(server)) as encoder:
+        service.fail(kind, seconds=0.1)
+    with encoding(profile(service)) as encoder:
         assert np.allclose(encoder.encode_documents(TEXTS), expected(TEXTS), atol=1e-6)
-    assert server.counts()["twice"] == 0
+    assert service.counts()["twice"] == 0
 
 
-def test_equal_texts_are_paid_for_once_and_no_text_is_no_request(server) -> None:
-    with encoding(profile(server)) as encoder:
+def test_equal_texts_are_paid_for_once_and_no_text_is_no_request(service) -> None:
+    with encoding(profile(service)) as encoder:
         assert np.allclose(encoder.encode_documents(["a", "b", "a"]), expected(["a", "b", "a"]), atol=1e-6)
         assert encoder.encode_documents([]).shape == (0, 64)
-    assert dict(server.billed) == {"a": 1, "b": 1}
+    assert dict(service.billed) == {"a": 1, "b": 1}
 
 
-def test_threads_may_call_at_once(server) -> None:
-    server.latency = 0.02
+def test_threads_may_call_at_once(service) -> None:
+    service.latency = 0.02
     results: dict[int, NDArray[np.float32]] = {}
-    with encoding(profile(server, batch_size=10)) as encoder:
+    with encoding(profile(service, batch_size=10)) as encoder:
 
         def encode(n: int) -> None:
             results[n] = encoder.encode_documents(TEXTS[50 * n : 50 * n + 50])
@@ -101,8 +95,8 @@ def test_threads_may_call_at_once(server) -> None:
     assert np.allclose(np.concatenate([results[n] for n in range(6)]), expected(TEXTS), atol=1e-6)
 
 
-def test_a_forked_process_encodes_as_its_parent_did(server) -> None:
-    with encoding(profile(server)) as encoder:
+def test_a_forked_process_encodes_as_its_parent_did(service) -> None:
+    with encoding(profile(service)) as encoder:
         encoder.encode_queries(["before"])
         child = os.fork()
         if child == 0:
@@ -113,12 +107,12 @@ def test_a_forked_process_encodes_as_its_parent_did(server) -> None:
         assert np.allclose(encoder.encode_queries(["parent"]), expected(["parent"]), atol=1e-6)
 
 
-def test_what_is_sent_is_what_the_profile_says(server, monkeypatch) -> None:
+def test_what_is_sent_is_what_the_profile_says(service, monkeypatch) -> None:
     monkeypatch.setenv("TEAM", "search")
     monkeypatch.setenv("OTHER_KEY", KEY)
-    server.key = KEY
+    service.key = KEY
     given = profile(
-        server,
+        service,
         key_variable="OTHER_KEY",
         headers={"X-Team": "${TEAM}"},
         document_prompt="passage: ",
@@ -128,28 +122,28 @@ def test_what_is_sent_is_what_the_profile_says(server, monkeypatch) -> None:
     with encoding(given) as encoder:
         encoder.encode_documents(["text"])
         encoder.encode_queries(["question"])
-    document, query = server.bodies
+    document, query = service.bodies
     assert document == {"model": SMALL, "input": ["passage: text"], "encoding_format": "base64", "dimensions": 64}
     assert (query["model"], query["input"]) == ("text-embedding-3-large", ["query: question"])
-    assert server.headers[0]["x-team"] == "search"
+    assert service.headers[0]["x-team"] == "search"
 
 
-def test_dimensions_are_asked_for_only_if_the_model_gives_others(server) -> None:
-    with encoding(profile(server, dimensions=1536)) as encoder:
+def test_dimensions_are_asked_for_only_if_the_model_gives_others(service) -> None:
+    with encoding(profile(service, dimensions=1536)) as encoder:
         encoder.encode_documents(["text"])
-    assert "dimensions" not in server.bodies[-1]
-    server.models["own-model"] = 128
+    assert "dimensions" not in service.bodies[-1]
+    service.models["own-model"] = 128
     for send, dimensions in ((False, 128), (True, 32)):
-        with encoding(profile(server, model="own-model", dimensions=dimensions, send_dimensions=send)) as encoder:
+        with encoding(profile(service, model="own-model", dimensions=dimensions, send_dimensions=send)) as encoder:
             assert encoder.encode_documents(["text"]).shape == (1, dimensions)
-        assert ("dimensions" in server.bodies[-1]) == send
+        assert ("dimensions" in service.bodies[-1]) == send
 
 
-def test_the_key_of_openai_goes_to_no_other_server(server, monkeypatch) -> None:
+def test_the_key_of_openai_goes_to_no_other_server(service, monkeypatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with encoding(profile(server), openai_api_key=SecretStr(KEY)) as encoder:
+    with encoding(profile(service), openai_api_key=SecretStr(KEY)) as encoder:
         encoder.encode_documents(["text"])
-    assert "authorization" not in server.headers[-1]
+    assert "authorization" not in service.headers[-1]
 
 
 # --- outages ----------------------------------------------------------------------------------------------------------
@@ -158,19 +152,19 @@ MALFORMED = ["cut", "half", "html", "short", "long", "duplicate", "dimension", "
 
 
 @pytest.mark.parametrize("kind", ["close", *MALFORMED])
-def test_a_bad_answer_is_asked_for_again_and_never_returned(server, kind) -> None:
-    server.fail(kind)
-    with encoding(profile(server)) as encoder:
+def test_a_bad_answer_is_asked_for_again_and_never_returned(service, kind) -> None:
+    service.fail(kind)
+    with encoding(profile(service)) as encoder:
         assert np.allclose(encoder.encode_documents(["one", "two"]), expected(["one", "two"]), atol=1e-6)
         assert encoder.counted["tried again"] == 1
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529])
-def test_a_status_that_passes_is_waited_for(server, status) -> None:
-    server.fail("status", status=status, times=2)
-    with encoding(profile(server)) as encoder:
+def test_a_status_that_passes_is_waited_for(service, status) -> None:
+    service.fail("status", status=status, times=2)
+    with encoding(profile(service)) as encoder:
         assert np.allclose(encoder.encode_documents(["one"]), expected(["one"]), atol=1e-6)
-    assert server.requests == 3 and dict(server.billed) == {"one": 1}
+    assert service.requests == 3 and dict(service.billed) == {"one": 1}
 
 
 @pytest.mark.parametrize(
@@ -186,48 +180,48 @@ def test_a_status_that_passes_is_waited_for(server, status) -> None:
         ("zeros", "gave a vector that is not finite, or zero"),
     ],
 )
-def test_after_three_attempts_it_is_an_outage_of_the_server_in_one_line(server, kind, said) -> None:
-    server.fail(kind, times=9)
-    with encoding(profile(server)) as encoder, pytest.raises(OutageError) as error:
+def test_after_three_attempts_it_is_an_outage_of_the_server_in_one_line(service, kind, said) -> None:
+    service.fail(kind, times=9)
+    with encoding(profile(service)) as encoder, pytest.raises(OutageError) as error:
         encoder.encode_documents(["one", "two"])
     assert said in one_line(error.value) and "(3 attempts were made)" in str(error.value)
-    assert server.requests == 3
+    assert service.requests == 3
 
 
-def test_the_number_of_attempts_is_a_setting(server) -> None:
-    server.fail("status", status=500, times=9)
-    with encoding(profile(server), embedding_attempts=1) as encoder, pytest.raises(OutageError):
+def test_the_number_of_attempts_is_a_setting(service) -> None:
+    service.fail("status", status=500, times=9)
+    with encoding(profile(service), embedding_attempts=1) as encoder, pytest.raises(OutageError):
         encoder.encode_documents(["one"])
-    assert server.requests == 1
+    assert service.requests == 1
 
 
-def test_an_answer_that_never_comes_is_an_outage(server) -> None:
-    server.fail("silent", seconds=5)
-    given = profile(server, timeout_seconds=1)
+def test_an_answer_that_never_comes_is_an_outage(service) -> None:
+    service.fail("silent", seconds=5)
+    given = profile(service, timeout_seconds=1)
     with encoding(given, embedding_attempts=1) as encoder, pytest.raises(OutageError, match="does not answer"):
         encoder.encode_documents(["one"])
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://nowhere.invalid/v1", "https://127.0.0.1:{port}/v1"])
-def test_a_server_that_cannot_be_reached_is_an_outage(server, url) -> None:
-    url = url.format(port=server.url.split(":")[2].split("/")[0])
+def test_a_server_that_cannot_be_reached_is_an_outage(service, url) -> None:
+    url = url.format(port=service.url.split(":")[2].split("/")[0])
     with encoding(profile(None, url=url)) as encoder, pytest.raises(OutageError, match="does not answer") as error:
         encoder.encode_documents(["one"])
     assert "is the address right, and the network up?" in one_line(error.value)
 
 
 @pytest.mark.parametrize("headers", [{"retry-after-ms": "300"}, {"retry-after": "0.3"}])
-def test_the_server_says_how_long_to_wait(server, headers) -> None:
-    server.fail("status", status=429, headers=headers)
-    with encoding(profile(server)) as encoder:
+def test_the_server_says_how_long_to_wait(service, headers) -> None:
+    service.fail("status", status=429, headers=headers)
+    with encoding(profile(service)) as encoder:
         began = time.monotonic()
         encoder.encode_documents(["one"])
         assert 0.3 <= time.monotonic() - began < 2
 
 
-def test_a_wait_of_an_hour_is_not_sat_out(server) -> None:
-    server.fail("status", status=429, headers={"retry-after": "3600"})
-    with encoding(profile(server)) as encoder, pytest.raises(OutageError, match="says to wait for 3,600 s"):
+def test_a_wait_of_an_hour_is_not_sat_out(service) -> None:
+    service.fail("status", status=429, headers={"retry-after": "3600"})
+    with encoding(profile(service)) as encoder, pytest.raises(OutageError, match="says to wait for 3,600 s"):
         encoder.encode_documents(["one"])
 
 
@@ -242,33 +236,33 @@ def test_how_long_to_wait_is_read_from_any_header() -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after-ms": "20"}])
-def test_a_storm_of_429_loses_nothing_and_bills_nothing_twice(server, headers, monkeypatch) -> None:
+def test_a_storm_of_429_loses_nothing_and_bills_nothing_twice(service, headers, monkeypatch) -> None:
     monkeypatch.setattr(hosted, "LONGEST_BUSY_WAIT", 0.05)
-    server.fail("status", status=429, times=200, headers=headers)
-    with encoding(profile(server, batch_size=10)) as encoder:
+    service.fail("status", status=429, times=200, headers=headers)
+    with encoding(profile(service, batch_size=10)) as encoder:
         assert np.allclose(encoder.encode_documents(TEXTS), expected(TEXTS), atol=1e-6)
-    assert (server.counts()["distinct"], server.counts()["twice"], server.faults_left()) == (300, 0, 0)
+    assert (service.counts()["distinct"], service.counts()["twice"], service.faults_left()) == (300, 0, 0)
 
 
-def test_a_storm_that_does_not_end_is_an_outage(server, monkeypatch) -> None:
+def test_a_storm_that_does_not_end_is_an_outage(service, monkeypatch) -> None:
     monkeypatch.setattr(hosted, "PATIENCE", 0.3)
-    server.fail("status", status=429, times=1000)
-    with encoding(profile(server)) as encoder, pytest.raises(OutageError, match="answered 429"):
+    service.fail("status", status=429, times=1000)
+    with encoding(profile(service)) as encoder, pytest.raises(OutageError, match="answered 429"):
         encoder.encode_documents(["one"])
 
 
-def test_what_is_under_way_when_a_request_fails_is_kept(server) -> None:
+def test_what_is_under_way_when_a_request_fails_is_kept(service) -> None:
     """It is paid for: `Answers` gets it though the call fails."""
-    server.latency = 0.05
+    service.latency = 0.05
     answers = Remembering()
-    server.fail("status", status=500, times=1)
-    with encoding(profile(server, batch_size=50), answers, embedding_attempts=1) as encoder:
+    service.fail("status", status=500, times=1)
+    with encoding(profile(service, batch_size=50), answers, embedding_attempts=1) as encoder:
         with pytest.raises(OutageError):
             encoder.encode_documents(TEXTS)
         kept = len(answers.vectors)
-        assert kept == len(server.billed) > 0
+        assert kept == len(service.billed) > 0
         assert np.allclose(encoder.encode_documents(TEXTS), expected(TEXTS), atol=1e-6)
-    assert server.counts()["twice"] == 0
+    assert service.counts()["twice"] == 0
 
 
 class Remembering:
@@ -286,15 +280,15 @@ class Remembering:
         self.tokens += usage_tokens
 
 
-def test_answers_are_handed_on_by_the_content_without_its_prompt_and_asked_for_first(server) -> None:
+def test_answers_are_handed_on_by_the_content_without_its_prompt_and_asked_for_first(service) -> None:
     answers = Remembering()
-    with encoding(profile(server, document_prompt="passage: "), answers) as encoder:
+    with encoding(profile(service, document_prompt="passage: "), answers) as encoder:
         first = encoder.encode_documents(["one", "two"])
         assert set(answers.vectors) == {content_hash("one"), content_hash("two")}
-        assert answers.tokens == server.tokens_billed
+        assert answers.tokens == service.tokens_billed
         assert np.array_equal(encoder.encode_documents(["two", "three", "one"])[[2, 0]], first)
         encoder.encode_queries(["one"])
-    assert server.billed["passage: one"] == 1 and content_hash("three") in answers.vectors
+    assert service.billed["passage: one"] == 1 and content_hash("three") in answers.vectors
 
 
 # --- what only a person can mend -----------------------------------------------------------------------------------
@@ -316,16 +310,16 @@ WORDS = {"error": {"message": "no such thing", "code": None}}
         ({"status": 400, "body": {"error": {"message": "no", "param": "model"}}}, "correct the profile (text-emb"),
     ],
 )
-def test_what_no_other_try_can_mend_stops_at_once_with_the_remedy(server, fault, said) -> None:
-    server.fail("status", times=9, **fault)
-    with encoding(profile(server)) as encoder, pytest.raises(ProfileError) as error:
+def test_what_no_other_try_can_mend_stops_at_once_with_the_remedy(service, fault, said) -> None:
+    service.fail("status", times=9, **fault)
+    with encoding(profile(service)) as encoder, pytest.raises(ProfileError) as error:
         encoder.encode_documents(["one", "two"])
     assert said in one_line(error.value)
-    assert server.requests == 1
+    assert service.requests == 1
 
 
-def test_a_model_that_does_not_exist_is_named(server) -> None:
-    with encoding(profile(server, model="no-such-model")) as encoder, pytest.raises(ProfileError) as error:
+def test_a_model_that_does_not_exist_is_named(service) -> None:
+    with encoding(profile(service, model="no-such-model")) as encoder, pytest.raises(ProfileError) as error:
         encoder.encode_documents(["one"])
     assert "The model `no-such-model` does not exist.; correct `model:` (no-such-model)" in one_line(error.value)
 
@@ -339,28 +333,28 @@ def test_dimensions_that_the_model_cannot_give_are_refused_before_a_request(mode
         HostedEncoder(profile(None, model=model, dimensions=dimensions, url="http://127.0.0.1:9/v1"), Settings())
 
 
-def test_an_address_without_v1_is_told_what_it_usually_is(server) -> None:
-    given = profile(None, url=server.url.removesuffix("/v1"))
+def test_an_address_without_v1_is_told_what_it_usually_is(service) -> None:
+    given = profile(None, url=service.url.removesuffix("/v1"))
     with encoding(given) as encoder, pytest.raises(ProfileError, match=r"usually ends in /v1: http://[^ ]*/v1\)"):
         encoder.encode_documents(["one"])
 
 
-def test_a_slash_at_the_end_of_the_address_changes_nothing(server) -> None:
-    with encoding(profile(None, url=server.url + "/")) as encoder:
+def test_a_slash_at_the_end_of_the_address_changes_nothing(service) -> None:
+    with encoding(profile(None, url=service.url + "/")) as encoder:
         assert np.allclose(encoder.encode_documents(["one"]), expected(["one"]), atol=1e-6)
 
 
-def test_a_redirect_is_not_followed_but_told(server) -> None:
-    server.fail("redirect", location="https://user:s3cret@elsewhere.example/v1/embeddings?key=s3cret")
-    with encoding(profile(server)) as encoder, pytest.raises(ProfileError) as error:
+def test_a_redirect_is_not_followed_but_told(service) -> None:
+    service.fail("redirect", location="https://user:s3cret@elsewhere.example/v1/embeddings?key=s3cret")
+    with encoding(profile(service)) as encoder, pytest.raises(ProfileError) as error:
         encoder.encode_documents(["one"])
     assert "it is now at https://elsewhere.example/v1: set that address" in one_line(error.value)
     assert "s3cret" not in str(error.value)
 
 
-def test_a_proxy_that_wants_a_password_is_named(server, monkeypatch) -> None:
-    server.fail("status", status=407, body={}, times=9)
-    monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+def test_a_proxy_that_wants_a_password_is_named(service, monkeypatch) -> None:
+    service.fail("status", status=407, body={}, times=9)
+    monkeypatch.setenv("HTTP_PROXY", service.url.removesuffix("/v1"))
     given = profile(None, url="http://embeddings.example/v1")
     with encoding(given) as encoder, pytest.raises(ProfileError, match="the proxy wants a user and password"):
         encoder.encode_documents(["one"])
@@ -407,77 +401,77 @@ def test_without_a_key_openai_is_not_asked() -> None:
         load_encoder(BUILT_IN["openai"], Settings())
 
 
-def test_quotes_around_a_key_in_an_env_file_are_the_files(tmp_path, monkeypatch, server) -> None:
+def test_quotes_around_a_key_in_an_env_file_are_the_files(tmp_path, monkeypatch, service) -> None:
     (tmp_path / "dagster.yaml").touch()
-    (tmp_path / ".env").write_text(f"OPENAI_API_KEY=\"{KEY}\"\nOPENAI_BASE_URL='{server.url}'\n")
+    (tmp_path / ".env").write_text(f"OPENAI_API_KEY=\"{KEY}\"\nOPENAI_BASE_URL='{service.url}'\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    server.key = KEY
+    service.key = KEY
     settings = load_settings()
     encoder = HostedEncoder(profile(None), settings)
     assert np.allclose(encoder.encode_documents(["one"]), expected(["one"]), atol=1e-6)
     encoder.close()
 
 
-def test_nothing_paid_is_asked_while_it_is_switched_off(server) -> None:
-    with encoding(profile(server), embedding_enabled=False) as encoder:
+def test_nothing_paid_is_asked_while_it_is_switched_off(service) -> None:
+    with encoding(profile(service), embedding_enabled=False) as encoder:
         for method in (encoder.encode_documents, encoder.encode_queries):
             with pytest.raises(ProfileError, match="EMBEDDING_ENABLED=false forbids every request to http://127"):
                 method(["one"])
-    assert server.requests == 0
+    assert service.requests == 0
 
 
 @pytest.mark.parametrize("status", [401, 500, 400])
-def test_the_key_is_in_no_message_log_or_traceback(server, status, caplog) -> None:
+def test_the_key_is_in_no_message_log_or_traceback(service, status, caplog) -> None:
     """Though the server repeats it."""
     caplog.set_level(logging.DEBUG)
     body = {"error": {"message": f"Bearer {KEY} is not welcome", "code": None}}
-    server.fail("status", status=status, body=body, times=99)
-    settings = {"openai_api_key": SecretStr(KEY), "openai_base_url": server.url}
+    service.fail("status", status=status, body=body, times=99)
+    settings = {"openai_api_key": SecretStr(KEY), "openai_base_url": service.url}
     with encoding(profile(None), **settings) as encoder:
         with pytest.raises((ProfileError, OutageError)) as error:
             encoder.encode_documents(["one"])
         shown = "".join(traceback.format_exception(error.value)) + caplog.text + repr(encoder) + repr(vars(encoder))
-    assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
+    assert service.headers[-1]["authorization"] == f"Bearer {KEY}"
     assert KEY not in shown and "Bearer ***" in str(error.value)
 
 
 # --- poison -----------------------------------------------------------------------------------------------------------
 
 
-def test_exactly_the_texts_that_are_refused_are_poison_in_the_servers_words(server) -> None:
+def test_exactly_the_texts_that_are_refused_are_poison_in_the_servers_words(service) -> None:
     texts = [f"POISON {n}" if n in (7, 150, 151) else text for n, text in enumerate(TEXTS)]
-    with encoding(profile(server, batch_size=300)) as encoder, pytest.raises(PoisonTextsError) as error:
+    with encoding(profile(service, batch_size=300)) as encoder, pytest.raises(PoisonTextsError) as error:
         encoder.encode_documents(texts)
     assert set(error.value.reasons) == {7, 150, 151}
     assert error.value.reasons[7].startswith("Your input was rejected by the safety system.")
     good = [n for n in range(300) if n not in error.value.reasons]
     assert np.allclose(error.value.vectors[good], expected([texts[n] for n in good]), atol=1e-6)
-    assert server.counts()["twice"] == 0 and len(server.billed) == 297
+    assert service.counts()["twice"] == 0 and len(service.billed) == 297
 
 
-def test_a_server_that_takes_fewer_texts_a_request_blames_none(server) -> None:
-    server.most_inputs = 32
-    with encoding(profile(server, batch_size=300)) as encoder:
+def test_a_server_that_takes_fewer_texts_a_request_blames_none(service) -> None:
+    service.most_inputs = 32
+    with encoding(profile(service, batch_size=300)) as encoder:
         assert np.allclose(encoder.encode_documents(TEXTS), expected(TEXTS), atol=1e-6)
-    assert server.counts()["twice"] == 0
+    assert service.counts()["twice"] == 0
 
 
-def test_texts_of_300_001_tokens_are_several_requests(server) -> None:
+def test_texts_of_300_001_tokens_are_several_requests(service) -> None:
     texts = [f"{n:3} " * 8000 for n in range(38)]  # 8,000 tokens each
-    with encoding(profile(server)) as encoder:
+    with encoding(profile(service)) as encoder:
         assert np.allclose(encoder.encode_documents(texts), expected(texts), atol=1e-6)
-    assert (server.counts()["texts"], server.refused) == (38, 0)
+    assert (service.counts()["texts"], service.refused) == (38, 0)
 
 
-def test_a_server_that_refuses_even_a_harmless_text_is_at_fault_itself(server) -> None:
-    server.fail("status", status=400, body={"error": {"message": "I take nothing"}}, times=99)
-    with encoding(profile(server)) as encoder, pytest.raises(ProfileError, match="refuses even 'a plain sentence'"):
+def test_a_server_that_refuses_even_a_harmless_text_is_at_fault_itself(service) -> None:
+    service.fail("status", status=400, body={"error": {"message": "I take nothing"}}, times=99)
+    with encoding(profile(service)) as encoder, pytest.raises(ProfileError, match="refuses even 'a plain sentence'"):
         encoder.encode_documents(["one", "two"])
 
 
-def test_a_text_over_the_limit_is_refused_with_its_length_and_the_others_go_on(server) -> None:
+def test_a_text_over_the_limit_is_refused_with_its_length_and_the_others_go_on(service) -> None:
     texts = ["short", "x" * 40_000, "y" * 100_000, "also short"]
-    with encoding(profile(server)) as encoder, pytest.raises(PoisonTextsError) as error:
+    with encoding(profile(service)) as encoder, pytest.raises(PoisonTextsError) as error:
         encoder.encode_documents(texts)
     assert "maximum context length is 8192 tokens" in error.value.reasons[1]
     assert "40,000 characters" in error.value.reasons[1]
@@ -485,21 +479,21 @@ def test_a_text_over_the_limit_is_refused_with_its_length_and_the_others_go_on(s
     assert np.allclose(error.value.vectors[[0, 3]], expected(["short", "also short"]), atol=1e-6)
 
 
-def test_a_text_over_the_limit_is_cut_if_the_profile_says_so(server) -> None:
+def test_a_text_over_the_limit_is_cut_if_the_profile_says_so(service) -> None:
     texts = ["short", "x" * 100_000]
-    with encoding(profile(server, truncate=True)) as encoder:
+    with encoding(profile(service, truncate=True)) as encoder:
         vectors = encoder.encode_documents(texts)
         assert encoder.max_length == 8192 and encoder.count_tokens(texts).tolist() == [2, 25_000]
     assert np.allclose(vectors, expected(["short", "x" * 8192 * 4]), atol=1e-6)
 
 
-def test_a_text_that_was_cut_too_little_is_cut_again(server) -> None:
-    with encoding(profile(server, truncate=True, max_length=9000)) as encoder:
+def test_a_text_that_was_cut_too_little_is_cut_again(service) -> None:
+    with encoding(profile(service, truncate=True, max_length=9000)) as encoder:
         assert np.allclose(encoder.encode_documents(["x" * 40_000]), expected(["x" * 28_800]), atol=1e-6)
 
 
-def test_texts_that_cannot_be_sent_are_cleaned_or_refused(server) -> None:
-    with encoding(profile(server)) as encoder, pytest.raises(PoisonTextsError) as error:
+def test_texts_that_cannot_be_sent_are_cleaned_or_refused(service) -> None:
+    with encoding(profile(service)) as encoder, pytest.raises(PoisonTextsError) as error:
         encoder.encode_documents(["lone \ud800 surrogate", " \u200b\n", ""])
     assert error.value.reasons == {1: "the text is blank", 2: "the text is blank"}
-    assert server.billed["lone \ufffd surrogate"] == 1
+    assert service.billed["lone \ufffd surrogate"] == 1
