@@ -58,10 +58,10 @@ class Settings(BaseSettings):
     embedding_device: str | None = None
     embedding_batch_size: int | None = None
     embedding_provider: str | None = None
-    embedding_enabled: bool = True
-    embedding_requests_per_minute: int = Field(default=500, ge=0)
-    embedding_tokens_per_minute: int = Field(default=0, ge=0)
-    embedding_attempts: int = Field(default=3, ge=1)
+    embedding_enabled: bool | None = None
+    embedding_requests_per_minute: int | None = Field(default=None, ge=0)
+    embedding_tokens_per_minute: int | None = Field(default=None, ge=0)
+    embedding_attempts: int | None = Field(default=None, ge=1)
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = HIDDEN
     lake_uri: str | None = HIDDEN

@@ -37,6 +37,7 @@ from embeddings_pipeline.forks import ProcessLock
 LEAST_INPUTS, AT_ONCE = 64, 64  # where requests are free, the texts of a call are spread over so many of them
 SURELY_TOO_LONG = 2.0  # times the limit, by the estimate: not sent at all. Below it, the server decides
 CUT_AGAIN, CUTS = 0.8, 6  # what is left of a text that is still too long after it was cut, and how often
+ATTEMPTS = 3
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0  # between attempts at a server that fails
 BUSY_WAIT, LONGEST_BUSY_WAIT = 0.25, 1.0  # after a 429 that names no time
 PATIENCE = 300.0  # seconds without a good answer after which a server that only says 429 is an outage
@@ -65,7 +66,7 @@ class HostedEncoder:
         self.limits = limits_of(profile)
         self.answers = answers
         self.counted: Counter[str] = Counter()  # requests, good answers, tries again, tokens, texts refused or cut
-        self._enabled, self._attempts = settings.embedding_enabled, settings.embedding_attempts
+        self._enabled, self._attempts = settings.embedding_enabled is not False, settings.embedding_attempts or ATTEMPTS
         self._rate = Rate(profile, settings, self.api.url, self.api.secret)
         self._estimate = _Estimate()
         self._loop = _Loop()

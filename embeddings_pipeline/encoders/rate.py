@@ -28,6 +28,7 @@ from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
 
+REQUESTS_PER_MINUTE = 500  # if nobody says otherwise
 SHARE_AT_ONCE = 0.0099  # of a minute's tokens, in one request: a larger one has to be spaced (sql/schema/0013_rate.sql)
 AHEAD = 1.0  # seconds by which a request is taken before it is due, so that a query waits for no longer queue
 LONGEST_SLEEP = 10.0  # before the bucket is asked again
@@ -47,8 +48,9 @@ class Rate:
         """`url` and `key` make the account; neither is kept."""
         self._who, self._settings = f"Profile {profile.name}", settings
         self.account = hashlib.blake2b(f"{url}\0{key}".encode(), digest_size=8).hexdigest()
-        self._requests = _limit(profile.requests_per_minute, settings.embedding_requests_per_minute)
-        self._tokens = _limit(profile.tokens_per_minute, settings.embedding_tokens_per_minute)
+        requests = (profile.requests_per_minute, settings.embedding_requests_per_minute, REQUESTS_PER_MINUTE)
+        self._requests = _first(*requests)  # None: no limit
+        self._tokens = _first(profile.tokens_per_minute, settings.embedding_tokens_per_minute)
         self._server: dict[str, float] = {}  # what the headers said: limit-requests, limit-tokens
         self._database: Database | None = None
         self._is_shared = True
@@ -125,8 +127,9 @@ async def taken(rate: Rate, turn: asyncio.Lock, model: str, tokens: float) -> No
         await asyncio.sleep(wait)
 
 
-def _limit(of_profile: int | None, of_environment: int) -> float | None:
-    limit = of_environment if of_profile is None else of_profile
+def _first(*limits: int | None) -> float | None:
+    """The first that is given, as a number; 0 is none."""
+    limit = next((limit for limit in limits if limit is not None), 0)
     return float(limit) or None
 
 
