@@ -1,5 +1,7 @@
 """The rate of a hosted model: what may be sent, and when, by a bucket that all who use one database share."""
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pydantic import SecretStr
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.api import ServiceOutageError
 from embeddings_pipeline.encoders.hosted import HostedEncoder
+from embeddings_pipeline.encoders.pace import Pace
 from embeddings_pipeline.encoders.rate import Rate
 from embeddings_pipeline_tests.support.workbench import execute, plain_role
 
@@ -188,3 +191,28 @@ def test_the_environment_limits_what_the_profile_leaves_open(service, settings) 
     given = settings.model_copy(update={"embedding_requests_per_minute": 6, "openai_api_key": SecretStr("key")})
     rate = Rate(Profile(name="t", provider="openai", model=MODEL, dimensions=64), given, URL, "key")
     assert rate.take(MODEL, 0) == 0 and rate.take(MODEL, 0) < -8
+
+
+def test_fewer_requests_are_under_way_after_a_429_and_more_again_while_answers_are_quick() -> None:
+    async def at_once() -> list[float]:
+        pace = Pace()
+        seen = [pace.at_once]
+        before = time.monotonic() - 1
+        for _ in range(3):
+            pace.too_many(before)  # sent together: they count as one
+        seen.append(pace.at_once)
+        for _ in range(40):
+            async with contextlib.AsyncExitStack() as slots:
+                for _ in range(int(pace.at_once)):
+                    await slots.enter_async_context(pace.slot())
+                pace.quick(0.05)
+        seen.append(pace.at_once)
+        for _ in range(40):
+            async with contextlib.AsyncExitStack() as slots:
+                for _ in range(int(pace.at_once)):
+                    await slots.enter_async_context(pace.slot())
+                pace.quick(5.0)  # the server is busy
+        return [*seen, pace.at_once]
+
+    first, lowered, raised, kept = asyncio.run(at_once())
+    assert (lowered, kept) == (first / 2, raised) and raised > first
