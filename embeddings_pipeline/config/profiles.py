@@ -39,8 +39,8 @@ class ProfileSettings:
         description="A folder or a Hugging Face name (local), a model's name (openai), `package.module:Class` (python)."
     )
     dimensions: _Count = Field(
-        description="Length of each vector. More than the model's own are refused; of fewer, the first so many are taken, "
-        "at unit length, which suits models that were trained for it."
+        description="Length of each vector. More than the model's own are refused; of fewer, the first so many are "
+        "taken, at unit length, which suits models that were trained for it."
     )
     max_length: _Count | None = Field(
         default=None, description="Tokens read of a text, prompt included. Left out: what the model's files say."
