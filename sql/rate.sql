@@ -1,4 +1,4 @@
--- What may be sent to a hosted model, and when: the functions are in sql/schema/0013_rate.sql.
+-- What may be sent to a hosted model, and when: the functions are in sql/schema/0013_hosted.sql.
 
 -- name: take
 SELECT embeddings.take_rate(

@@ -40,7 +40,7 @@ CUT_AGAIN, CUTS = 0.8, 6  # what is left of a text that is still too long after 
 ATTEMPTS = 3
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0  # between attempts at a server that fails
 BUSY_WAIT, LONGEST_BUSY_WAIT = 0.25, 1.0  # after a 429 that names no time
-PATIENCE = 300.0  # seconds without a good answer after which a server that only says 429 is an outage
+PATIENCE = 600.0  # seconds without a good answer after which a server that only says 429 is an outage
 
 T = TypeVar("T")
 
@@ -259,12 +259,11 @@ class HostedEncoder:
 
     def _wait(self, call: "_Call", error: ServiceOutageError, failures: int) -> float:
         """How long to wait before the next attempt; raises the error if there is none."""
-        patience = PATIENCE - (time.monotonic() - call.good)
-        if error.wait is not None and error.wait > max(patience, 0.0):
+        if error.wait is not None and error.wait > PATIENCE:
             raise OutageError(f"{error}; it says to wait for {error.wait:,.0f} s: try again then") from None
         if error.busy:
             call.busy += 1
-            if patience <= 0:
+            if time.monotonic() - call.good > PATIENCE:
                 raise OutageError(f"{error}; it has said so for {PATIENCE:.0f} s") from None
             wait = error.wait or min(BUSY_WAIT * 2 ** min(call.busy, 10), LONGEST_BUSY_WAIT)
         else:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-FIRST, LEAST, MOST = 8.0, 4.0, 64.0
+FIRST, LEAST, MOST = 16.0, 8.0, 64.0
 SLOW = 3.0  # times the quickest answer: then the server is busy, and more at once would only wait there
 
 

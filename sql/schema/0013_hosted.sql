@@ -1,4 +1,16 @@
--- What may still be sent to a hosted model this minute, shared by all that use this database.
+-- What hosted models need: who makes which model's vectors, and what may still be sent this minute.
+
+-- Profiles that give the same vectors as a model, though their own fingerprint is another: the model at another place.
+CREATE TABLE embeddings.maker (
+    collection  text NOT NULL,
+    maker       text NOT NULL,                           -- the profile's own fingerprint
+    fingerprint text NOT NULL,                           -- the model whose vectors it makes
+    profile     jsonb NOT NULL,
+    cosine      double precision NOT NULL,               -- the lowest of the canaries, when it was bound
+    bound_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (collection, maker),
+    FOREIGN KEY (collection, fingerprint) REFERENCES embeddings.model ON DELETE CASCADE ON UPDATE CASCADE
+);
 
 -- `requests_at` and `tokens_at` say until when what was taken lasts at the permitted rate (a token bucket, told as times:
 -- the generic cell rate algorithm). A row a model of an account.
