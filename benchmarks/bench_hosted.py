@@ -10,6 +10,7 @@ first answer to the last; `worst minute` the most in any 60 s. The database is a
 import argparse
 import json
 import multiprocessing
+import resource
 import subprocess
 import sys
 import tempfile
@@ -103,9 +104,23 @@ def speed(url: str, state: str, number: int, tokens: int) -> None:
     print(f"speed: {number / seconds:,.0f} texts/s without a limit ({counted['requests']} requests)")
 
 
+def memory(url: str, state: str, number: int, tokens: int) -> None:
+    for times in (1, 10):
+        for n in range(times):
+            encode(url, state, texts_of(number, tokens, n * number), {"requests_per_minute": 0})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(f"memory: {peak:,} MB at most after {times * number:,} texts")
+
+
+def calls(url: str, state: str) -> None:
+    """1,000 texts at 500 requests a minute: a tool that sends one text a request needs two minutes at that limit."""
+    counted, seconds = run(url, state, texts_of(1000, 100), 1, {"requests_per_minute": 500})
+    print(f"calls: 1,000 texts in {counted['requests']} requests and {seconds:.1f} s at 500 requests a minute")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["speed", "storm", "rate"], help="of: speed storm rate")
+    parser.add_argument("what", nargs="*", default=["speed", "storm", "rate"], help="of: speed storm rate memory calls")
     parser.add_argument("--texts", type=int, default=4_000)
     parser.add_argument("--tokens", type=int, default=100, help="of a text")
     parser.add_argument("--processes", type=int, default=1, help="at once, for `rate`")
@@ -121,6 +136,10 @@ def main() -> None:
             encode(url, state, ["warm"], {"requests_per_minute": 0})
             if "speed" in given.what:
                 speed(url, state, 5 * given.texts, 25)
+            if "memory" in given.what:
+                memory(url, state, 2 * given.texts, 25)
+            if "calls" in given.what:
+                calls(url, state)
             if "storm" in given.what:
                 storm(url, state, given.texts, given.tokens, given.answers)
             if "rate" in given.what:
