@@ -53,7 +53,7 @@ def estimated_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
     return np.array([max(1, math.ceil(len(text.encode()) / BYTES_PER_TOKEN)) for text in texts], dtype=np.int64)
 
 
-def packed(tokens: Sequence[int], inputs: int, most_tokens: float) -> list[list[int]]:
+def packed(tokens: Sequence[float], inputs: int, most_tokens: float) -> list[list[int]]:
     """Places of texts, in their order, in requests of at most so many texts and tokens; a longer text has its own."""
     requests: list[list[int]] = []
     room = 0.0

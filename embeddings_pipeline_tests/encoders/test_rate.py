@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -19,9 +20,10 @@ from embeddings_pipeline_tests.support.workbench import execute, plain_role
 URL, MODEL = "https://api.example/v1", "text-embedding-3-small"
 
 
-def profile(requests: int = 0, tokens: int = 0, **others: object) -> Profile:
+def profile(requests: int = 0, tokens: int = 0, **others: Any) -> Profile:
     limits = {"requests_per_minute": requests, "tokens_per_minute": tokens}
-    return Profile(**{"name": "test", "provider": "openai", "model": MODEL, "dimensions": 64, **limits, **others})
+    defaults: dict[str, Any] = {"name": "test", "provider": "openai", "model": MODEL, "dimensions": 64}
+    return Profile(**{**defaults, **limits, **others})
 
 
 def bucket(settings, requests: int = 0, tokens: int = 0, key: str = "key") -> Rate:
