@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.profiles import Profile
-from embeddings_pipeline.config.settings import Settings, environment_value
+from embeddings_pipeline.config.settings import Settings, environment_value, revealed
 from embeddings_pipeline.encoders.limits import KNOWN
 from embeddings_pipeline.encoders.outage import is_outage, is_outage_status, wait_said
 from embeddings_pipeline.errors import OutageError, ProfileError
@@ -124,7 +124,11 @@ class EmbeddingApi:
 
     def _address(self, settings: Settings) -> str:
         where = "`url:`" if self.profile.url else "OPENAI_BASE_URL"
-        url = self._expanded(self.profile.url or settings.openai_base_url or OPENAI_URL, where).strip().rstrip("/")
+        url = (
+            self._expanded(self.profile.url or revealed(settings.openai_base_url) or OPENAI_URL, where)
+            .strip()
+            .rstrip("/")
+        )
         try:
             parts = urlsplit(url)
             usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
@@ -143,7 +147,7 @@ class EmbeddingApi:
     def _read_key(self, settings: Settings) -> str:
         name = self.profile.key_variable or ("" if self.profile.url else "OPENAI_API_KEY")
         if name == "OPENAI_API_KEY":
-            key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+            key = revealed(settings.openai_api_key)
         else:
             key = environment_value(name) if name else None
         if not key:

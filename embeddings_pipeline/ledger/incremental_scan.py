@@ -1,19 +1,26 @@
 """An incremental scan: what was updated since the last one, by `source.updated_at:`, in bounded steps."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.types.json import Jsonb
 
+from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
+from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import OVERLAP, Source
+from embeddings_pipeline.store.source_keys import NOTHING, LeftOut, too_long
 from embeddings_pipeline.store.source_rows import Position, UpdatedRow
 from embeddings_pipeline.store.sql import load_sql
+
+T = TypeVar("T")
 
 ROWS_PER_TRANSACTION = 2000  # each may lie in another batch, and take its lock
 
@@ -66,7 +73,7 @@ class Watermark:
         return cls(**{**stored, **positions})
 
 
-class IncrementalScans(ScanBase):
+class IncrementalScans(ScanBase, Quarantine):
     """The part of the ledger that reads what was updated."""
 
     def incremental_scan(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> IncrementalScan:
@@ -81,7 +88,8 @@ class IncrementalScans(ScanBase):
             connection.execute(load_sql("scan/stage"))
             mark = self._watermark(connection, source, reading)
             while True:
-                rows = source.updated_after(reading, mark.cursor, rows_at_once)
+                updated = partial(source.updated_after, reading, mark.cursor, rows_at_once)
+                rows = self._without_what_stops(connection, updated)
                 last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
                 all_read = len(rows) < rows_at_once or last < 0
                 for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
@@ -97,6 +105,15 @@ class IncrementalScans(ScanBase):
                 if total.caught_up or time.monotonic() - started > seconds:
                     return total
 
+    def _without_what_stops(self, connection: psycopg.Connection, read: Callable[[LeftOut], T]) -> T:
+        """What `read` gives; without the rows that full scans leave out, if one of them stops it."""
+        try:
+            return read(NOTHING)
+        except SourceError as error:
+            if not is_of_data(error.__cause__):
+                raise
+            return read(self.left_out(connection))
+
     def _watermark(self, connection: psycopg.Connection, source: Source, reading: psycopg.Connection) -> Watermark:
         """Where the last scan ended; a new one an overlap ago, if there is none, if it is of another column, or if the
         source's clock was ahead for a while.
@@ -107,7 +124,7 @@ class IncrementalScans(ScanBase):
         row = connection.execute(query, [self.name]).fetchone()
         mark = Watermark.parse(row[0]) if row and row[0] else None
         if mark is None or mark.column != column or source.is_ahead(reading, mark.cursor):
-            newest = source.newest(reading)
+            newest = self._without_what_stops(connection, partial(source.newest, reading))
             mark = Watermark(column, newest, newest, newest, time.time())
         return mark
 
@@ -115,6 +132,8 @@ class IncrementalScans(ScanBase):
         """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
         seen: dict[str, bytes | None] = {}
         for row in rows:
+            if too_long(row.item_key):  # full scans tell it
+                continue
             if seen.get(row.item_key) is not None and row.row_hash is not None:
                 raise self._key_twice(row.item_key)
             seen[row.item_key] = row.row_hash or seen.get(row.item_key)

@@ -22,10 +22,11 @@ from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.render import texts_table
 from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
 from embeddings_pipeline.progress import count
-from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
+from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, usable, why_not
 
 log = logging.getLogger(__name__)
 
+MOST_HELPLESS = 10  # texts without a vector, of which none has one alone either
 TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
 FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
 HOSTED_TEXTS = 8192  # instead, for a hosted model: so many that requests are full, and many are under way at once
@@ -160,6 +161,7 @@ def embed_texts(
         parts.append(_encode(encoder, digests[part], values[part], bad))
         count(len(parts[-1]))
     vectors = np.concatenate(parts)
+    _encode_alone(encoder, digests, values, vectors, bad)
     refused = _refused(collection, encoder, digests, vectors, bad)
     good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad | refused}
     for step, reasons in (("encode", bad), ("store", refused)):
@@ -234,6 +236,22 @@ def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
 
 def _no_texts_fault(error: Exception) -> bool:
     return isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError)
+
+
+def _encode_alone(
+    encoder: Encoder, digests: list[bytes], texts: list[str], vectors: NDArray, bad: dict[bytes, str]
+) -> None:
+    """Put what the model gives for a text alone in the place of what is no vector: with some models and processors that
+    is because of the longer texts beside it. Ends after the first few for which that does not help.
+    """
+    helpless = 0
+    for row in np.flatnonzero(~usable(vectors)) if len(texts) > 1 else ():
+        if digests[row] in bad:
+            continue
+        vectors[row] = _encode(encoder, [digests[row]], [texts[row]], bad)[0]
+        helpless += not usable(vectors[row : row + 1])[0]
+        if helpless == MOST_HELPLESS:
+            break
 
 
 def _refused(

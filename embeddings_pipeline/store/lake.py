@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.definition import batch_key
-from embeddings_pipeline.config.settings import Settings, in_project
+from embeddings_pipeline.config.settings import Settings, in_project, revealed
 from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.store.models import Identity
 
@@ -194,7 +194,7 @@ def open_lake(settings: Settings) -> Lake:
     """The lake at LAKE_URI, a folder (relative to the project's root) or anything that `pyarrow.fs` opens; else the
     folder `lake` in the state folder.
     """
-    uri = settings.lake_uri
+    uri = revealed(settings.lake_uri)
     if not uri:
         return Lake(pafs.LocalFileSystem(), (settings.state_dir / "lake").as_posix())
     try:

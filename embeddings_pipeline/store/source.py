@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import psycopg
 from psycopg import sql
@@ -15,6 +16,7 @@ from embeddings_pipeline.errors import ConfigurationError, SourceError, did_you_
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.halves import MOST_FAILURES, by_halves, is_of_data
 from embeddings_pipeline.store.session import RUN_LIMITS, ReadLimits, reading, what_to_do
+from embeddings_pipeline.store.source_keys import NOTHING, LeftOut, SourceKeys, too_long
 from embeddings_pipeline.store.source_rows import Position, ScannedRow, SourceRow, UpdatedRow, is_key, split_key
 from embeddings_pipeline.store.source_sql import (
     column_of,
@@ -26,8 +28,8 @@ from embeddings_pipeline.store.source_sql import (
 )
 from embeddings_pipeline.store.source_url import connect_url
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted
 
-MAX_KEY_BYTES = 2000  # a B-tree entry of PostgreSQL holds about 2,700
 ROWS_AT_ONCE = 20_000
 _WITHOUT_NAN = {
     kind + array: function
@@ -85,31 +87,34 @@ class Source:
             )
         return types
 
-    def scan(self, connection: psycopg.Connection, apart: Sequence[str] = ()) -> Iterator[list[ScannedRow]]:
+    def scan(self, connection: psycopg.Connection, apart: LeftOut = NOTHING) -> Iterator[list[ScannedRow]]:
         """Every row of the source in one snapshot, in lists of at most 20,000, in no order.
 
-        `apart`: keys of rows that could not be read before, which are read by themselves. SourceError if another cannot
-        be read: `scan_by_key` finds which.
+        `apart`: rows that stopped a scan before, which are looked at by themselves. SourceError if another one does:
+        `scan_by_key` finds which.
         """
         # Only what is hashed comes over: PostgreSQL leaves the rest of the query out.
         types = self.check(connection)
-        others = sql.SQL("{} <> ALL ({}::text[])").format(self._key, sql.Literal(list(apart)))
-        selected = self._select(others, types, guarded=True) if apart else self._select(sql.SQL("true"), types)
+        others = apart.condition(self._key)
+        selected = self._select(others, types, guarded=True) if any(apart) else self._select(sql.SQL("true"), types)
         statement = sql.SQL("SELECT item_key, row_json FROM ({}) AS item").format(selected)
         rows: list[ScannedRow] = []
         for item_key, row_json in self._copy(connection, statement, 2):
-            rows.append(ScannedRow(item_key, row_hash(item_key, row_json)))
+            rows.append(too_long(item_key) or ScannedRow(item_key, row_hash(item_key, row_json)))
             if len(rows) == ROWS_AT_ONCE:
                 yield rows
                 rows = []
-        rows += [ScannedRow(row.item_key, row.row_hash, row.reason) for row in self.read(connection, apart)]
+        rows += [ScannedRow(row.item_key, row.row_hash, row.reason) for row in self.read(connection, apart.item_keys)]
+        rows += self._keys(connection).still_there(apart.unusable)
         if rows:
             yield rows
 
     def scan_by_key(self, connection: psycopg.Connection) -> Iterator[list[ScannedRow]]:
         """As `scan`, with the rows that cannot be read among the others. SourceError if those are all, or too many."""
         self._check_statement(connection, self.check(connection))
-        keys = self._keys(connection)
+        keys, unusable = self._keys(connection).all()
+        if unusable:
+            yield unusable
         readable, failed, example = 0, 0, None
         for start in range(0, len(keys), ROWS_AT_ONCE):
             rows = self.read(connection, keys[start : start + ROWS_AT_ONCE])
@@ -119,15 +124,17 @@ class Source:
             last = start + ROWS_AT_ONCE >= len(keys)
             if example and (failed > MOST_FAILURES or (last and failed > 1 and not readable)):
                 raise SourceError(
-                    f"{self}: {failed:,} rows of {self._name} cannot be read, and {readable:,} could; the one with the "
-                    f"key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
+                    f"{self}: {counted(failed, 'row')} of {self._name} cannot be read, and {readable:,} could; the one "
+                    f"with the key ({example.item_key}): {example.reason}; correct `source:` in {self._file}"
                 )
             yield [ScannedRow(row.item_key, row.row_hash, row.reason) for row in rows]
 
-    def newest(self, connection: psycopg.Connection) -> Position | None:
+    def newest(self, connection: psycopg.Connection, left_out: LeftOut = NOTHING) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
+        order = self._order(self.check(connection))
+        condition = left_out.condition(self._key) if any(left_out) else sql.SQL("true")
         statement = sql.SQL(load_sql("source/newest")).format(
-            **self._order(self.check(connection)), overlap=sql.Literal(OVERLAP)
+            **order, overlap=sql.Literal(OVERLAP), condition=condition
         )
         with self._reading(connection):
             row = connection.execute(statement).fetchone()
@@ -140,10 +147,13 @@ class Source:
             statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
             return connection.execute(statement).fetchone() == (True,)
 
-    def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
+    def updated_after(
+        self, connection: psycopg.Connection, after: Position | None, limit: int, left_out: LeftOut = NOTHING
+    ) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
-        Rows without `updated_at` are not among them.
+        Rows without `updated_at` are not among them. SourceError if one hides its key: a full scan finds it, and may
+        be left out from then on.
         """
         condition: sql.Composable = sql.SQL("true")
         types = self.check(connection)
@@ -155,8 +165,11 @@ class Source:
             else:
                 position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
                 condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
+        if any(left_out):  # and what does not meet `where:`, which full scans find
+            asked = (condition, left_out.condition(self._key), self._where)
+            condition = sql.SQL("{} AND {} AND ({}\n)").format(*asked)
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
-        where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
+        where = self._where
         columns = dict.fromkeys(
             (*self.definition.attributes.source.key, *seen, self.definition.attributes.source.updated_at)
         )
@@ -223,7 +236,7 @@ class Source:
         self._check_statement(connection, types)
         # Either a row cannot be read, or the column's type, which was changed, cannot hold a key: as text that is just
         # not found.
-        as_text = not self._can_ask(connection, self._with_keys(item_keys, types))
+        as_text = not self._keys(connection).can_ask(self._with_keys(item_keys, types))
 
         def read(keys: list[str]) -> list[SourceRow]:
             condition = self._with_keys_as_text(keys) if as_text else self._with_keys(keys, types)
@@ -238,30 +251,13 @@ class Source:
         rows = self._copy(connection, query, 3)
         return [SourceRow(key, row_hash(key, row_json), row_json, payload) for key, row_json, payload in rows]
 
-    def _keys(self, connection: psycopg.Connection) -> list[str]:
-        """The key of each row; of each whatever `where:` says, if it cannot be asked of one of them."""
-        where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
-        asked = where if self._can_ask(connection, where) else sql.SQL("true")
-        return [row[0] for row in self._copy(connection, self._asking(asked), 2)]
+    def _keys(self, connection: psycopg.Connection) -> SourceKeys:
+        columns = columns_of(self.definition.attributes.source.key)
+        return SourceKeys(self._key, columns, self._where, self._relation, partial(self._copy, connection))
 
     def _check_statement(self, connection: psycopg.Connection, types: dict[str, str]) -> None:
         """SourceError if it fails without any row too: then no row is to blame."""
         list(self._copy(connection, self._select(sql.SQL("false"), types), 3))
-
-    def _can_ask(self, connection: psycopg.Connection, condition: sql.Composable) -> bool:
-        try:
-            for _ in self._copy(connection, self._asking(condition), 2):
-                pass
-        except SourceError as error:
-            if not is_of_data(error.__cause__):
-                raise
-            return False
-        return True
-
-    def _asking(self, condition: sql.Composable) -> sql.Composed:
-        """The keys of the rows that meet a condition, and nothing else of them."""
-        statement = sql.SQL("SELECT {}, '' FROM {} AS source WHERE ({}\n)")
-        return statement.format(self._key, self._relation, condition)
 
     def _copy(self, connection: psycopg.Connection, query: sql.Composable, columns: int) -> Iterator[tuple[str, ...]]:
         """The rows of a query whose first two columns are an item's key and its JSON, all texts."""
@@ -275,10 +271,6 @@ class Source:
                     raise SourceError(
                         f"{self}: {self._name} has a row whose key ({key}) is NULL, near {row[1][:80]}; give it a key, "
                         f"or leave it out with `where:`"
-                    )
-                if len(item_key) > MAX_KEY_BYTES // 4 and len(item_key.encode()) > MAX_KEY_BYTES:
-                    raise SourceError(
-                        f"{self}: the key {item_key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes; choose a shorter key"
                     )
                 yield row
 
@@ -309,6 +301,10 @@ class Source:
             column = sql.SQL(function or "{}").format(column_of(name))
             columns.append(sql.SQL("{} AS {}").format(column, sql.Identifier(name)) if function else column)
         return sql.SQL(", ").join(columns)
+
+    @property
+    def _where(self) -> sql.Composable:
+        return user_statement((self.definition.attributes.source.where or "").strip() or "true")
 
     @property
     def _key(self) -> sql.Composable:

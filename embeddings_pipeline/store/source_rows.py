@@ -10,6 +10,7 @@ class ScannedRow(NamedTuple):
     item_key: str
     row_hash: bytes
     reason: str | None = None  # why it cannot be read
+    is_item: bool = True  # False: no item can have its key. `item_key` is what is shown, `row_hash` the key's SHA-256
 
 
 class Position(NamedTuple):
