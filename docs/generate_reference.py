@@ -57,7 +57,8 @@ def command_line() -> str:
         "embeddings_pipeline COMMAND …`. Each command has `--help`. One that takes long says every nine seconds, in a "
         "pipe too, that it goes on.",
         "The exit code is 0 only if all went well; 1 with one line on stderr that names the thing and the remedy; 2 "
-        "for wrong usage; 130 if you interrupted it. Errors and warnings go to stderr, results to stdout.",
+        "for wrong usage; 3 if a budget is spent; 130 if you interrupted it. Errors and warnings go to stderr, results "
+        "to stdout.",
     ]
     commands = list(_commands(root, ""))
     rows = [(f"[`{path}`](#{_anchor(path)})", _first_line(command)) for path, command in commands]

@@ -37,6 +37,10 @@ class RefusedError(PipelineError):
     """Something that would lose data was asked for and is done only with an explicit flag."""
 
 
+class BudgetError(PipelineError):
+    """A budget is spent: nothing more was asked of the model, and what it has answered is kept."""
+
+
 class RunFailed(PipelineError):
     """A run ended in failure; its message is the failed step's."""
 

@@ -35,6 +35,7 @@ from embeddings_pipeline.store.schema import ensure_schema
 from embeddings_pipeline_tests.support import databases
 from embeddings_pipeline_tests.support.databases import Rights
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
+from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer
 
 # What would lead a test to the developer's own database, model or account.
 DEPLOYMENT = re.compile(r"DATABASE_URL|DAGSTER_HOME|OPENAI_.*|LAKE_URI|EMBEDDING_.*|EMBEDDINGS_STATE_DIR|PG[A-Z]+")
@@ -223,6 +224,13 @@ def database(server: Database, template: str | None) -> Iterator[Database]:
         name = f"test_{uuid.uuid4().hex[:12]}"
         yield databases.copied(server, name, template)
         databases.dropped(server, name)
+
+
+@pytest.fixture
+def service() -> Iterator[EmbeddingServer]:
+    """A server of embeddings on loopback, of this test's own."""
+    with EmbeddingServer() as service:
+        yield service
 
 
 @pytest.fixture

@@ -9,6 +9,21 @@ JOIN embeddings.model ON model.collection = collection.name AND model.fingerprin
 WHERE collection.name = %(collection)s
 
 
+-- name: made_by
+-- The model whose vectors a profile makes, by its own fingerprint, if it was bound to one. Parameters: collection, maker.
+
+SELECT fingerprint FROM embeddings.maker WHERE collection = %(collection)s AND maker = %(maker)s
+
+
+-- name: bind
+-- Parameters: collection, maker, fingerprint, profile, cosine.
+
+INSERT INTO embeddings.maker (collection, maker, fingerprint, profile, cosine)
+VALUES (%(collection)s, %(maker)s, %(fingerprint)s, %(profile)s, %(cosine)s)
+ON CONFLICT (collection, maker) DO UPDATE SET
+    fingerprint = excluded.fingerprint, profile = excluded.profile, cosine = excluded.cosine, bound_at = now()
+
+
 -- name: state
 -- A time of the last full scan that is yet to come counts as none: the clock was ahead for a while. Parameter: collection.
 

@@ -1,6 +1,7 @@
 """What the commands share: their options, what they open, and what they print."""
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -29,6 +30,13 @@ EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 9.0  # until the first line of progress, and between two
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")]
+
+
+def a_number(value: float | None) -> float | None:
+    """For an option that `nan` would switch off."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is no number")
+    return value
 
 
 def pipeline_database(settings: Settings) -> "Database":

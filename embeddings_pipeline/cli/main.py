@@ -1,4 +1,6 @@
-"""The command line. Each command prints for people, with --json for programs; errors are one line and exit 1."""
+"""The command line. Each command prints for people, with --json for programs; errors are one line and exit 1, or 3 if a
+budget is spent.
+"""
 
 import errno
 import io
@@ -11,9 +13,9 @@ import click
 import psycopg
 import typer
 
-from embeddings_pipeline.cli import collection, init, load, profile, psql, quarantine, search, status, sync, ui
+from embeddings_pipeline.cli import cache, collection, init, load, profile, psql, quarantine, search, status, sync, ui
 from embeddings_pipeline.cli.console import LineFormatter, printable, sign_of_life, tell
-from embeddings_pipeline.errors import InterruptedRunError, PipelineError
+from embeddings_pipeline.errors import BudgetError, InterruptedRunError, PipelineError
 from embeddings_pipeline.store.retry import what_it_says
 
 app = typer.Typer(
@@ -29,8 +31,10 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.add_typer(profile.app, name="profile")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(collection.app, name="collection")
+app.add_typer(cache.app, name="cache")
 
 
+BUDGET_SPENT = 3  # the exit code, so that who waits for a budget can tell it from a failure
 INTERRUPTED = 130  # the exit code, as shells have it: 128 and the number of SIGINT
 # What a folder or disk does to a user, rather than a mistake of ours.
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
@@ -70,15 +74,21 @@ def main() -> None:
         print(line, file=sys.stderr)
         if isinstance(error, OSError) and not error.filename:  # what is not written yet cannot be either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(INTERRUPTED if isinstance(error, InterruptedRunError) else 1) from None
+        raise SystemExit(_exit_code(error)) from None
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, InterruptedRunError):
+        return INTERRUPTED
+    return BUDGET_SPENT if isinstance(error, BudgetError) else 1
+
+
 def _long_work(arguments: list[str]) -> str | None:
     """The command's name, if it is one that comes to an end without a person and is no program's."""
-    name = " ".join(arguments[: 2 if arguments[:1] in (["profile"], ["quarantine"], ["collection"]) else 1])
+    name = " ".join(arguments[: 2 if arguments[:1] in (["profile"], ["quarantine"], ["collection"], ["cache"]) else 1])
     return None if name in ("", "ui", "psql", "init") or "--json" in arguments else name
 
 

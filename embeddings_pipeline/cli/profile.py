@@ -194,6 +194,35 @@ def add(name: NameArgument, collection_name: CollectionOption = None, as_json: J
 
 
 @app.command()
+def rebind(
+    name: NameArgument,
+    collection_name: CollectionOption = None,
+    least_cosine: Annotated[
+        float, typer.Option("--least-cosine", help="What each of twenty texts must reach.", min=0.0, max=1.0)
+    ] = 0.999,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a profile make the current model's vectors: the same model at another place. Nothing is embedded anew; a
+    profile that gives other vectors is refused.
+    """
+    from embeddings_pipeline.model_change.rebind import rebind as bind
+    from embeddings_pipeline.model_change.state import candidate_profile
+
+    definition = chosen_collection(collection_name)
+    collection = open_chosen(definition)
+    drift = bind(collection, candidate_profile(collection, name), least_cosine)
+    if as_json:
+        fingerprint = collection.fingerprint
+        print_json({"collection": definition.name, "profile": name, "fingerprint": fingerprint, **asdict(drift)})
+        return
+    key = "profile" if definition.attributes.destination is None else "destination.profile"
+    print(
+        f"{definition.name}: {name} gives the vectors of {collection.profile.name} (lowest cosine of {drift.texts} "
+        f"texts: {drift.lowest_cosine}) and may make them from now on: declare it (`{key}: {name}`)"
+    )
+
+
+@app.command()
 def remove(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
     """Drop a model that `profile add` keeps."""
     from embeddings_pipeline.model_change.phases import remove_model

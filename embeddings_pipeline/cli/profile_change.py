@@ -33,7 +33,7 @@ from embeddings_pipeline.wording import counted
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
-    from embeddings_pipeline.model_change.plan import PlannedPhase
+    from embeddings_pipeline.model_change.plan import PlannedPhase, Price
     from embeddings_pipeline.model_change.state import ModelChange, Progress
     from embeddings_pipeline.orchestration.switch import SwitchResult
     from embeddings_pipeline.pipeline.collection import Collection
@@ -54,8 +54,11 @@ def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: 
         print_json([asdict(step) for step in planned])
         return
     cost = price(collection, profile)
-    figures = f"{counted(cost.texts, 'text')} to encode, about {counted(cost.tokens, 'token')}"
-    print(f"-- {definition.name}: {collection.profile.name} → {name}: {figures}")
+    print(f"-- {definition.name}: {collection.profile.name} → {name}: {_counted(cost)}")
+    for batch, quote in cost.quotes.items():
+        print(f"-- batch {batch}: {quote.in_words()}")
+    if cost.quote is not None:
+        print(f"-- {cost.basis}")
     print_phases(phases(planned, cost))
     phase = ""
     for step in planned:
@@ -132,13 +135,19 @@ def _ask(collection: "Collection", profile: "Profile") -> None:
     from embeddings_pipeline.model_change.plan import price
 
     cost = price(collection, profile)
+    takes = "" if cost.quote is not None else f" and {duration(cost.seconds)} on this machine"
     print(
-        f"{collection.definition.name}: {collection.profile.name} → {profile.name}: {counted(cost.texts, 'text')}, "
-        f"about {counted(cost.tokens, 'token')} and {duration(cost.seconds)} on this machine, {size(cost.bytes)} on "
-        "the database's disk",
+        f"{collection.definition.name}: {collection.profile.name} → {profile.name}: {_counted(cost)}{takes}, "
+        f"{size(cost.bytes)} on the database's disk",
         file=sys.stderr,
     )
     confirm("Start?", "there is no terminal to ask on: give --yes to start")
+
+
+def _counted(cost: "Price") -> str:
+    if cost.quote is not None:
+        return cost.quote.in_words()
+    return f"{cost.texts:,} texts to encode, about {cost.tokens:,} tokens"
 
 
 def _switched(done: "SwitchResult", grace_hours: float) -> str:

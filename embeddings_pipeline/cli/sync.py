@@ -1,13 +1,14 @@
 """`sync`: bring collections up to date."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embeddings_pipeline.cli.console import (
     EachCollectionOption,
     JsonOption,
+    a_number,
     check_all_defined,
     chosen_collections,
     print_json,
@@ -16,8 +17,11 @@ from embeddings_pipeline.cli.console import (
     tell,
 )
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import InterruptedRunError, PipelineError
+from embeddings_pipeline.errors import BudgetError, InterruptedRunError, PipelineError
 from embeddings_pipeline.wording import counted
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.orchestration.sync import SyncResult
 
 
 def sync(
@@ -28,6 +32,14 @@ def sync(
     force: Annotated[bool, typer.Option("--force", help="Encode every text anew.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Encode at most this many texts.")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            callback=a_number,
+            help="Stop, with exit code 3, before a hosted model has cost this many US dollars.",
+        ),
+    ] = None,
     allow_deletes: Annotated[
         bool, typer.Option("--allow-deletes", help="Also when more than 20 % of the items are gone.")
     ] = False,
@@ -37,8 +49,10 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Bring the vectors and the indexes up to date with the source."""
-    settings = load_settings()
-    results, failed, unsound = [], [], False
+    from embeddings_pipeline.encoders.budget import Purse
+
+    settings, purse = load_settings(), Purse(max_cost)
+    results, failed, unsound = [], {}, False
     collections = chosen_collections(collection_name)
     start_database(settings)
     from embeddings_pipeline.orchestration.sync import sync as run_sync
@@ -55,16 +69,18 @@ def sync(
                     limit=limit,
                     allow_deletes=allow_deletes,
                     redefine=redefine,
+                    purse=purse,
                     progress=progress,
                 )
         except PipelineError as error:  # the others are no worse for it
             if len(collections) == 1 or isinstance(error, InterruptedRunError):
                 raise
             tell(f"error: {definition.name}: {error}")
-            failed.append(definition.name)
+            failed[definition.name] = error
             continue
         results.append({**asdict(result), "checks": [check.as_dict(definition.name) for check in result.checks]})
         if not as_json:
+            _print_quote(result)
             print(_sync_line(results[-1]))
         for check in result.checks:
             tell(f"{check.severity}: {definition.name}: check {check.name}: {check.told(definition.name)}")
@@ -72,10 +88,23 @@ def sync(
     if as_json:
         print_json(results[0] if len(collections) == 1 else results)
     if failed:
-        raise PipelineError(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
+        only_budgets = all(isinstance(error, BudgetError) for error in failed.values())
+        kind = BudgetError if only_budgets else PipelineError
+        raise kind(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
     check_all_defined(collection_name)
     if unsound:  # each check that failed is told above
         raise typer.Exit(1)
+
+
+def _print_quote(result: "SyncResult") -> None:
+    """What a dry run says of a model that takes money."""
+    from embeddings_pipeline.pipeline.quote import Quote
+
+    if result.quote is None or result.quote["usd"] == 0:
+        return
+    for batch, quote in result.quotes.items():
+        print(f"{result.collection}: batch {batch}: {Quote(**quote).in_words()}")
+    print(f"{result.collection}: in all: {Quote(**result.quote).in_words()}; {result.basis}")
 
 
 def _sync_line(done: dict[str, Any]) -> str:
@@ -91,8 +120,11 @@ def _sync_line(done: dict[str, Any]) -> str:
             f"{done['collection']}: dry run, nothing was written. {items}, {done['deleted']:,} gone; "
             f"{counted(done['left'], 'text')} to embed, {done['reused']:,} reused{longer}"
         )
+    cached = f"{done['cached']:,} from the cache, " if done["cached"] else ""
+    cost = f"; ${done['usd']:,.4f}" if done["usd"] else ""
     left = f", {done['left']:,} left for the next sync" if done["left"] else ""
     return (
         f"{done['collection']}: {items}, {done['deleted']:,} deleted; {counted(done['embedded'], 'text')} embedded, "
-        f"{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s{longer}"
+        f"{cached}{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s{cost}"
+        f"{longer}"
     )

@@ -26,6 +26,8 @@ SHARED_TABLES = (
     "backfill",
     "quarantine",
     "embedding_cache",
+    "embedding_claim",
+    "embedding_spend",
     "model_change",
     "canary",
     "proposed_definition",
@@ -203,6 +205,16 @@ class QuarantineRules(_Strict):
             raise ValueError("`error_percent:` is a percentage, from 0 to 100")
 
 
+class BudgetRules(_Strict):
+    """What a hosted model may cost."""
+
+    usd_per_day: Number = Field(description="US dollars a day (UTC). What would cost more waits for the next day.")
+
+    def model_post_init(self, _: Any) -> None:
+        if self.usd_per_day < 0:
+            raise ValueError("`usd_per_day:` is a number of dollars, 0 or more")
+
+
 class CollectionAttributes(_Strict):
     """The attributes of `type: embeddings_pipeline.EmbeddingCollection`."""
 
@@ -232,6 +244,7 @@ class CollectionAttributes(_Strict):
         default_factory=AutomationDefinition, description="The sensor's and the schedules' numbers."
     )
     quarantine: QuarantineRules = Field(default_factory=QuarantineRules, description="Texts that fail by themselves.")
+    budget: BudgetRules | None = Field(default=None, description="What a hosted model may cost. Left out: no limit.")
     model_change: ModelChangeRules = Field(default_factory=ModelChangeRules, description="Changes of the model.")
 
     def model_post_init(self, _: Any) -> None:

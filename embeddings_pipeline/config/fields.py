@@ -1,6 +1,8 @@
 """Kinds of values that the sections of a `defs.yaml` are made of, each with a check that says what would be right."""
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -42,6 +44,17 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def variable_name(text: str) -> str:
+    """The name of a variable of the environment; never shown, since it may be the secret itself."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII):
+        raise ValueError("this is the name of a variable of the environment, never the secret itself")
+    return text
+
+
+def _as_pairs(value: Any) -> Any:
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
 def _different(names: tuple[str, ...]) -> tuple[str, ...]:
     for n, name in enumerate(names):
         if not name.strip() or name in names[:n]:
@@ -56,4 +69,9 @@ Columns = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
     AfterValidator(_different),
+]
+# A mapping of texts, as pairs: a profile can be the key of a dictionary.
+Headers = Annotated[
+    tuple[tuple[Text, str], ...],
+    BeforeValidator(_as_pairs, json_schema_input_type=dict[str, str]),
 ]

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from embeddings_pipeline.config.fields import Text, YesOrNo, whole_number
+from embeddings_pipeline.config.fields import Headers, Number, Text, YesOrNo, variable_name, whole_number
 from embeddings_pipeline.config.mistakes import explain
 from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.errors import ProfileError, did_you_mean
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _Count = Annotated[int, whole_number(1, 1_000_000_000)]
+_Variable = Annotated[str, AfterValidator(variable_name)]
+_Rate = Annotated[int, whole_number(0, 1_000_000_000)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -36,7 +38,10 @@ class ProfileSettings:
     model: Text = Field(
         description="A folder or a Hugging Face name (local), a model's name (openai), `package.module:Class` (python)."
     )
-    dimensions: _Count = Field(description="Length of each vector; a model that gives another length is refused.")
+    dimensions: _Count = Field(
+        description="Length of each vector. More than the model's own are refused; of fewer, the first so many are "
+        "taken, at unit length, which suits models that were trained for it."
+    )
     max_length: _Count | None = Field(
         default=None, description="Tokens read of a text, prompt included. Left out: what the model's files say."
     )
@@ -60,9 +65,14 @@ class ProfileSettings:
     )
     trust_remote_code: YesOrNo = Field(default=False, description="Run Python code that comes with the weights.")
     device: Text | None = Field(default=None, description="cpu, cuda or mps. Left out: a GPU if there is one.")
-    batch_size: _Count | None = Field(default=None, description="Most texts in one pass. Left out: by device.")
+    batch_size: _Count | None = Field(
+        default=None,
+        description="Most texts in one pass, or in one request (openai). Left out: by device or model.",
+    )
     tokens_per_batch: _Count | None = Field(
-        default=None, description="Most tokens, padding included, in one pass. Left out: by device."
+        default=None,
+        description="Most tokens in one pass, padding included, or in one request (openai). Left out: by device, or by "
+        "model.",
     )
     gpu_precision: Literal["float16", "bfloat16", "float32"] = Field(
         default="float16", description="On a GPU; a CPU takes bfloat16 where it is fast."
@@ -70,8 +80,47 @@ class ProfileSettings:
     cache: YesOrNo | None = Field(
         default=None, description="Keep vectors in the embedding cache. Left out: if the provider takes money for them."
     )
+    price: Number | None = Field(
+        default=None,
+        description="US dollars for a million tokens. Left out: what the table of prices says of the model.",
+    )
+
+    url: Text | None = Field(
+        default=None,
+        description="openai: the address of a server that speaks its protocol (http://host:8080/v1); `${NAME}` is a "
+        "variable of the environment. Left out: `OPENAI_BASE_URL`, else OpenAI's own.",
+    )
+    key_variable: _Variable | None = Field(
+        default=None,
+        description="openai: the name of the environment's variable that holds the key. Left out: `OPENAI_API_KEY`, "
+        "and none where the profile has a `url:`.",
+    )
+    headers: Headers = Field(
+        default=(), description="openai: more headers of each request; `${NAME}` is a variable of the environment."
+    )
+    query_model: Text | None = Field(
+        default=None, description="openai: another model of the same space that encodes queries."
+    )
+    send_dimensions: YesOrNo = Field(
+        default=False,
+        description="openai: ask the server for `dimensions`, for a model that can shorten its vectors. It is asked of "
+        "OpenAI's own models whenever they have to.",
+    )
+    truncate: YesOrNo = Field(
+        default=False,
+        description="openai: cut texts that are longer than the model reads; otherwise they go to quarantine.",
+    )
+    requests_per_minute: _Rate | None = Field(
+        default=None, description="openai: 0 for no limit. Left out: `EMBEDDING_REQUESTS_PER_MINUTE`, else 500."
+    )
+    tokens_per_minute: _Rate | None = Field(
+        default=None, description="openai: 0 for no limit. Left out: `EMBEDDING_TOKENS_PER_MINUTE`, else none."
+    )
+    timeout_seconds: _Count = Field(default=120, description="openai: how long an answer may take.")
 
     def __post_init__(self) -> None:
+        if self.price is not None and self.price < 0:
+            raise ValueError("`price:` is a number of dollars, 0 or more")
         if self.cache is None:
             object.__setattr__(self, "cache", self.provider == "openai")
         if self.provider != "local":  # no files that could say more

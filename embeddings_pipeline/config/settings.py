@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -12,6 +13,7 @@ from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.errors import ConfigurationError
 
 KEEP_DAYS = 30
+CACHE_DAYS = 30
 PACKAGE_DEFS = Path(__file__).parents[1] / "defs"
 
 
@@ -56,7 +58,7 @@ def revealed(secret: SecretStr | str | None) -> str | None:
     return secret.get_secret_value() if isinstance(secret, SecretStr) else secret
 
 
-SECRETS = ("database_url", "openai_api_key", "openai_base_url", "lake_uri", "alert_webhook_url")
+SECRETS = ("database_url", "openai_api_key", "openai_base_url", "lake_uri", "alert_webhook_url", "embedding_cache_url")
 
 
 class Settings(BaseSettings):
@@ -72,6 +74,10 @@ class Settings(BaseSettings):
     embedding_batch_size: int | None = None
     embedding_threads: int | None = Field(default=None, ge=1, le=4096)
     embedding_provider: str | None = None
+    embedding_enabled: bool | None = None
+    embedding_requests_per_minute: int | None = Field(default=None, ge=0)
+    embedding_tokens_per_minute: int | None = Field(default=None, ge=0)
+    embedding_attempts: int | None = Field(default=None, ge=1)
     openai_api_key: Secret = None
     openai_base_url: Secret = None
     lake_uri: Secret = None
@@ -79,6 +85,8 @@ class Settings(BaseSettings):
     embeddings_state_dir: Path | None = None
     embeddings_defs_dir: Path | None = None
     embeddings_keep_days: int | None = Field(default=None, ge=0)
+    embedding_cache_url: Secret = None
+    embedding_cache_days: int | None = Field(default=None, ge=0, le=36_500)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, which checks nothing; a secret among the new values is hidden too."""
@@ -105,6 +113,16 @@ class Settings(BaseSettings):
     def keep_days(self) -> int:
         """How many days Dagster's runs are kept, with their events and log files; 0: for ever."""
         return KEEP_DAYS if self.embeddings_keep_days is None else self.embeddings_keep_days
+
+    @property
+    def cache_days(self) -> int:
+        """How many days the embedding cache keeps an answer; 0: for ever."""
+        return CACHE_DAYS if self.embedding_cache_days is None else self.embedding_cache_days
+
+
+def environment_value(name: str) -> str | None:
+    """A variable that a definition names: from the environment, else from `.env` in the project's root."""
+    return os.environ.get(name) or dotenv_values(project_root() / ".env").get(name) or None
 
 
 def load_settings() -> Settings:

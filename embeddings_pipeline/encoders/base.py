@@ -1,12 +1,29 @@
 """What an encoder is: texts in, unit vectors out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.errors import PipelineError
+
+OnAnswer = Callable[[Mapping[bytes, NDArray[np.float32]], int | None], None]
+"""Called with each answer of a service as it arrives, in any thread, before it is used: its vectors by content hash,
+and the tokens that it says were billed; None if it does not say."""
+HARMLESS = "a plain sentence"  # an encoder that fails for it too is at fault itself
+
+
+class PoisonTextsError(PipelineError):
+    """Some texts of a call are refused by themselves; the others have their vectors.
+
+    `reasons`: by place in the call. `vectors`: what the call would have returned, with NaN for those texts.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str], vectors: NDArray[np.float32]) -> None:
+        super().__init__(message)
+        self.reasons, self.vectors = dict(reasons), vectors
 
 
 class Encoder(Protocol):
@@ -25,7 +42,7 @@ class Encoder(Protocol):
 
         Returns float32 of shape (len(texts), dimensions), unit length if the profile normalises, in the
         order given; a row may hold NaN or infinity, which the caller quarantines. Raises OutageError for what
-        another try may mend (memory, network), PipelineError else.
+        another try may mend (memory, network), PoisonTextsError if it knows which texts fail, PipelineError else.
         """
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:

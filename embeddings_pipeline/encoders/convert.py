@@ -100,6 +100,7 @@ def _check_known(encoder: LocalEncoder) -> None:
 def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
     """Write graph and tokenizer into the folder; the weights in 16 bits, unless that changes the vectors."""
     model = tried.torches.model
+    model.truncate_dim = model_words(tried.profile).truncate_dim  # its own, whatever this profile shortens vectors to
     tokenizer: Any = tried.torches._tokenizer
     example = dict(tokenizer(["a short text", "a text that is a little longer"], padding=True, return_tensors="pt"))
     if not INPUTS.issuperset(example):
@@ -132,12 +133,15 @@ def _graph(model: SentenceTransformer, example: Mapping[str, torch.Tensor]) -> A
 
 def _readiness(encoder: LocalEncoder, inputs: tuple[str, ...]) -> Readiness:
     tokenizer: Any = encoder._tokenizer
+    dimensions = encoder.model.get_embedding_dimension()
+    if dimensions is None:
+        raise Refused("it does not say how many dimensions it gives")
     length = model_words(encoder.profile).max_length  # its own, whatever this profile has it read
     if encoder.profile.max_length is None and encoder.max_length != length:
         raise Refused(f"it reads {encoder.max_length} tokens, and its files say {length}")
     return Readiness(
         inputs=inputs,
-        dimensions=encoder.dimensions,
+        dimensions=dimensions,
         positions=positions_of(encoder.model),
         max_length=length,
         truncation_side=tokenizer.truncation_side,

@@ -200,7 +200,7 @@ class LocalEncoder(BatchEncoder):
 
 
 def load_model(profile: Profile, device: torch.device) -> SentenceTransformer:
-    """The model in float32, set to the profile's `max_length` and `bidirectional`. Raises ProfileError."""
+    """The model in float32, set to the profile's `max_length`, `dimensions`, `bidirectional`. Raises ProfileError."""
     folder = resolve_weights(profile)
     try:
         with _without_progress_bars():
@@ -214,6 +214,9 @@ def load_model(profile: Profile, device: torch.device) -> SentenceTransformer:
     except Exception as error:
         raise ProfileError(f"Profile {profile.name}: {folder} cannot be loaded: {first_line(error)}") from error
     model.eval()
+    own_dimensions = model.get_embedding_dimension()
+    if own_dimensions is not None and profile.dimensions < own_dimensions:  # a Matryoshka model's vectors, shortened
+        model.truncate_dim = profile.dimensions
     if profile.bidirectional:
         if model.transformers_model is None:
             raise ProfileError(f"Profile {profile.name}: bidirectional needs a transformer, which {folder} is not")

@@ -66,7 +66,7 @@ class OpenVinoEncoder(BatchEncoder):
     def __init__(self, profile: Profile, folder: Path, ready: Readiness, precision: str, threads: int) -> None:
         """Load the model in `folder`. `precision`: `bf16` or `f32`, of matrix products; `threads`: all together."""
         super().__init__(profile)
-        check_dimensions(profile, ready.dimensions)
+        check_dimensions(profile, min(profile.dimensions, ready.dimensions))  # fewer: a Matryoshka model's
         check_length(profile, ready.positions)
         self.precision = precision
         self._ready = ready
@@ -120,7 +120,7 @@ class OpenVinoEncoder(BatchEncoder):
         passing = self._engine_here().start(partial(self._padded, tokens))
 
         def vectors() -> NDArray[np.float32]:
-            rows = passing()[: len(tokens)]
+            rows = passing()[: len(tokens), : self.dimensions]
             if self.profile.normalize:
                 rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
             return rows

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.profiles import Profile
-from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileError
+from embeddings_pipeline.encoders.outage import is_outage, status_of
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 
 REQUIRED = ("encode_documents", "encode_queries")
+REFUSES_ALL = (401, 402, 403, 407)  # of a service that the class asks
 
 
 class OwnEncoder:
@@ -77,7 +79,12 @@ class OwnEncoder:
         except MemoryError as error:
             raise OutOfMemoryError(f"{self._name}.{method}: memory ran out for {len(texts)} texts") from error
         except (Exception, SystemExit) as error:
-            raise PipelineError(f"{self._name}.{method} failed: {_said(error)}") from error
+            said = f"{self._name}.{method} failed: {_said(error)}"
+            if is_outage(error):
+                raise OutageError(said) from error
+            if (status := status_of(error)) in REFUSES_ALL:
+                raise ProfileError(f"{said}; it answers {status} to every text: see its key and its account") from error
+            raise PipelineError(said) from error
 
 
 def _described(value: object) -> str:

@@ -15,6 +15,7 @@ REMEDIES = {  # every check, in the order in which they are shown
     "integrity": "correct the profile or its model, then run `embeddings-pipeline sync --force --collection {name}`",
     "quarantine": "see `embeddings-pipeline quarantine list --collection {name}`",
     "truncation": "split long texts with `chunk:` in the defs.yaml of {name}",
+    "spend": "raise `budget:` in the defs.yaml of {name}, or wait; give `price:` in the profile if none is known",
     "freshness": "see whether the sensor and the daily refresh are on and why runs fail, or run "
     "`embeddings-pipeline sync --collection {name}`",
     "index_parity": "run `embeddings-pipeline sync --collection {name}`, which builds the index again",

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -11,16 +11,22 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from embeddings_pipeline.config.definition import batch_key
+from embeddings_pipeline.config.prices import is_hosted
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.templates import content_hash
 from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders.tokens import count_tokens
 from embeddings_pipeline.index.pgvector import planned_changes
 from embeddings_pipeline.model_change import steps
 from embeddings_pipeline.model_change.preflight import check_candidate, check_no_other_change
 from embeddings_pipeline.model_change.state import candidate_destination
 from embeddings_pipeline.model_change.steps import Step
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import after
+from embeddings_pipeline.store.models import Model
 
 PRICED_TEXTS = 64  # encoded to see how fast the model is here
 
@@ -33,6 +39,9 @@ class Price:
     tokens: int
     seconds: float
     bytes: int  # on the database's disk, with the index
+    quote: Quote | None = None  # of a hosted model: what its answers cost; `seconds` are at its limits then
+    quotes: Mapping[str, Quote] = field(default_factory=dict)  # the same for each batch, by partition key
+    basis: str = ""  # what the quote rests on
 
 
 NOBODYS = ("which is new", "which is ours")  # relations that nobody else reads yet, or at all
@@ -68,15 +77,25 @@ class Planned:
 
 
 def price(collection: Collection, profile: Profile) -> Price:
-    """Encodes a sample of the texts, so it takes some seconds and the model's memory. Writes nothing."""
+    """Encodes a sample of the texts with a local model, so it takes some seconds and the model's memory; a hosted one
+    is not asked. Writes nothing.
+    """
     candidate = candidate_destination(collection, profile)
     is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
         lacking = sql.SQL("NOT EXISTS (SELECT FROM {} WHERE text_id = text.id)").format(candidate.identifier)
         statement = candidate.statement("model_change/to_encode", wanted=lacking if is_kept else sql.SQL("true"))
         wanted = connection.execute(statement).fetchall()
-        digests = _not_in_lake(collection, candidate, wanted)
+        lacking_by_batch = _not_in_lake(collection, candidate, wanted)
+        digests = [digest for batch in lacking_by_batch.values() for digest in batch]
         texts = len(digests)
+        method = collection.definition.attributes.index.method
+        needed = 0 if is_kept else candidate.needed_bytes(len(wanted), method)
+        if is_hosted(profile):
+            quoter = Quoter(collection.with_model(Model(profile, candidate)))
+            quotes = {batch_key(n): _quoted(quoter, connection, batch) for n, batch in lacking_by_batch.items()}
+            total = quoter.total(list(quotes.values()))
+            return Price(total.texts, total.tokens, 60 * total.minutes, needed, total, quotes, quoter.basis)
         chosen = sorted(set(digests))[:PRICED_TEXTS]  # hashes are in no order, and these are the same each time
         sampled = connection.execute(candidate.statement("model_change/sample"), {"content_hashes": chosen})
         sample = [row[0] for row in sampled]
@@ -88,18 +107,28 @@ def price(collection: Collection, profile: Profile) -> Price:
         encoder.encode_documents(sample)
         seconds = (time.perf_counter() - began) * texts / len(sample)
         tokens = round(int(encoder.count_tokens(sample).sum()) * texts / len(sample))
-    method = collection.definition.attributes.index.method
-    return Price(texts, tokens, round(seconds, 1), 0 if is_kept else candidate.needed_bytes(len(wanted), method))
+    return Price(texts, tokens, round(seconds, 1), needed)
 
 
-def _not_in_lake(collection: Collection, candidate: Destination, wanted: Sequence[tuple[int, bytes]]) -> list[bytes]:
-    """Of the contents (batch, content hash), those that no earlier try has left in the lake."""
+def _not_in_lake(
+    collection: Collection, candidate: Destination, wanted: Sequence[tuple[int, bytes]]
+) -> dict[int, list[bytes]]:
+    """Of the contents (batch, content hash), by batch, those that no earlier try has left in the lake."""
     folder = f"{collection.definition.name}/embeddings/{candidate.fingerprint}"
-    left: list[bytes] = []
+    left: dict[int, list[bytes]] = {}
     for batch, group in groupby(wanted, itemgetter(0)):
         there = collection.lake.newest_hashes(folder, batch)
-        left += [digest for _, digest in group if digest not in there]
+        if lacking := [digest for _, digest in group if digest not in there]:
+            left[batch] = lacking
     return left
+
+
+def _quoted(quoter: Quoter, connection: psycopg.Connection, digests: list[bytes]) -> Quote:
+    """What the texts of one batch would cost."""
+    statement = quoter.collection.model.destination.statement("model_change/sample")
+    texts = [row[0] for row in connection.execute(statement, {"content_hashes": digests})]
+    counted: list[int] = count_tokens(quoter.collection.profile, texts).tolist()
+    return quoter.quote(dict(zip(map(content_hash, texts), counted, strict=True)))
 
 
 def plan(collection: Collection, profile: Profile) -> list[Planned]:

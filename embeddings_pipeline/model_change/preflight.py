@@ -10,6 +10,7 @@ from psycopg import errors, sql
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders.base import HARMLESS
 from embeddings_pipeline.errors import ModelChangeError, ProfileError, profile_command
 from embeddings_pipeline.model_change.gate import golden_queries
 from embeddings_pipeline.model_change.state import (
@@ -123,7 +124,7 @@ def _count_texts(connection: psycopg.Connection, candidate: Destination) -> int:
 
 def check_encoder(collection: Collection, profile: Profile, destination: Destination) -> None:
     """ProfileError if the model cannot be loaded, or does not give vectors as its profile says, that can be kept."""
-    vectors = load_encoder(profile, collection.settings).encode_documents(["a plain sentence"])
+    vectors = load_encoder(profile, collection.settings).encode_documents([HARMLESS])
     if vectors.shape != (1, profile.dimensions):
         raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
     for reason in why_not(vectors, destination.storage).values():

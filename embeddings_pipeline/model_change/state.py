@@ -7,7 +7,6 @@ from typing import Any
 from psycopg import errors
 
 from embeddings_pipeline.config.definition import named_profile
-from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.model_words import with_model_prompts
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.pipeline.collection import Collection
@@ -107,7 +106,7 @@ def candidate_profile(collection: Collection, name: str) -> Profile:
 
 def candidate_destination(collection: Collection, profile: Profile) -> Destination:
     """Where this profile's vectors are, or would be."""
-    digest = fingerprint(profile, collection.settings.state_dir)
+    digest = collection.made_by(profile)
     return destination_of(collection.definition, digest, profile.dimensions, collection.model.destination.storage)
 
 

@@ -31,10 +31,11 @@ from embeddings_pipeline.orchestration.resources import PipelineResource, scanne
 from embeddings_pipeline.orchestration.steps import each, each_alone, failures, failures_kept, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
+from embeddings_pipeline.pipeline.pending import quote_batches
+from embeddings_pipeline.pipeline.quote import Quoter
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.run_batch import commit_and_backfill, embed_under_each_model
-from embeddings_pipeline.wording import counted
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
 ENCODER_KINDS = {"local": "huggingface", "openai": "openai"}  # of the profile's provider; Dagster has their icons
@@ -51,7 +52,8 @@ class EmbedConfig(dg.Config):
 
     force: bool = Field(default=False, description="Encode every text anew, also those whose vector is current.")
     dry_run: bool = Field(
-        default=False, description="Encode and change nothing: the run's log says how many texts would be encoded."
+        default=False,
+        description="Encode and change nothing: the run's log says how many texts would be encoded, and their price.",
     )
     limit: int | None = Field(default=None, description="Encode at most this many texts in the run.")
     items: list[str] | None = Field(default=None, description="Encode only texts of the items with these keys.")
@@ -144,7 +146,8 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
             f"a vector under the current model keeps it; only the others are encoded.\n\n"
             f"Launchpad: `force` encodes all anew, `dry_run` counts and changes nothing, `limit` encodes at most so "
             f"many texts in the run.\n\n"
-            f"Numbers: texts `embedded` and `reused`; `quarantined`, which fail by themselves and are tried again "
+            f"Numbers: texts `embedded`, `cached` (the embedding cache knew their vectors) and `reused`; `usd`, what "
+            f"the batch cost; `quarantined`, which fail by themselves and are tried again "
             f"later; `truncated`, longer than the model reads; `left_to_embed` by `limit`."
         ),
     )
@@ -159,12 +162,10 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
                 batch_size=config.batch_size, tokens_per_batch=config.tokens_per_batch
             )
             options = config.options()
+            if options.dry_run:
+                yield from _dry_run(context, collection, batches, options)
+                return
             for batch, embedded in embed_under_each_model(collection, batches, context.run.run_id, options):
-                if options.dry_run:
-                    context.log.info(
-                        f"dry run, batch {batch_key(batch)}: {counted(embedded.left_to_embed, 'text')} to encode, "
-                        f"{embedded.reused} reused"
-                    )
                 yield batch, {**_missing(embedded.left_to_embed, "left out by `limit`"), **metadata_of(embedded)}
 
         each(context, pipeline, definition, steps, dry_run=config.dry_run)
@@ -218,6 +219,19 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         return dg.MaterializeResult(metadata={**faiss_metadata(manifest), "folder": location})
 
     return [item_ledger, raw_items, item_texts, embed, pgvector_table, pgvector_index, faiss_index]
+
+
+def _dry_run(
+    context: dg.AssetExecutionContext, collection: Collection, batches: list[int], options: EmbedOptions
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Say what the run would do and cost."""
+    quoter, quotes = Quoter(collection), []
+    for batch, embedded, quote in quote_batches(quoter, batches, context.run.run_id, options):
+        quotes.append(quote)
+        counts = f"{embedded.left_to_embed} texts to encode, {embedded.reused} reused"
+        context.log.info(f"dry run, batch {batch_key(batch)}: {counts}; with the cache: {quote.in_words()}")
+        yield batch, metadata_of(embedded)
+    context.log.info(f"dry run, in all: {quoter.total(quotes).in_words()}; {quoter.basis}")
 
 
 def _missing(count: int, why: str, what: str = "texts") -> dict[str, str]:

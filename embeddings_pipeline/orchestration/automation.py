@@ -352,8 +352,12 @@ def build_job_for_people(definition: CollectionDefinition, refresh: dg.JobDefini
     )
 
 
-def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefinition]) -> list[dg.ScheduleDefinition]:
-    """`daily_refresh` and `recent_refresh`."""
+def build_schedules(
+    definition: CollectionDefinition, jobs: Sequence[dg.JobDefinition], *, paid: bool = False
+) -> list[dg.ScheduleDefinition]:
+    """`daily_refresh` and `recent_refresh`; the latter is on from the start if the model is `paid` for, so that what is
+    new is embedded a little at a time.
+    """
     refresh, recent = jobs
     config = definition.attributes.automation
     schedules = [
@@ -362,6 +366,7 @@ def build_schedules(definition: CollectionDefinition, jobs: Sequence[dg.JobDefin
             job=recent,
             cron_schedule=f"0 */{config.recent_every_hours} * * *" if config.recent_every_hours < 24 else "0 0 * * *",
             execution_timezone=config.timezone,
+            default_status=dg.DefaultScheduleStatus.RUNNING if paid else dg.DefaultScheduleStatus.STOPPED,
             description=recent.description,
         )
     ]
@@ -385,6 +390,6 @@ def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
 def _in_words(result: SyncResult) -> str:
     return (
         f"{counted(result.scanned, 'row')} read: {result.new:,} new, {result.changed:,} changed, "
-        f"{result.deleted:,} deleted; {counted(result.embedded, 'text')} embedded, {result.reused:,} reused, "
-        f"{result.quarantined:,} in quarantine; {result.seconds:.1f} s"
+        f"{result.deleted:,} deleted; {counted(result.embedded, 'text')} embedded, {result.cached:,} from the cache, "
+        f"{result.reused:,} reused, {result.quarantined:,} in quarantine; {result.seconds:.1f} s, ${result.usd:,.4f}"
     )

@@ -7,6 +7,9 @@ from typing import Any
 import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.prices import is_paid
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.spend import DAYS, spend
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import audit, build_again
 from embeddings_pipeline.health.check_results import CheckResult, Severity, note_result
@@ -27,7 +30,7 @@ from embeddings_pipeline.orchestration.steps import failures, failures_kept
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.wording import counted, many, texts_and_items
 
-QUICK = ("coverage", "integrity", "quarantine", "truncation", "freshness", "index_parity")
+QUICK = ("coverage", "integrity", "quarantine", "truncation", "spend", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
 FEW_IN_QUARANTINE = 10  # so many are a warning, whatever share of all texts that is
 NAMED_IN_QUARANTINE = 3
@@ -87,8 +90,8 @@ def _counted(count: int, name: str) -> str:
     return f"{counted(count, one) if one else f'{count:,} {what}'} {rest}"
 
 
-def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinition]:
-    """Checks on the assets that come after the last batch is committed."""
+def build_checks(definition: CollectionDefinition, profile: Profile) -> list[dg.AssetChecksDefinition]:
+    """Checks on the assets that come after the last batch is committed; `profile` is the declared one."""
     table, index = asset_key(definition, "pgvector_index"), asset_key(definition, "faiss_index")
 
     def result(
@@ -187,6 +190,33 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         warn = dg.AssetCheckSeverity.WARN
         return result(context, collection, "truncation", not counted.truncated, in_words(counted), metadata, warn)
 
+    @dg.asset_check(asset=table, name="spend")
+    def spend_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+        """What the hosted model's answers have cost: `usd_today` (UTC), which the asset's plots have too, and a row a
+        day. It warns if `budget:` is reached, or if no price is known. If it fails, raise the budget or wait, or give
+        `price:` in the profile.
+        """
+        with failures():
+            collection = pipeline.open(definition)
+            spent = spend(collection.database, definition.name)
+        budget = definition.attributes.budget
+        limit = budget.usd_per_day if budget else None
+        within = limit is None or spent.usd_today < limit
+        days = [
+            dg.TableRecord({**vars(day), "day": str(day.day), "models": ", ".join(day.models)}) for day in spent.days
+        ]
+        metadata = {
+            "usd_today": round(spent.usd_today, 6),
+            "usd_per_day": limit,
+            f"usd_{DAYS}_days": round(spent.usd, 6),
+            "days": dg.MetadataValue.table(days) if days else None,
+        }
+        # The UI plots numbers of an asset, and none of a check.
+        seen = dg.AssetObservation(asset_key=table, metadata={"usd_today": metadata["usd_today"]})
+        context.op_execution_context.log_event(seen)
+        passed, warn = within and not spent.unpriced_models, dg.AssetCheckSeverity.WARN
+        return result(context, collection, "spend", passed, spent.told(limit), metadata, warn)
+
     @dg.asset_check(asset=table, name="freshness")
     def freshness_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
         """What was seen to have changed is committed within the hour, and the whole source was scanned within a day. If
@@ -253,6 +283,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         integrity_check,
         quarantine_check,
         truncation_check,
+        *([spend_check] if is_paid(profile) else []),
         freshness_check,
         drift_check,
         parity_check,

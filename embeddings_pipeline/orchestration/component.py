@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition, Reading
 from embeddings_pipeline.config.loading import read_collections
+from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.orchestration.alerts import build_alerts
 from embeddings_pipeline.orchestration.automation import (
@@ -51,13 +52,13 @@ class EmbeddingCollection(dg.Component):
 def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
     pipeline, refresh_jobs = build_pipeline(definition), build_refresh_jobs(definition)
-    dimensions = declared_profile(definition).dimensions
+    profile = declared_profile(definition)
     asked_for = {job_name(definition, job) for job in ("scan", "batches", "index")}
     jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
     automation = dg.Definitions(
         jobs=[*refresh_jobs, build_job_for_people(definition, refresh_jobs[0])],
-        sensors=[build_sensor(definition, jobs, dimensions), build_alerts(definition)],
-        schedules=build_schedules(definition, refresh_jobs),
+        sensors=[build_sensor(definition, jobs, profile.dimensions), build_alerts(definition)],
+        schedules=build_schedules(definition, refresh_jobs, paid=is_paid(profile)),
     )
     return dg.Definitions.merge(pipeline, automation)
 

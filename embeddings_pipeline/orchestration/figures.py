@@ -29,11 +29,12 @@ class Materialization:
 
 
 def metadata_of(figures: Any) -> dict[str, Any]:
-    """The fields and properties of a step's dataclass by name; fractions with three digits."""
+    """The fields and properties of a step's dataclass by name; fractions with three digits, dollars with six."""
     names = [field.name for field in fields(figures)]
     names += [name for name, member in vars(type(figures)).items() if isinstance(member, property)]
     values = {name: getattr(figures, name) for name in names}
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
+    digits = {"usd": 6}
+    return {n: round(value, digits.get(n, 3)) if isinstance(value, float) else value for n, value in values.items()}
 
 
 def read_figures(kind: type[Figures], metadata: Mapping[str, Any]) -> Figures:

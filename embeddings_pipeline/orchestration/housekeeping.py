@@ -4,12 +4,14 @@ import dagster as dg
 
 from embeddings_pipeline.config.definition import batch_key
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.encoders.cache import sweep
 from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.instance.purge import purge
 from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import AUTOMATION, FOR_TAG, partitions_of
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS
 from embeddings_pipeline.orchestration.steps import failures
+from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.wording import counted
 
 FIRST_BATCH = batch_key(0)
@@ -28,10 +30,12 @@ def build_housekeeping() -> dg.Definitions:
         settings = load_settings()
         with failures():
             purged = purge(context.instance, settings)
+            swept = sweep(open_database(settings), settings)
         context.log.info(
             f"{counted(purged.runs, 'run')} older than {counted(settings.keep_days, 'day')} removed, and "
             f"{counted(purged.folders, 'folder')} of runs that were gone; {purged.kept:,} older ones are kept: an "
-            "asset's, a partition's or a check's last"
+            f"asset's, a partition's or a check's last; {counted(swept, 'answer')} older than "
+            f"{counted(settings.cache_days, 'day')} are gone from the embedding cache"
         )
 
     @dg.job(
@@ -40,7 +44,8 @@ def build_housekeeping() -> dg.Definitions:
         tags={FOR_TAG: AUTOMATION},
         description=(
             "By itself, every day: remove Dagster's runs, with their events and log files, that are older than "
-            "EMBEDDINGS_KEEP_DAYS (30; 0: keep all). The last of each asset, partition and check stays."
+            "EMBEDDINGS_KEEP_DAYS (30; 0: keep all). The last of each asset, partition and check stays. What the "
+            "embedding cache keeps longer than EMBEDDING_CACHE_DAYS (30) goes too."
         ),
     )
     def remove_old_runs() -> None:

@@ -28,7 +28,7 @@ def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
     profile = declared_profile(definition)
     return dg.Definitions(
         assets=[*build_assets(definition, profile), build_audit(definition), *build_migration_assets(definition)],
-        asset_checks=build_checks(definition),
+        asset_checks=build_checks(definition, profile),
         jobs=[*build_jobs(definition, profile.dimensions), *build_migration_jobs(definition)],
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,

@@ -20,7 +20,7 @@ STEPS = {  # what goes on once a batch has this asset; the texts of all batches 
     "pgvector_table": "commit",
     "backfill": "embedding",
 }
-ENCODED = ("embedded", "quarantined", "left_to_embed")  # figures of a batch: the texts that had no vector
+ENCODED = ("embedded", "cached", "quarantined", "left_to_embed")  # figures of a batch: the texts that had no vector
 HANDLED = (*ENCODED, "reused")
 INDEX_SECONDS = 1.0  # between two looks at an index that is being built
 
@@ -86,7 +86,7 @@ class TextMeter:
         elif step in ("embeddings", "backfill"):
             names = ENCODED if step == "embeddings" else HANDLED
             self._handled[batch] = sum(figures.get(name, 0) for name in names)
-            self._within = max(0, self._within - figures["embedded"])
+            self._within = max(0, self._within - figures["embedded"] - figures.get("cached", 0))
         self.tell(STEPS.get(step, self._phase))
 
     def count(self, texts: int) -> None:

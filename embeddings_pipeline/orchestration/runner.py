@@ -9,7 +9,8 @@ import dagster as dg
 import psycopg
 import sqlalchemy.exc
 
-from embeddings_pipeline.errors import DatabaseError, InterruptedRunError, PipelineError, RunFailed
+from embeddings_pipeline.encoders.budget import purse, spending
+from embeddings_pipeline.errors import BudgetError, DatabaseError, InterruptedRunError, PipelineError, RunFailed
 from embeddings_pipeline.health.check_results import CheckResult, Severity
 from embeddings_pipeline.orchestration.dagster_internals import (
     MAX_RETRIES_TAG,
@@ -48,6 +49,10 @@ def open_instance(given: dg.DagsterInstance | None = None) -> Iterator[dg.Dagste
                 cause = cause.__cause__
             said = str(cause).strip().partition("\n")[0]
             raise DatabaseError(f"Dagster's database does not answer ({said}): start it, and try again") from error
+
+
+class BudgetReached(RunFailed, BudgetError):
+    """A run failed since a budget is spent."""
 
 
 class JobRunner:
@@ -95,8 +100,9 @@ class JobRunner:
     def _execute(
         self, definition: dg.JobDefinition, config: Mapping[str, Any], tags: Mapping[str, str]
     ) -> list[Materialization]:
-        run_id = make_new_run_id()
-        with run_lock(self.collection.database, run_id):
+        run_id, paying = make_new_run_id(), purse()
+        paying.refused = None
+        with run_lock(self.collection.database, run_id), spending(paying):
             run = self.instance.create_run_for_job(
                 definition,
                 run_id=run_id,
@@ -128,7 +134,9 @@ class JobRunner:
                     failure = _innermost(event.job_failure_data.error) or event.message or "the run failed"
         if failure:
             told = f"{failure} (run {run_id[:8]}: see it in the Dagster UI)"
-            raise InterruptedRunError(told) if interrupted else RunFailed(told)
+            if interrupted:
+                raise InterruptedRunError(told)
+            raise RunFailed(told) if paying.refused is None else BudgetReached(told)
         return materializations
 
 

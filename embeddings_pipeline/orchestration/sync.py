@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders.budget import Purse, spending
 from embeddings_pipeline.errors import RunFailed
 from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.check_results import CheckResult
@@ -20,7 +21,7 @@ from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.orchestration.at_rest import dagster_is_at_rest, look_first
 from embeddings_pipeline.orchestration.progress import both
 from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
-from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.progress import Progress, silent
 from embeddings_pipeline.store.database import open_database
 
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SyncResult:
-    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, reused), seconds; and how many texts
-    and items are in quarantine after it, and how many texts are longer than the model reads.
+    """What a sync did: items (scanned, new, changed, deleted), texts (embedded, cached, reused), dollars, seconds; and
+    how many texts and items are in quarantine after it, and how many texts are longer than the model reads.
     """
 
     collection: str
@@ -42,13 +43,18 @@ class SyncResult:
     changed: int = 0
     deleted: int = 0
     embedded: int = 0
+    cached: int = 0  # texts whose vector the embedding cache knew
     reused: int = 0
     quarantined: int = 0
+    usd: float = 0.0  # billed
     left: int = 0  # texts that `limit` or `dry_run` left for later
     truncated: int = 0  # texts of the collection that are longer than the model reads; of a dry run: of those left
     longest_tokens: int = 0  # the longest of them
     seconds: float = 0.0
     dry_run: bool = False
+    quotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a dry run: what each batch would cost
+    quote: dict[str, Any] | None = None  # … and all of them together
+    basis: str = ""  # what that rests on
     checks: list[CheckResult] = field(default_factory=list)  # those that did not pass
 
     @property
@@ -92,6 +98,7 @@ def sync(
     full: bool = False,
     recent: Recent | None = None,
     redefine: bool = False,
+    purse: Purse | None = None,
     progress: Progress = silent,
     instance: "dg.DagsterInstance | None" = None,
 ) -> SyncResult:
@@ -99,12 +106,15 @@ def sync(
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
     `full` audits every copy first and runs every check last; `recent` leaves the full scan to others, and everything
-    but new items. `redefine` puts the definition in force, though a newer one is. `progress(phase, done, total)` is
-    called as texts are embedded (total 0: not known yet). `instance`: Dagster's, the one of dagster.yaml if left out.
-    Raises PipelineError with one line if a run failed; a check that did not pass is told in the result.
+    but new items. `redefine` puts the definition in force, though a newer one is. `purse`: what may be spent.
+    `progress(phase, done, total)` is called as texts are embedded (total 0: not known yet). `instance`: Dagster's, the
+    one of dagster.yaml if left out. Raises PipelineError with one line if a run failed, BudgetError if a budget stopped
+    it; a check that did not pass is told in the result.
     """
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
+    purse = purse or Purse()
+    spent_before = purse.spent
     if dry_run:
         looked = _warned(look_at_collection(definition, settings))
         if not redefine:
@@ -112,7 +122,7 @@ def sync(
         _look(looked, result, force)
     else:
         options = Options(force, limit, allow_deletes, full, recent)
-        with _failure_kept(definition, settings):
+        with _failure_kept(definition, settings), spending(purse):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
             with activity(collection.database, definition.name, "sync") as told:
                 _bring_up_to_date(collection, result, options, both(progress, told), instance)
@@ -120,6 +130,7 @@ def sync(
             current = collection.ledger.current() or collection.model
             counted = collection.ledger.truncation(current.destination.fingerprint)
             result.truncated, result.longest_tokens = counted.truncated, counted.longest
+    result.usd = round(purse.spent - spent_before, 6)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 
@@ -170,3 +181,5 @@ def _look(collection: Collection, result: SyncResult, force: bool) -> None:
     pending = pending_texts(collection, batches, force=force)
     result.left, result.reused = pending.texts, pending.reused
     result.truncated, result.longest_tokens = pending.truncated, pending.longest
+    result.quotes = {batch_key(batch): quote.as_dict() for batch, quote in pending.quotes.items()}
+    result.quote, result.basis = pending.total.as_dict(), pending.basis

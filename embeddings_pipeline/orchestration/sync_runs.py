@@ -128,9 +128,9 @@ class _Sync:
             add_partitions(self.instance, self.definition, ledger.batches())
             existing = batches_of(self.instance.get_dynamic_partitions(partitions_name(self.definition)))
             for first, last in run_ranges(work, existing, self.size):
-                if limit is not None and result.embedded >= limit:
+                if limit is not None and result.embedded + result.cached >= limit:
                     break
-                left = None if limit is None else limit - result.embedded
+                left = None if limit is None else limit - result.embedded - result.cached
                 self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
             # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
             work = {} if limit is not None or items is not None else ledger.dirty_items()
@@ -178,5 +178,6 @@ class _Sync:
             return  # another model became current meanwhile: what this run did not commit is dirty, for the next pass
         self.result.deleted += figures.deleted
         self.result.embedded += figures.embedded
+        self.result.cached += figures.cached
         self.result.reused += figures.reused
         self.result.left += 0 if embed["force"] else figures.left_to_embed

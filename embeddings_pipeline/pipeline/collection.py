@@ -19,7 +19,7 @@ from embeddings_pipeline.pipeline.renaming import check_not_being_renamed
 from embeddings_pipeline.store.database import Database, open_database, open_database_to_read
 from embeddings_pipeline.store.destination.factory import declared_storage, destination_of
 from embeddings_pipeline.store.lake import Lake, open_lake
-from embeddings_pipeline.store.models import Model, collection_identity, is_known
+from embeddings_pipeline.store.models import Model, collection_identity, is_known, made_by
 from embeddings_pipeline.store.schema import ensure_schema, has_schema
 from embeddings_pipeline.store.source import Source
 
@@ -54,7 +54,7 @@ class Collection:
     def encoder(self) -> Encoder:
         """The current model, loaded once a process. ProfileError if its weights are not those of the vectors."""
         actual = fingerprint(self.profile, self.settings.state_dir)
-        if actual != self.fingerprint:
+        if actual != self.fingerprint and self.made_by(self.profile) != self.fingerprint:
             raise ProfileError(
                 f"collection {self.definition.name!r}: the weights of profile {self.profile.name!r} are not the ones "
                 f"its vectors were made with (fingerprint {actual}, not {self.fingerprint}); bring back the "
@@ -68,7 +68,11 @@ class Collection:
         if self.definition.attributes.destination is None:
             return False
         declared = resolve_profile(self.definition.declared_profile, self.settings)
-        return fingerprint(declared, self.settings.state_dir) == self.fingerprint
+        return self.made_by(declared) == self.fingerprint
+
+    def made_by(self, profile: Profile) -> str:
+        """The fingerprint of the model whose vectors a profile makes. ProfileError."""
+        return _made_by(self.ledger, profile, self.settings)
 
     def shadow_models(self) -> "list[Collection]":
         """The same collection with each shadow model, in its place."""
@@ -158,11 +162,17 @@ def _is(definition: CollectionDefinition, model: Model | None, digest: str) -> b
     return definition.attributes.destination is not None or model.destination.storage == definition.attributes.storage
 
 
+def _made_by(ledger: Ledger, profile: Profile, settings: Settings) -> str:
+    digest = fingerprint(profile, settings.state_dir)
+    with ledger.database.session() as connection:
+        return made_by(connection, ledger.definition.name, digest)
+
+
 def _declared(ledger: Ledger, settings: Settings) -> tuple[Profile, str | None, str | None]:
     """The declared profile, and its fingerprint; or why that cannot be known, if the database has another model."""
     declared = resolve_profile(ledger.definition.declared_profile, settings)
     try:
-        return declared, fingerprint(declared, settings.state_dir), None
+        return declared, _made_by(ledger, declared, settings), None
     except ProfileError as error:
         if not ledger.has_vectors():
             raise

@@ -2,24 +2,26 @@
 
 import logging
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.encoders.base import Encoder, tokens_read
+from embeddings_pipeline.config.prices import is_hosted
+from embeddings_pipeline.encoders.base import HARMLESS, Encoder, OnAnswer, PoisonTextsError, tokens_read
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import each_batch, failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
-from embeddings_pipeline.pipeline.render import texts_table
+from embeddings_pipeline.pipeline.paid import answers_of
 from embeddings_pipeline.pipeline.vectors import (
     Vectors,
     embeddings_table,
@@ -34,17 +36,17 @@ from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, usable, why_not
 
 log = logging.getLogger(__name__)
 
-HARMLESS = "a plain sentence"
 MOST_HELPLESS = 10  # texts without a vector, of which none has one alone either
 TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
 FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
+HOSTED_TEXTS = 8192  # instead, for a hosted model: so many that requests are full, and many are under way at once
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
     """What a run embeds, if not every text that lacks its vector."""
 
-    force: bool = False  # every text anew
+    force: bool = False  # every text anew, also those that the cache knows
     dry_run: bool = False  # count, and encode and write nothing
     limit: int | None = None  # texts, in all batches together
     items: Container[str] | None = None  # only texts of the items with these keys
@@ -69,15 +71,16 @@ def embed_batches(
     Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. Raises
     OutageError if the encoder fails for a harmless text too.
     """
-    encoded: dict[int, tuple[_Plan, Encoded]] = {}
+    encoded: dict[int, tuple[BatchPlan, Encoded]] = {}
+    together = HOSTED_TEXTS if is_hosted(collection.profile) else TEXTS_TOGETHER
 
-    def plan(collection: Collection, batch: int) -> _Plan:
+    def plan(collection: Collection, batch: int) -> BatchPlan:
         _, texts = collection.newest("item_texts", batch, run)
-        return _plan(collection, batch, texts, options)
+        return plan_texts(collection, batch, texts, options)
 
     def encode() -> Iterator[int]:
-        for group in _groups(_chosen(each_batch(collection, batches, plan), options)):
-            made = _encode_group(collection, group, options.dry_run)
+        for group in _groups(_chosen(each_batch(collection, batches, plan), options), together):
+            made = _encode_group(collection, group, options)
             for plan_ in group:
                 encoded[plan_.batch] = plan_, made
                 yield plan_.batch
@@ -93,7 +96,7 @@ def embed_batches(
 
 
 @dataclass
-class _Plan:
+class BatchPlan:
     """What is to be done for one batch."""
 
     batch: int
@@ -104,7 +107,7 @@ class _Plan:
     result: Embedded
 
 
-def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOptions) -> _Plan:
+def plan_texts(collection: Collection, batch: int, texts: pa.Table, options: EmbedOptions) -> BatchPlan:
     """Which of the batch's texts are to be encoded."""
     started = time.perf_counter()
     texts = texts.filter(pc.invert(texts["blank"]))
@@ -128,7 +131,7 @@ def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOpt
     reused = texts.num_rows - int(lacking.sum()) + wanting.num_rows - len(wanted)
     result = Embedded(reused=reused, quarantined=len(excused))
     result.seconds = time.perf_counter() - started
-    return _Plan(batch, texts, have, adopted, wanted, result)
+    return BatchPlan(batch, texts, have, adopted, wanted, result)
 
 
 def texts_by_hash(texts: pa.Table) -> dict[bytes, str]:
@@ -136,7 +139,7 @@ def texts_by_hash(texts: pa.Table) -> dict[bytes, str]:
     return dict(zip(texts["content_hash"].to_pylist(), texts["text"].to_pylist(), strict=True))
 
 
-def _chosen(plans: Iterable[tuple[int, _Plan]], options: EmbedOptions) -> Iterator[_Plan]:
+def _chosen(plans: Iterable[tuple[int, BatchPlan]], options: EmbedOptions) -> Iterator[BatchPlan]:
     """The plans, with what `limit` and `dry_run` leave of them."""
     left = 0 if options.dry_run else options.limit
     for _, plan in plans:
@@ -148,12 +151,12 @@ def _chosen(plans: Iterable[tuple[int, _Plan]], options: EmbedOptions) -> Iterat
         yield plan
 
 
-def _groups(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
-    """Plans whose texts go to the encoder together; also those before one that fails."""
-    group: list[_Plan] = []
+def _groups(plans: Iterable[BatchPlan], together: int) -> Iterator[list[BatchPlan]]:
+    """Plans whose texts, about so many, go to the encoder together; also those before one that fails."""
+    group: list[BatchPlan] = []
     try:
         for plan in plans:
-            if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
+            if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > together:
                 yield group
                 group = []
             group.append(plan)
@@ -163,23 +166,27 @@ def _groups(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
     yield group
 
 
-def _encode_group(collection: Collection, group: list[_Plan], dry_run: bool) -> "Encoded":
+def _encode_group(collection: Collection, group: list[BatchPlan], options: EmbedOptions) -> "Encoded":
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
     made = Encoded(no_vectors(collection.model.destination.dimension), {}, {})
     batches = [plan.batch for plan in group]
     with failure_noted(collection, batches):
-        for plan in () if dry_run else group:
+        for plan in () if options.dry_run else group:
             note_lengths(collection, plan.adopted)
         if texts:
             collection.ledger.note_attempts(batches)
-            made = embed_texts(collection, texts)
+            made = embed_texts(collection, texts, force=options.force)
     seconds = time.perf_counter() - started
+    usd_per_token = made.usd / max(1, sum(made.tokens.values()) - sum(made.tokens[digest] for digest in made.cached))
     for plan in group:
         result, tokens = plan.result, [made.tokens[digest] for digest in plan.wanted]
         bad = sum(digest in made.bad for digest in plan.wanted) if made.bad else 0
-        result.embedded = len(plan.wanted) - bad
+        cached = {digest for digest in plan.wanted if digest in made.cached} if made.cached else set()
+        result.embedded = len(plan.wanted) - bad - len(cached)
+        result.cached = len(cached)
         result.quarantined += bad
+        result.usd = usd_per_token * (sum(tokens) - sum(made.tokens[digest] for digest in cached))
         result.tokens = sum(tokens)
         result.truncated = sum(count > made.tokens_read for count in tokens) if made.tokens_read else 0
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
@@ -187,27 +194,52 @@ def _encode_group(collection: Collection, group: list[_Plan], dry_run: bool) -> 
 
 
 class Encoded(NamedTuple):
-    """What the encoder made of some texts."""
+    """What embedding some texts gave."""
 
     vectors: Vectors
     bad: dict[bytes, str]  # content hash → why the text is poison
     tokens: dict[bytes, int]  # content hash → number of tokens
     tokens_read: int | None = None  # of a text, by the model; None: all
+    cached: Set[bytes] = frozenset()  # of the vectors, those that the cache knew
+    usd: float = 0.0  # what was billed
 
 
-def embed_texts(collection: Collection, texts: dict[bytes, str]) -> Encoded:
-    """Vectors of these texts (by content hash), reasons of the poison ones, numbers of tokens (rule 7). OutageError."""
-    encoder = collection.encoder()
+def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool = False) -> Encoded:
+    """Vectors of these texts (by content hash): those that the cache knows, unless `force`, and new ones; reasons of
+    the poison ones; numbers of tokens (rules 7 and 14).
+
+    Raises OutageError, and BudgetError.
+    """
+    encoder, hosted = collection.encoder(), is_hosted(collection.profile)
     digests, values = list(texts), list(texts.values())
-    tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
+    tokens = dict(zip(digests, count_tokens(encoder, values), strict=True))
     _note_truncated(collection, encoder, tokens)
     bad: dict[bytes, str] = {}
+    cached: set[bytes] = set()
+    answers = answers_of(collection, encoder, force=force)
+
+    def encode(wanted: Mapping[bytes, str], on_answer: OnAnswer | None = None) -> NDArray[np.float32]:
+        hashes, values = list(wanted), list(wanted.values())
+        made = _encode(encoder, hashes, values, bad, on_answer if hosted else None)
+        _encode_alone(encoder, hashes, values, made, bad)
+        return made
+
+    def answer(wanted: Mapping[bytes, str], on_answer: OnAnswer) -> dict[bytes, NDArray[np.float32]]:
+        made = zip(wanted, encode(wanted, on_answer), strict=True)
+        return {digest: vector for digest, vector in made if digest not in bad}
+
     parts = []
-    for part in _parts(len(values)):
-        parts.append(_encode(encoder, digests[part], values[part], bad))
-        count(len(parts[-1]))
+    for part in _parts(len(values), HOSTED_TEXTS if hosted else FIRST_TEXTS):
+        wanted = dict(zip(digests[part], values[part], strict=True))
+        if answers is None:
+            parts.append(encode(wanted))
+        else:
+            vectors_of, known = answers.of(wanted, tokens, answer)
+            nothing = np.zeros(encoder.dimensions, np.float32)
+            parts.append(np.stack([vectors_of.get(digest, nothing) for digest in wanted]))
+            cached |= known
+        count(len(wanted))
     vectors = Vectors(hash_array(digests), np.concatenate(parts))
-    _encode_alone(encoder, digests, values, vectors.matrix, bad)
     refused = _refused(collection, encoder, digests, vectors.matrix, bad)
     for step, reasons in (("encode", bad), ("store", refused)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
@@ -220,22 +252,23 @@ def embed_texts(collection: Collection, texts: dict[bytes, str]) -> Encoded:
             remember(collection, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
-    return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile))
+    usd = answers.usd if answers else 0.0
+    return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile), cached - bad.keys(), usd)
 
 
-def _parts(texts: int) -> Iterator[slice]:
-    """The texts in parts, a first small one, so that the work is seen to go on."""
-    start, size = 0, FIRST_TEXTS
+def _parts(texts: int, first: int) -> Iterator[slice]:
+    """The texts in parts, a first small one for a local model, so that the work is seen to go on."""
+    start, size = 0, first
     while start < texts:
         yield slice(start, start + size)
-        start, size = start + size, TEXTS_AT_ONCE
+        start, size = start + size, max(size, TEXTS_AT_ONCE)
 
 
 def note_lengths(collection: Collection, texts: Mapping[bytes, str]) -> None:
     """Note which of these texts (by content hash) are longer than the model reads; none of them is encoded."""
-    if texts and _has_limit(collection):
+    if texts and has_limit(collection):
         encoder = collection.encoder()
-        tokens = _count_tokens(encoder, list(texts.values()))
+        tokens = count_tokens(encoder, list(texts.values()))
         _note_truncated(collection, encoder, dict(zip(texts, tokens, strict=True)))
 
 
@@ -246,10 +279,18 @@ def _note_truncated(collection: Collection, encoder: Encoder, tokens: Mapping[by
         collection.ledger.note_truncated(collection.fingerprint, longer)
 
 
-def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str]) -> NDArray[np.float32]:
-    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7)."""
+def _encode(
+    encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str], on_answer: OnAnswer | None = None
+) -> NDArray[np.float32]:
+    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7). on_answer: for an
+    encoder that takes it.
+    """
+    told: dict[str, Any] = {} if on_answer is None else {"on_answer": on_answer}
     try:
-        return compute(encoder.encode_documents, texts)
+        return compute(partial(encoder.encode_documents, **told), texts)
+    except PoisonTextsError as error:
+        bad |= {digests[place]: reason for place, reason in error.reasons.items()}
+        return np.where(np.isnan(error.vectors), np.float32(0), error.vectors)
     except Exception as error:
         if _no_texts_fault(error):
             raise
@@ -259,11 +300,11 @@ def _encode(encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[
             bad[digests[0]] = _reason(error, texts[0])
             return np.zeros((1, encoder.dimensions), np.float32)
         half = len(texts) // 2
-        first = _encode(encoder, digests[:half], texts[:half], bad)
-        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad)])
+        first = _encode(encoder, digests[:half], texts[:half], bad, on_answer)
+        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad, on_answer)])
 
 
-def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
+def count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
     """As the encoder counts them; 0 for a text that it cannot count."""
     try:
         counts: list[int] = encoder.count_tokens(texts).tolist()
@@ -271,7 +312,7 @@ def _count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
         if _no_texts_fault(error):
             raise
         half = len(texts) // 2
-        return [0] if half == 0 else _count_tokens(encoder, texts[:half]) + _count_tokens(encoder, texts[half:])
+        return [0] if half == 0 else count_tokens(encoder, texts[:half]) + count_tokens(encoder, texts[half:])
     return counts
 
 
@@ -333,50 +374,9 @@ def _works(encoder: Encoder) -> bool:
     return True
 
 
-class Pending(NamedTuple):
-    """What a sync would do, in texts."""
-
-    texts: int = 0  # to encode
-    reused: int = 0
-    truncated: int = 0  # of those to encode, longer than the model reads
-    longest: int = 0  # in tokens, of the truncated ones
-
-
-def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False) -> Pending:
-    """How many texts of these batches (batch → item keys) a sync would encode, and how many have their vector, as
-    `embed_batches` counts them. Writes nothing.
-    """
-    pending = Pending()
-    with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
-        # Before the first sync nothing is there that could be used again.
-        options = EmbedOptions(force=force or not collection.model.destination.is_made(connection))
-        for batch, item_keys in batches.items():
-            items = collection.source.read(reading, item_keys).table
-            adopted: set[str] = set()
-            if collection.adopts and not force:
-                adopted = collection.model.destination.adoptable_items(connection, items["item_key"].to_pylist())
-                items = items.filter(pc.invert(pc.is_in(items["item_key"], pa.array(list(adopted), pa.string()))))
-            texts, _ = texts_table(collection.definition, items)
-            plan = _plan(collection, batch, texts, options)
-            lengths = _lengths(collection, list(plan.wanted.values()))
-            pending = Pending(
-                pending.texts + len(plan.wanted),
-                pending.reused + len(adopted) + plan.result.reused,
-                pending.truncated + len(lengths),
-                max(pending.longest, *lengths, 0),
-            )
-    return pending
-
-
-def _lengths(collection: Collection, texts: list[str]) -> list[int]:
-    """The numbers of tokens of those texts that are longer than the model reads."""
-    if not texts or not _has_limit(collection):
-        return []
-    encoder = collection.encoder()
-    most = tokens_read(encoder, collection.profile)
-    return [count for count in _count_tokens(encoder, texts) if most is not None and count > most]
-
-
-def _has_limit(collection: Collection) -> bool:
-    """Whether the model may read less than a whole text; only a local one knows more than its profile says."""
+def has_limit(collection: Collection) -> bool:
+    """Whether the model may read less than a whole text; only a local one knows more than its profile says, and a
+    hosted one is given no longer text unless it may be cut."""
+    if is_hosted(collection.profile):
+        return collection.profile.truncate
     return collection.profile.provider == "local" or collection.profile.max_length is not None

@@ -26,17 +26,25 @@ class TextsRendered:
 class Embedded:
     """What embedding one batch did, in texts."""
 
-    embedded: int = 0
+    embedded: int = 0  # by the model
+    cached: int = 0  # whose vector the embedding cache knew
     reused: int = 0
     quarantined: int = 0
     truncated: int = 0
     tokens: int = 0
+    usd: float = 0.0  # billed
     left_to_embed: int = 0  # because of `limit` or `dry_run`
     seconds: float = 0.0
 
     @property
     def texts_per_second(self) -> float:
-        return round(self.embedded / self.seconds, 1) if self.seconds else 0.0
+        return round((self.embedded + self.cached) / self.seconds, 1) if self.seconds else 0.0
+
+    @property
+    def cache_hit_percent(self) -> float:
+        """Of the texts that had no vector, those that the embedding cache knew."""
+        wanted = self.embedded + self.cached
+        return round(100 * self.cached / wanted, 2) if wanted else 0.0
 
 
 @dataclass
@@ -71,10 +79,12 @@ class RunFigures:
     blank: int = 0
     characters: int = 0
     embedded: int = 0
+    cached: int = 0
     reused: int = 0
     quarantined: int = 0
     truncated: int = 0
     tokens: int = 0
+    usd: float = 0.0
     left_to_embed: int = 0
     seconds: float = 0.0
     inserted: int = 0

@@ -144,11 +144,11 @@ def encode_batch(model: Collection, shadow: ShadowBatch) -> None:
     if wanted:
         made = _embed_patiently(model, wanted)
         shadow.encoded, shadow.backfilled.quarantined = made.vectors, len(made.bad)
+        shadow.backfilled.embedded = len(made.vectors) - len(made.cached)
         shadow.vectors = joined([made.vectors, shadow.vectors], model.model.destination.dimension)
-    shadow.backfilled.embedded = len(shadow.encoded)
     shadow.backfilled.quarantined += len(excused)
     had = int(shadow.vectors.has(pa.chunked_array([lacking["content_hash"].unique()])).sum())
-    shadow.backfilled.reused = had - len(shadow.encoded)
+    shadow.backfilled.reused = had - shadow.backfilled.embedded
     shadow.backfilled.seconds += time.perf_counter() - started
 
 

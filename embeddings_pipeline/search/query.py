@@ -35,7 +35,7 @@ from embeddings_pipeline.forks import compute
 from embeddings_pipeline.health.activity import Activity, described, under_way
 from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import Destination
-from embeddings_pipeline.store.models import Model, collection_state, current_model, shadow_models
+from embeddings_pipeline.store.models import Model, collection_state, current_model, made_by, shadow_models
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.vector_range import why_not
 
@@ -97,7 +97,7 @@ def search(
                 raise DatabaseError(f"collection {definition.name!r} has no vectors yet; {then}")
             shadow = _shadow_model(definition, database, model, profile)
             model = shadow or model
-            vector = _encode(definition, settings, model, query)
+            vector = _encode(connection, definition, settings, model, query)
             try:
                 hits = None
                 if index == "faiss" and shadow is None:
@@ -178,8 +178,10 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
     return 5 if definition.attributes.chunk else 1
 
 
-def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
-    profile = _runnable(definition, settings, model)
+def _encode(
+    connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings, model: Model, query: str
+) -> NDArray[np.float32]:
+    profile = _runnable(connection, definition, settings, model)
     [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
     length = np.linalg.norm(vector.astype(np.float64))
     if not (np.isfinite(length) and length > 0):
@@ -192,12 +194,15 @@ def _encode(definition: CollectionDefinition, settings: Settings, model: Model, 
     return vector
 
 
-def _runnable(definition: CollectionDefinition, settings: Settings, model: Model) -> Profile:
+def _runnable(
+    connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings, model: Model
+) -> Profile:
     """The declared profile if it makes the model's vectors, else the profile that they were made with."""
     declared = resolve_profile(definition.declared_profile, settings)
     for profile in (declared, model.profile):
         try:
-            if fingerprint(profile, settings.state_dir) == model.destination.fingerprint:
+            digest, wanted = fingerprint(profile, settings.state_dir), model.destination.fingerprint
+            if digest == wanted or made_by(connection, definition.name, digest) == wanted:
                 return profile
         except ProfileError:
             if profile is model.profile:

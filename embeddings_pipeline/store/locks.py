@@ -25,6 +25,7 @@ from embeddings_pipeline.store.sql import load_sql
 
 SCHEMA_KEY = 0x656D6265_64646E67  # "embeddng": of whoever makes or upgrades the schema
 COLLECTION = -1  # in a batch's place: the collection's own lock
+BUDGET = -2  # as well: of who claims texts under the collection's budget
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it, and at first a tenth of it
 OLD_MS = 40  # a transaction of that age may last: nobody queues for a lock behind it …
 PATIENCE_SECONDS, OLDEST_MS = 10, 1280  # … but if there always is one, that age doubles each time
@@ -57,10 +58,15 @@ def lock_collection(connection: psycopg.Connection, collection: str) -> None:
     lock_batch(connection, collection, COLLECTION)
 
 
+def lock_budget(connection: psycopg.Connection, collection: str) -> None:
+    """Until the transaction ends nobody else claims texts under the collection's budget."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", [_key(f"embeddings/{collection}", 4), BUDGET])
+
+
 def batches_in_commit(connection: psycopg.Connection, collection: str) -> set[int]:
     """The batches that a commit is working on now: their locks are held."""
     rows = connection.execute(load_sql("locks/held_batches"), {"lock_class": _key(f"embeddings/{collection}", 4)})
-    return {row[0] for row in rows if row[0] < 1 << 31}  # COLLECTION is listed as 2^32 - 1
+    return {row[0] for row in rows if row[0] < 1 << 31}  # COLLECTION and BUDGET are listed as 2^32 - 1 and - 2
 
 
 @contextmanager

@@ -64,6 +64,15 @@ def current_model(connection: psycopg.Connection, definition: CollectionDefiniti
     return _model(definition, row)
 
 
+def made_by(connection: psycopg.Connection, collection: str, maker: str) -> str:
+    """The fingerprint of the model whose vectors a profile makes: its own (`maker`), or that which it was bound to."""
+    try:
+        row = connection.execute(load_sql("models/made_by"), {"collection": collection, "maker": maker}).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return maker
+    return row[0] if row else maker
+
+
 def shadow_models(connection: psycopg.Connection, definition: CollectionDefinition) -> list[Model]:
     """The models of a collection that are kept current beside the current one, the oldest first."""
     rows = connection.execute(load_sql("models/shadows"), {"collection": definition.name}).fetchall()

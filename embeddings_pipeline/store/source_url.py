@@ -1,13 +1,11 @@
 """The database of `source.url:`, if the source is not in the pipeline's own."""
 
-import os
 import re
 from urllib.parse import quote
 
 import psycopg
-from dotenv import dotenv_values
 
-from embeddings_pipeline.config.settings import project_root
+from embeddings_pipeline.config.settings import environment_value
 from embeddings_pipeline.errors import ConfigurationError, SourceError
 from embeddings_pipeline.store.session import SOURCE_NETWORK
 from embeddings_pipeline.store.urls import UnreadableAddress, read_address, without_secrets
@@ -25,7 +23,7 @@ def expand_environment(url: str) -> str:
 
 
 def _value(name: str) -> str:
-    value = os.environ.get(name) or dotenv_values(project_root() / ".env").get(name)
+    value = environment_value(name)
     if value is None:
         raise ConfigurationError(f"`source.url:` names ${{{name}}}, which is not set; export it or put it in .env")
     return value

@@ -15,7 +15,6 @@ from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import BUILT_IN, Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.weights import keep_digests, resolve_weights
-from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ProfileError
 
 MINILM = BUILT_IN["minilm"]
@@ -116,11 +115,6 @@ def test_a_profile_that_makes_no_sense_is_refused_by_key(change: dict[str, objec
 def test_a_profile_without_its_required_keys_names_them() -> None:
     with pytest.raises(ProfileError, match=r"Profile own: model: this key is missing.*Missing too: dimensions"):
         resolve_profile({"name": "own", "provider": "local"}, settings())
-
-
-def test_openai_says_that_it_is_not_there_yet_and_what_is() -> None:
-    with pytest.raises(ProfileError, match="not available in this version yet; use a local profile"):
-        load_encoder(BUILT_IN["openai"], settings())
 
 
 def test_minilm_comes_with_the_project() -> None:

@@ -20,6 +20,7 @@ from embeddings_pipeline.config.weights import resolve_weights
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.batches import BatchEncoder
+from embeddings_pipeline.encoders.comparison import compare
 from embeddings_pipeline.encoders.local import LocalEncoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
@@ -238,6 +239,18 @@ def test_meaning_is_kept(minilm: BatchEncoder) -> None:
 def test_a_model_of_other_dimensions_is_refused_with_the_remedy(tiny: Profile, encoder_settings: Settings) -> None:
     with pytest.raises(ProfileError, match=r"gives 32 dimensions, the profile says 384; .*EMBEDDING_DIMENSIONS"):
         load_encoder(replace(tiny, dimensions=384), encoder_settings)
+
+
+def test_fewer_dimensions_than_the_models_own_are_its_first_ones_at_unit_length(
+    tiny: Profile, encoder_settings: Settings
+) -> None:
+    texts = ["one two", "three"]
+    whole, short = (load_encoder(one, encoder_settings) for one in (tiny, replace(tiny, dimensions=12)))
+    for method in ("encode_documents", "encode_queries"):
+        first = getattr(whole, method)(texts)[:, :12]
+        expected = first / np.linalg.norm(first, axis=1, keepdims=True)
+        np.testing.assert_allclose(getattr(short, method)(texts), expected, atol=1e-5)
+    assert isinstance(short, BatchEncoder) and compare(short.profile, short, texts).documents > 0.9999
 
 
 def test_a_damaged_model_is_an_error_of_one_line(tmp_path: Path, encoder_settings: Settings) -> None:

@@ -1,5 +1,9 @@
 """A class of the user's own: what it does wrong is one line that names it and what it gave."""
 
+import errno
+import socket
+import ssl
+import types
 from typing import Any
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileError
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 
 MODULE = "embeddings_pipeline_tests.encoders.test_own"
 
@@ -92,6 +96,54 @@ def test_an_exception_is_one_line(
     with pytest.raises(kind) as error:
         load_encoder(own("Small"), Settings()).encode_queries(["one"])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+class CarryingError(Exception):
+    """As the clients of services raise them: with a status, or a response that has one."""
+
+    def __init__(self, **carried: Any) -> None:
+        super().__init__("the service said no")
+        vars(self).update(carried)
+
+
+def raised_from(cause: Exception) -> Exception:
+    error = ValueError("no answer")
+    error.__cause__ = cause
+    return error
+
+
+class ReadTimeout(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (TimeoutError(), OutageError),
+        (ConnectionResetError("peer"), OutageError),
+        (OSError(errno.EHOSTUNREACH, "no route"), OutageError),
+        (socket.gaierror(-2, "unknown name"), OutageError),
+        (ssl.SSLError("certificate"), OutageError),
+        (ReadTimeout(), OutageError),
+        (raised_from(ConnectionRefusedError()), OutageError),
+        (CarryingError(status_code=429), OutageError),
+        (CarryingError(status=503), OutageError),
+        (CarryingError(code=408), OutageError),
+        (CarryingError(response=types.SimpleNamespace(status_code=502)), OutageError),
+        (CarryingError(status_code=401), ProfileError),
+        (CarryingError(status_code=403), ProfileError),
+        (CarryingError(status_code=400), PipelineError),
+        (CarryingError(code=7), PipelineError),
+        (FileNotFoundError("words.txt"), PipelineError),
+    ],
+)
+def test_what_a_service_does_is_an_outage_by_its_kind(
+    monkeypatch: pytest.MonkeyPatch, encoder_settings: Settings, raised: Exception, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(Small, "given", raised)
+    with pytest.raises(PipelineError, match="encode_documents failed") as error:
+        load_encoder(own("Small"), encoder_settings).encode_documents(["one", "two"])
+    assert type(error.value) is kind and "\n" not in str(error.value)
 
 
 def test_counting_tokens_is_optional_and_other_floats_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

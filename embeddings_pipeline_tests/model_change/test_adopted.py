@@ -12,7 +12,7 @@ from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.model_change.phases import expand, swap
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.model_change import commit, commit_all

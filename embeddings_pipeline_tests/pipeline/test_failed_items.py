@@ -13,8 +13,8 @@ from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline import render
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.embed import pending_texts
 from embeddings_pipeline.pipeline.failed import reason_of
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
@@ -139,7 +139,7 @@ class TestOneItem:
         collection = open_collection(films_definition(), settings)
         result, keys = collection.ledger.look(collection.source)
         assert (result.scanned, result.new, sum(map(len, keys.values()))) == (9, 9, 9)
-        assert pending_texts(collection, keys)[0] == (9 if step == "store" else 8)
+        assert pending_texts(collection, keys).texts == (9 if step == "store" else 8)
 
 
 def test_several_items_of_several_kinds(database: Database, settings: Settings) -> None:

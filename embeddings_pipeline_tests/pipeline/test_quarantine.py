@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from embeddings_pipeline.errors import OutageError
-from embeddings_pipeline.pipeline.embed import embed_batches, pending_texts
+from embeddings_pipeline.pipeline.embed import embed_batches
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     committed,
@@ -86,8 +87,9 @@ class TestQuarantine:
         assert len(committed(database)) == 9
 
     def test_a_dry_look_does_not_count_what_waits(self, poisoned) -> None:
-        assert pending_texts(poisoned, {0: ["5", "6"]})[:2] == (0, 1)
-        assert pending_texts(poisoned, {0: ["5", "6"]}, force=True)[:2] == (2, 0)
+        for force, texts, reused in ((False, 0, 1), (True, 2, 0)):
+            pending = pending_texts(poisoned, {0: ["5", "6"]}, force=force)
+            assert (pending.texts, pending.reused) == (texts, reused)
 
     def test_a_retry_that_dies_before_its_commit_is_tried_again(self, database, poisoned) -> None:
         DeterministicEncoder.reset()

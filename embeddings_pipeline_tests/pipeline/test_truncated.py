@@ -10,9 +10,9 @@ from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.health.truncation import in_words, truncation
 from embeddings_pipeline.ledger.truncated import Truncation
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.embed import pending_texts
+from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.schema import forget_schemas
+from embeddings_pipeline.store.sql import schema_versions
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
@@ -102,10 +102,8 @@ def test_texts_embedded_before_they_were_noted_are_looked_at_once(long_films: Da
 
 def test_an_upgraded_database_has_looked_at_no_text_yet(long_films: Database, settings: Settings) -> None:
     sync_once(short_films(), settings)
-    undo = """DROP TABLE embeddings.truncated; ALTER TABLE embeddings.model DROP COLUMN lengths_known;
-              DELETE FROM embeddings.schema_migration WHERE version >= 8"""
-    execute(long_films, undo)
-    forget_schemas()
+    execute(long_films, "DROP TABLE embeddings.truncated; ALTER TABLE embeddings.model DROP COLUMN lengths_known")
+    execute(long_films, dict(schema_versions())[8])  # type: ignore[arg-type]
     collection = open_collection(short_films(), settings)
     assert not collection.ledger.truncation(collection.fingerprint).known
     assert truncation(collection) == Truncation(10, 2, 33, True)

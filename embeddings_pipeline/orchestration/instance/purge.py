@@ -10,8 +10,10 @@ from pathlib import Path
 import dagster as dg
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders.cache import sweep
 from embeddings_pipeline.orchestration.at_rest import purge_is_due, purge_mark
 from embeddings_pipeline.orchestration.instance.storage import PipelineEventLogStorage, StateComputeLogs
+from embeddings_pipeline.store.database import open_database
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 PAGE = 500  # runs
@@ -77,10 +79,13 @@ def forget_quiet_scans(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None
 
 
 def purge_daily(instance: dg.DagsterInstance, settings: Settings) -> None:
-    """As `purge`, for some seconds, unless this folder's last one was today: where no daemon runs the daily job."""
+    """As `purge`, for some seconds, and the embedding cache is swept; unless this folder's last one was today: where no
+    daemon runs the daily job.
+    """
     if not purge_is_due(settings):
         return
     purge(instance, settings, seconds=5)
+    sweep(open_database(settings), settings)
     done = purge_mark(settings)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()

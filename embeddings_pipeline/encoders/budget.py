@@ -1,0 +1,83 @@
+"""What may be spent at most: of a collection a day (`budget:`), and of one command (`sync --max-cost`)."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from embeddings_pipeline.errors import BudgetError
+
+
+@dataclass
+class Purse:
+    """What a command may spend, in US dollars, and has spent. Safe to use from several threads. A budget of a day that
+    stopped it is noted here too.
+    """
+
+    most: float | None = None  # None: no limit
+    spent: float = 0.0
+    held: float = 0.0  # of what is being asked for
+    refused: BudgetError | None = None  # why something was not asked for
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def hold(self, prices: Sequence[float]) -> int:
+        """Set aside what the first texts are expected to cost; how many can be paid for."""
+        with self._lock:
+            left = None if self.most is None else self.most - self.spent - self.held
+            number = affordable(prices, left)
+            self.held += sum(prices[:number])
+        return number
+
+    def let_go(self, price: float) -> None:
+        """What was set aside is not needed, or was spent."""
+        with self._lock:
+            self.held = max(0.0, self.held - price)
+
+    def spend(self, price: float) -> None:
+        """An answer was billed."""
+        with self._lock:
+            self.spent += price
+
+    def refuse(self, error: BudgetError) -> BudgetError:
+        """Note that a budget is spent: a run tells what stopped it in words alone."""
+        self.refused = error
+        return error
+
+    def empty(self, price: float) -> BudgetError:
+        """That the next text costs more than is left."""
+        return BudgetError(
+            f"--max-cost ${self.most:,.2f} is reached: ${self.spent:,.4f} are spent, and the next text would cost "
+            f"about ${price:,.6f}; what is answered is kept, and the next sync goes on from there"
+        )
+
+
+def affordable(prices: Sequence[float], left: float | None) -> int:
+    """How many texts can be paid for, in their order, of so many dollars; None: no limit."""
+    if left is None:
+        return len(prices)
+    total, number = 0.0, 0
+    for price in prices:
+        total += price
+        if total > left:
+            break
+        number += 1
+    return number
+
+
+_purse: ContextVar[Purse | None] = ContextVar("purse", default=None)
+
+
+def purse() -> Purse:
+    """What the command that this is part of may spend; without one, no limit."""
+    return _purse.get() or Purse()
+
+
+@contextmanager
+def spending(purse: Purse) -> Iterator[Purse]:
+    """Have what is asked for within paid from this purse."""
+    token = _purse.set(purse)
+    try:
+        yield purse
+    finally:
+        _purse.reset(token)

@@ -1,0 +1,95 @@
+"""What texts would cost, before anything is asked: less what the cache knows, at the profile's prices and limits."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from embeddings_pipeline.config.prices import is_hosted, is_paid, price_in_words, usd_per_million_tokens
+from embeddings_pipeline.encoders.cache import open_cache
+from embeddings_pipeline.encoders.limits import limits_of
+from embeddings_pipeline.encoders.rate import SHARE_AT_ONCE, rates
+from embeddings_pipeline.encoders.spend import token_ratio
+from embeddings_pipeline.encoders.tokens import counts_exactly
+from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.store.schema import has_schema
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What asking a hosted model about some texts would take."""
+
+    texts: int = 0  # that the model is asked about
+    cached: int = 0  # that the embedding cache knows
+    tokens: int = 0
+    requests: int = 0
+    usd: float | None = 0.0  # None: no price is known
+    minutes: float = 0.0  # at the limits that are set; 0 without any
+
+    def in_words(self) -> str:
+        """For people."""
+        parts = [f"{self.texts:,} texts to encode ({self.cached:,} more are in the cache)"]
+        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
+        parts += [f"{self.requests:,} requests"] if self.requests else []
+        parts.append("price unknown" if self.usd is None else f"${self.usd:,.4f}")
+        if self.minutes:
+            minutes = f"{self.minutes:,.1f} minutes" if self.minutes < 120 else f"{self.minutes / 60:,.1f} hours"
+            parts.append(f"{minutes} at the limits that are set")
+        return ", ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Quoter:
+    """Says what a collection's texts would cost. Asks no service, needs no key, and writes nothing."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection, profile = collection, collection.profile
+        self.paid = is_paid(profile)
+        self._known_schema = has_schema(collection.database)
+        self._ratio = (
+            token_ratio(collection.database, collection.fingerprint) if self.paid and self._known_schema else None
+        )
+        self._price = usd_per_million_tokens(profile)
+        self._limits = limits_of(profile)
+        keeps = profile.cache and (self._known_schema or collection.settings.embedding_cache_url)
+        self._cache = open_cache(collection.database, collection.settings) if keeps else None
+
+    def quote(self, tokens: Mapping[bytes, int], *, force: bool = False) -> Quote:
+        """Of texts, by content hash, with so many tokens each; `force`: the cache is not looked at."""
+        known: set[bytes] = set()
+        if self._cache is not None and not force:
+            fingerprint, dimensions = self.collection.fingerprint, self.collection.profile.dimensions
+            known = self._cache.known_hashes(fingerprint, dimensions, list(tokens))
+        counted = sum(count for digest, count in tokens.items() if digest not in known)
+        return self._priced(len(tokens) - len(known), len(known), round(counted * (self._ratio or 1.0)))
+
+    def total(self, quotes: list[Quote]) -> Quote:
+        """Of all together: requests are filled from texts of several batches."""
+        sums = {f.name: sum(getattr(quote, f.name) or 0 for quote in quotes) for f in fields(Quote)}
+        return self._priced(int(sums["texts"]), int(sums["cached"]), int(sums["tokens"]))
+
+    def _priced(self, texts: int, cached: int, tokens: int) -> Quote:
+        usd = None if self._price is None else round(self._price * tokens / 1e6, 8)
+        if not is_hosted(self.collection.profile):
+            return Quote(texts, cached, tokens, 0, usd)
+        requests_a_minute, tokens_a_minute = rates(self.collection.profile, self.collection.settings)
+        most = min(self._limits.tokens or math.inf, SHARE_AT_ONCE * (tokens_a_minute or math.inf))
+        requests = math.ceil(max(texts / self._limits.inputs, tokens / most))
+        minutes = max(requests / (requests_a_minute or math.inf), tokens / (tokens_a_minute or math.inf))
+        return Quote(texts, cached, tokens, requests, usd, round(minutes, 2))
+
+    @property
+    def basis(self) -> str:
+        """What the numbers rest on, for people."""
+        profile = self.collection.profile
+        times = f", times {self._ratio:.2f}, as servers have billed lately" if self._ratio else ""
+        if not is_hosted(profile) or counts_exactly(profile):
+            counted = f"tokens are counted by the model's own tokenizer{times}"
+        elif self._ratio:
+            counted = f"tokens are estimated at four bytes each{times}"
+        else:
+            counted = "tokens are estimated at four bytes each; the first answers say how many are billed"
+        return f"{counted}; {price_in_words(profile)}"
