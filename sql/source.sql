@@ -1,6 +1,7 @@
 -- The user's table or query, only ever read. {relation}: that; {key}: the item key as an expression; {used}, {seen},
--- {payload}: its columns that are read, that are hashed, and that searches return; {condition}: which rows; {updated_at}, {clock},
--- {row_json}, {meets}, {overlap}, {limit}: of incremental scans; the others: of rows whose keys cannot be had.
+-- {payload}: its columns that are read, that are hashed, and that searches return; {condition}: which rows;
+-- {updated_at}, {clock}, {row_json}, {meets}, {overlap}, {limit}: of incremental scans; {column}, {columns}, {digests},
+-- {low}, {high}, {hash}, {told}, {written}: of rows whose keys cannot be had.
 
 
 -- name: rows

@@ -29,7 +29,7 @@ from embeddings_pipeline.store.sql import load_sql
 log = logging.getLogger(__name__)
 
 REQUESTS_PER_MINUTE = 500  # if nobody says otherwise
-SHARE_AT_ONCE = 0.0099  # of a minute's tokens, in one request: larger ones are spaced, see sql/schema/0013_hosted.sql
+SHARE_AT_ONCE = 0.0099  # of a minute's tokens: larger requests are spaced, see sql/schema/0013_hosted.sql
 AHEAD = 1.0  # seconds by which a request is taken before it is due, so that a query waits for no longer queue
 LONGEST_SLEEP = 10.0  # before the bucket is asked again
 
@@ -61,8 +61,10 @@ class Rate:
     @property
     def most_tokens(self) -> float:
         """Of one request."""
-        limits = [limit for limit in (self._tokens, self._server.get("limit-tokens")) if limit]
-        return SHARE_AT_ONCE * min(limits) if limits else float("inf")
+        return tokens_a_request(
+            _least(self._requests, self._server.get("limit-requests")),
+            _least(self._tokens, self._server.get("limit-tokens")),
+        )
 
     def take(self, model: str, tokens: float) -> float:
         """Take a request and its tokens: how many seconds to wait before it is sent, or, below zero, before asking
@@ -131,6 +133,17 @@ def rates(profile: Profile, settings: Settings) -> tuple[float | None, float | N
         _first(profile.requests_per_minute, settings.embedding_requests_per_minute, REQUESTS_PER_MINUTE),
         _first(profile.tokens_per_minute, settings.embedding_tokens_per_minute),
     )
+
+
+def tokens_a_request(requests: float | None, tokens: float | None) -> float:
+    """How many tokens go in one request at these limits a minute: few, so that the rate is even, but so many that the
+    permitted requests suffice for the permitted tokens.
+    """
+    return tokens * max(SHARE_AT_ONCE, 1 / requests if requests else 0.0) if tokens else float("inf")
+
+
+def _least(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit), default=None)
 
 
 def _first(*limits: int | None) -> float | None:

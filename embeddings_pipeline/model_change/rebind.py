@@ -10,7 +10,7 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ModelChangeError, profile_command
 from embeddings_pipeline.health.drift import LEAST_COSINE, Drift, measure
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.models import bind
 
 
 def rebind(collection: Collection, profile: Profile, least_cosine: float = LEAST_COSINE) -> Drift:
@@ -40,7 +40,7 @@ def rebind(collection: Collection, profile: Profile, least_cosine: float = LEAST
         "cosine": drift.lowest_cosine,
     }
     with collection.database.connect(autocommit=True) as connection:
-        connection.execute(load_sql("models/bind"), values)
+        bind(connection, values)
     return drift
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from embeddings_pipeline.config.prices import is_hosted, is_paid, price_in_words, usd_per_million_tokens
 from embeddings_pipeline.encoders.cache import open_cache
 from embeddings_pipeline.encoders.limits import limits_of
-from embeddings_pipeline.encoders.rate import SHARE_AT_ONCE, rates
+from embeddings_pipeline.encoders.rate import rates, tokens_a_request
 from embeddings_pipeline.encoders.spend import token_ratio
 from embeddings_pipeline.encoders.tokens import counts_exactly
 from embeddings_pipeline.pipeline.collection import Collection
@@ -76,7 +76,7 @@ class Quoter:
         if not is_hosted(self.collection.profile):
             return Quote(texts, cached, tokens, 0, usd)
         requests_a_minute, tokens_a_minute = rates(self.collection.profile, self.collection.settings)
-        most = min(self._limits.tokens or math.inf, SHARE_AT_ONCE * (tokens_a_minute or math.inf))
+        most = min(self._limits.tokens or math.inf, tokens_a_request(requests_a_minute, tokens_a_minute))
         requests = math.ceil(max(texts / self._limits.inputs, tokens / most))
         minutes = max(requests / (requests_a_minute or math.inf), tokens / (tokens_a_minute or math.inf))
         return Quote(texts, cached, tokens, requests, usd, round(minutes, 2))

@@ -64,6 +64,11 @@ def current_model(connection: psycopg.Connection, definition: CollectionDefiniti
     return _model(definition, row)
 
 
+def bind(connection: psycopg.Connection, values: Mapping[str, Any]) -> None:
+    """Note that a profile makes a model's vectors; `values`: see the statement."""
+    connection.execute(load_sql("models/bind"), values)
+
+
 def made_by(connection: psycopg.Connection, collection: str, maker: str) -> str:
     """The fingerprint of the model whose vectors a profile makes: its own (`maker`), or that which it was bound to."""
     try:

@@ -177,8 +177,8 @@ class TestAPriceFirst:
         profile = {"name": "small", "provider": "openai", "model": "text-embedding-3-small", "dimensions": 1536}
         limits = {"requests_per_minute": 2, "tokens_per_minute": 300_000}
         for changed, requests, minutes in (
-            ({}, 151, 75.5),  # a request takes less than a fiftieth of a minute's tokens
-            ({"requests_per_minute": 0}, 151, 3.0),
+            ({}, 6, 3.0),  # the permitted requests suffice for the permitted tokens
+            ({"requests_per_minute": 0}, 304, 3.0),  # a request takes less than a hundredth of a minute's tokens
             ({"requests_per_minute": 1, "tokens_per_minute": 0}, 3, 3.0),
         ):
             collection = look_at_collection(definition(profile={**profile, **limits, **changed}), settings)
