@@ -7,37 +7,50 @@ assets (`orchestration/assets.py`) call these very steps one by one, and depend 
 else works on batches calls `run_batch`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import DEFAULTS, EmbedOptions, embed_batches
-from embeddings_pipeline.pipeline.figures import Committed, Embedded, RunFigures
+from embeddings_pipeline.pipeline.figures import Committed, Embedded, ItemsRead, RunFigures, TextsRendered
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.shadow import backfill_shadows, embed_shadows
 
+Report = Callable[[int, ItemsRead | TextsRendered | Embedded | Committed], None]
+
 
 def run_batch(
-    collection: Collection, batches: Sequence[int], run: str, *, options: EmbedOptions = DEFAULTS
+    collection: Collection,
+    batches: Sequence[int],
+    run: str,
+    *,
+    options: EmbedOptions = DEFAULTS,
+    report: Report = lambda batch, figures: None,
 ) -> RunFigures:
     """Bring these batches from the source into PostgreSQL, under the current model and the shadow models.
 
-    `run` names the files in the lake. Returns the sums over the batches. A batch whose step fails waits before it is
-    tried again, and the error is raised: OutageError, StaleRunError or another PipelineError.
+    `run` names the files in the lake. Returns the sums over the batches; `report` gets what each step did for each. A
+    batch whose step fails waits before it is tried again, and the error is raised: OutageError, StaleRunError or
+    another PipelineError.
     """
     figures = RunFigures()
-    for _, items in each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)):
+    for batch, items in each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)):
         figures.add(items)
-    for _, texts in each_batch(collection, batches, lambda _, batch: render_texts(collection, batch, run)):
+        report(batch, items)
+    for batch, texts in each_batch(collection, batches, lambda _, batch: render_texts(collection, batch, run)):
         figures.add(texts)
-    for _, embedded in embed_under_each_model(collection, batches, run, options):
+        report(batch, texts)
+    for batch, embedded in embed_under_each_model(collection, batches, run, options):
         figures.add(embedded)
+        report(batch, embedded)
     if options.dry_run:
         return figures
-    for _, committed in each_batch(collection, batches, lambda _, batch: commit_and_backfill(collection, batch, run)):
+    commits = each_batch(collection, batches, lambda _, batch: commit_and_backfill(collection, batch, run))
+    for batch, committed in commits:
         figures.add(committed)
+        report(batch, committed)
     return figures
 
 

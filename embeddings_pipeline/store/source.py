@@ -140,13 +140,22 @@ class Source:
             statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
             return connection.execute(statement).fetchone() == (True,)
 
-    def updated_after(self, connection: psycopg.Connection, after: Position | None, limit: int) -> list[UpdatedRow]:
+    def updated_after(
+        self,
+        connection: psycopg.Connection,
+        after: Position | None,
+        limit: int,
+        *,
+        types: dict[str, str] | None = None,
+        until_now: bool = False,
+    ) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
-        Rows without `updated_at` are not among them.
+        Rows without `updated_at` are not among them; `until_now`: nor those whose time is ahead of the source's clock.
+        `types`: what `check` gave a moment ago.
         """
         condition: sql.Composable = sql.SQL("true")
-        types = self.check(connection)
+        types = types or self.check(connection)
         order = self._order(types)
         if after:
             at = sql.SQL("CAST({} AS {})").format(sql.Literal(after.updated_at), order["type"])
@@ -155,6 +164,8 @@ class Source:
             else:
                 position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
                 condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
+        if until_now:
+            condition = sql.SQL("{condition} AND {updated_at} <= {clock}").format(**order, condition=condition)
         seen = tuple(dict.fromkeys((*self.definition.template_columns, *self.definition.attributes.columns)))
         where = user_statement((self.definition.attributes.source.where or "").strip() or "true")
         columns = dict.fromkeys(

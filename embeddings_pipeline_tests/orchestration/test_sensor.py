@@ -236,7 +236,7 @@ class TestSensor:
         make_films(database, films(15))
         one = daemon()
         one.until_quiet()
-        execute(database, "UPDATE films SET overview = 'x' WHERE id IN (1, 9)")  # of both batches
+        execute(database, "UPDATE films SET overview = 'x' WHERE id IN (1, 8, 9)")  # of both batches, and enough
         collection = open_collection(one.definition, project)
         collection.ledger.full_scan(collection.source)
         run_batch(collection, 1, "run")
@@ -277,7 +277,9 @@ class TestSensor:
         assert jobs_of(one.tick()) == ["films_batches"]
         assert "could not be read: the source cannot be read" in one.tick().skip_reason.skip_message
 
-    @pytest.mark.parametrize("damage", ["DROP INDEX {index}", "UPDATE embeddings.collection SET version = version + 1"])
+    @pytest.mark.parametrize(
+        "damage", ["DROP INDEX {index}", "UPDATE embeddings.collection SET version = version + 5001"]
+    )
     def test_an_index_that_lags_is_built_though_no_batch_has_landed(self, database, project, daemon, damage) -> None:
         make_films(database, films(12))
         one = daemon()
