@@ -23,11 +23,17 @@ SELECT
     END,
     (SELECT publication.pubname::text
      FROM pg_publication AS publication
-     JOIN pg_publication_tables AS published ON published.pubname = publication.pubname
-     WHERE published.tablename = class.relname AND published.schemaname = class.relnamespace::regnamespace::text
-       AND publication.pubinsert AND publication.pubupdate AND publication.pubdelete AND publication.pubtruncate
-       AND to_jsonb(published) ->> 'rowfilter' IS NULL  -- newer servers have these two
-       AND coalesce(to_jsonb(published) -> 'attnames' @> to_jsonb(%(key)s::text[]), true)
+     CROSS JOIN LATERAL (
+         SELECT array_agg(format('%%I.%%I', schemaname, tablename)::regclass::oid)
+         FROM pg_publication_tables AS published
+         WHERE published.pubname = publication.pubname
+           AND to_jsonb(published) ->> 'rowfilter' IS NULL  -- newer servers have these two
+           AND coalesce(to_jsonb(published) -> 'attnames' @> to_jsonb(%(key)s::text[]), true)
+     ) AS published (tables)
+     WHERE publication.pubinsert AND publication.pubupdate AND publication.pubdelete AND publication.pubtruncate
+       AND (class.oid = ANY (published.tables)
+            OR class.relkind = 'p' AND NOT EXISTS (
+                SELECT FROM pg_partition_tree(class.oid) WHERE isleaf AND relid <> ALL (published.tables)))
      ORDER BY publication.puballtables, publication.pubname
      LIMIT 1)
 FROM pg_class AS class

@@ -40,7 +40,7 @@ class Chores:
         now = time.monotonic()
         self._recent_at, self._index_at, self._scan_at = 0.0, now + INDEX_SECONDS, 0.0
         self._due_since: float | None = None
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}  # chore → what kind of failure was told last
         self.scan_wanted = False  # something may have changed that only a full scan finds
 
     @property
@@ -65,15 +65,17 @@ class Chores:
         self._doing.start()
 
     def _do(self, chore: Callable[[Collection], None], collection: Collection) -> None:
+        name = chore.__name__
         try:
             chore(collection)
+            self._told.pop(name, None)
         except (PipelineError, psycopg.Error, OSError) as error:
             said = what_it_says(error) if isinstance(error, psycopg.Error) else str(error)
-            if said not in self._told:  # once: `status` has it too
+            if self._told.get(name) != type(error).__name__:  # once: `status` has it too
                 self._say(f"warning: {said}")
-            self._told = {said}
+            self._told[name] = type(error).__name__
         except Exception:
-            log.exception("collection %r: %s failed", collection.definition.name, chore.__name__)
+            log.exception("collection %r: %s failed", collection.definition.name, name)
 
     def _scan(self, collection: Collection) -> None:
         began = time.monotonic()
@@ -92,7 +94,6 @@ class Chores:
             finally:
                 let_go(connection, name, SCANNING)
         self._scan_at = time.monotonic() + (time.monotonic() - began) / SCAN_SHARE
-        self._told.clear()
 
     def _read_recent(self, collection: Collection) -> None:
         began = time.monotonic()

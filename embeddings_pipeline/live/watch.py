@@ -113,7 +113,7 @@ class ToldChanges:
         self._sessions = ExitStack()
         self._changes: Changes = self._sessions.enter_context(follow_changes(self._source))
         self._reading = self._sessions.enter_context(self._source.connect())
-        self._pending: set[str] = set()
+        self._pending: set[tuple[str, ...]] = set()
         self._everything = True  # what changed before
         self.deletes = self._changes.deletes
 
@@ -125,8 +125,10 @@ class ToldChanges:
         total, pending = IncrementalScan(), sorted(self._pending)
         for start in range(0, len(pending), ROWS_AT_ONCE):
             part = pending[start : start + ROWS_AT_ONCE]
-            rows = self._source.read(self._reading, part)
-            seen: dict[str, bytes | None] = {**dict.fromkeys(part), **{row.item_key: row.row_hash for row in rows}}
+            keys_there = self._source.item_keys(self._reading, part)
+            rows = self._source.read(self._reading, keys_there)
+            seen: dict[str, bytes | None] = dict.fromkeys(keys_there)
+            seen |= {row.item_key: row.row_hash for row in rows}
             total += self._ledger.note_seen(connection, seen)
             self._pending.difference_update(part)
         everything, self._everything = self._everything, False

@@ -11,7 +11,6 @@ for.
 """
 
 import contextlib
-import json
 import logging
 import select
 import struct
@@ -44,18 +43,20 @@ class NotFollowedError(PipelineError):
 class Changes:
     """What has changed since it was last asked."""
 
-    def __init__(self, columns: tuple[str, ...], padded: frozenset[str], relations: frozenset[int]) -> None:
+    def __init__(self, columns: tuple[str, ...], relations: frozenset[int]) -> None:
         self.deletes = True  # whether deleted rows are told of, too
         self.failed: Exception | None = None  # what has ended it
         self.woken = threading.Event()
-        self._columns, self._padded, self._relations = columns, padded, relations
+        self._columns, self._relations = columns, relations
         self._names: dict[int, list[str]] = {}  # of a relation's columns
-        self._keys: set[str] = set()
+        self._keys: set[tuple[str, ...]] = set()
         self._everything = False
         self._mutex = threading.Lock()
 
-    def take(self) -> tuple[set[str], bool]:
-        """The keys of rows that were inserted, updated or deleted; and whether any other may have been."""
+    def take(self) -> tuple[set[tuple[str, ...]], bool]:
+        """Of rows that were inserted, updated or deleted the values of the key columns; and whether any other may have
+        been.
+        """
         with self._mutex:
             taken = self._keys, self._everything
             self._keys, self._everything = set(), False
@@ -86,23 +87,18 @@ class Changes:
                 if part == b"N" or self.deletes:  # else it does not say which row was there before
                     self._note(self._key(row))
 
-    def _key(self, row: Mapping[str, str | None]) -> str | None:
-        """The item key, as the source's query makes it; None if the log does not say it."""
+    def _key(self, row: Mapping[str, str | None]) -> tuple[str, ...] | None:
+        """The values of the key columns; None if the log does not say each."""
         values = [row.get(column) for column in self._columns]
-        if None in values:
-            return None
-        texts = [
-            str(value).rstrip(" ") if column in self._padded else str(value)
-            for column, value in zip(self._columns, values, strict=True)
-        ]
-        return texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
+        key = tuple(value for value in values if value is not None)
+        return key if len(key) == len(values) else None
 
-    def _note(self, item_key: str | None) -> None:
+    def _note(self, key: tuple[str, ...] | None) -> None:
         with self._mutex:
-            if item_key is None or len(self._keys) >= MOST_KEYS:
+            if key is None or len(self._keys) >= MOST_KEYS:
                 self._everything = True
             else:
-                self._keys.add(item_key)
+                self._keys.add(key)
         self.woken.set()
 
 
@@ -159,7 +155,7 @@ def follow_changes(source: Source) -> Iterator[Changes]:
     except psycopg.OperationalError as error:
         raise NotFollowedError(f"{source}: its server takes no replication session: {_line(error)}") from error
     ended = threading.Event()
-    with replication:
+    with contextlib.closing(replication):
         _start(replication.pgconn, publication, source)
         reading = threading.Thread(target=_read, args=(replication.pgconn, changes, ended), daemon=True)
         reading.start()
@@ -176,7 +172,6 @@ def _prepare(source: Source, definition: SourceDefinition, connection: psycopg.C
         raise NotFollowedError(f"{source}: its source is a query, whose rows no log tells of")
     table = sql.Literal(relation_of(definition).as_string(connection))
     key = list(definition.key)
-    types = source.check(connection)
     statement = sql.SQL(load_sql("changes/possible")).format(table=table)
     row = connection.execute(statement, {"key": key}).fetchone()
     if row is None:
@@ -193,8 +188,7 @@ def _prepare(source: Source, definition: SourceDefinition, connection: psycopg.C
     if publication is None:
         raise NotFollowedError(f"{source}: no publication has all of {name}: CREATE PUBLICATION … FOR TABLE {name}")
     relations = connection.execute(sql.SQL(load_sql("changes/partitions")).format(table=table)).fetchall()
-    padded = frozenset(column for column in key if types[column] == "character")
-    changes = Changes(tuple(key), padded, frozenset(oid for (oid,) in relations))
+    changes = Changes(tuple(key), frozenset(oid for (oid,) in relations))
     changes.deletes = has_key
     return changes, publication
 

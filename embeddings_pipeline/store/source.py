@@ -332,13 +332,26 @@ class Source:
             sql.SQL(", ").join(sql.SQL("{}::text").format(column) for column in columns),
         )
 
+    def item_keys(self, connection: psycopg.Connection, values: Sequence[tuple[str, ...]]) -> list[str]:
+        """The item keys of rows whose key columns have these values, as the types write them."""
+        if not values:
+            return []
+        columns = sql.SQL(", ").join(map(sql.Identifier, self.definition.attributes.source.key))
+        arrays = sql.SQL(", ").join(self._arrays(values, self.check(connection)))
+        statement = sql.SQL("SELECT {}, '' FROM unnest({}) AS source ({})").format(self._key, arrays, columns)
+        return [row[0] for row in self._copy(connection, statement, 2)]
+
+    def _arrays(self, values: Sequence[Sequence[str]], types: dict[str, str]) -> list[sql.Composed]:
+        """For each key column the array of its values."""
+        columns = self.definition.attributes.source.key
+        return [
+            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(of_column)), sql.SQL(types[column]))
+            for column, of_column in zip(columns, zip(*values, strict=True), strict=True)
+        ]
+
     def _with_keys(self, item_keys: Sequence[str], types: dict[str, str]) -> sql.Composed:
         columns = self.definition.attributes.source.key
-        values = list(zip(*(split_key(item_key, len(columns)) for item_key in item_keys), strict=True))
-        arrays = [
-            sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(list(v)), sql.SQL(types[c]))
-            for c, v in zip(columns, values, strict=True)
-        ]
+        arrays = self._arrays([split_key(item_key, len(columns)) for item_key in item_keys], types)
         if len(columns) == 1:  # the plain form uses an index if there is one
             return sql.SQL("{} = ANY ({})").format(column_of(columns[0]), arrays[0])
         return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
