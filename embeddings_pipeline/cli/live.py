@@ -27,7 +27,7 @@ def live(
 ) -> None:
     """Stay, watch the source, and bring each change into the answers within seconds. Ctrl-C ends it."""
     from embeddings_pipeline.live.follow import Told, follow
-    from embeddings_pipeline.orchestration.live_reports import MinuteReports
+    from embeddings_pipeline.live.reports import MinuteReports
 
     settings, ended = load_settings(), threading.Event()
     definitions = chosen_collections(collection_name)
@@ -38,7 +38,12 @@ def live(
         else:
             tell(text)
 
-    reports = MinuteReports(definitions, settings, line)
+    def report(done: "Mapping[str, Done]") -> None:
+        from embeddings_pipeline.orchestration.live import report as report_to_dagster  # which costs 100 MB
+
+        report_to_dagster({each.name: each for each in definitions}, settings, done)
+
+    reports = MinuteReports(report, line)
 
     def started(watched: Mapping[str, str]) -> None:
         _print({"event": "started", "collections": watched}, as_json=as_json)

@@ -68,15 +68,17 @@ def follow(
         for thread in threads:
             thread.start()
         at = time.monotonic() + minute
-        while any(thread.is_alive() for thread in threads) and not ended.wait(1.0):
-            if time.monotonic() >= at:
-                at += minute
-                _report(tally, told)
-        ended.set()
-        deadline = time.monotonic() + STOP_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        _report(tally, told)
+        try:
+            while any(thread.is_alive() for thread in threads) and not ended.wait(1.0):
+                if time.monotonic() >= at:
+                    at += minute
+                    _report(tally, told)
+        finally:
+            ended.set()
+            deadline = time.monotonic() + STOP_SECONDS
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            _report(tally, told)
     return not any(thread.is_alive() for thread in threads)
 
 

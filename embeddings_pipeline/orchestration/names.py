@@ -8,7 +8,8 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
 # `all` is `refresh` for people: Dagster sorts jobs by name, so that it comes first.
-JOBS = ("all", "scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
+_PLAIN = ("all", "scan", "batches", "index", "audit", "refresh", "recent", "live")
+JOBS = (*_PLAIN, *(f"migration_{phase}" for phase in PHASES))
 # A tag of jobs and their runs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
 FOR_TAG = "embeddings_pipeline/for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
