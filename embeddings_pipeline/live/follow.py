@@ -15,7 +15,7 @@ import psycopg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.health.activity import activity
+from embeddings_pipeline.health.activity import LIVE, activity
 from embeddings_pipeline.live.done import Done, Tally
 from embeddings_pipeline.live.follower import Follower
 from embeddings_pipeline.store.database import open_database
@@ -24,7 +24,6 @@ from embeddings_pipeline.store.retry import is_outage
 
 MINUTE = 60.0
 STOP_SECONDS = 8.0  # what a batch may take to its end once it is to stop
-LIVE = "live"  # what it is called where it says that it is at work
 
 
 @dataclass(frozen=True)

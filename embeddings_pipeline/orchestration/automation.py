@@ -20,6 +20,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
 from embeddings_pipeline.health.failures import failure_kept
+from embeddings_pipeline.health.freshness import left_to_live
 from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_due, lagging_since
 from embeddings_pipeline.index.standing import Standing
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
@@ -136,6 +137,8 @@ def evaluate(
     busy = under_way(instance, definition, dimensions)
     dirty, work = collection.ledger.dirty_items(), collection.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
+    if left_to_live(collection.database, definition.name, collection.model.destination):
+        free = {}
     ranges = run_ranges(free, existing, definition.attributes.items_per_batch)[:RUNS_PER_TICK]
     requests = [_request(job_name(definition, "batches"), range_tags(first, last)) for first, last in ranges]
     if _full_scan_due(instance, collection, busy):

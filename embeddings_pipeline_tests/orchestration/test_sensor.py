@@ -9,6 +9,7 @@ import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import OutageError, SourceError
+from embeddings_pipeline.health.activity import LIVE, activity
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import evaluate, under_way
@@ -244,6 +245,31 @@ class TestSensor:
         assert "indexes behind" in one.tick().skip_reason.skip_message
         built = datetime.now(UTC) - timedelta(minutes=11)
         monkeypatch.setattr(automation, "lagging_since", lambda collection: built)
+        assert jobs_of(one.tick()) == ["films_index"]
+
+    def test_batches_are_left_to_live_as_long_as_it_keeps_up(self, database, project, daemon) -> None:
+        make_films(database, films(15))
+        one = daemon()
+        one.until_quiet()
+        execute(database, "UPDATE films SET overview = 'x' WHERE id = 1")
+        collection = open_collection(one.definition, project)
+        collection.ledger.full_scan(collection.source)
+        with activity(database, "films", LIVE):
+            assert jobs_of(one.tick()) == []
+            execute(database, "UPDATE embeddings.films_item SET seen_at = now() - interval '2 minutes'")
+            assert jobs_of(one.tick()) == ["films_batches"]
+        later(database, 3600)
+        assert jobs_of(one.tick()) == ["films_batches"]
+
+    def test_an_index_is_built_when_searches_wait_for_what_came_after_it(self, database, project, daemon) -> None:
+        make_films(database, films(35))
+        one = daemon()
+        one.until_quiet()
+        execute(database, "UPDATE films SET overview = 'x' WHERE id <= 3")
+        sync_once(one.definition, project)
+        assert jobs_of(one.tick()) == []
+        execute(database, "UPDATE films SET overview = 'y' WHERE id = 4")
+        sync_once(one.definition, project)
         assert jobs_of(one.tick()) == ["films_index"]
 
     def test_a_day_without_the_daemon_and_a_tick_that_failed_need_no_mending(
