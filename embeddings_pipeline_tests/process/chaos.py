@@ -6,7 +6,7 @@ A deployment of its own: embedded PostgreSQL, Dagster's daemon with the sensor o
 `live`. Each round ends with SIGKILL for one of them: a sync, a live, a run's process, the daemon, its code server, or
 PostgreSQL itself.
 What was killed is started again by whoever needs it, as in life. Some texts are poison, and go to quarantine. In the
-end the sensor and the `live` must have brought the table to exactly what a clean build of the same source holds, and the FAISS
+end sensor and `live` must have brought the table to exactly what a clean build of the same source holds, and the FAISS
 index must agree.
 """
 
