@@ -1,5 +1,6 @@
 """A committed change is in the answers within seconds, whatever happens beside it."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ import yaml
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError, SourceError
+from embeddings_pipeline.errors import ConfigurationError, OutageError, SourceError
 from embeddings_pipeline.health.activity import under_way
-from embeddings_pipeline.live import chores
+from embeddings_pipeline.health.lag import indexes_due
+from embeddings_pipeline.index.faiss_read import read_manifest
+from embeddings_pipeline.live import chores, follower
+from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.inventory import take_inventory
 from embeddings_pipeline.pipeline.removal import remove_collection
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import databases
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.following import following
 from embeddings_pipeline_tests.support.workbench import (
@@ -26,6 +31,7 @@ from embeddings_pipeline_tests.support.workbench import (
     films,
     later,
     make_films,
+    plain_role,
     sync_once,
     wait_until,
 )
@@ -232,3 +238,71 @@ def test_the_files_of_its_last_runs_do_not_pile_up(synced: Database, settings: S
     folders = [folder for folder in (settings.state_dir / "lake").rglob("000000") if folder.is_dir()]
     assert len(folders) == 3
     assert all(len(list(folder.iterdir())) <= 3 for folder in folders)  # the sync's, and two of ours
+
+
+@pytest.mark.usefixtures("superuser", "new_databases")
+def test_a_source_that_goes_away_is_waited_for_and_told_once(
+    server: Database, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LONGEST_WAIT", 0.5)
+    name = f"{databases.name_of(database)}_source"
+    shop = Database(server.ensure_sibling(name))
+    try:
+        make_films(shop, films(25))
+        execute(shop, "ALTER TABLE films ADD at timestamptz NOT NULL DEFAULT now()")
+        one = with_updates(source={"table": "films", "key": ["id"], "updated_at": "at", "url": shop.url})
+        sync_once(one, settings)
+        with following(one, settings=settings) as heard:
+            execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            execute(database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            soon(lambda: heard.says("it waits"))
+            time.sleep(3)
+            execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            soon(lambda: heard.says("followed again"))
+            insert(shop, 100)
+            soon(lambda: "100" in texts(database))
+        assert len(heard.lines) == 2, heard.lines
+    finally:
+        databases.dropped(server, name)
+
+
+def test_a_permission_that_is_missing_for_a_while_is_told(
+    synced: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "LONGEST_WAIT", 0.5)
+    with plain_role(synced, "live_reader") as url:
+        execute(synced, "GRANT SELECT ON films TO live_reader")
+        with following(with_updates(), settings=settings.model_copy(update={"database_url": url})) as heard:
+            execute(synced, "REVOKE SELECT ON films FROM live_reader")
+            soon(lambda: heard.says("GRANT SELECT on it to the pipeline's role"))
+            insert(synced, 100)
+            execute(synced, "GRANT SELECT ON films TO live_reader")
+            soon(lambda: "100" in texts(synced))
+    assert len([line for line in heard.lines if "GRANT" in line]) == 1
+
+
+def test_an_outage_of_the_encoder_is_told_once_and_blames_no_text(synced: Database, settings: Settings) -> None:
+    with following(with_updates(), settings=settings) as heard:
+        DeterministicEncoder.fail_on, DeterministicEncoder.error = " ", OutageError
+        edit(synced, 3, "later")
+        soon(lambda: heard.says("each waits for its next try"))
+        DeterministicEncoder.fail_on = None
+        later(synced, 3600)
+        soon(lambda: texts(synced)["3"] == "Film 3 | later")
+    assert execute(synced, "SELECT count(*) FROM embeddings.quarantine") == [(0,)]
+
+
+def test_indexes_are_built_where_nobody_else_does(
+    synced: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chores, "INDEX_SECONDS", 0.3)
+    monkeypatch.setattr(chores, "INDEX_PATIENCE", 0.0)
+    one = with_updates()
+    with following(one, settings=settings):
+        wait_until(lambda: read_manifest(settings.state_dir / "faiss", "films") is not None)
+        for n in range(1, 9):
+            edit(synced, n, f"walrus {n}")
+        soon(lambda: search(one, settings, "walrus 8", k=1, index="faiss")[0].item_key == "8")
+        wait_until(lambda: not indexes_due(open_collection(one, settings)))
+    indexes = execute(synced, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%USING hnsw%'")
+    assert indexes == [(1,)]
