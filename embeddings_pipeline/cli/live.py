@@ -52,8 +52,13 @@ def live(
         _print({"event": "done", "collections": {name: _figures(each) for name, each in done.items()}}, as_json=as_json)
         reports.add(done)
 
+    def end(*_: object) -> None:
+        if ended.is_set():  # asked again: what is not committed is done again
+            os._exit(0)
+        ended.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, end)
     whole = follow(definitions, settings, ended, Told(line, started, minute), use_log=not no_log)
     reports.close()
     sys.stdout.flush()

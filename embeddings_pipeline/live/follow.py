@@ -92,8 +92,8 @@ def _opened(followers: list[Follower], told: Told, ended: threading.Event) -> li
                 errors.append(error)
                 continue
         opened.append(follower)
-    for error in errors if opened else errors[1:]:
-        told.line(f"warning: {error}")
+    for each in errors if opened else errors[1:]:
+        told.line(f"warning: {each}")
     if errors and not opened:
         raise errors[0]
     return opened

@@ -78,7 +78,8 @@ class UpdatedRows:
                 self._trail = deque([(0.0, self._source.newest(self._reading))])
         while len(self._trail) > 1 and self._trail[1][0] <= began - LATE_SECONDS:
             self._trail.popleft()
-        after, kept = self._trail[0][1], {}
+        after = self._trail[0][1]
+        kept: dict[str, bytes | None] = {}
         while True:
             rows = self._source.updated_after(self._reading, after, ROWS_AT_ONCE, types=self._types, until_now=True)
             seen = self._ledger.hashes_of(self._source, self._reading, rows)
