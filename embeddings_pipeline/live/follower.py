@@ -72,6 +72,9 @@ class Follower:
         self._opened_as: tuple[Any, ...] = ()
         self._file: tuple[int, int] | None = None
         self._work_at = 0.0
+        # In turns, the batches with the least to do, so that a new row does not wait for a new definition, and those that
+        # have waited for longest, so that none waits for ever.
+        self._turn, self._done_at = 0, dict[int, float]()
         self._again: set[int] = set()  # batches whose run was cut short by no fault of theirs
         self._former: dict[int, str] = {}  # batch → the last run of ours, whose files nobody needs after the next
         self._trouble: str | None = None
@@ -195,7 +198,9 @@ class Follower:
         """Do a part of what there is to do; how many batches are left."""
         self._work_at = time.monotonic() + WORK_SECONDS
         work = self._due(collection)
-        for group in _groups(work):
+        self._turn += 1
+        order = sorted(work, key=lambda batch: (work[batch] if self._turn % 2 else self._done_at.get(batch, 0), batch))
+        for group in _groups(order, work):
             claimed = [batch for batch in group if claim(connection, self.name, batch)]
             try:
                 if claimed:
@@ -220,6 +225,7 @@ class Follower:
         if not batches:
             return
         run = f"live-{uuid.uuid4()}"
+        self._done_at.update(dict.fromkeys(batches, time.monotonic()))
         self._again.update(batches)
         try:
             run_batch(collection, batches, run, report=lambda batch, step: self._tally.add(self.name, batch, step))
@@ -313,11 +319,11 @@ def _said(error: Exception) -> str:
     return what_it_says(error) if isinstance(error, psycopg.Error) else str(error) or type(error).__name__
 
 
-def _groups(work: dict[int, int]) -> Iterator[list[int]]:
-    """Batches to be done together, those with the least to do first: a new row does not wait for a new definition."""
+def _groups(order: list[int], work: dict[int, int]) -> Iterator[list[int]]:
+    """Batches to be done together, in this order; `work`: how many items each has to do."""
     group: list[int] = []
     items = 0
-    for batch in sorted(work, key=lambda batch: (work[batch], batch)):
+    for batch in order:
         if group and (len(group) == MOST_BATCHES or items + work[batch] > MOST_ITEMS):
             yield group
             group, items = [], 0

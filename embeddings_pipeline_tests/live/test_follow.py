@@ -306,3 +306,19 @@ def test_indexes_are_built_where_nobody_else_does(
         wait_until(lambda: not indexes_due(open_collection(one, settings)))
     indexes = execute(synced, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%USING hnsw%'")
     assert indexes == [(1,)]
+
+
+def test_neither_a_new_row_nor_an_old_batch_waits_for_ever(synced: Database, settings: Settings) -> None:
+    """All batches are to be done anew, by a slow model, while rows are inserted without end."""
+    execute(synced, "INSERT INTO films SELECT n, 'Film', 'old ' || n, 1 FROM generate_series(1001, 1300) AS n")
+    sync_once(with_updates(), settings)
+    edited = with_updates(vectors={"base": "{title} / {overview}"})
+    with following(edited, settings=settings):
+        DeterministicEncoder.seconds_per_call = 0.1
+        for n in range(2000, 2010):
+            insert(synced, n)
+            soon(lambda n=n: str(n) in texts(synced))  # type: ignore[misc]
+        old = [text for text in texts(synced).values() if " | " in text]
+        assert len(old) < 325
+        DeterministicEncoder.seconds_per_call = 0
+        soon(lambda: not [text for text in texts(synced).values() if " | " in text])
