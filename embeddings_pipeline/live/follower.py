@@ -72,7 +72,7 @@ class Follower:
         self._opened_as: tuple[Any, ...] = ()
         self._file: tuple[int, int] | None = None
         self._work_at = 0.0
-        # In turns, the batches with the least to do, so that a new row does not wait for a new definition, and those that
+        # In turns: batches with the least to do, so that a new row does not wait for a new definition; and those that
         # have waited for longest, so that none waits for ever.
         self._turn, self._done_at = 0, dict[int, float]()
         self._again: set[int] = set()  # batches whose run was cut short by no fault of theirs
