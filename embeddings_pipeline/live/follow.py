@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psycopg
@@ -18,7 +18,7 @@ from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.activity import LIVE, activity
 from embeddings_pipeline.live.done import Done, Tally
 from embeddings_pipeline.live.follower import Follower
-from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.locks import run_lock
 from embeddings_pipeline.store.retry import is_outage
 
@@ -58,17 +58,12 @@ def follow(
     told.started({follower.name: follower.words for follower in followers})
     threads = [threading.Thread(target=each.run, name=f"live {each.name}", daemon=True) for each in followers]
     with ExitStack() as stack:
-        with suppress(PipelineError, psycopg.Error):  # what is told of the work must not stop it
-            stack.enter_context(run_lock(database, number))
-        for follower in followers:
-            stack.enter_context(activity(database, follower.name, LIVE, run_id=number))(
-                f"following {follower.words}", 0, 0
-            )
         for thread in threads:
             thread.start()
-        at = time.monotonic() + minute
+        at, noted = time.monotonic() + minute, _noted(stack, database, number, followers)
         try:
             while any(thread.is_alive() for thread in threads) and not ended.wait(1.0):
+                noted = noted or _noted(stack, database, number, followers)
                 if time.monotonic() >= at:
                     at += minute
                     _report(tally, told)
@@ -81,6 +76,17 @@ def follow(
     return not any(thread.is_alive() for thread in threads)
 
 
+def _noted(stack: ExitStack, database: Database, number: str, followers: Sequence[Follower]) -> bool:
+    """Note that this process is at work until `stack` ends; False if the database is away."""
+    try:
+        stack.enter_context(run_lock(database, number))
+    except (PipelineError, psycopg.Error):
+        return False
+    for each in followers:
+        stack.enter_context(activity(database, each.name, LIVE, run_id=number))(f"following {each.words}", 0, 0)
+    return True
+
+
 def _opened(followers: list[Follower], told: Told, ended: threading.Event) -> list[Follower]:
     """Those that can be followed; a database or a source that is away just now is waited for."""
     opened, errors = [], []
@@ -88,7 +94,7 @@ def _opened(followers: list[Follower], told: Told, ended: threading.Event) -> li
         try:
             follower.open()
         except (PipelineError, psycopg.Error) as error:
-            if not is_outage(error) and not is_outage(error.__cause__ or error):  # type: ignore[arg-type]
+            if not is_outage(error) and not is_outage(error.__cause__ or error):
                 errors.append(error)
                 continue
         opened.append(follower)

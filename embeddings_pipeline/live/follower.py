@@ -166,18 +166,20 @@ class Follower:
         *state, dirty, since_scan = self._state(connection)
         if tuple(state) != self._opened_as:
             return self.close()  # another model, definition or life of it: opened anew in the next round
-        source_error: SourceError | None = None
+        too_slow: SourceError | None = None
         try:
             seen, everything = watch.look(connection)
             dirty |= bool(seen.new or seen.changed or seen.gone)
             self._chores.scan_wanted |= everything
         except SourceError as error:
-            source_error = error  # what is known to be dirty goes on, as far as the source allows
+            if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise
+            too_slow = error  # what others find to be dirty can be done all the same
         behind = 0
         if dirty or time.monotonic() >= self._work_at or self._again:
             behind = self._work(collection, connection)
-        if source_error is not None:
-            raise source_error
+        if too_slow is not None:
+            raise too_slow
         self._chores.do(collection, since_scan, behind > BEHIND_BATCHES)
         if not behind:
             watch.wait(1.0)
@@ -230,13 +232,14 @@ class Follower:
         try:
             run_batch(collection, batches, run, report=lambda batch, step: self._tally.add(self.name, batch, step))
         except Exception as error:
-            if isinstance(error, StaleRunError | StaleDefinitionError) or is_outage(error):
+            away = is_outage(error) or (isinstance(error, SourceError) and is_outage(error.__cause__ or error))
+            if away or isinstance(error, StaleRunError | StaleDefinitionError):
                 raise
             self._again.difference_update(batches)  # they wait for their next try
             if not isinstance(error, PipelineError | psycopg.Error):
                 log.exception("collection %r: something unexpected failed", self.name)
             keys = ", ".join(map(batch_key, batches))
-            self._tell(f"warning: batches {keys}: {_said(error)}; each waits for its next try")
+            self._tell(f"warning: batches {keys}: {_said(error)}; what failed waits for its next try")
         else:
             self._told_of_batches = None
             self._again.difference_update(batches)

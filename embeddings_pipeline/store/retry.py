@@ -15,7 +15,7 @@ OUTAGE_ATTEMPTS = 3
 OUTAGE_FIRST_WAIT_SECONDS, OUTAGE_WAIT_FACTOR = 2.0, 4.0  # 2 s, then 8 s
 
 
-def is_outage(error: Exception) -> bool:
+def is_outage(error: BaseException) -> bool:
     """Whether a connection or a statement failed since the server ended it or went away; another try may mend that."""
     if isinstance(error, psycopg.OperationalError):
         return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))  # 08: so say poolers

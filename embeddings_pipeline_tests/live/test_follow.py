@@ -285,7 +285,7 @@ def test_an_outage_of_the_encoder_is_told_once_and_blames_no_text(synced: Databa
     with following(with_updates(), settings=settings) as heard:
         DeterministicEncoder.fail_on, DeterministicEncoder.error = " ", OutageError
         edit(synced, 3, "later")
-        soon(lambda: heard.says("each waits for its next try"))
+        soon(lambda: heard.says("waits for its next try"))
         DeterministicEncoder.fail_on = None
         later(synced, 3600)
         soon(lambda: texts(synced)["3"] == "Film 3 | later")
