@@ -18,7 +18,7 @@ from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import INDEXING, SCANNING, claim, let_go
-from embeddings_pipeline.store.retry import is_outage, what_it_says
+from embeddings_pipeline.store.retry import comes_of_outage, what_it_says
 from embeddings_pipeline.store.session import TICK_LIMITS
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Chores:
             chore(collection)
             self._told.pop(name, None)
         except (PipelineError, psycopg.Error, OSError) as error:
-            if is_outage(error) or is_outage(error.__cause__ or error):
+            if comes_of_outage(error):
                 return  # who watches the source has noticed, and tells
             said = what_it_says(error) if isinstance(error, psycopg.Error) else str(error)
             if self._told.get(name) != type(error).__name__:  # once: `status` has it too

@@ -20,7 +20,7 @@ from embeddings_pipeline.live.done import Done, Tally
 from embeddings_pipeline.live.follower import Follower
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.locks import run_lock
-from embeddings_pipeline.store.retry import is_outage
+from embeddings_pipeline.store.retry import comes_of_outage
 
 MINUTE = 60.0
 STOP_SECONDS = 8.0  # what a batch may take to its end once it is to stop
@@ -94,7 +94,7 @@ def _opened(followers: list[Follower], told: Told, ended: threading.Event) -> li
         try:
             follower.open()
         except (PipelineError, psycopg.Error) as error:
-            if not is_outage(error) and not is_outage(error.__cause__ or error):
+            if not comes_of_outage(error):
                 errors.append(error)
                 continue
         opened.append(follower)

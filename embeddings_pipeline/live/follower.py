@@ -31,7 +31,7 @@ from embeddings_pipeline.store.change_stream import NotFollowedError
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.locks import claim, let_go
-from embeddings_pipeline.store.retry import is_outage, what_it_says
+from embeddings_pipeline.store.retry import comes_of_outage, what_it_says
 from embeddings_pipeline.store.source_rows import Position
 from embeddings_pipeline.store.sql import load_sql
 
@@ -232,8 +232,7 @@ class Follower:
         try:
             run_batch(collection, batches, run, report=lambda batch, step: self._tally.add(self.name, batch, step))
         except Exception as error:
-            away = is_outage(error) or (isinstance(error, SourceError) and is_outage(error.__cause__ or error))
-            if away or isinstance(error, StaleRunError | StaleDefinitionError):
+            if comes_of_outage(error) or isinstance(error, StaleRunError | StaleDefinitionError):
                 raise
             self._again.difference_update(batches)  # they wait for their next try
             if not isinstance(error, PipelineError | psycopg.Error):
@@ -284,7 +283,7 @@ class Follower:
             return self.close()
         if not isinstance(error, PipelineError | psycopg.Error | OSError):
             log.exception("collection %r: something unexpected failed", self.name)
-        kind = "outage" if is_outage(error) else type(error).__name__
+        kind = "outage" if comes_of_outage(error) else type(error).__name__
         if self._trouble is None:
             self._trouble_since, self._wait = time.monotonic(), FIRST_WAIT
         if kind != self._trouble:

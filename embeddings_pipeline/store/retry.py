@@ -15,11 +15,20 @@ OUTAGE_ATTEMPTS = 3
 OUTAGE_FIRST_WAIT_SECONDS, OUTAGE_WAIT_FACTOR = 2.0, 4.0  # 2 s, then 8 s
 
 
-def is_outage(error: BaseException) -> bool:
+def is_outage(error: Exception) -> bool:
     """Whether a connection or a statement failed since the server ended it or went away; another try may mend that."""
     if isinstance(error, psycopg.OperationalError):
         return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))  # 08: so say poolers
     return isinstance(error, DatabaseError)
+
+
+def comes_of_outage(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is an outage."""
+    while error is not None:
+        if isinstance(error, Exception) and is_outage(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def what_it_says(error: psycopg.Error) -> str:

@@ -261,7 +261,7 @@ def test_a_source_that_goes_away_is_waited_for_and_told_once(
             soon(lambda: heard.says("followed again"))
             insert(shop, 100)
             soon(lambda: "100" in texts(database))
-        assert len(heard.lines) == 2, heard.lines
+        assert len(heard.lines) == 2, "\n".join(heard.lines)
     finally:
         databases.dropped(server, name)
 
