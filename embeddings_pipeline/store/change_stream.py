@@ -28,6 +28,7 @@ from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.source import Source
 from embeddings_pipeline.store.source_sql import relation_of
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.store.urls import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def follow_changes(source: Source) -> Iterator[Changes]:
     try:
         replication = psycopg.connect(autocommit=True, **address)  # type: ignore[arg-type]
     except psycopg.OperationalError as error:
-        raise NotFollowedError(f"{source}: its server takes no replication session: {_line(error)}") from error
+        raise NotFollowedError(f"{source}: its server takes no replication session: {without_secrets(_line(error), address)}") from error
     ended = threading.Event()
     with contextlib.closing(replication):
         _start(replication.pgconn, publication, source)
