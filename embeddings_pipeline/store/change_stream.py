@@ -154,7 +154,8 @@ def follow_changes(source: Source) -> Iterator[Changes]:
     try:
         replication = psycopg.connect(autocommit=True, **address)  # type: ignore[arg-type]
     except psycopg.OperationalError as error:
-        raise NotFollowedError(f"{source}: its server takes no replication session: {without_secrets(_line(error), address)}") from error
+        said = without_secrets(_line(error), address)
+        raise NotFollowedError(f"{source}: its server takes no replication session: {said}") from error
     ended = threading.Event()
     with contextlib.closing(replication):
         _start(replication.pgconn, publication, source)
