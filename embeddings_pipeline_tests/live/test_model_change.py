@@ -7,7 +7,9 @@ from embeddings_pipeline.model_change.phases import contract, roll_back, swap
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.live.test_follow import soon
-from embeddings_pipeline_tests.model_change.test_phases import (
+from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
+from embeddings_pipeline_tests.support.following import following
+from embeddings_pipeline_tests.support.model_change import (
     OTHER,
     WIDE,
     again,
@@ -15,8 +17,6 @@ from embeddings_pipeline_tests.model_change.test_phases import (
     backfill_all,
     begin,
 )
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.following import following
 from embeddings_pipeline_tests.support.workbench import (
     by_name,
     definition,
