@@ -22,7 +22,7 @@ import numpy as np
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
 from embeddings_pipeline.config.settings import Settings, load_settings
-from embeddings_pipeline.health.lag import indexes_lag, lagging_since
+from embeddings_pipeline.health.lag import indexes_due, lagging_since
 from embeddings_pipeline.ledger import incremental_scan
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.copy_binary import copy_in
@@ -184,7 +184,7 @@ def tick() -> dict[str, float]:
         collection.ledger.batches()
         collection.ledger.dirty_items()
         collection.ledger.work(due=True)
-        indexes_lag(collection)
+        indexes_due(collection)
         lagging_since(collection)
         times.append(1000 * (time.perf_counter() - began))
     return {"milliseconds": round(float(np.median(times[3:])), 1), "first_milliseconds": round(times[0], 1)}
