@@ -77,7 +77,9 @@ def main() -> int:
         with database.connect(autocommit=True) as connection:
             keys = [row[0] for row in connection.execute("SELECT id FROM movies")]
         result |= fresh(database, keys, arguments.inserts, arguments.most_seconds)
+        print(json.dumps(result), file=sys.stderr, flush=True)  # what there is so far
         result |= load(database, keys, arguments.load_seconds, arguments.rate)
+        print(json.dumps(result), file=sys.stderr, flush=True)
         process = psutil.Process(live.pid)
         result["memory_mb"] = round(process.memory_info().rss / 1e6)
         live.send_signal(signal.SIGTERM)
