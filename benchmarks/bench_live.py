@@ -95,14 +95,16 @@ def main() -> int:
 
 
 def excerpt(folder: Path, rows: int) -> Path:
-    """The first rows of the sample catalogue, as a file."""
+    """So many rows of the sample catalogue, as a file; its films come again, with other words, if there are too few."""
     path = folder / "movies.csv"
-    with (ROOT / "examples" / "movies.csv").open(newline="") as file, path.open("w", newline="") as written:
-        writer = csv.writer(written)
-        for number, row in enumerate(csv.reader(file)):
-            if number > rows:
-                break
-            writer.writerow(row)
+    with (ROOT / "examples" / "movies.csv").open(newline="") as file:
+        films = list(csv.DictReader(file))
+    with path.open("w", newline="") as written:
+        writer = csv.DictWriter(written, list(films[0]))
+        writer.writeheader()
+        for number in range(rows):
+            film, again = films[number % len(films)], number // len(films)
+            writer.writerow({**film, "id": number + 1, "overview": film["overview"] + again * f" Told again, {again}."})
     return path
 
 
