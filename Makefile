@@ -11,7 +11,7 @@ ARGS ?=
 export DAGSTER_HOME := $(CURDIR)
 export CATALOGUE QUERY HOST PORT
 
-.PHONY: help run ui test test-fast coverage bench chaos migration-drill docs lint clean
+.PHONY: help run ui test test-fast coverage bench profile chaos migration-drill docs lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-fast  the tests that need neither Dagster nor processes of their own"
 	@echo "make coverage   the whole suite, and which lines it ran"
 	@echo "make bench      the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
+	@echo "make profile    where a sync's time goes: a table and a flame graph in profile/ (CATALOGUE=…, ARGS='--changed 1')"
 	@echo "make chaos      kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"
 	@echo "make migration-drill  change the model under load, and look at every answer (ARGS='--rows 1000000')"
 	@echo "make docs       the documentation as a site in site/"
@@ -59,6 +60,10 @@ ui:
 bench:
 	@.ci/install test
 	@$(PY) benchmarks/bench.py "$$CATALOGUE" $(ARGS)
+
+profile:
+	@.ci/install bench
+	@$(PY) benchmarks/profile_sync.py "$$CATALOGUE" $(ARGS)
 
 chaos:
 	@.ci/install test

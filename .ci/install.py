@@ -23,14 +23,21 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 TORCH = "torch==2.13.0"  # named exactly: a looser request takes a CUDA build of gigabytes over the CPU wheel at hand
-INCLUDED = {"run": (), "test": ("run",), "docs": ("run",), "dev": ("run", "test", "docs")}  # by what is asked for
+INCLUDED = {
+    "run": (),
+    "test": ("run",),
+    "bench": ("run",),
+    "docs": ("run",),
+    "dev": ("run", "test", "docs"),
+}  # by what is asked for
 SILENT_SECONDS = 5  # after which a line says that the work goes on
 # Imported once, by two processes side by side, so that Python's bytecode is there for what is used: a fourth of all
 # files. Later processes start in a third of the time, also if they may not write it.
 USED = (
     "import torch, sentence_transformers, transformers.models.bert.tokenization_bert",
     "import sympy, scipy.stats, sklearn.metrics, pandas, faiss, pyarrow.parquet, psycopg, dagster_postgres; "
-    "import embeddings_pipeline.cli.main, embeddings_pipeline.definitions",
+    "import embeddings_pipeline.cli.main, embeddings_pipeline.definitions; "
+    "from embeddings_pipeline.encoders.openvino import openvino; openvino()",
 )
 
 

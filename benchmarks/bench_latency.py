@@ -1,9 +1,10 @@
 """How long until a new row is found: the UI's daemon at its default intervals, rows inserted at random moments.
 
-python benchmarks/bench_latency.py [--inserts 20] [--most-seconds 20]
+python benchmarks/bench_latency.py [--inserts 40] [--most-seconds 20]
 
 The sample catalogue, the real model, and a state folder of its own. A row counts as searchable when `embeddings.items`
-has its vector, which searches read. One line of JSON.
+has its vector, which searches read. How long the runs' processes took, from their launch to the first step, is read
+from Dagster's events afterwards. One line of JSON.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database, open_database
 
 ROOT = Path(__file__).resolve().parents[1]
-GOAL_SECONDS = 60
+GOALS = {"median_seconds": 8, "longest_seconds": 15, "worker_ready_seconds": 2}
 FOUND = "SELECT item_key FROM embeddings.items WHERE item_key = ANY (%s)"
 START_SENSOR = """mutation { startSensor(sensorSelector: {repositoryName: "__repository__",
     repositoryLocationName: "embeddings_pipeline", sensorName: "new_rows_sensor"}) { __typename } }"""
@@ -34,9 +35,13 @@ START_SENSOR = """mutation { startSensor(sensorSelector: {repositoryName: "__rep
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--inserts", type=int, default=20)
+    parser.add_argument("--inserts", type=int, default=40)
     parser.add_argument("--most-seconds", type=float, default=20.0, help="between two inserts")
+    parser.add_argument("--workers", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.workers:
+        print(json.dumps(workers_ready()))
+        return 0
     folder = Path(tempfile.mkdtemp(prefix="bench-latency-"))
     folder.chmod(0o711)  # as root, PostgreSQL runs as another user
     environment = {**os.environ, "EMBEDDINGS_STATE_DIR": str(folder), "DAGSTER_HOME": str(ROOT)}
@@ -55,6 +60,10 @@ def main() -> int:
             ui = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         start_sensor(port)
         seconds = measure(database, arguments.inserts, arguments.most_seconds)
+        command = [sys.executable, __file__, "--workers"]
+        ready = json.loads(
+            subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+        )
     finally:
         if ui is not None:
             ui.send_signal(signal.SIGTERM)
@@ -69,7 +78,9 @@ def main() -> int:
                 "median_seconds": round(statistics.median(ordered), 1),
                 "p90_seconds": round(ordered[int(0.9 * (len(ordered) - 1))], 1),
                 "longest_seconds": round(ordered[-1], 1),
-                "within_goal": sum(value <= GOAL_SECONDS for value in ordered),
+                "worker_ready_seconds": round(statistics.median(ready), 2),
+                "longest_worker_ready_seconds": round(max(ready), 2),
+                "goals": GOALS,
                 "seconds": [round(value, 1) for value in seconds],
             }
         )
@@ -93,6 +104,22 @@ def start_sensor(port: int) -> None:
             pass
         time.sleep(1)
     raise SystemExit("error: the sensor could not be started")
+
+
+def workers_ready() -> list[float]:
+    """Seconds from the launch of each run to its first step, but for the first run of the code server."""
+    from embeddings_pipeline.orchestration.instance.home import project_instance
+
+    seconds = []
+    with project_instance() as instance:
+        for run in instance.get_runs():
+            at: dict[str, float] = {}
+            for entry in instance.all_logs(run.run_id):
+                if entry.dagster_event is not None:
+                    at.setdefault(entry.dagster_event.event_type_value, entry.timestamp)
+            if {"PIPELINE_STARTING", "STEP_START"} <= at.keys():
+                seconds.append(at["STEP_START"] - at["PIPELINE_STARTING"])
+    return seconds[:-1]
 
 
 def measure(database: Database, inserts: int, most_seconds: float) -> list[float]:

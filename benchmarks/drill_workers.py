@@ -160,7 +160,8 @@ def _foreign(
     for _ in range(10):
         if state["model"] is None:
             row = connection.execute("SELECT * FROM embeddings.current_model('items')").fetchone()
-            state["model"] = (row[1], row[2], load_encoder(resolve_profile(one.profile_named(row[0]), settings)))
+            profile = resolve_profile(one.profile_named(row[0]), settings)
+            state["model"] = (row[1], row[2], load_encoder(profile, settings))
         fingerprint, dimension, encoder = state["model"]
         statement = (FOREIGN_ADOPTED if one.attributes.destination else FOREIGN).format(dimension=dimension)
         query = str(encoder.encode_queries([text])[0].tolist())

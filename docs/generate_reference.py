@@ -53,8 +53,9 @@ def command_line() -> str:
     parts = [
         GENERATED,
         "# Command line",
-        "`.venv/bin/embeddings-pipeline COMMAND …`, or `python -m embeddings_pipeline COMMAND …`. Each command has "
-        "`--help`.",
+        "`embeddings-pipeline COMMAND …` in the environment that the package is installed in, or `python -m "
+        "embeddings_pipeline COMMAND …`. Each command has `--help`. One that takes long says every nine seconds, in a "
+        "pipe too, that it goes on.",
         "The exit code is 0 only if all went well; 1 with one line on stderr that names the thing and the remedy; 2 "
         "for wrong usage; 130 if you interrupted it. Errors and warnings go to stderr, results to stdout.",
     ]

@@ -8,11 +8,13 @@ from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.orchestration.component import definitions_below
 from embeddings_pipeline.orchestration.housekeeping import build_housekeeping
+from embeddings_pipeline.orchestration.instance.workers import fork_runs
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
     settings = load_settings()
+    fork_runs()
     if settings.embeddings_defs_dir is not None or read_collections(settings.defs_dir).mistakes:
         collections = definitions_below(settings.defs_dir)
     else:

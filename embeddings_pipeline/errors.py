@@ -37,6 +37,10 @@ class RefusedError(PipelineError):
     """Something that would lose data was asked for and is done only with an explicit flag."""
 
 
+class RunFailed(PipelineError):
+    """A run ended in failure; its message is the failed step's."""
+
+
 class InterruptedRunError(PipelineError):
     """Somebody ended the work; what is committed stays."""
 

@@ -3,9 +3,11 @@
 A child has its parent's memory, and of its threads only the one that forked. So a lock that another thread held is
 never free again; and OpenMP (in torch and in FAISS), which keeps a team of threads for each thread that it has worked
 for, waits for ever for a team that stayed behind. `ProcessLock` begins anew in the child, and `compute` gives the work
-of the one surviving thread to a new one, whose team is its own.
+of the one surviving thread to a new one, whose team is its own. OpenVINO's threads are started with its model, which a
+child therefore loads anew, and leaves its parent's alone.
 """
 
+import ctypes
 import os
 import threading
 import weakref
@@ -62,6 +64,7 @@ _child = _Child()
 _locks: "weakref.WeakSet[ProcessLock]" = weakref.WeakSet()
 _ended_first: "weakref.WeakSet[ProcessLock]" = weakref.WeakSet()
 _held: list[ProcessLock] = []  # while this process forks
+_left_alone: "weakref.WeakSet[object]" = weakref.WeakSet()
 
 
 def compute(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,6 +74,11 @@ def compute(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     if _child.computing is None:
         _child.computing = ThreadPoolExecutor(1, thread_name_prefix="forked")
     return _child.computing.submit(function, *args, **kwargs).result()
+
+
+def left_alone_in_children(thing: object) -> None:
+    """Have a forked child never destroy it, nor what it holds: that would wait for threads which it has not got."""
+    _left_alone.add(thing)
 
 
 def _before() -> None:
@@ -87,6 +95,8 @@ def _in_child() -> None:
     _child.survivor, _child.computing = threading.get_ident(), None
     for lock in list(_locks):
         lock.begin_anew()
+    for thing in list(_left_alone):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

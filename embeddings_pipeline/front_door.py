@@ -66,7 +66,7 @@ class CollectionClient:
     ) -> "SyncResult":
         """Bring vectors and indexes up to date with the source, as `embeddings-pipeline sync` does; what was done.
 
-        One at a time: another thread waits. It imports Dagster. Raises PipelineError, in one line.
+        One at a time: another thread waits. It imports Dagster if there is work. Raises PipelineError, in one line.
         """
         from embeddings_pipeline.orchestration.sync import sync
 

@@ -234,9 +234,26 @@ def dagster_tables(server: Database, database: Database, dagster_template: str) 
     databases.dropped(server, name)
 
 
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Models converted for OpenVINO, by any worker: each takes some seconds."""
+    session = tmp_path_factory.getbasetemp()
+    folder = (session if worker_id == "master" else session.parent) / "encoders"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_settings(converted: Path) -> Settings:
+    """Settings for `load_encoder` alone."""
+    return Settings(embeddings_state_dir=converted.parent)
+
+
 @pytest.fixture
-def settings(database: Database, tmp_path: Path) -> Settings:
+def settings(database: Database, tmp_path: Path, converted: Path) -> Settings:
     """Settings as they are when DATABASE_URL names this test's database; what is written goes below tmp_path."""
+    (tmp_path / ".state").mkdir()
+    (tmp_path / ".state" / "encoders").symlink_to(converted)
     return Settings(database_url=database.url, embeddings_state_dir=tmp_path / ".state")
 
 

@@ -232,7 +232,7 @@ WHERE destination.oid = to_regclass(%(table)s) AND named.relname = %(name)s
 
 CREATE TEMPORARY TABLE backfill_layer AS
 WITH placed AS MATERIALIZED (
-    SELECT staged.text_id, destination.ctid AS place, split_part(destination.ctid::text, ',', 1) AS page
+    SELECT staged.text_id, destination.ctid AS place, (destination.ctid::text::point)[0]::bigint AS page
     FROM backfill_vector AS staged
     JOIN {text} AS made ON made.id = staged.text_id,
          jsonb_populate_record(NULL::{hash}, {key_json}) AS typed

@@ -4,26 +4,41 @@
 -- under the model that commits; {type}, halfvec(n) or vector(n).
 
 
--- name: stage
--- What one run has for a batch, for this transaction alone.
+-- name: staged
+-- What type this session's staged vectors have; no row before its first commit.
 
+SELECT format_type(atttypid, atttypmod)
+FROM pg_attribute
+WHERE attrelid = to_regclass('pg_temp.commit_vector') AND attname = 'embedding'
+
+
+-- name: stage
+-- What one run has for a batch, for one transaction of this session. The tables stay, since making them takes longer than
+-- filling them, and are empty after each. They have no indexes: all of each is joined.
+
+DROP TABLE IF EXISTS pg_temp.commit_item, pg_temp.commit_failed, pg_temp.commit_text, pg_temp.commit_vector,
+                     pg_temp.commit_now, pg_temp.commit_decision, pg_temp.commit_gone;
 CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank; or that failed
-    item_key text COLLATE "C" PRIMARY KEY, encoded_hash bytea NOT NULL, payload jsonb
-) ON COMMIT DROP;
+    item_key text COLLATE "C" NOT NULL, encoded_hash bytea NOT NULL, payload jsonb
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_failed (      -- of these, the items that failed as a whole, and have no texts
-    item_key text COLLATE "C" PRIMARY KEY, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
-) ON COMMIT DROP;
+    item_key text COLLATE "C" NOT NULL, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_text (
-    row_number bigint PRIMARY KEY, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
+    row_number bigint NOT NULL, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
     chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
-) ON COMMIT DROP;
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
-    row_number bigint PRIMARY KEY, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
-) ON COMMIT DROP;
+    row_number bigint NOT NULL, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
+) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
-    item_key text COLLATE "C" PRIMARY KEY, current_hash bytea NOT NULL
-) ON COMMIT DROP;
-CREATE TEMPORARY TABLE commit_gone (id bigint PRIMARY KEY) ON COMMIT DROP;
+    item_key text COLLATE "C" NOT NULL, current_hash bytea NOT NULL
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE commit_decision (    -- of each item of the batch; other_payload: than is committed
+    item_key text COLLATE "C" NOT NULL, committed_hash bytea, encoded_hash bytea, current_hash bytea,
+    other_payload boolean NOT NULL, decision text NOT NULL
+) ON COMMIT DELETE ROWS;
+CREATE TEMPORARY TABLE commit_gone (id bigint NOT NULL, item_key text COLLATE "C" NOT NULL) ON COMMIT DELETE ROWS;
 
 
 -- name: keys
@@ -40,10 +55,10 @@ SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
 --   commit:   what this run encoded goes in, also that the item failed: then its texts and vectors go
 
-CREATE TEMPORARY TABLE commit_decision ON COMMIT DROP AS
+INSERT INTO commit_decision
 SELECT
-    item.item_key, item.committed_hash, encoded.encoded_hash, encoded.payload,
-    item.payload AS old_payload, now.current_hash,
+    item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
+    encoded.payload IS DISTINCT FROM item.payload,
     CASE
         WHEN now.item_key IS NULL AND (item.seen_hash IS NULL OR item.committed_hash IS NULL) THEN 'delete'
         WHEN now.item_key IS NULL THEN 'vanished'
@@ -70,10 +85,8 @@ WITH gone AS (
                WHERE expected.item_key = text.item_key AND expected.vector_name = text.vector_name
                  AND expected.chunk = text.chunk AND expected.content_hash = text.content_hash))
     RETURNING text.id, text.item_key
-), remembered AS (
-    INSERT INTO commit_gone SELECT id FROM gone
 )
-SELECT DISTINCT item_key FROM gone
+INSERT INTO commit_gone SELECT id, item_key FROM gone
 
 
 -- name: new_texts
@@ -112,10 +125,22 @@ WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fing
   AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)
 
 
--- name: decisions
--- What `decide` found for each item, for the numbers that a commit reports.
+-- name: count
+-- The numbers that a commit reports, in items: deleted, left, quarantined, inserted, updated, unchanged.
 
-SELECT item_key, decision, committed_hash, encoded_hash, payload IS DISTINCT FROM old_payload FROM commit_decision
+SELECT
+    count(*) FILTER (WHERE decision = 'delete' AND committed_hash IS NOT NULL),
+    count(*) FILTER (WHERE decision IN ('leave', 'vanished')),
+    count(*) FILTER (WHERE decision = 'commit' AND failed),
+    count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NULL),
+    count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND changed),
+    count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND NOT changed)
+FROM (
+    SELECT decision, committed_hash, item_key IN (SELECT item_key FROM commit_failed) AS failed,
+           committed_hash IS DISTINCT FROM encoded_hash OR other_payload
+             OR item_key IN (SELECT item_key FROM commit_gone) AS changed
+    FROM commit_decision
+) AS decided
 
 
 -- name: delete_items
@@ -134,12 +159,13 @@ SET seen_hash = decided.current_hash,
     seen_at = CASE WHEN item.seen_hash IS DISTINCT FROM decided.current_hash THEN now() ELSE item.seen_at END,
     as_first_seen = item.as_first_seen AND item.seen_hash IS NOT DISTINCT FROM decided.current_hash,
     committed_hash = CASE WHEN decided.decision = 'commit' THEN decided.encoded_hash ELSE item.committed_hash END,
-    payload = CASE WHEN decided.decision = 'commit' THEN decided.payload ELSE item.payload END
+    payload = CASE WHEN decided.decision = 'commit' THEN encoded.payload ELSE item.payload END
 FROM commit_decision AS decided
+LEFT JOIN commit_item AS encoded USING (item_key)
 WHERE item.item_key = decided.item_key AND decided.decision IN ('commit', 'leave')
   AND (item.seen_hash IS DISTINCT FROM decided.current_hash
        OR decided.decision = 'commit' AND (item.committed_hash IS DISTINCT FROM decided.encoded_hash
-                                         OR item.payload IS DISTINCT FROM decided.payload))
+                                         OR decided.other_payload))
 
 
 -- name: batch_committed

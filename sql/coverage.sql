@@ -6,7 +6,7 @@
 -- name: items
 -- How well the vectors cover the items, from the data itself. Parameter: collection.
 --   missing: items of which nothing is committed, or that lack a vector of one of their texts. What quarantine excuses is
---            counted by itself: texts, and items that failed as a whole
+--            counted by itself: texts; items that failed as a whole, and rows that are none for their keys
 --   stale:   items that are committed, but not as they were last seen, or rendered with another definition
 --   damaged: of both, those that are not dirty
 
@@ -42,7 +42,9 @@ SELECT
     count(*) FILTER (WHERE missing) AS missing,
     count(*) FILTER (WHERE stale AND NOT missing) AS stale,
     coalesce(sum(quarantined), 0)::bigint AS quarantined,
-    count(*) FILTER (WHERE quarantined_whole) AS quarantined_items,
+    count(*) FILTER (WHERE quarantined_whole) + (
+        SELECT count(*) FROM embeddings.quarantined_item WHERE collection = %(collection)s AND step = 'key'
+    ) AS quarantined_items,
     (SELECT count(*) FROM {written}) AS vectors,
     (SELECT count(*) FROM {written} AS vector
      WHERE NOT EXISTS (SELECT FROM {text} AS text WHERE text.id = vector.text_id))

@@ -1,5 +1,5 @@
 -- Dagster's own tables, in the database beside the pipeline's. Their form is dagster-postgres's: look here, too, before
--- the pin on Dagster is raised. No placeholders.
+-- the pin on Dagster is raised. No placeholders, unless parameters are named.
 
 
 -- name: newest
@@ -17,6 +17,21 @@ UNION
 SELECT run_id
 FROM asset_check_executions
 WHERE id IN (SELECT max(id) FROM asset_check_executions GROUP BY asset_key, check_name, partition)
+
+
+-- name: at_rest
+-- Whether Dagster need not be told anything of a collection that has no work: no run says that it is under way, each batch
+-- has its partition, and it was shown lately that the source was read.
+-- Parameters: asset, partitions (the name of the set), keys (of the batches), every.
+
+SELECT NOT EXISTS (SELECT FROM runs WHERE status IN ('NOT_STARTED', 'STARTING', 'STARTED', 'CANCELING'))
+   AND NOT EXISTS (
+       SELECT unnest(%(keys)s::text[])
+       EXCEPT SELECT partition FROM dynamic_partitions WHERE partitions_def_name = %(partitions)s)
+   AND EXISTS (
+       SELECT FROM asset_keys
+       WHERE asset_key = %(asset)s AND last_materialization_timestamp > coalesce(wipe_timestamp, '-infinity')
+         AND now() - last_materialization_timestamp AT TIME ZONE 'UTC' BETWEEN '0' AND %(every)s::interval)
 
 
 -- name: make_room

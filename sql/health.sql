@@ -42,12 +42,14 @@ ORDER BY failed_at
 
 -- name: waiting
 -- Batches that were tried and are not committed: how many, the most attempts, the first next try, and why the one that
--- was tried last failed. Parameter: collection.
+-- was tried last failed. A first try that goes on is none of them. Parameters: collection, and working: somebody is at
+-- work.
 
 SELECT count(*), max(attempts), min(next_try),
        (array_agg(failure ORDER BY next_try DESC) FILTER (WHERE failure IS NOT NULL))[1]
 FROM embeddings.batch
 WHERE collection = %(collection)s AND attempts > 0
+  AND NOT (attempts = 1 AND failure IS NULL AND (%(working)s OR next_try > now()))
 
 
 -- name: quarantine
@@ -59,7 +61,7 @@ FROM (
     SELECT attempts, next_try FROM embeddings.quarantine
     WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
     UNION ALL
-    SELECT attempts, next_try FROM embeddings.quarantined_item WHERE collection = %(collection)s
+    SELECT attempts, next_try FROM embeddings.quarantined_item WHERE collection = %(collection)s AND step <> 'key'
 ) AS kept
 
 

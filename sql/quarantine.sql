@@ -51,9 +51,25 @@ WHERE quarantined.collection = %(collection)s AND item.batch = %(batch)s AND qua
 
 
 -- name: unreadable
--- The keys of the items whose rows could not be read. Parameter: collection.
+-- The items whose rows could not be read, and the keys that no item can have. Parameter: collection.
 
-SELECT item_key FROM embeddings.quarantined_item WHERE collection = %(collection)s AND step = 'read' ORDER BY item_key
+SELECT item_key, row_hash, reason, step = 'read' AS is_item
+FROM embeddings.quarantined_item
+WHERE collection = %(collection)s AND step IN ('read', 'key')
+ORDER BY item_key
+
+
+-- name: replace_unusable
+-- The keys that no item can have, as a full scan found them. Parameters: collection, item_keys, hashes, reasons.
+
+WITH gone AS (
+    DELETE FROM embeddings.quarantined_item
+    WHERE collection = %(collection)s AND step = 'key' AND item_key <> ALL (%(item_keys)s::text[])
+)
+INSERT INTO embeddings.quarantined_item (collection, item_key, row_hash, step, reason)
+SELECT %(collection)s, item_key, row_hash, 'key', reason
+FROM unnest(%(item_keys)s::text[], %(hashes)s::bytea[], %(reasons)s::text[]) AS unusable (item_key, row_hash, reason)
+ON CONFLICT (collection, item_key) DO UPDATE SET reason = excluded.reason, last_try = now()
 
 
 -- name: among
@@ -65,6 +81,12 @@ FROM embeddings.quarantine
 WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s AND content_hash = ANY (%(content_hashes)b)
   AND NOT (%(waiting)s AND attempts < %(attempts)s
            AND NOT (next_try > now() AND next_try <= now() + %(longest)s::interval))
+
+
+-- name: any
+-- A row if any text is in quarantine, which is quickly told. Parameters: collection, fingerprint.
+
+SELECT 1 FROM embeddings.quarantine WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s LIMIT 1
 
 
 -- name: batches
@@ -123,7 +145,7 @@ ORDER BY quarantine.last_try DESC, quarantine.content_hash
 
 SELECT
     encode(row_hash, 'hex'), item_key, 1, step, reason, attempts, last_try,
-    CASE WHEN attempts < %(attempts)s THEN next_try END, '', NULL
+    CASE WHEN attempts < %(attempts)s AND step <> 'key' THEN next_try END, '', NULL
 FROM embeddings.quarantined_item
 WHERE collection = %(collection)s
 ORDER BY last_try DESC, item_key
@@ -167,11 +189,12 @@ WHERE chosen.item_key = item.item_key AND item.seen_hash IS NOT NULL AND item.co
 
 
 -- name: sweep
--- Forgets texts that no item has any more, and items that are not there any more. Parameter: collection.
+-- Forgets texts that no item has any more, and items that are not there any more; what was never one is a full scan's
+-- to forget. Parameter: collection.
 
 WITH items AS (
     DELETE FROM embeddings.quarantined_item AS quarantined
-    WHERE collection = %(collection)s
+    WHERE collection = %(collection)s AND step <> 'key'
       AND NOT EXISTS (SELECT FROM {item} AS item WHERE item.item_key = quarantined.item_key)
 )
 DELETE FROM embeddings.quarantine

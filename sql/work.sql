@@ -97,6 +97,17 @@ WHERE collection = %(collection)s AND batch = ANY (%(batches)s::bigint[])
   AND NOT coalesce(next_try > now() AND next_try <= now() + %(longest)s::interval, false)
 
 
+-- name: interrupted
+-- Attempts that began within the last seconds, by what they wait for, do not count. Parameters: collection, first and
+-- last (batch), seconds, first_wait and longest (wait).
+
+UPDATE embeddings.batch
+SET attempts = attempts - 1, next_try = CASE WHEN attempts > 1 THEN now() END
+WHERE collection = %(collection)s AND batch BETWEEN %(first)s AND %(last)s AND attempts > 0
+  AND next_try - least(%(longest)s::interval, %(first_wait)s::interval * 2 ^ least(attempts - 1, 20))
+      > now() - interval '1 second' * %(seconds)s
+
+
 -- name: failed
 -- Why the last attempt at these batches failed; their commit ends that. Parameters: collection, batches, reason.
 

@@ -22,6 +22,7 @@ from embeddings_pipeline.cli.console import (
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, RefusedError, did_you_mean
+from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
@@ -99,7 +100,9 @@ def remove(
     if as_json:
         print_json({**_as_dict(kept, definition), "partition_keys": batches})
     else:
-        print(f"{name}: removed, {kept.items:,} items and {kept.vectors:,} vectors, {size(kept.bytes)}")
+        print(
+            f"{name}: removed, {counted(kept.items, 'item')} and {counted(kept.vectors, 'vector')}, {size(kept.bytes)}"
+        )
     if definition is not None:
         print(f"Delete {definition.path} as well: the next sync would make it anew.", file=sys.stderr)
     print(RELOAD, file=sys.stderr)
@@ -107,13 +110,15 @@ def remove(
 
 def _description(kept: "Inventory", batches: int) -> str:
     """What a removal drops, and what it leaves."""
+    relations = [f"embeddings.{name}" for name in (*kept.tables, *kept.views)]
     lines = [
-        f"{kept.name}: {kept.items:,} items, {kept.vectors:,} vectors, {size(kept.bytes)}. This drops",
-        f"  in the database   {', '.join((*kept.tables, *kept.views)) or 'nothing'} ({size(kept.database_bytes)}),",
+        f"{kept.name}: {counted(kept.items, 'item')}, {counted(kept.vectors, 'vector')}, {size(kept.bytes)}. "
+        "This drops",
+        f"  in the database   {', '.join(relations) or 'nothing'} ({size(kept.database_bytes)}),",
         "                    and its rows in the tables that all collections share",
         f"  in the lake       {kept.lake or 'nothing'} ({size(kept.lake_bytes)})",
         f"  FAISS             {kept.faiss or 'nothing'} ({size(kept.faiss_bytes)})",
-        f"  in Dagster        {batches:,} partition keys",
+        f"  in Dagster        {counted(batches, 'partition key')}",
     ]
     if kept.user_columns:
         columns = ", ".join(kept.user_columns)

@@ -5,17 +5,19 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+import psycopg
 import simplejson
 import typer
 
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.progress import Progress, silent
+from embeddings_pipeline.wording import counted, many
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: the only one, or `items`.")]
 EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: each one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 30.0  # until the first line of progress, and between two
+FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 9.0  # until the first line of progress, and between two
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")]
 
 
@@ -47,6 +49,21 @@ def database_to_read(settings: Settings) -> "Database":
     database = open_database_to_read(settings)
     has_schema(database)
     return database
+
+
+def start_database(settings: Settings) -> None:
+    """Have a thread start the embedded database, if there is one, while this thread imports what the command needs.
+
+    What fails there is told by whoever opens the database next.
+    """
+    from embeddings_pipeline.store.database import open_database, was_used
+
+    def start() -> None:
+        with suppress(PipelineError, psycopg.Error, OSError):
+            open_database(settings)
+
+    if not settings.database_url and was_used(settings):
+        threading.Thread(target=start, name="database", daemon=True).start()
 
 
 def chosen_collection(name: str | None) -> "CollectionDefinition":
@@ -107,7 +124,8 @@ def confirm(question: str, otherwise: str) -> None:
     """Ask, and end unless the answer is yes. ConfigurationError, saying `otherwise`, if there is nobody to ask."""
     if not sys.stdin.isatty():
         raise ConfigurationError(otherwise)
-    typer.confirm(question, abort=True, err=True)
+    with _shown_here():
+        typer.confirm(question, abort=True, err=True)
 
 
 class Pace:
@@ -125,25 +143,42 @@ class Pace:
     def __str__(self) -> str:
         if not self.total:
             return ""
-        parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
+        parts = [f"{self.done:,} of {counted(self.total, self.unit)}"]
         seconds, newly = time.monotonic() - self._since, self.done - self._first
         if newly > 0 and seconds > 0:
             left = (self.total - self.done) * seconds / newly
-            parts += [f"{newly / seconds:,.0f} {self.unit}/s", f"{duration(max(1, left))} left"]
+            parts += [f"{newly / seconds:,.0f} {many(2, self.unit)}/s", f"{duration(max(1, left))} left"]
         return ", ".join(parts)
 
 
 @contextmanager
-def progress_bar(name: str, *, show: bool, unit: str = "texts") -> Iterator[Progress]:
+def progress_bar(name: str, *, show: bool, unit: str = "text") -> Iterator[Progress]:
     """`progress(phase, done, total)` for long work: a bar on a terminal, else a line now and then."""
     if not show:
         yield silent
-    elif sys.stderr.isatty():
-        with _bar(name, Pace(unit)) as progress:
-            yield progress
-    else:
-        with _lines(name, Pace(unit)) as progress:
-            yield progress
+        return
+    shown = _bar if sys.stderr.isatty() else _lines
+    with _shown_here(), shown(name, Pace(unit)) as progress:
+        yield progress
+
+
+@contextmanager
+def sign_of_life(name: str) -> Iterator[None]:
+    """A line now and then that the work goes on, unless a bar or lines of its own say so."""
+    with _now_and_then(lambda: None if _shown else f"{name}: still at work"):
+        yield
+
+
+_shown: list[object] = []  # bars and lines that are shown at the moment
+
+
+@contextmanager
+def _shown_here() -> Iterator[None]:
+    _shown.append(shown := object())
+    try:
+        yield
+    finally:
+        _shown.remove(shown)
 
 
 @contextmanager
@@ -165,20 +200,26 @@ def _bar(name: str, pace: Pace) -> Iterator[Progress]:
 
 @contextmanager
 def _lines(name: str, pace: Pace) -> Iterator[Progress]:
+    with _now_and_then(lambda: f"{name}: {', '.join(filter(None, (pace.phase, str(pace))))}"):
+        yield pace.update
+
+
+@contextmanager
+def _now_and_then(line: Callable[[], str | None]) -> Iterator[None]:
     """A line after FIRST_LINE_SECONDS, and then after each LINE_SECONDS, so that a log shows that the work goes on."""
     started, ended = time.monotonic(), threading.Event()
 
     def tell() -> None:
         wait = FIRST_LINE_SECONDS
         while not ended.wait(wait):
-            doing = ", ".join(filter(None, (pace.phase, str(pace))))
-            print(f"{name}: {doing}; {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            if told := line():
+                print(f"{told}; {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             wait = LINE_SECONDS
 
     telling = threading.Thread(target=tell, daemon=True)
     telling.start()
     try:
-        yield pace.update
+        yield
     finally:
         ended.set()
         telling.join()
@@ -201,14 +242,15 @@ def json_of(value: Any, *, ensure_ascii: bool = False) -> str:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """What is waited for, on a terminal, until it is there."""
+    """What is waited for, until it is there."""
     if sys.stderr.isatty():
         from rich.console import Console
 
-        with Console(stderr=True).status(what):
+        with _shown_here(), Console(stderr=True).status(what):
             yield
     else:
-        yield
+        with _shown_here(), _now_and_then(lambda: what):
+            yield
 
 
 def print_cut(bold: str, dimmed: str) -> None:

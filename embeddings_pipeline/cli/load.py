@@ -8,6 +8,7 @@ import typer
 from embeddings_pipeline.cli.console import JsonOption, pipeline_database, print_json, progress_bar, tell
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.store.load import Loaded
@@ -35,7 +36,7 @@ def load(
 
     by_column = dict(map(_column_and_type, chosen or ()))
     database = pipeline_database(load_settings())
-    with progress_bar(file.name, show=not as_json, unit="rows") as progress:
+    with progress_bar(file.name, show=not as_json, unit="row") as progress:
         loaded = load_file(
             database,
             file,
@@ -49,7 +50,9 @@ def load(
         print_json(asdict(loaded))
         return
     deleted = f", {loaded.deleted:,} deleted first" if loaded.deleted else ""
-    print(f"{loaded.table}: {loaded.rows:,} rows, {loaded.inserted:,} new, {loaded.updated:,} changed{deleted}")
+    print(
+        f"{loaded.table}: {counted(loaded.rows, 'row')}, {loaded.inserted:,} new, {loaded.updated:,} changed{deleted}"
+    )
     if types:
         width = max(len(printable(name)) for name in loaded.types)
         for name, kind in loaded.types.items():

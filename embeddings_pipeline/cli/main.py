@@ -5,13 +5,14 @@ import io
 import logging
 import os
 import sys
+from contextlib import nullcontext
 
 import click
 import psycopg
 import typer
 
 from embeddings_pipeline.cli import collection, init, live, load, profile, psql, quarantine, search, status, sync, ui
-from embeddings_pipeline.cli.console import LineFormatter, printable, tell
+from embeddings_pipeline.cli.console import LineFormatter, printable, sign_of_life, tell
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError
 from embeddings_pipeline.store.retry import what_it_says
 
@@ -47,7 +48,8 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.getLogger("embeddings_pipeline.health.alerts").setLevel(logging.CRITICAL)  # whoever types sees what fails
     try:
-        code = app(prog_name="embeddings-pipeline", standalone_mode=False)
+        with sign_of_life(name) if (name := _long_work(sys.argv[1:])) else nullcontext():
+            code = app(prog_name="embeddings-pipeline", standalone_mode=False)
         sys.stdout.flush()  # what cannot be written is said here, and not at the interpreter's end
         raise SystemExit(code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -72,6 +74,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def _long_work(arguments: list[str]) -> str | None:
+    """The command's name, if it is one that comes to an end without a person and is no program's."""
+    name = " ".join(arguments[: 2 if arguments[:1] in (["profile"], ["quarantine"], ["collection"]) else 1])
+    return None if name in ("", "ui", "psql", "init") or "--json" in arguments else name
 
 
 def _help_of(error: click.ClickException) -> str:

@@ -23,12 +23,13 @@ from embeddings_pipeline.cli.profile_choice import (
     profile_named,
 )
 from embeddings_pipeline.cli.profile_words import SAME_COSINE, described, description_lines
-from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import DatabaseError, ProfileError
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
     from embeddings_pipeline.config.profiles import Profile
+    from embeddings_pipeline.encoders.base import Encoder
 
 app = typer.Typer(
     help="Models: which there are, and moving a collection from one to another while it is in use.",
@@ -112,7 +113,8 @@ def test(
     baseline = profile_named(definition, BASELINE)
     if BASELINE not in {profile.name for profile in chosen} and weights_here(baseline):
         chosen.append(baseline)
-    results = [{**_measured(profile), **described(profile)} for profile in chosen]
+    settings = load_settings()
+    results = [{**_measured(profile, settings), **described(profile, settings)} for profile in chosen]
     if as_json:
         print_json(results)
         return
@@ -131,7 +133,7 @@ def test(
         )
 
 
-def _measured(profile: "Profile") -> dict[str, Any]:
+def _measured(profile: "Profile", settings: Settings) -> dict[str, Any]:
     import psutil
 
     from embeddings_pipeline.encoders import load_encoder
@@ -140,8 +142,8 @@ def _measured(profile: "Profile") -> dict[str, Any]:
     rates: dict[str, float] = {}
     device = profile.device or "automatic"
     for size in TEST_BATCHES:
-        encoder = load_encoder(replace(profile, batch_size=size))
-        device = str(getattr(encoder, "device", device))
+        encoder = load_encoder(replace(profile, batch_size=size), settings)
+        device = f"{getattr(encoder, 'device', device)}{_runtime(encoder)}"
         texts = [f"{TEST_SENTENCE * (1 + n % 4)}{n}" for n in range(max(size, min(TEST_TEXTS, 8 * size)))]
         encoder.encode_documents(texts[:1])
         began = time.perf_counter()
@@ -155,6 +157,11 @@ def _measured(profile: "Profile") -> dict[str, Any]:
         "memory_mb": memory,
         "texts_per_second": rates,
     }
+
+
+def _runtime(encoder: "Encoder") -> str:
+    precision = getattr(encoder, "precision", None)
+    return f" (OpenVINO, {precision})" if precision else ""
 
 
 for command in (

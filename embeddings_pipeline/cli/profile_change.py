@@ -28,6 +28,7 @@ from embeddings_pipeline.cli.profile_choice import (
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, ModelChangeError, profile_command
+from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
@@ -53,8 +54,8 @@ def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: 
         print_json([asdict(step) for step in planned])
         return
     cost = price(collection, profile)
-    counted = f"{cost.texts:,} texts to encode, about {cost.tokens:,} tokens"
-    print(f"-- {definition.name}: {collection.profile.name} → {name}: {counted}")
+    figures = f"{counted(cost.texts, 'text')} to encode, about {counted(cost.tokens, 'token')}"
+    print(f"-- {definition.name}: {collection.profile.name} → {name}: {figures}")
     print_phases(phases(planned, cost))
     phase = ""
     for step in planned:
@@ -132,9 +133,9 @@ def _ask(collection: "Collection", profile: "Profile") -> None:
 
     cost = price(collection, profile)
     print(
-        f"{collection.definition.name}: {collection.profile.name} → {profile.name}: {cost.texts:,} texts, about "
-        f"{cost.tokens:,} tokens and {duration(cost.seconds)} on this machine, {size(cost.bytes)} on the database's "
-        "disk",
+        f"{collection.definition.name}: {collection.profile.name} → {profile.name}: {counted(cost.texts, 'text')}, "
+        f"about {counted(cost.tokens, 'token')} and {duration(cost.seconds)} on this machine, {size(cost.bytes)} on "
+        "the database's disk",
         file=sys.stderr,
     )
     confirm("Start?", "there is no terminal to ask on: give --yes to start")
@@ -147,7 +148,7 @@ def _switched(done: "SwitchResult", grace_hours: float) -> str:
     elif done.neighbour_overlap is not None:
         figures += f", {done.neighbour_overlap:.0%} of the nearest ten as before"
     return (
-        f"{done.collection}: {done.previous} → {done.profile}: {done.embedded:,} texts embedded, "
+        f"{done.collection}: {done.previous} → {done.profile}: {counted(done.embedded, 'text')} embedded, "
         f"{done.quarantined:,} in quarantine; {figures}; locked for {done.locked_ms:.1f} ms; {done.seconds:.1f} s\n"
         f"Undo: `{profile_command('rollback', done.collection)}`. Finish, after {grace_hours:g} hours: "
         f"`{profile_command('contract', done.collection)}`."
@@ -217,7 +218,7 @@ def _print_status(
         print(
             f"  beside it {model.profile.name} ({model.destination.fingerprint}), {model.destination.dimension} "
             "dimensions: "
-            f"{done.backfilled:,} of {done.batches:,} batches backfilled"
+            f"{done.backfilled:,} of {counted(done.batches, 'batch')} backfilled"
         )
     if change is None:
         print("  no change of the model is under way")

@@ -4,26 +4,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.profiles import Profile
+    from embeddings_pipeline.config.settings import Settings
 
 SAME_COSINE = 0.9999  # to sentence-transformers in float32; 16-bit products keep it
 
 
-def described(profile: "Profile") -> dict[str, Any]:
+def described(profile: "Profile", settings: "Settings") -> dict[str, Any]:
     """Prompts, tokens read, measure, modules, and the cosines to `encode_document` and `encode_query`.
 
     Nothing for a profile that is not local. Raises ProfileError.
     """
     if profile.provider != "local":
         return {}
-    from embeddings_pipeline.config.model_words import differences, model_warning, model_words
+    from embeddings_pipeline.config.model_words import differences, model_warning, model_words, with_model_prompts
+    from embeddings_pipeline.encoders import load_encoder
+    from embeddings_pipeline.encoders.base import tokens_read
     from embeddings_pipeline.encoders.comparison import compare
-    from embeddings_pipeline.encoders.local import LocalEncoder
     from embeddings_pipeline.pipeline.canaries import CANARIES
 
     words = model_words(profile)
-    encoder = LocalEncoder(profile)
-    used = encoder.profile
-    longer = "a word more " * min(encoder.max_length or 256, 4096)  # than the model reads
+    encoder = load_encoder(profile, settings)
+    used = with_model_prompts(profile)
+    length = tokens_read(encoder, used)
+    longer = "a word more " * min(length or 256, 4096)  # than the model reads
     likeness = compare(profile, encoder, [*CANARIES, longer])
     return {
         "document_prompt": used.document_prompt,
@@ -32,8 +35,8 @@ def described(profile: "Profile") -> dict[str, Any]:
         "query_prompt_of": _whose(profile.query_prompt, words.query_prompt),
         "other_prompts": {name: text for name, text in words.prompts.items() if name not in ("query", "document")},
         "default_prompt_name": words.default_prompt_name,
-        "max_length": encoder.max_length,
-        "max_length_of": _whose(profile.max_length, encoder.max_length),
+        "max_length": length,
+        "max_length_of": _whose(profile.max_length, length),
         "similarity": words.similarity,
         "modules": list(words.modules),
         "pooling": words.pooling,

@@ -18,6 +18,7 @@ from embeddings_pipeline.cli.console import (
 )
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.wording import counted, many, texts_and_items
 
 if TYPE_CHECKING:
     from embeddings_pipeline.ledger.ledger import Ledger
@@ -43,10 +44,14 @@ def quarantine_list(collection_name: EachCollectionOption = None, as_json: JsonO
         if not texts:
             print(f"{name}: nothing is in quarantine")
         for entry in texts:
+            if entry.step == "key":
+                print(f"{name}  {entry.content_hash[:12]}  row {printable(entry.item_key or '')}, at key, left out")
+                print(f"    {printable(entry.reason)}; each full scan looks at it again")
+                continue
             again = f"tried again from {entry.next_try:%Y-%m-%d %H:%M %Z}" if entry.next_try else "given up"
-            others = f" and {entry.items - 1:,} more items" if entry.items > 1 else ""
+            others = f" and {counted(entry.items - 1, 'more item')}" if entry.items > 1 else ""
             item = f"item {printable(entry.item_key)}{others}" if entry.item_key is not None else "of no item any more"
-            attempts = f"{entry.attempts} attempts" + (f" with {entry.profile}" if entry.profile else "")
+            attempts = f"{counted(entry.attempts, 'attempt')}" + (f" with {entry.profile}" if entry.profile else "")
             print(f"{name}  {entry.content_hash[:12]}  {item}, at {entry.step}, {attempts}, {again}")
             print(f"    {printable(entry.reason)}")
             if entry.text:
@@ -66,7 +71,7 @@ def quarantine_retry(
     if as_json:
         print_json({"texts": count})
         return
-    print(f"{count:,} texts and items are tried again with the next `embeddings-pipeline sync`")
+    print(f"{texts_and_items(count)} {many(count, 'is')} tried again with the next `embeddings-pipeline sync`")
 
 
 @app.command("clear")
@@ -82,7 +87,8 @@ def quarantine_clear(
     if as_json:
         print_json({"texts": count})
         return
-    print(f"{count:,} texts and items are no longer in quarantine; what is still there is embedded with the next sync")
+    left = f"{texts_and_items(count)} {many(count, 'is')} no longer in quarantine"
+    print(f"{left}; what is still there is embedded with the next sync")
 
 
 def _chosen(ledgers: "list[Ledger]", hashes: list[str] | None, every: bool) -> "Iterator[tuple[Ledger, list[bytes]]]":

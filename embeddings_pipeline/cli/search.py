@@ -14,6 +14,7 @@ from embeddings_pipeline.cli.console import (
     print_cut,
     print_json,
     printable,
+    start_database,
     waiting,
 )
 from embeddings_pipeline.config.settings import load_settings
@@ -34,11 +35,12 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """The items nearest in meaning, best first, with their cosine."""
+    settings = load_settings()
+    definition = chosen_collection(collection_name)
+    start_database(settings)
     from embeddings_pipeline.search.query import nothing_found
     from embeddings_pipeline.search.query import search as run_search
 
-    settings = load_settings()
-    definition = chosen_collection(collection_name)
     index: Literal["faiss", "pgvector"] = "faiss" if faiss else "pgvector"
     with waiting("loading the model"):
         hits = run_search(definition, settings, query, k=k, vector_name=vector, index=index, profile=profile)

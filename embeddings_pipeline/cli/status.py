@@ -21,6 +21,7 @@ from embeddings_pipeline.cli.console import (
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.health.activity import Activity, described
+from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.health.growth import DagsterSize
@@ -63,10 +64,10 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
 
 
 def _growth_text(grown: "DagsterSize") -> str:
-    kept = f"kept for {grown.keep_days} days" if grown.keep_days else "kept for ever"
+    kept = f"kept for {counted(grown.keep_days, 'day')}" if grown.keep_days else "kept for ever"
     in_database = "an unknown size" if grown.database_bytes is None else size(grown.database_bytes)
     return (
-        f"Dagster's runs and events: {in_database} in its database, {grown.files:,} log files of "
+        f"Dagster's runs and events: {in_database} in its database, {counted(grown.files, 'log file')} of "
         f"{size(grown.file_bytes)}; {kept} (EMBEDDINGS_KEEP_DAYS)"
     )
 
@@ -76,7 +77,7 @@ def _too_long(figures: dict[str, Any]) -> str:
         return "not known yet: `embeddings-pipeline sync --full` looks at each text"
     if not figures["truncated"]:
         return "0  (texts longer than the model reads)"
-    longest = f"the longest {figures['longest_tokens']:,} tokens"
+    longest = f"the longest {counted(figures['longest_tokens'], 'token')}"
     return f"{figures['truncated']:,}  (texts longer than the model reads, {longest})"
 
 
@@ -124,13 +125,16 @@ def _work(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if waits["batches"]:
         when = f", tried again from {waits['next_try']:%H:%M %Z}" if waits["next_try"] else ""
         reason = f": {waits['reason']}" if waits["reason"] else ""
-        yield "waiting", f"{waits['batches']:,} batches after up to {waits['attempts']:,} attempts{when}{reason}"
+        yield (
+            "waiting",
+            f"{counted(waits['batches'], 'batch')} after up to {counted(waits['attempts'], 'attempt')}{when}{reason}",
+        )
 
 
 def _counts(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     faiss, indexes = figures["faiss"], figures["pgvector_index"]
     yield "items", f"{figures['items']:,}  ({figures['missing']:,} missing, {figures['stale']:,} stale)"
-    yield "vectors", f"{figures['vectors']:,}  ({figures['orphans']:,} orphans)"
+    yield "vectors", f"{figures['vectors']:,}  ({counted(figures['orphans'], 'orphan')})"
     yield "too long", _too_long(figures)
     yield "quarantine", _quarantine(figures)
     yield "dirty batches", f"{figures['dirty_batches']:,}"
@@ -139,7 +143,7 @@ def _counts(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "pgvector index", ", ".join(f"{index['vector_name']} {index['method']}" for index in indexes) or "none"
     search = "none"
     if faiss["generation"]:
-        search = f"generation {faiss['generation']}, {faiss['vectors']:,} vectors, {faiss['standing']}"
+        search = f"generation {faiss['generation']}, {counted(faiss['vectors'], 'vector')}, {faiss['standing']}"
     if "foreign" in faiss:
         search += f": {faiss['foreign']}; the next sync builds it again"
     yield "FAISS index", search
@@ -155,8 +159,8 @@ def _quarantine(figures: dict[str, Any]) -> str:
         return "0 texts"
     when = f"tried again from {quarantine['next_try']:%H:%M %Z}" if quarantine["next_try"] else ""
     given_up = f"{quarantine['given_up']:,} given up" if quarantine["given_up"] else ""
-    items = f" and {figures['quarantined_items']:,} whole items" if figures["quarantined_items"] else ""
-    return f"{figures['quarantined']:,} texts{items}  ({', '.join(filter(None, (given_up, when)))})"
+    items = f" and {counted(figures['quarantined_items'], 'whole item')}" if figures["quarantined_items"] else ""
+    return f"{counted(figures['quarantined'], 'text')}{items}  ({', '.join(filter(None, (given_up, when)))})"
 
 
 def _checks(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,10 +12,12 @@ from embeddings_pipeline.cli.console import (
     chosen_collections,
     print_json,
     progress_bar,
+    start_database,
     tell,
 )
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError
+from embeddings_pipeline.wording import counted
 
 
 def sync(
@@ -35,11 +37,12 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Bring the vectors and the indexes up to date with the source."""
-    from embeddings_pipeline.orchestration.sync import sync as run_sync
-
     settings = load_settings()
     results, failed, unsound = [], [], False
     collections = chosen_collections(collection_name)
+    start_database(settings)
+    from embeddings_pipeline.orchestration.sync import sync as run_sync
+
     for definition in collections:
         try:
             with progress_bar(definition.name, show=not as_json and not dry_run) as progress:
@@ -77,18 +80,19 @@ def sync(
 
 def _sync_line(done: dict[str, Any]) -> str:
     longer = (
-        f"; texts longer than the model reads: {done['truncated']:,} (the longest {done['longest_tokens']:,} tokens)"
+        f"; texts longer than the model reads: {done['truncated']:,} "
+        f"(the longest {counted(done['longest_tokens'], 'token')})"
         if done["truncated"]
         else ""
     )
-    items = f"{done['scanned']:,} items scanned: {done['new']:,} new, {done['changed']:,} changed"
+    items = f"{counted(done['scanned'], 'item')} scanned: {done['new']:,} new, {done['changed']:,} changed"
     if done["dry_run"]:
         return (
             f"{done['collection']}: dry run, nothing was written. {items}, {done['deleted']:,} gone; "
-            f"{done['left']:,} texts to embed, {done['reused']:,} reused{longer}"
+            f"{counted(done['left'], 'text')} to embed, {done['reused']:,} reused{longer}"
         )
     left = f", {done['left']:,} left for the next sync" if done["left"] else ""
     return (
-        f"{done['collection']}: {items}, {done['deleted']:,} deleted; {done['embedded']:,} texts embedded, "
+        f"{done['collection']}: {items}, {done['deleted']:,} deleted; {counted(done['embedded'], 'text')} embedded, "
         f"{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s{longer}"
     )

@@ -16,7 +16,7 @@ from typing import IO, Annotated
 import typer
 
 from embeddings_pipeline.cli.console import printable
-from embeddings_pipeline.config.settings import Settings, load_settings, project_root
+from embeddings_pipeline.config.settings import Settings, load_settings, project_root, revealed
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.store.database import open_database
 
@@ -53,7 +53,7 @@ def run_ui(settings: Settings, host: str, port: int) -> int:
                 "use that one, or stop it first"
             ) from error
         print("starting Dagster", flush=True)
-        if settings.database_url:
+        if revealed(settings.database_url):
             open_database(settings).connect().close()  # which says in one line why it cannot be used
         _check_instance()
         # The lock's descriptor goes with it, so it is held as long as any of its processes lives.

@@ -193,7 +193,10 @@ class QuarantineRules(_Strict):
     """Texts that fail by themselves."""
 
     attempts: Annotated[int, whole_number(1, 1000)] = Field(default=5, description="Tries before a text is given up.")
-    error_percent: Number = Field(default=1.0, description="Above this share of all texts the check is an error.")
+    error_percent: Number = Field(
+        default=1.0,
+        description="The check is an error above this share of all texts and above 10 of them; 0: with the first one.",
+    )
 
     def model_post_init(self, _: Any) -> None:
         if not 0 <= self.error_percent <= 100:

@@ -1,10 +1,11 @@
 """Deployment facts, from the environment or a `.env` file: where the database, the lake and the state are."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from embeddings_pipeline.config.paths import expanded
@@ -42,7 +43,20 @@ def _checked_home(home: str) -> Path:
     return path.resolve()
 
 
-HIDDEN: Any = Field(default=None, repr=False)  # an address may hold a password: no `print`, no traceback shows it
+def _hidden(value: SecretStr | str | None) -> SecretStr | None:
+    return SecretStr(value) if isinstance(value, str) else value
+
+
+# An address may hold a password: no `print`, dump or traceback shows it. Who needs it asks `revealed`.
+Secret = Annotated[SecretStr | str | None, AfterValidator(_hidden)]
+
+
+def revealed(secret: SecretStr | str | None) -> str | None:
+    """What a secret is, for whoever needs it itself."""
+    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret
+
+
+SECRETS = ("database_url", "openai_api_key", "openai_base_url", "lake_uri", "alert_webhook_url")
 
 
 class Settings(BaseSettings):
@@ -50,20 +64,26 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    database_url: str | None = HIDDEN
+    database_url: Secret = None
     embedding_profile: str | None = None
     embedding_model: str | None = None
     embedding_dimensions: int | None = None
     embedding_device: str | None = None
     embedding_batch_size: int | None = None
+    embedding_threads: int | None = Field(default=None, ge=1, le=4096)
     embedding_provider: str | None = None
-    openai_api_key: SecretStr | None = None
-    openai_base_url: str | None = HIDDEN
-    lake_uri: str | None = HIDDEN
-    alert_webhook_url: SecretStr | None = None
+    openai_api_key: Secret = None
+    openai_base_url: Secret = None
+    lake_uri: Secret = None
+    alert_webhook_url: Secret = None
     embeddings_state_dir: Path | None = None
     embeddings_defs_dir: Path | None = None
     embeddings_keep_days: int | None = Field(default=None, ge=0)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, which checks nothing; a secret among the new values is hidden too."""
+        secrets = {name: _hidden(value) for name, value in (update or {}).items() if name in SECRETS}
+        return super().model_copy(update={**(update or {}), **secrets}, deep=deep)
 
     @property
     def state_dir(self) -> Path:
@@ -103,6 +123,6 @@ def load_settings() -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read ({error}): write it as UTF-8 text, or remove it") from error
     absolute: dict[str, Path | str] = {"embeddings_state_dir": settings.state_dir}
-    if settings.lake_uri and "://" not in settings.lake_uri:
-        absolute["lake_uri"] = str(in_project(Path(settings.lake_uri)))
+    if (lake := revealed(settings.lake_uri)) and "://" not in lake:
+        absolute["lake_uri"] = str(in_project(Path(lake)))
     return settings.model_copy(update=absolute)

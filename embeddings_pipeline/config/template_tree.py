@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,27 @@ class Sequence:
 
     slots: tuple[Slot, ...]
 
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """The columns, if there is nothing else."""
+        names = [slot.part.name for slot in self.slots if isinstance(slot.part, Column)]
+        return tuple(names) if len(names) == len(self.slots) else ()
+
+    @cached_property
+    def _literals(self) -> tuple[str, ...]:
+        """What stands before each of those columns, and after the last, if all are there."""
+        literals = [""]
+        for number, slot in enumerate(self.slots):
+            literals[-1] += (slot.separator if number else "") + slot.label
+            literals.append(slot.unit)
+        return tuple(literals)
+
     def render(self, values: Mapping[str, str]) -> str:
         """The parts that are there, with what belongs to them; "" if none is."""
+        own = [values[name] for name in self._columns]
+        if own and all(own):  # as most rows are
+            first, *others = self._literals
+            return first + "".join(chain.from_iterable(zip(own, others, strict=True)))
         text = separator = trail = ""
         beside = True  # the part before is there
         for slot in self.slots:

@@ -30,7 +30,11 @@ class Template:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text of one row. `row` has a value for each column of the template (KeyError if not)."""
-        return self._sequence.render({column: visible(as_text(row[column])) for column in self.columns}).strip()
+        values = {}
+        for column in self.columns:
+            value = row[column]
+            values[column] = visible(value if type(value) is str else as_text(value))
+        return self._sequence.render(values).strip()
 
 
 class _Number(str):
@@ -39,10 +43,10 @@ class _Number(str):
 
 def as_text(value: Any) -> str:
     """A JSON value as people write it: lists joined with commas, nothing for null, objects as compact JSON."""
-    if value is None:
-        return ""
     if isinstance(value, str):
         return str(value)
+    if value is None:
+        return ""
     if isinstance(value, list):
         return ", ".join(text for text in map(as_text, value) if visible(text))
     return _as_json(value)
@@ -50,7 +54,10 @@ def as_text(value: Any) -> str:
 
 def visible(text: str) -> str:
     """A text without white space around it; "" if no character of it can be seen."""
-    return "" if _INVISIBLE.fullmatch(text) else text.strip()
+    stripped = text.strip()
+    if "!" <= stripped[:1] <= "~":  # which can be seen, as nearly every text's first character
+        return stripped
+    return "" if _INVISIBLE.fullmatch(text) else stripped
 
 
 # Signs such as U+0600, before numbers, are format characters and can be seen. U+2800 is Braille without dots.
@@ -71,7 +78,11 @@ def _as_json(value: Any) -> str:
 
 def parse_row(row_json: str) -> dict[str, Any]:
     """The columns of a row from its JSON, cleaned; numbers stay as the database wrote them (`12.50`, 20 digits)."""
-    return json.loads(clean_json(row_json), parse_float=_Number, parse_int=_Number)
+    row: dict[str, Any] = _ROWS.decode(clean_json(row_json))
+    return row
+
+
+_ROWS = json.JSONDecoder(parse_float=_Number, parse_int=_Number)
 
 
 def clean(text: str) -> str:

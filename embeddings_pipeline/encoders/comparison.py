@@ -4,10 +4,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 
 from embeddings_pipeline.config.profiles import Profile
-from embeddings_pipeline.encoders.local import LocalEncoder, load_model
+from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.encoders.batches import lowest_cosine
+from embeddings_pipeline.encoders.local import load_model
+
+
+class Vectors(NamedTuple):
+    """What one of the two makes of the same texts."""
+
+    documents: NDArray[np.float32]
+    queries: NDArray[np.float32]
 
 
 class Likeness(NamedTuple):
@@ -17,22 +28,27 @@ class Likeness(NamedTuple):
     queries: float  # to `encode_query`
 
 
-def compare(profile: Profile, encoder: LocalEncoder, texts: Sequence[str]) -> Likeness:
+def compare(profile: Profile, encoder: Encoder, texts: Sequence[str]) -> Likeness:
     """Encode texts with `encoder` and with the model loaded anew, in float32.
 
     The library is given the prompts that the profile says itself, its maximum length and attention, and chooses what it
     leaves open. Raises ProfileError if the model cannot be loaded.
     """
-    model = load_model(profile, encoder.device)
-    documents = model.encode_document(list(texts), prompt=profile.document_prompt, show_progress_bar=False)
-    queries = model.encode_query(list(texts), prompt=profile.query_prompt, show_progress_bar=False)
-    return Likeness(
-        _lowest_cosine(encoder.encode_documents(texts), documents),
-        _lowest_cosine(encoder.encode_queries(texts), queries),
+    device = torch.device(str(getattr(encoder, "device", "cpu")))
+    return likeness(encoder, texts, reference(profile, load_model(profile, device), texts))
+
+
+def reference(profile: Profile, model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
+    """What sentence-transformers makes of the texts."""
+    return Vectors(
+        model.encode_document(list(texts), prompt=profile.document_prompt, show_progress_bar=False),
+        model.encode_query(list(texts), prompt=profile.query_prompt, show_progress_bar=False),
     )
 
 
-def _lowest_cosine(ours: NDArray, theirs: NDArray) -> float:
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return round(float(((a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min()), 6)
+def likeness(encoder: Encoder, texts: Sequence[str], theirs: Vectors) -> Likeness:
+    """How near an encoder's vectors of the texts are to those."""
+    return Likeness(
+        round(lowest_cosine(encoder.encode_documents(texts), theirs.documents), 6),
+        round(lowest_cosine(encoder.encode_queries(texts), theirs.queries), 6),
+    )

@@ -17,6 +17,7 @@ from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import run_lock, run_locked
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted
 
 LIVE = "live"  # what a process is called that follows changes as they come
 TELL_SECONDS = 2.0  # between two notes of how far it is …
@@ -82,7 +83,7 @@ def under_way(database: Database, collection: str) -> list[Activity]:
 
 def described(each: Activity) -> str:
     """For people: `sync by anna@host, process 4711, since 12:00:01 UTC: embedding, 300 of 1,200 texts`."""
-    far = f", {each.done:,} of {each.total:,} texts" if each.total else ""
+    far = f", {each.done:,} of {counted(each.total, 'text')}" if each.total else ""
     return f"{each.what} by {each.who}, since {each.started_at:%H:%M:%S %Z}: {each.phase}{far}"
 
 
@@ -111,5 +112,5 @@ def _forget_dead(database: Database, collection: str) -> None:
 def _execute(database: Database, statement: str, parameters: dict[str, object]) -> None:
     """What is told of the work must not stop it."""
     cleaned = {name: clean(value) if isinstance(value, str) else value for name, value in parameters.items()}
-    with suppress(PipelineError, psycopg.Error), database.connect(autocommit=True) as connection:
+    with suppress(PipelineError, psycopg.Error), database.session() as connection:
         connection.execute(load_sql(f"health/{statement}"), cleaned)

@@ -7,7 +7,7 @@ import urllib.request
 from datetime import UTC, datetime
 from typing import Any
 
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ def alert(settings: Settings, event: str, text: str, **details: Any) -> bool:
     body = {"event": event, "at": datetime.now(UTC).isoformat(timespec="seconds"), "text": text, **details}
     line = json.dumps(body, ensure_ascii=False, default=str)
     log.error("alert %s", line)
-    if settings.alert_webhook_url is None:
+    if (url := revealed(settings.alert_webhook_url)) is None:
         return False
     try:
         request = urllib.request.Request(
-            settings.alert_webhook_url.get_secret_value(),
+            url,
             data=line.encode(),
             headers={"Content-Type": "application/json", "User-Agent": "embeddings-pipeline"},
         )

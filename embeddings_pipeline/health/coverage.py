@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.models import Model
+from embeddings_pipeline.wording import counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Coverage:
         """The counts for people."""
         if self.items == self.vectors == 0:
             return "nothing is there yet"
-        counts = f"{self.items:,} items, {self.missing:,} missing, {self.stale:,} stale, {self.orphans:,} orphans"
+        counts = f"{counted(self.items, 'item')}, {self.missing:,} missing, {self.stale:,} stale"
+        counts += f", {counted(self.orphans, 'orphan')}"
         return f"{counts}; {self.damaged:,} of them lost what was committed" if self.damaged else counts
 
 

@@ -9,6 +9,7 @@ import psycopg
 
 from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.health.activity import under_way
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.retry import is_outage, what_it_says
 from embeddings_pipeline.store.sql import load_sql
@@ -42,9 +43,10 @@ class Waiting:
 
 
 def waiting(database: Database, collection: str) -> Waiting:
-    """What waits for its next try."""
+    """What waits for its next try, without what is tried for the first time at this moment."""
+    parameters = {"collection": collection, "working": bool(under_way(database, collection))}
     with database.session() as connection:
-        row = connection.execute(load_sql("health/waiting"), {"collection": collection}).fetchone()
+        row = connection.execute(load_sql("health/waiting"), parameters).fetchone()
     assert row is not None
     batches, attempts, next_try, reason = row
     return Waiting(batches, attempts or 0, next_try, reason)
@@ -61,12 +63,12 @@ def failure_kept(database: Database, collection: str, step: str) -> Iterator[Non
             with suppress(PipelineError, psycopg.Error):
                 note_failure(database, collection, step, reason)
         raise
-    with suppress(PipelineError, psycopg.Error), database.connect(autocommit=True) as connection:
+    with suppress(PipelineError, psycopg.Error), database.session() as connection:
         connection.execute(load_sql("health/mended"), {"collection": collection, "step": step})
 
 
 def note_failure(database: Database, collection: str, step: str, reason: str) -> None:
     """Keep why a step failed; nothing is kept of a collection that the database does not know."""
     parameters = {"collection": collection, "step": step, "reason": clean(reason)}
-    with database.connect(autocommit=True) as connection:
+    with database.session() as connection:
         connection.execute(load_sql("health/note_failure"), parameters)

@@ -4,16 +4,11 @@ from datetime import datetime
 
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_delta import has_grown
-from embeddings_pipeline.index.faiss_read import open_index, read_manifest
+from embeddings_pipeline.index.faiss_read import current_or_none, open_index, read_manifest
 from embeddings_pipeline.index.pgvector import indexes_fit
-from embeddings_pipeline.index.standing import Standing, standing
+from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.models import collection_state
-
-FOREIGN_INDEX = (
-    "the FAISS index is foreign to the database, which is another one or went back (restored from a backup?): it is "
-    "built again"
-)
 
 
 def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
@@ -34,7 +29,7 @@ def indexes_due(collection: Collection) -> bool:
 
 
 def _pgvector_fits(collection: Collection) -> bool:
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         if collection_state(connection, collection.definition.name) is None:
             return False
         config = collection.definition.attributes
@@ -53,6 +48,16 @@ def faiss_standing(collection: Collection, *, verify: bool = False) -> Standing:
         return standing(connection, name, manifest)
 
 
+def about_foreign(collection: Collection) -> str | None:
+    """Of a FAISS index that is foreign to the database: which, why, and what becomes of it; None of any other."""
+    folder, name = collection.settings.state_dir / "faiss", collection.definition.name
+    manifest = current_or_none(folder / name)
+    with collection.database.session() as connection:
+        if manifest is None or standing(connection, name, manifest) is not Standing.FOREIGN:
+            return None
+        return f"the FAISS index in {folder / name} is {why_foreign(connection, manifest)}; it is built again"
+
+
 def lagging_since(collection: Collection) -> datetime | None:
     """Since when a FAISS index that lags may have lagged: its last build, or the first commit; None without either."""
     name = collection.definition.name
@@ -61,7 +66,7 @@ def lagging_since(collection: Collection) -> datetime | None:
     except VectorIndexError:
         manifest = None
     first = "SELECT min(committed_at) FROM embeddings.batch WHERE collection = %s"
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         if manifest is not None and standing(connection, name, manifest) in (Standing.CURRENT, Standing.BEHIND):
             return datetime.fromisoformat(manifest.built_at)
         row = connection.execute(first, [name]).fetchone()

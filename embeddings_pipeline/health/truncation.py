@@ -3,6 +3,7 @@
 from embeddings_pipeline.ledger.truncated import Truncation
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import note_lengths
+from embeddings_pipeline.wording import counted
 
 
 def truncation(collection: Collection) -> Truncation:
@@ -19,11 +20,11 @@ def truncation(collection: Collection) -> Truncation:
     return ledger.truncation(fingerprint)
 
 
-def in_words(counted: Truncation) -> str:
+def in_words(found: Truncation) -> str:
     """`3 of 8 texts (37.50 %) longer than the model reads, the longest 361 tokens …`, for a person."""
-    if not counted.truncated:
-        return f"none of {counted.texts:,} texts is longer than the model reads"
+    if not found.truncated:
+        return f"none of {counted(found.texts, 'text')} is longer than the model reads"
     return (
-        f"{counted.truncated:,} of {counted.texts:,} texts ({100 * counted.share:.2f} %) longer than the model reads, "
-        f"the longest {counted.longest:,} tokens; their ends are cut off"
+        f"{found.truncated:,} of {counted(found.texts, 'text')} ({100 * found.share:.2f} %) longer than the model "
+        f"reads, the longest {counted(found.longest, 'token')}; their ends are cut off"
     )

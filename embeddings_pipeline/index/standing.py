@@ -13,6 +13,11 @@ from embeddings_pipeline.index.faiss_read import Manifest
 from embeddings_pipeline.index.snapshot import table_version
 from embeddings_pipeline.store.sql import load_sql
 
+OF_ANOTHER_DATABASE = (
+    "of another database (was DATABASE_URL changed? databases that share a state folder replace each other's index: "
+    "give each its own, EMBEDDINGS_STATE_DIR)"
+)
+
 
 class Standing(StrEnum):
     """Of a generation, as the database sees it."""
@@ -47,7 +52,7 @@ def why_foreign(connection: psycopg.Connection, manifest: Manifest) -> str:
     """In words, why a foreign generation is not used."""
     now = table_version(connection, manifest.collection)
     if manifest.database != now.database:
-        return "of another database (was DATABASE_URL changed?)"
+        return OF_ANOTHER_DATABASE
     if manifest.epoch != now.epoch:
         return "of tables that were made anew since"
     return "of a state that the database no longer has (was it restored from a backup?)"

@@ -30,17 +30,17 @@ class LedgerBase:
 
     def current(self) -> Model | None:
         """The current model, or None before the first run."""
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             return current_model(connection, self.definition)
 
     def has_vectors(self) -> bool:
         """Whether a vector is committed: until then the declared profile is taken."""
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             return has_vectors(connection, self.name)
 
     def shadow_models(self) -> list[Model]:
         """The models that are kept current beside the current one, the oldest first."""
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             return shadow_models(connection, self.definition)
 
     def model_tables(self, connection: psycopg.Connection) -> list[Destination]:
@@ -51,11 +51,11 @@ class LedgerBase:
     def batches(self) -> list[int]:
         """Every batch of the collection, in order."""
         query = "SELECT batch FROM embeddings.batch WHERE collection = %s ORDER BY batch"
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             return [row[0] for row in connection.execute(query, [self.name])]
 
     def item_keys(self, batch: int) -> list[str]:
         """The keys of a batch's items, in order."""
         query = sql.SQL("SELECT item_key FROM {} WHERE batch = %s ORDER BY item_key").format(self.tables.item)
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             return [row[0] for row in connection.execute(query, [batch])]

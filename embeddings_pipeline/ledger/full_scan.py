@@ -1,8 +1,9 @@
 """A full scan: the entire source, compared with what is committed."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psycopg
 
@@ -11,12 +12,17 @@ from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.repair import Repair
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
 from embeddings_pipeline.ledger.work import Work
-from embeddings_pipeline.store.halves import is_of_data
+from embeddings_pipeline.store.halves import MOST_FAILURES, is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import Source
-from embeddings_pipeline.store.source_rows import ScannedRow
+from embeddings_pipeline.store.source_keys import LeftOut
+from embeddings_pipeline.store.source_rows import ScannedRow, SourceRows
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted
 
+log = logging.getLogger(__name__)
+
+SHOWN_ROWS = 3
 FEW_UNREADABLE = 10
 """So many items may become unreadable at once, whatever share of all that is."""
 
@@ -32,6 +38,14 @@ class FullScan:
     unchanged: int
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """The rows of a scan that are not what they should be."""
+
+    unreadable: dict[str, str] = field(default_factory=dict)  # item key → reason
+    unusable: list[ScannedRow] = field(default_factory=list)  # whose keys no item can have
+
+
 class FullScans(ScanBase, Repair, Quarantine, Work):
     """The part of the ledger that reads the entire source."""
 
@@ -39,13 +53,15 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         """Compare the entire source with the ledger, and note every item that differs from what is committed.
 
         Only notes: nothing is committed or deleted, and no item becomes clean (rule 2). A row that cannot be read is
-        there, with a mark for its hash. RefusedError if more than 20 % of what is committed is gone, or can no longer
-        be read; SourceError for a key that is NULL or comes twice.
+        there, with a mark for its hash; one with a key that no item can have is told, and in quarantine as long as it
+        is there. RefusedError if more than 20 % of what is committed is gone, or can no longer be read; SourceError for
+        a key that is NULL or comes twice.
         """
-        with self._staged(source) as (connection, unreadable):
+        with self._staged(source) as (connection, failed):
             result = self._compare(connection, allow_deletes)
             if not allow_deletes:
-                self._judge_unreadable(connection, unreadable)
+                self._judge_unreadable(connection, failed.unreadable)
+            self.note_unusable_keys(connection, failed.unusable)
             self._insert_new(connection)
             # A commit that looked at the source before our snapshot and commits after the comparison would hide a
             # change from it. It holds its batch's lock now, so such batches are compared again, under that lock.
@@ -87,34 +103,54 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
             return result, batches
 
     @contextmanager
-    def _staged(self, source: Source) -> Iterator[tuple[psycopg.Connection, dict[str, str]]]:
-        """A session with the entire source in its table `scan_row`; and, of rows that cannot be read, key → reason."""
-        unreadable: dict[str, str] = {}
+    def _staged(self, source: Source) -> Iterator[tuple[psycopg.Connection, "_Failed"]]:
+        """A session with the entire source in its table `scan_row`; and the rows that are not what they should be."""
+        failed = _Failed()
 
-        def rows_of(scan: Iterator[list[ScannedRow]]) -> Iterator[tuple[str, bytes]]:
+        def stage(scan: Iterator[SourceRows]) -> None:
             for rows in scan:
-                for item_key, row_hash, reason in rows:
-                    if reason is not None:
-                        unreadable[item_key] = reason
-                    yield item_key, row_hash
+                failed.unreadable.update(rows.unreadable)
+                failed.unusable.extend(rows.unusable)
+                self._stage(connection, rows.hashes)
 
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
             source.check(reading)
             connection.execute(load_sql("scan/stage"))
             try:
-                known = self.unreadable_items(connection) if self.tables.are_made(connection) else []
-                self._stage(connection, rows_of(source.scan(reading, known)))
+                known = self.left_out(connection) if self.tables.are_made(connection) else LeftOut()
+                with connection.transaction():
+                    stage(source.scan(reading, known))
             except SourceError as error:
                 if not is_of_data(error.__cause__):
                     raise
-                unreadable.clear()
-                self._stage(connection, rows_of(source.scan_by_key(reading)))
+                failed = _Failed()
+                stage(source.scan_by_key(reading))
+            self._tell_unusable(connection, failed.unusable)
             try:
                 connection.execute(load_sql("scan/staged"))
             except psycopg.errors.UniqueViolation as error:
                 detail = (error.diag.message_detail or "").removeprefix("Key (item_key)=(")
-                raise self._key_twice(detail.removesuffix(") is duplicated.")) from error
-            yield connection, unreadable
+                raise self.key_twice(detail.removesuffix(") is duplicated.")) from error
+            yield connection, failed
+
+    def _tell_unusable(self, connection: psycopg.Connection, unusable: Sequence[ScannedRow]) -> None:
+        """SourceError if no item can have the key of any row, or of too many: then `source.key:` is to blame."""
+        if not unusable:
+            return
+        shown, _, reason, _ = unusable[0]
+        (others,) = connection.execute("SELECT EXISTS (SELECT FROM scan_row)").fetchone() or (False,)
+        if len(unusable) > MOST_FAILURES or (len(unusable) > 1 and not others):
+            raise SourceError(
+                f"collection {self.name!r}: {counted(len(unusable), 'row')} have keys that no item can have, as the "
+                f"one with the key {shown}: {reason}; choose another `source.key:` in "
+                f"{self.definition.path or 'defs.yaml'}"
+            )
+        for row in unusable[:SHOWN_ROWS]:
+            log.warning(
+                "warning: collection %r: the row with the key %s is left out: %s", self.name, row.item_key, row.reason
+            )
+        if (more := len(unusable) - SHOWN_ROWS) > 0:
+            log.warning("warning: collection %r: %s more, see `quarantine list`", self.name, counted(more, "such row"))
 
     def _judge_unreadable(self, connection: psycopg.Connection, unreadable: Mapping[str, str]) -> None:
         """RefusedError if the vectors of too many items would go because their rows can no longer be read (rule 8)."""
@@ -126,9 +162,9 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         if lost > max(FEW_UNREADABLE, GONE_SHARE * committed):
             item_key, reason = next(iter(unreadable.items()))
             raise RefusedError(
-                f"collection {self.name!r}: {lost:,} of {committed:,} items can no longer be read from the source, "
-                f"more than {GONE_SHARE:.0%}, as the one with the key ({item_key}): {reason}; nothing was changed. "
-                "Correct the rows or `source:`, or sync with --allow-deletes, which puts them into quarantine"
+                f"collection {self.name!r}: {lost:,} of {counted(committed, 'item')} can no longer be read from the "
+                f"source, more than {GONE_SHARE:.0%}, as the one with the key ({item_key}): {reason}; nothing was "
+                "changed. Correct the rows or `source:`, or sync with --allow-deletes, which puts them into quarantine"
             )
 
     def _compare(self, connection: psycopg.Connection, allow_deletes: bool) -> FullScan:
@@ -139,7 +175,7 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
         result = FullScan(*counts)
         if result.gone > GONE_SHARE * committed and not allow_deletes:
             raise RefusedError(
-                f"collection {self.name!r}: {result.gone:,} of {committed:,} items are gone from the source, "
+                f"collection {self.name!r}: {result.gone:,} of {counted(committed, 'item')} are gone from the source, "
                 f"more than {GONE_SHARE:.0%}; nothing was deleted. If that is right, sync with --allow-deletes "
                 f"(or set allow_deletes on item_ledger in the launchpad)"
             )

@@ -1,19 +1,27 @@
 """An incremental scan: what was updated since the last one, by `source.updated_at:`, in bounded steps."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import psycopg
+import pyarrow as pa
 from psycopg.types.json import Jsonb
 
+from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.failpoints import failpoint
+from embeddings_pipeline.ledger.quarantine import Quarantine
 from embeddings_pipeline.ledger.scan import GONE_SHARE, ScanBase
+from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import OVERLAP, Source
-from embeddings_pipeline.store.source_rows import Position, UpdatedRow
+from embeddings_pipeline.store.source_keys import NOTHING, LeftOut, too_long
+from embeddings_pipeline.store.source_rows import SCANNED_ROWS, Position, UpdatedRow
 from embeddings_pipeline.store.sql import load_sql
+
+T = TypeVar("T")
 
 ROWS_PER_TRANSACTION = 2000  # each may lie in another batch, and take its lock
 
@@ -71,7 +79,7 @@ class Watermark:
 NO_WATERMARK = Watermark(column="", cursor=None, settled=None, noted=None, noted_at=0.0)
 
 
-class IncrementalScans(ScanBase):
+class IncrementalScans(ScanBase, Quarantine):
     """The part of the ledger that reads what was updated."""
 
     def incremental_scan(self, source: Source, *, seconds: float = 5.0, rows_at_once: int = 20_000) -> IncrementalScan:
@@ -86,7 +94,8 @@ class IncrementalScans(ScanBase):
             connection.execute(load_sql("scan/stage"))
             mark = self._watermark(connection, source, reading)
             while True:
-                rows = source.updated_after(reading, mark.cursor, rows_at_once)
+                updated = partial(source.updated_after, reading, mark.cursor, rows_at_once)
+                rows = self.without_what_stops(connection, updated)
                 last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
                 all_read = len(rows) < rows_at_once or last < 0
                 for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
@@ -102,6 +111,15 @@ class IncrementalScans(ScanBase):
                 if total.caught_up or time.monotonic() - started > seconds:
                     return total
 
+    def without_what_stops(self, connection: psycopg.Connection, read: Callable[[LeftOut], T]) -> T:
+        """What `read` gives; without the rows that full scans leave out, if one of them stops it."""
+        try:
+            return read(NOTHING)
+        except SourceError as error:
+            if not is_of_data(error.__cause__):
+                raise
+            return read(self.left_out(connection))
+
     def _watermark(self, connection: psycopg.Connection, source: Source, reading: psycopg.Connection) -> Watermark:
         """Where the last scan ended; a new one an overlap ago, if there is none, if it is of another column, or if the
         source's clock was ahead for a while.
@@ -110,7 +128,7 @@ class IncrementalScans(ScanBase):
         assert column is not None
         mark = self._stored_watermark(connection)
         if mark.column != column or source.is_ahead(reading, mark.cursor):
-            newest = source.newest(reading)
+            newest = self.without_what_stops(connection, partial(source.newest, reading))
             mark = Watermark(column, newest, newest, newest, time.time())
         return mark
 
@@ -125,12 +143,15 @@ class IncrementalScans(ScanBase):
         """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
         seen: dict[str, bytes | None] = {}
         for row in rows:
+            if too_long(row.item_key):  # full scans tell it
+                continue
             if seen.get(row.item_key) is not None and row.row_hash is not None:
-                raise self._key_twice(row.item_key)
+                raise self.key_twice(row.item_key)
             seen[row.item_key] = row.row_hash or seen.get(row.item_key)
         # Another row of that key, an older or a newer one, may still meet it.
         doubtful = [item_key for item_key, row_hash in seen.items() if row_hash is None]
-        return {**seen, **{row.item_key: row.row_hash for row in source.read(reading, doubtful)}}
+        read = source.look(reading, doubtful).hashes.to_pydict()
+        return {**seen, **dict(zip(read["item_key"], read["row_hash"], strict=True))}
 
     def note_seen(self, connection: psycopg.Connection, seen: Mapping[str, bytes | None]) -> IncrementalScan:
         """Note what differs of what somebody has seen of some items (as `hashes_of` has it), as a scan does.
@@ -154,7 +175,8 @@ class IncrementalScans(ScanBase):
         """
         with connection.transaction():
             connection.execute("TRUNCATE scan_row")
-            self._stage(connection, seen.items())
+            rows = [list(seen), list(seen.values())]
+            self._stage(connection, pa.table(rows, schema=SCANNED_ROWS))
             connection.execute("ANALYZE scan_row")
         new = self._insert_new(connection)
         refused, write = 0, self._write_watermark if mark else self._write_gone

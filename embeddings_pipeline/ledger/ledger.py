@@ -31,7 +31,7 @@ class Ledger(FullScans, IncrementalScans, Proposals, Truncated):
 
         StaleDefinitionError if a newer one is in force.
         """
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             if not self.tables.are_made(connection):
                 # By itself, and only if needed: even IF NOT EXISTS waits for commits, which wait for the row below.
                 with connection.transaction():

@@ -45,8 +45,18 @@ class Proposals(LedgerBase):
         with self.database.connect(autocommit=True) as connection:
             connection.execute(load_sql("register/aside"), {**self._proposal(), "reason": reason})
 
+    def check_newest(self) -> None:
+        """StaleDefinitionError if a sync would refuse this definition as an older one. Writes nothing."""
+        self._look()
+
     def definition_notice(self) -> str | None:
         """What there is to say of the definition: it is not the one in force, or a process has an older one."""
+        try:
+            return self._look()
+        except StaleDefinitionError as error:
+            return str(error)
+
+    def _look(self) -> str | None:
         if self.definition.path is None:
             return None
         values, own = self._proposal(), self.definition.outcome_hash
@@ -55,7 +65,7 @@ class Proposals(LedgerBase):
                 in_force, here, _, known = self._in_force(connection, values)
                 if in_force not in (own, None):
                     if here == own or (here is None and known):
-                        return str(self._superseded(connection, values))
+                        raise self._superseded(connection, values)
                     return "defs.yaml has changed since the last sync: the next one takes it"
                 aside = connection.execute(load_sql("register/who_is_aside"), values).fetchone()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):  # an older schema

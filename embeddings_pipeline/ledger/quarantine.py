@@ -11,6 +11,8 @@ import psycopg
 from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.ledger.base import LedgerBase
 from embeddings_pipeline.store.locks import lock_batch
+from embeddings_pipeline.store.source_keys import LeftOut
+from embeddings_pipeline.store.source_rows import ScannedRow
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,11 @@ class QuarantineEntry:
     content_hash: str  # hexadecimal; of an item, its row hash
     item_key: str | None
     items: int  # that lack a vector because of it
-    step: str  # that failed: encode or store of a text; read, render or store of an item
+    step: str  # that failed: encode or store of a text; read, render or store of an item; key: no item can have it
     reason: str
     attempts: int
     last_try: datetime
-    next_try: datetime | None  # None: given up
+    next_try: datetime | None  # None: given up, or looked at by each full scan
     text: str  # "": of an item
     profile: str | None  # of the model that a text failed with
 
@@ -71,19 +73,30 @@ class Quarantine(LedgerBase):
             "attempts": self._attempts,
             "longest": LONGEST_TEXT_WAIT,
         }
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
+            if connection.execute(load_sql("quarantine/any"), parameters).fetchone() is None:
+                return set()
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
     def waiting_items(self, batch: int) -> dict[str, tuple[bytes, str]]:
         """Item key → row hash and reason, of the batch's items that could not be stored and are not to be tried now."""
         parameters = {"collection": self.name, "batch": batch, "attempts": self._attempts, "longest": LONGEST_TEXT_WAIT}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             rows = connection.execute(self.tables.statement("quarantine/waiting_items"), parameters)
             return {item_key: (row_hash, reason) for item_key, row_hash, reason in rows}
 
-    def unreadable_items(self, connection: psycopg.Connection) -> list[str]:
-        """The keys of the items whose rows could not be read."""
-        return [row[0] for row in connection.execute(load_sql("quarantine/unreadable"), {"collection": self.name})]
+    def left_out(self, connection: psycopg.Connection) -> LeftOut:
+        """The rows that stopped a scan before: items whose rows could not be read, and keys that no item can have."""
+        failed = connection.execute(load_sql("quarantine/unreadable"), {"collection": self.name}).fetchall()
+        rows = [ScannedRow(*row) for row in failed]
+        return LeftOut([row.item_key for row in rows if row.is_item], [row for row in rows if not row.is_item])
+
+    def note_unusable_keys(self, connection: psycopg.Connection, unusable: Sequence[ScannedRow]) -> None:
+        """What a full scan found of keys that no item can have: these, and no others, are in quarantine."""
+        keys, hashes, reasons = zip(*(row[:3] for row in unusable), strict=True) if unusable else ((), (), ())
+        parameters = {"collection": self.name, "item_keys": list(keys), "hashes": list(hashes)}
+        parameters["reasons"] = [clean(reason) for reason in reasons]
+        connection.execute(load_sql("quarantine/replace_unusable"), parameters)
 
     def note_failed_items(self, connection: psycopg.Connection) -> None:
         """Within a commit: what it found to fail as a whole goes into quarantine, and what did not leaves it."""
@@ -100,7 +113,7 @@ class Quarantine(LedgerBase):
         if current is None:
             return []
         parameters = {"collection": self.name, "attempts": self._attempts}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             items = connection.execute(load_sql("quarantine/list_items"), parameters).fetchall()
             entries = [QuarantineEntry(*row) for row in items]
             for model in [current, *(self.shadow_models() if every_model else [])]:
@@ -111,14 +124,14 @@ class Quarantine(LedgerBase):
 
     def quarantine_retry(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Have these texts and items (None: all) tried with the next run, with as many attempts as new ones."""
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             [(count,)] = connection.execute(load_sql("quarantine/retry"), self._chosen(content_hashes)).fetchall()
         return int(count)
 
     def quarantine_clear(self, content_hashes: Sequence[bytes] | None = None) -> int:
         """Forget these texts and items (None: all), which are new then: the items are dirty. How many."""
         parameters = self._chosen(content_hashes)
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             batches = [row[0] for row in connection.execute(self.tables.statement("quarantine/batches"), parameters)]
             with connection.transaction():
                 for batch in batches:

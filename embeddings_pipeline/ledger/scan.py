@@ -1,13 +1,14 @@
 """What full and incremental scans share: the rows they saw, staged, and the batches that new items go to."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.ledger.base import LedgerBase
+from embeddings_pipeline.store.copy_binary import columns_of, copy_in
 from embeddings_pipeline.store.locks import lock_collection
 from embeddings_pipeline.store.sql import load_sql
 
@@ -20,12 +21,9 @@ ANALYZE_FROM = 1000  # new items
 class ScanBase(LedgerBase):
     """Scans only suspect: nothing is committed or deleted here, and no item becomes clean (rule 2)."""
 
-    def _stage(self, connection: psycopg.Connection, rows: Iterable[tuple[str, bytes | None]]) -> None:
+    def _stage(self, connection: psycopg.Connection, rows: pa.Table) -> None:
         """Put what a scan saw, item key and row hash, into its temporary table `scan_row`."""
-        with connection.cursor() as cursor, cursor.copy("COPY scan_row FROM STDIN (FORMAT binary)") as copy:
-            copy.set_types(["text", "bytea"])
-            for row in rows:
-                copy.write_row(row)
+        copy_in(connection, sql.Identifier("scan_row"), columns_of(rows))
 
     def _insert_new(self, connection: psycopg.Connection) -> int:
         """Give new items of `scan_row` their batch; how many there are."""
@@ -49,7 +47,8 @@ class ScanBase(LedgerBase):
                     connection.execute(sql.SQL("ANALYZE {}").format(self.tables.item))
         return inserted
 
-    def _key_twice(self, item_key: str) -> SourceError:
+    def key_twice(self, item_key: str) -> SourceError:
+        """What is to be said of a key that the source has more than once."""
         key = ", ".join(self.definition.attributes.source.key)
         return SourceError(
             f"collection {self.name!r}: the source has the key ({item_key}) more than once; `source.key:` ({key}) must "

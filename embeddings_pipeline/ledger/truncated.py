@@ -33,7 +33,7 @@ class Truncated(LedgerBase):
         if not tokens:
             return
         parameters = {"content_hashes": list(tokens), "tokens": list(tokens.values())}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             connection.execute(
                 load_sql("truncated/note"), {"collection": self.name, "fingerprint": fingerprint, **parameters}
             )
@@ -42,7 +42,7 @@ class Truncated(LedgerBase):
         """How many texts there are, and how many of them are longer than this model reads."""
         parameters = {"collection": self.name, "fingerprint": fingerprint}
         try:
-            with self.database.connect(autocommit=True) as connection:
+            with self.database.session() as connection:
                 row = connection.execute(self.tables.statement("truncated/count"), parameters).fetchone()
         except (errors.UndefinedTable, errors.UndefinedColumn):  # whoever only looks brings no schema up to date
             return Truncation(0, 0, 0, known=False)
@@ -59,10 +59,10 @@ class Truncated(LedgerBase):
     def lengths_known(self, fingerprint: str) -> None:
         """Note that each text was looked at under this model."""
         parameters = {"collection": self.name, "fingerprint": fingerprint}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             connection.execute(load_sql("truncated/known"), parameters)
 
     def forget_truncated(self) -> None:
         """Forget texts that are long gone."""
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             connection.execute(self.tables.statement("truncated/forget"), {"collection": self.name})

@@ -24,7 +24,7 @@ class Work(LedgerBase):
 
         `due`: without the batches that were tried and wait for their next try.
         """
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             parameters = {"collection": self.name, "due": due, "longest": LONGEST_BATCH_WAIT}
             return dict(connection.execute(self.tables.statement("work/dirty_batches"), parameters).fetchall())
 
@@ -38,7 +38,7 @@ class Work(LedgerBase):
         attempts = self.definition.attributes.quarantine.attempts
         longest = {"longest": LONGEST_BATCH_WAIT, "longest_text": LONGEST_TEXT_WAIT}
         parameters = {"collection": self.name, "attempts": attempts, "due": due, **longest}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             for model in shadows:
                 model.destination.check_exists(connection)
             for model in reversed([current, *shadows] if current else []):
@@ -54,7 +54,7 @@ class Work(LedgerBase):
         """Batch → keys of items first seen in the last `days` of which nothing is committed; the `limit` oldest."""
         keys: dict[int, list[str]] = {}
         parameters = {"collection": self.name, "days": days, "limit": limit, "longest": LONGEST_BATCH_WAIT}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             for batch, item_key in connection.execute(self.tables.statement("work/recent_items"), parameters):
                 keys.setdefault(batch, []).append(item_key)
         return dict(sorted(keys.items()))
@@ -66,13 +66,22 @@ class Work(LedgerBase):
         """
         waits = {"first": FIRST_BATCH_WAIT, "longest": LONGEST_BATCH_WAIT}
         parameters = {"collection": self.name, "batches": list(batches), **waits}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             connection.execute(load_sql("work/attempts"), parameters)
+
+    def take_back_attempts(self, first: int, last: int, *, seconds: float) -> None:
+        """The attempts at the batches from `first` to `last` that began within the last seconds do not count: somebody
+        interrupted them.
+        """
+        waits = {"first_wait": FIRST_BATCH_WAIT, "longest": LONGEST_BATCH_WAIT}
+        parameters = {"collection": self.name, "first": first, "last": last, "seconds": seconds + 1, **waits}
+        with self.database.connect(autocommit=True) as connection:
+            connection.execute(load_sql("work/interrupted"), parameters)
 
     def note_failure(self, batches: Sequence[int], reason: str) -> None:
         """Note why the last attempt at these batches failed, until they are committed."""
         parameters = {"collection": self.name, "batches": list(batches), "reason": clean(reason)}
-        with self.database.connect(autocommit=True) as connection:
+        with self.database.session() as connection:
             connection.execute(load_sql("work/failed"), parameters)
 
 

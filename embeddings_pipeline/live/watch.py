@@ -7,6 +7,7 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import psycopg
@@ -15,6 +16,7 @@ from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.change_stream import Changes, follow_changes
 from embeddings_pipeline.store.session import TICK_LIMITS
+from embeddings_pipeline.store.source_keys import too_long
 from embeddings_pipeline.store.source_rows import Position
 
 LOOK_SECONDS = 1.0
@@ -56,9 +58,11 @@ class UpdatedRows:
         """`after`: how far one before it had come."""
         self._ledger, self._source = collection.ledger, replace(collection.source, limits=TICK_LIMITS)
         self._sessions = ExitStack()
-        self._reading = self._sessions.enter_context(self._source.connect())
+        self._reading = self._sessions.enter_context(self._source.connect(lasting=True))
+        with collection.database.session() as connection:
+            after = after or self._newest(connection)
         # When we were where: none of these times is compared with a clock of somebody else's.
-        self._trail: deque[tuple[float, Position | None]] = deque([(0.0, after or self._source.newest(self._reading))])
+        self._trail: deque[tuple[float, Position | None]] = deque([(0.0, after)])
         self._noted: dict[str, bytes | None] = {}
         self._types, self._types_at = self._source.check(self._reading), time.monotonic()
         self._next = 0.0
@@ -75,13 +79,15 @@ class UpdatedRows:
         if began - self._types_at > TYPES_SECONDS:
             self._types, self._types_at = self._source.check(self._reading), began
             if self._source.is_ahead(self._reading, self._trail[-1][1]):  # the clock was, for a while
-                self._trail = deque([(0.0, self._source.newest(self._reading))])
+                self._trail = deque([(0.0, self._newest(connection))])
         while len(self._trail) > 1 and self._trail[1][0] <= began - LATE_SECONDS:
             self._trail.popleft()
         after = self._trail[0][1]
         kept: dict[str, bytes | None] = {}
         while True:
-            rows = self._source.updated_after(self._reading, after, ROWS_AT_ONCE, types=self._types, until_now=True)
+            read = partial(self._source.updated_after, self._reading, after, ROWS_AT_ONCE)
+            updated = partial(read, types=self._types, until_now=True)
+            rows = self._ledger.without_what_stops(connection, updated)
             seen = self._ledger.hashes_of(self._source, self._reading, rows)
             new = {key: row_hash for key, row_hash in seen.items() if self._noted.get(key, b"") != row_hash}
             if new:
@@ -96,6 +102,9 @@ class UpdatedRows:
             self._trail.append((began, after))
         self._next = began + max(LOOK_SECONDS, (time.monotonic() - began) / LOOK_SHARE)
         return total, False
+
+    def _newest(self, connection: psycopg.Connection) -> Position | None:
+        return self._ledger.without_what_stops(connection, partial(self._source.newest, self._reading))
 
     def wait(self, seconds: float) -> None:
         time.sleep(max(0.0, min(seconds, self._next - time.monotonic())))
@@ -113,7 +122,7 @@ class ToldChanges:
         self._ledger, self._source = collection.ledger, replace(collection.source, limits=TICK_LIMITS)
         self._sessions = ExitStack()
         self._changes: Changes = self._sessions.enter_context(follow_changes(self._source))
-        self._reading = self._sessions.enter_context(self._source.connect())
+        self._reading = self._sessions.enter_context(self._source.connect(lasting=True))
         self._pending: set[tuple[str, ...]] = set()
         self._everything = True  # what changed before
         self.deletes = self._changes.deletes
@@ -126,10 +135,10 @@ class ToldChanges:
         total, pending = IncrementalScan(), sorted(self._pending)
         for start in range(0, len(pending), ROWS_AT_ONCE):
             part = pending[start : start + ROWS_AT_ONCE]
-            keys_there = self._source.item_keys(self._reading, part)
-            rows = self._source.read(self._reading, keys_there)
-            seen: dict[str, bytes | None] = dict.fromkeys(keys_there)
-            seen |= {row.item_key: row.row_hash for row in rows}
+            item_keys = [key for key in self._source.item_keys(self._reading, part) if not too_long(key)]
+            hashes = self._source.look(self._reading, item_keys).hashes.to_pydict()
+            seen: dict[str, bytes | None] = dict.fromkeys(item_keys)
+            seen |= dict(zip(hashes["item_key"], hashes["row_hash"], strict=True))
             total += self._ledger.note_seen(connection, seen)
             self._pending.difference_update(part)
         everything, self._everything = self._everything, False

@@ -1,6 +1,7 @@
 """A backfill: many batches of a shadow model, written together while the vectors of the next ones are made."""
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +13,8 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.shadow import (
     Backfilled,
     ShadowBatch,
-    prepare_batch,
+    encode_batch,
+    read_batch,
     while_kept,
     write_batches,
     write_to_lake,
@@ -20,6 +22,7 @@ from embeddings_pipeline.pipeline.shadow import (
 from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
 
 BATCHES_TOGETHER = 50  # their locks are held at once
+BATCHES_AHEAD = 2  # that are read while one is encoded
 
 
 def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
@@ -43,27 +46,41 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
 
 
 def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
-    remaining = iter(batches)
     writing: Future[list[tuple[int, Backfilled]]] | None = None
     failure: Exception | None = None
     group: list[ShadowBatch] = []
     with while_kept(model), ExitStack() as stack:
         reader, writer = (stack.enter_context(model.database.connect(autocommit=True)) for _ in range(2))
         stack.enter_context(model.model.destination.prepared(reader))
-        threads = stack.enter_context(ThreadPoolExecutor(2))  # one writes to the lake, one to the database
+        # One reads, one writes to the lake, one to the database, while this one encodes.
+        reading, filing, committing = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        coming = _read_ahead(model, reader, batches, run, reading)
         while failure is None and (group or writing is None):
-            group, lake, failure = _make_group(model, reader, remaining, run, threads)
+            group, lake, failure = _make_group(model, coming, run, filing)
             if writing is not None:
                 yield from writing.result()
-            writing = threads.submit(write_batches, model, writer, group, lake)
+            writing = committing.submit(write_batches, model, writer, group, lake)
         if writing is not None:
             yield from writing.result()
         if failure is not None:
             raise failure
 
 
+def _read_ahead(
+    model: Collection, connection: psycopg.Connection, batches: Iterable[int], run: str, thread: Executor
+) -> Iterator[ShadowBatch]:
+    """The batches as they are read, BATCHES_AHEAD of whoever takes them."""
+    read: deque[Future[ShadowBatch]] = deque()
+    for batch in batches:
+        read.append(thread.submit(read_batch, model, connection, batch, run, encode=True))
+        if len(read) > BATCHES_AHEAD:
+            yield read.popleft().result()
+    while read:
+        yield read.popleft().result()
+
+
 def _make_group(
-    model: Collection, connection: psycopg.Connection, batches: Iterator[int], run: str, threads: Executor
+    model: Collection, coming: Iterator[ShadowBatch], run: str, thread: Executor
 ) -> tuple[list[ShadowBatch], list[Future[None]], Exception | None]:
     """The next batches to be written together, their files on the way to the lake, and what went wrong after them."""
     limits = model.model.destination.limits
@@ -71,11 +88,11 @@ def _make_group(
     lake: list[Future[None]] = []
     texts, began = 0, time.monotonic()
     try:
-        for batch in batches:
-            prepared = prepare_batch(model, connection, batch, run, encode=True)
-            group.append(prepared)
-            lake.append(threads.submit(write_to_lake, model, prepared, run))
-            texts += len(prepared.rows)
+        for shadow in coming:
+            encode_batch(model, shadow)
+            group.append(shadow)
+            lake.append(thread.submit(write_to_lake, model, shadow, run))
+            texts += shadow.texts.num_rows
             if texts >= limits.texts or len(group) == BATCHES_TOGETHER or time.monotonic() - began > limits.seconds:
                 break
     except Exception as error:

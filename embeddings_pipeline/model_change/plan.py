@@ -82,7 +82,7 @@ def price(collection: Collection, profile: Profile) -> Price:
         sample = [row[0] for row in sampled]
     tokens, seconds = 0, 0.0
     if sample:
-        encoder = load_encoder(profile)
+        encoder = load_encoder(profile, collection.settings)
         encoder.encode_documents(sample[:1])  # the first pass is slower than those to come
         began = time.perf_counter()
         encoder.encode_documents(sample)

@@ -75,7 +75,7 @@ def check_candidate(collection: Collection, profile: Profile) -> Destination:
         if not is_kept:
             _check_disk(connection, collection, candidate)
     golden_queries(collection)  # what is wrong with them is said now, not after the backfill
-    check_encoder(profile, candidate)
+    check_encoder(collection, profile, candidate)
     return candidate
 
 
@@ -121,9 +121,9 @@ def _count_texts(connection: psycopg.Connection, candidate: Destination) -> int:
     return row[0] if row else 0
 
 
-def check_encoder(profile: Profile, destination: Destination) -> None:
+def check_encoder(collection: Collection, profile: Profile, destination: Destination) -> None:
     """ProfileError if the model cannot be loaded, or does not give vectors as its profile says, that can be kept."""
-    vectors = load_encoder(profile).encode_documents(["a plain sentence"])
+    vectors = load_encoder(profile, collection.settings).encode_documents(["a plain sentence"])
     if vectors.shape != (1, profile.dimensions):
         raise ProfileError(f"Profile {profile.name}: it gives vectors of shape {vectors.shape}")
     for reason in why_not(vectors, destination.storage).values():
@@ -163,7 +163,7 @@ def check_swap(collection: Collection, change: ModelChange) -> None:
             f"`{profile_command(f'switch {change.candidate.profile.name}', change.collection)}`"
         )
     check_exchange(collection, change)
-    check_encoder(change.candidate.profile, change.candidate.destination)  # searches are going to need it
+    check_encoder(collection, change.candidate.profile, change.candidate.destination)  # searches are going to need it
 
 
 def check_exchange(collection: Collection, change: ModelChange) -> None:

@@ -27,13 +27,14 @@ from embeddings_pipeline.orchestration.figures import metadata_of
 from embeddings_pipeline.orchestration.instance.purge import forget_quiet_scans
 from embeddings_pipeline.orchestration.names import embeddings_asset, job_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, keys_in_words
-from embeddings_pipeline.orchestration.resources import PipelineResource
+from embeddings_pipeline.orchestration.resources import PipelineResource, scanned_ahead
 from embeddings_pipeline.orchestration.steps import each, each_alone, failures, failures_kept, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.run_batch import commit_and_backfill, embed_under_each_model
+from embeddings_pipeline.wording import counted
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
 ENCODER_KINDS = {"local": "huggingface", "openai": "openai"}  # of the profile's provider; Dagster has their icons
@@ -95,7 +96,9 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         started = time.perf_counter()
         with failures_kept(definition, "scan"):
             collection = open_logged(context, pipeline, definition)
-            scan = collection.ledger.full_scan(collection.source, allow_deletes=config.allow_deletes)
+            scan = scanned_ahead.get() or collection.ledger.full_scan(
+                collection.source, allow_deletes=config.allow_deletes
+            )
             added = add_partitions(context.instance, definition, collection.ledger.batches())
             dirty = collection.ledger.dirty_batches()
             if not (scan.new or scan.changed or scan.gone) and context.run.job_name == job_name(definition, "scan"):
@@ -159,7 +162,7 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
             for batch, embedded in embed_under_each_model(collection, batches, context.run.run_id, options):
                 if options.dry_run:
                     context.log.info(
-                        f"dry run, batch {batch_key(batch)}: {embedded.left_to_embed} texts to encode, "
+                        f"dry run, batch {batch_key(batch)}: {counted(embedded.left_to_embed, 'text')} to encode, "
                         f"{embedded.reused} reused"
                     )
                 yield batch, {**_missing(embedded.left_to_embed, "left out by `limit`"), **metadata_of(embedded)}

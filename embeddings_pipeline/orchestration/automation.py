@@ -21,8 +21,7 @@ from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
 from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.health.freshness import left_to_live
-from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_due, lagging_since
-from embeddings_pipeline.index.standing import Standing
+from embeddings_pipeline.health.lag import about_foreign, indexes_due, lagging_since
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration.dagster_internals import (
@@ -33,6 +32,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     BulkActionStatus,
 )
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
+from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import (
     AUTOMATION,
     PEOPLE,
@@ -53,10 +53,11 @@ from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.models import collection_state
 from embeddings_pipeline.store.session import TICK_LIMITS
+from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 15
+TICK_SECONDS = 4  # each time that the daemon looks at its sensors, which is every 5 seconds
 READ_SECONDS = 5.0  # of the source, in one tick
 RUNS_PER_TICK = 4
 FAILED_WAIT = timedelta(minutes=5)  # an index run that failed is asked for again after so long
@@ -105,6 +106,7 @@ def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensio
         ),
     )
     def new_rows_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        warm_up()
         return evaluate(context.instance, definition, dimensions, runs)
 
     return new_rows_sensor
@@ -132,9 +134,10 @@ def evaluate(
         except (PipelineError, psycopg.Error) as error:  # the rest goes on; full scans find what this one did not
             recent = " ".join(str(error).split())
     known = instance.get_dynamic_partitions(partitions_name(definition))
-    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in set(known)]
+    seen = set(known)
+    added = [key for key in map(batch_key, collection.ledger.batches()) if key not in seen]
     existing = batches_of([*known, *added])
-    busy = under_way(instance, definition, dimensions)
+    busy = under_way(instance, definition, dimensions, known)
     dirty, work = collection.ledger.dirty_items(), collection.ledger.work(due=True)
     free = {batch: items for batch, items in work.items() if batch_key(batch) not in busy.partitions}
     if left_to_live(collection.database, definition.name, collection.model.destination):
@@ -173,11 +176,12 @@ def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequ
     return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
 
 
-def under_way(instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int) -> UnderWay:
-    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now."""
+def under_way(
+    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, existing: Sequence[str]
+) -> UnderWay:
+    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now; `existing`: all partitions."""
     step_assets = {asset_key(definition, asset) for asset in batch_assets(dimensions)}
     index_assets = {asset_key(definition, asset) for asset in ("pgvector_index", "faiss_index")}
-    existing = instance.get_dynamic_partitions(partitions_name(definition))
     place = {key: n for n, key in enumerate(existing)}
     partitions: set[str] = set()
     scan = index = refresh = False
@@ -212,7 +216,7 @@ def _partitions_of(backfill: Any, step_assets: set[dg.AssetKey], job_name: str) 
 
 def _since_full_scan(collection: Collection) -> timedelta | None:
     """How long ago the last full scan ended, by the database's clock; None without one."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         state = collection_state(connection, collection.definition.name)
     return state.asked_at - state.full_scan_at if state and state.full_scan_at else None
 
@@ -240,7 +244,7 @@ def _may_index(
     instance: dg.DagsterInstance, collection: Collection, dirty: bool, busy: UnderWay, longest: timedelta
 ) -> bool:
     """With batches still to be committed, the indexes wait, but not for ever."""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         state = collection_state(connection, collection.definition.name)
     if state is None or state.version == 0:  # nothing to index is committed
         return False
@@ -269,11 +273,13 @@ def _what_was_seen(
         parts.append(f"rows updated lately could not be read: {recent}")
     elif recent is not None:
         parts.append(
-            f"{recent.read} rows updated lately were read ({recent.new} new, {recent.changed} changed, "
+            f"{counted(recent.read, 'row')} updated lately were read ({recent.new} new, {recent.changed} changed, "
             f"{recent.gone} gone)"
         )
         if recent.refused:
-            parts.append(f"{recent.refused} rows no longer meet `where:`, more than 20 %: left to the full scan")
+            parts.append(
+                f"{counted(recent.refused, 'row')} no longer meet `where:`, more than 20 %: left to the full scan"
+            )
         if not recent.caught_up:
             parts.append("there are more rows to read")
     since = _since_full_scan(collection)
@@ -284,8 +290,8 @@ def _what_was_seen(
     parts.append(", ".join(f"{what}: {count}" for what, count in counts.items()))
     index = "being built" if busy.index else "behind" if lags else "current"
     parts.append(f"indexes {index}")
-    if lags and faiss_standing(collection) is Standing.FOREIGN:
-        parts.append(FOREIGN_INDEX)
+    if lags and (foreign := about_foreign(collection)):
+        parts.append(foreign)
     return "; ".join(parts)
 
 
@@ -320,7 +326,7 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "refresh"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=f"For its schedule, the same as `{job_name(definition, 'all')}`: {EVERYTHING}",
     )
     def refresh() -> None:
@@ -328,10 +334,10 @@ def build_refresh_jobs(definition: CollectionDefinition) -> list[dg.JobDefinitio
 
     @dg.job(
         name=job_name(definition, "recent"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=(
-            f"For its schedule: embed items first seen in the last {automation.recent_days} days that have no vectors, "
-            f"at most {automation.recent_items}."
+            f"For its schedule: embed items first seen in the last {counted(automation.recent_days, 'day')} that have "
+            f"no vectors, at most {automation.recent_items}."
         ),
     )
     def recent_job() -> None:
@@ -344,7 +350,7 @@ def build_job_for_people(definition: CollectionDefinition, refresh: dg.JobDefini
     """`…_all`: the job `…_refresh` under a name that comes first."""
     return refresh.graph.to_job(
         name=job_name(definition, "all"),
-        tags=job_tags(definition, PEOPLE),
+        **job_tags(definition, PEOPLE),
         description=f"THE ONE TO USE: {EVERYTHING}",
     )
 
@@ -381,7 +387,7 @@ def _alive(context: dg.OpExecutionContext) -> AbstractContextManager[None]:
 
 def _in_words(result: SyncResult) -> str:
     return (
-        f"{result.scanned:,} rows read: {result.new:,} new, {result.changed:,} changed, {result.deleted:,} deleted; "
-        f"{result.embedded:,} texts embedded, {result.reused:,} reused, {result.quarantined:,} in quarantine; "
-        f"{result.seconds:.1f} s"
+        f"{counted(result.scanned, 'row')} read: {result.new:,} new, {result.changed:,} changed, "
+        f"{result.deleted:,} deleted; {counted(result.embedded, 'text')} embedded, {result.reused:,} reused, "
+        f"{result.quarantined:,} in quarantine; {result.seconds:.1f} s"
     )

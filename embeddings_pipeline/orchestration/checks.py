@@ -25,9 +25,12 @@ from embeddings_pipeline.orchestration.names import asset_key
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import failures, failures_kept
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.wording import counted, many, texts_and_items
 
 QUICK = ("coverage", "integrity", "quarantine", "truncation", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
+FEW_IN_QUARANTINE = 10  # so many are a warning, whatever share of all texts that is
+NAMED_IN_QUARANTINE = 3
 LATE_MINUTES = 60  # a change that has been seen and not committed for so long
 SCAN_HOURS = 26  # since the last full scan: a day, and what it may take
 
@@ -62,7 +65,7 @@ def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:
         with failures_kept(definition, "audit"):
             collection = pipeline.open(definition)
             differences = audit(collection)
-        wrong = [f"{count:,} {name.replace('_', ' ')}" for name, count in vars(differences).items() if count]
+        wrong = [_counted(count, name) for name, count in vars(differences).items() if count]
         counts = ", ".join(wrong) or "all copies agree"
         found = CheckResult(key.name, differences.agree, "error", counts)
         words = found.told(definition.name) if wrong else counts
@@ -75,6 +78,13 @@ def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:
         return dg.MaterializeResult(metadata=vars(differences), check_results=[agreement])
 
     return audit_asset
+
+
+def _counted(count: int, name: str) -> str:
+    """Of a difference: `1 item without texts`."""
+    what, _, rest = name.replace("_", " ").partition(" ")
+    one = next((word for word in ("item", "text", "vector", "batch") if many(2, word) == what), None)
+    return f"{counted(count, one) if one else f'{count:,} {what}'} {rest}"
 
 
 def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinition]:
@@ -132,23 +142,29 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
             collection = pipeline.open(definition)
             vectors = integrity(collection.database, collection.model)
         wrong = f"{vectors.wrong_dimension:,} of another dimension, {vectors.not_finite:,} not finite or zero"
-        counts = f"{vectors.vectors:,} vectors: {wrong}, {vectors.not_unit:,} not of unit length"
+        counts = f"{counted(vectors.vectors, 'vector')}: {wrong}, {vectors.not_unit:,} not of unit length"
         counts += ", all the same" if vectors.all_equal else ""
         return result(context, collection, "integrity", vectors.sound, counts, vars(vectors))
 
     @dg.asset_check(asset=table, name="quarantine")
     def quarantine_check(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-        """No text and no whole item failed. Above none it warns, above `quarantine.error_percent` of all texts it is an
-        error. If it fails, see `embeddings-pipeline quarantine list`.
+        """No text and no whole item failed. It warns of one and names it; it is an error above 10 that are more than
+        `quarantine.error_percent` of all texts, or if nothing else is there. If it fails, see
+        `embeddings-pipeline quarantine list`.
         """
         with failures():
             collection = pipeline.open(definition)
             entries = [entry for entry in collection.ledger.quarantine_entries() if entry.items]
-            texts = coverage(collection.database, collection.model).vectors + len(entries)
-        percent = 100 * len(entries) / texts if texts else 0.0
+            vectors = coverage(collection.database, collection.model).vectors
+        percent = 100 * len(entries) / (vectors + len(entries) or 1)
         given_up = sum(entry.next_try is None for entry in entries)
-        error = percent > definition.attributes.quarantine.error_percent
-        counts = f"{len(entries):,} texts and items ({percent:.2f} %) in quarantine, {given_up:,} of them given up"
+        most = definition.attributes.quarantine.error_percent
+        too_many = percent > most and (len(entries) > FEW_IN_QUARANTINE or most == 0)
+        error = too_many or (bool(entries) and not vectors)
+        counts = f"{texts_and_items(len(entries))} ({percent:.2f} %) in quarantine, {given_up:,} of them given up"
+        named = [f"item {entry.item_key} at {entry.step}, {entry.reason}" for entry in entries[:NAMED_IN_QUARANTINE]]
+        more = [f"and {len(entries) - len(named):,} more"] if len(entries) > len(named) else []
+        counts += f": {'; '.join([*named, *more])}" if named else ""
         reasons = {f"reason_{n}": entry.reason for n, entry in enumerate(entries[:3], 1)}
         metadata = {"quarantined": len(entries), "given_up": given_up, "percent": round(percent, 4), **reasons}
         severity = dg.AssetCheckSeverity.ERROR if error else dg.AssetCheckSeverity.WARN
@@ -205,7 +221,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
                 drift = measure(collection, collection.encoder())
             except ProfileError as error:  # its weights are no longer those of the fingerprint, or are gone
                 return result(context, collection, "model_drift", False, str(error), {})
-        words = f"{drift.texts} texts, lowest cosine {drift.lowest_cosine:.6f} (at least {LEAST_COSINE})"
+        words = f"{counted(drift.texts, 'text')}, lowest cosine {drift.lowest_cosine:.6f} (at least {LEAST_COSINE})"
         return result(context, collection, "model_drift", drift.same, words, vars(drift))
 
     @dg.asset_check(asset=index, name="index_parity")
@@ -221,7 +237,7 @@ def build_checks(definition: CollectionDefinition) -> list[dg.AssetChecksDefinit
         if not parity.comparable:
             behind = "the index is behind the table; the next sync builds it again"
             return result(context, collection, "index_parity", True, behind, {"current": False})
-        ids = f"{parity.in_index:,} vectors, {parity.missing_in_index:,} missing"
+        ids = f"{counted(parity.in_index, 'vector')}, {parity.missing_in_index:,} missing"
         ids += f", {parity.not_in_table:,} not in the table"
         searches = f"{parity.sampled - parity.differing:,} of {parity.sampled:,} searches as exact ones, recall@10 "
         searches += f"{parity.recall_at_10:.3f}, scores differ by up to {parity.score_error:.1g}"

@@ -19,6 +19,7 @@ from embeddings_pipeline.orchestration.automation import (
     build_schedules,
     build_sensor,
 )
+from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
 from embeddings_pipeline.orchestration.live import build_live_job
 from embeddings_pipeline.orchestration.names import job_name
@@ -66,8 +67,9 @@ def definitions_below(folder: Path) -> dg.Definitions:
     """The definitions of every collection below a folder that is not the defs folder of a dg project.
 
     A collection whose `defs.yaml` has a mistake is an asset without a job, which says so; the others are there. Raises
-    ConfigurationError or ProfileError if there are no others.
+    ConfigurationError or ProfileError if there are no others, or if DAGSTER_HOME is a folder without a dagster.yaml.
     """
+    check_home()
     defined = read_collections(folder)
     errors: dict[str, PipelineError] = {path.parent.name: error for path, error in defined.mistakes.items()}
     built: list[dg.Definitions] = []

@@ -4,17 +4,24 @@ import dagster as dg
 
 from embeddings_pipeline.config.definition import batch_key
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.instance.purge import purge
+from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import AUTOMATION, FOR_TAG, partitions_of
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS
 from embeddings_pipeline.orchestration.steps import failures
+from embeddings_pipeline.wording import counted
 
 FIRST_BATCH = batch_key(0)
 LOOK_SECONDS = 60
 
 
 def build_housekeeping() -> dg.Definitions:
-    """The job `remove_old_runs` with its schedule, and the sensor `first_partitions`; both are on from the start."""
+    """The job `remove_old_runs` with its schedule, and the sensor `first_partitions`; both are on from the start.
+
+    ConfigurationError if DAGSTER_HOME is a folder without a dagster.yaml.
+    """
+    check_home()
 
     @dg.op(out=dg.Out(dg.Nothing))
     def remove_runs(context: dg.OpExecutionContext) -> None:
@@ -22,9 +29,9 @@ def build_housekeeping() -> dg.Definitions:
         with failures():
             purged = purge(context.instance, settings)
         context.log.info(
-            f"{purged.runs:,} runs older than {settings.keep_days} days removed, and {purged.folders:,} "
-            f"folders of runs that were gone; {purged.kept:,} older ones are kept: an asset's, a partition's or a "
-            "check's last"
+            f"{counted(purged.runs, 'run')} older than {counted(settings.keep_days, 'day')} removed, and "
+            f"{counted(purged.folders, 'folder')} of runs that were gone; {purged.kept:,} older ones are kept: an "
+            "asset's, a partition's or a check's last"
         )
 
     @dg.job(
@@ -45,6 +52,7 @@ def build_housekeeping() -> dg.Definitions:
         description="Gives a new collection its first partition, so that its assets can be materialized in the UI.",
     )
     def first_partitions(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        warm_up()  # for the first run, whoever starts it
         added = []
         for collection in _collections(context.repository_def):
             if not context.instance.get_dynamic_partitions(partitions_of(collection)):

@@ -45,7 +45,7 @@ def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
     def job(name: str, selection: dg.AssetSelection, description: str) -> Any:
         description = f"{description} `{job_name(definition, 'all')}` does it all at once."
         tags = job_tags(definition, AUTOMATION)
-        return dg.define_asset_job(job_name(definition, name), selection, description=description, tags=tags)
+        return dg.define_asset_job(job_name(definition, name), selection, description=description, **tags)
 
     indexes = (asset_key(definition, name) for name in ("pgvector_index", "faiss_index"))
     return [

@@ -82,7 +82,7 @@ def build_live_job(definition: CollectionDefinition) -> dg.JobDefinition:
 
     @dg.job(
         name=job_name(definition, "live"),
-        tags=job_tags(definition, AUTOMATION),
+        **job_tags(definition, AUTOMATION),
         description=(
             f"Stays, follows the source of {definition.name!r}, and brings each change into the answers within seconds,"
             " until the run is ended. What it did is reported each minute."

@@ -158,7 +158,7 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
 
     @dg.job(
         name=job_name(definition, "migration_roll_back"),
-        tags=job_tags(definition, MODEL_CHANGE),
+        **job_tags(definition, MODEL_CHANGE),
         description=(
             "Change of the model, undone: bring the previous model back; before a swap, drop the candidate (launchpad: "
             "drop_candidate)."
@@ -178,7 +178,7 @@ def build_migration_jobs(definition: CollectionDefinition) -> list[Any]:
             job_name(definition, f"migration_{phase}"),
             dg.AssetSelection.assets(asset_key(definition, f"migration/{phase}")),
             description=description,
-            tags=job_tags(definition, MODEL_CHANGE),
+            **job_tags(definition, MODEL_CHANGE),
         )
         for phase, description in phases.items()
     ]

@@ -1,26 +1,35 @@
 """The names that Dagster shows: assets, ops, jobs, partitions, sensors and schedules. They are made nowhere else."""
 
 from collections.abc import Iterable
-
-import dagster as dg
+from typing import TYPE_CHECKING, TypedDict
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
 # `all` is `refresh` for people: Dagster sorts jobs by name, so that it comes first.
 _PLAIN = ("all", "scan", "batches", "index", "audit", "refresh", "recent", "live")
 JOBS = (*_PLAIN, *(f"migration_{phase}" for phase in PHASES))
-# A tag of jobs and their runs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
-FOR_TAG = "embeddings_pipeline/for"
+# A tag of jobs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
+FOR_TAG = "for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
-COLLECTION_TAG = "embeddings_pipeline/collection"
+COLLECTION_TAG = "collection"
 BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
 ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit")
 
 
-def asset_key(definition: CollectionDefinition, name: str) -> dg.AssetKey:
+def asset_path(definition: CollectionDefinition, name: str) -> list[str]:
     """Every collection but `items` has its name as prefix; `name` may have several parts, `migration/swap`."""
-    return dg.AssetKey([*([] if definition.name == "items" else [definition.name]), *name.split("/")])
+    return [*([] if definition.name == "items" else [definition.name]), *name.split("/")]
+
+
+def asset_key(definition: CollectionDefinition, name: str) -> "dg.AssetKey":
+    """The key that consists of `asset_path`."""
+    from dagster import AssetKey  # names alone are needed where Dagster is not
+
+    return AssetKey(asset_path(definition, name))
 
 
 def embeddings_asset(dimensions: int) -> str:
@@ -38,14 +47,14 @@ def batch_assets(dimensions: int) -> tuple[str, ...]:
     return tuple(embeddings_asset(dimensions) if step == "embeddings" else step for step in BATCH_STEPS)
 
 
-def is_of(definition: CollectionDefinition, key: dg.AssetKey) -> bool:
+def is_of(definition: CollectionDefinition, key: "dg.AssetKey") -> bool:
     """Whether an asset is one of the collection's."""
     *prefix, name = key.path
-    own = asset_key(definition, "item_ledger").path[:-1]
+    own = asset_path(definition, "item_ledger")[:-1]
     return prefix == [*own, "migration"] or (prefix == own and step_of(name) in ASSETS)
 
 
-def collections_of(job: str, assets: Iterable[dg.AssetKey]) -> set[str]:
+def collections_of(job: str, assets: "Iterable[dg.AssetKey]") -> set[str]:
     """The collections of a run: by its job, or, of a materialization from the UI, by its assets."""
     for known in JOBS:
         if job.endswith(f"_{known}"):
@@ -64,9 +73,17 @@ def job_name(definition: CollectionDefinition, job: str) -> str:
     return f"{definition.name}_{job}"
 
 
-def job_tags(definition: CollectionDefinition, whom: str) -> dict[str, str]:
-    """The tags of a job and of its runs: `whom` is PEOPLE, AUTOMATION or MODEL_CHANGE."""
-    return {COLLECTION_TAG: definition.name, FOR_TAG: whom}
+class JobTags(TypedDict):
+    """What a job gets as its tags, and as those of its runs."""
+
+    tags: dict[str, str]
+    run_tags: dict[str, str]
+
+
+def job_tags(definition: CollectionDefinition, whom: str) -> JobTags:
+    """The tags of a job, and of its runs, whose list they would fill: `whom` is PEOPLE, AUTOMATION or MODEL_CHANGE."""
+    collection = {COLLECTION_TAG: definition.name}
+    return {"tags": {**collection, FOR_TAG: whom}, "run_tags": collection}
 
 
 def op_name(definition: CollectionDefinition, op: str) -> str:
@@ -76,7 +93,7 @@ def op_name(definition: CollectionDefinition, op: str) -> str:
 
 def asset_op_name(definition: CollectionDefinition, asset: str) -> str:
     """The op of an asset, as runs' configuration names it: `films__item_ledger`."""
-    return "__".join(asset_key(definition, asset).path)
+    return "__".join(asset_path(definition, asset))
 
 
 def partitions_name(definition: CollectionDefinition) -> str:

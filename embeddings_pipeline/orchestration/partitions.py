@@ -13,6 +13,7 @@ from embeddings_pipeline.orchestration.dagster_internals import (
     ASSET_PARTITION_RANGE_START_TAG,
 )
 from embeddings_pipeline.orchestration.names import partitions_name
+from embeddings_pipeline.wording import counted
 
 MOST_KEYS, MOST_CHARACTERS = 10, 60  # keys, or ranges of them, that are shown of a batch; characters of each
 BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
@@ -54,7 +55,7 @@ def keys_in_words(keys: Sequence[str]) -> str:
         parts = sorted(keys)
     if len(parts) > MOST_KEYS:
         parts = [*parts[: MOST_KEYS // 2], "…", *parts[-MOST_KEYS // 2 :]]
-    return f"{', '.join(part[:MOST_CHARACTERS] for part in parts)} ({len(keys):,} items)"
+    return f"{', '.join(part[:MOST_CHARACTERS] for part in parts)} ({counted(len(keys), 'item')})"
 
 
 def batches_of(partitions: Sequence[str]) -> list[int | None]:

@@ -20,7 +20,8 @@ STEPS = {  # what goes on once a batch has this asset; the texts of all batches 
     "pgvector_table": "commit",
     "backfill": "embedding",
 }
-HANDLED = ("embedded", "reused", "quarantined", "left_to_embed")  # figures of a batch whose texts were seen to
+ENCODED = ("embedded", "quarantined", "left_to_embed")  # figures of a batch: the texts that had no vector
+HANDLED = (*ENCODED, "reused")
 INDEX_SECONDS = 1.0  # between two looks at an index that is being built
 
 
@@ -35,7 +36,9 @@ def both(first: Progress, second: Progress) -> Progress:
 
 
 class TextMeter:
-    """Counts texts over many batches. How many there are is known of those that are rendered, and guessed of others."""
+    """Counts texts over many batches: of a sync, those without a vector. How many there are is known of batches that
+    are embedded, and guessed of others: by their texts, or if they are not rendered yet, by those of others.
+    """
 
     def __init__(self, tell: Progress) -> None:
         self._tell = tell
@@ -56,15 +59,20 @@ class TextMeter:
 
     @property
     def done(self) -> int:
-        return min(self._before + sum(self._handled.values()) + self._within, self.total)
+        done = self._before + sum(self._handled.values()) + self._within
+        return min(done, self._total) if self._total else done
 
     @property
     def total(self) -> int:
         """0: not known yet."""
         if self._total or not self._texts:
             return self._total
-        known = sum(self._texts.values())
-        return known + round(known / len(self._texts) * max(0, self._batches - len(self._texts)))
+        open_batches = [texts for batch, texts in self._texts.items() if batch not in self._handled]
+        rendered, wanted = sum(self._texts.values()), sum(self._handled.values())
+        embedded = rendered - sum(open_batches)
+        guessed = rendered / len(self._texts) * max(0, self._batches - len(self._texts))
+        share = wanted / embedded if embedded else 1.0
+        return max(self.done, wanted + round((sum(open_batches) + guessed) * share))
 
     def tell(self, phase: str) -> None:
         self._phase = phase
@@ -76,7 +84,8 @@ class TextMeter:
         if step == "item_texts":
             self._texts[batch] = figures["texts"]
         elif step in ("embeddings", "backfill"):
-            self._handled[batch] = sum(figures.get(name, 0) for name in HANDLED)
+            names = ENCODED if step == "embeddings" else HANDLED
+            self._handled[batch] = sum(figures.get(name, 0) for name in names)
             self._within = max(0, self._within - figures["embedded"])
         self.tell(STEPS.get(step, self._phase))
 

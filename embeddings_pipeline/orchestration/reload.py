@@ -10,12 +10,16 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.orchestration.dagster_internals import DagsterGrpcClient
+from embeddings_pipeline.orchestration.dagster_internals import grpc_client
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.orchestration.dagster_internals import DagsterGrpcClient
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def reload_definitions(path: Path) -> bool:
     return True
 
 
-def _reload(client: DagsterGrpcClient) -> None:
+def _reload(client: "DagsterGrpcClient") -> None:
     try:
         time.sleep(PAUSE_SECONDS)
         client.reload_code(timeout=RELOAD_SECONDS)
@@ -51,7 +55,7 @@ def _reload(client: DagsterGrpcClient) -> None:
         _under_way.release()
 
 
-def code_server() -> DagsterGrpcClient | None:
+def code_server() -> "DagsterGrpcClient | None":
     """The process in front of this code server; None if there is none."""
     try:
         parent = psutil.Process().parent()
@@ -65,5 +69,5 @@ def code_server() -> DagsterGrpcClient | None:
     port = given.get("--port") or given.get("-p") or environment.get("DAGSTER_CODE_SERVER_PORT")
     socket = given.get("--socket") or given.get("-s") or environment.get("DAGSTER_CODE_SERVER_SOCKET")
     if port is not None:
-        return DagsterGrpcClient(port=int(port), host="localhost")
-    return DagsterGrpcClient(socket=socket) if socket is not None else None
+        return grpc_client(port=int(port))
+    return grpc_client(socket=socket) if socket is not None else None

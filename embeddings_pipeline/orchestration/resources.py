@@ -11,6 +11,7 @@ import dagster as dg
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.health.activity import activity, this_process
+from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.dagster_internals import create_console_logger
 from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, process_tags
 from embeddings_pipeline.orchestration.names import collections_of
@@ -22,6 +23,8 @@ from embeddings_pipeline.store.locks import run_lock
 batch_done: ContextVar[Callable[[str, int, Mapping[str, Any]], None]] = ContextVar(
     "batch_done", default=lambda asset, batch, figures: None
 )
+# What a `sync` in this process has just seen of the source, so that its run does not read it a second time.
+scanned_ahead: ContextVar[FullScan | None] = ContextVar("scanned_ahead", default=None)
 
 
 @contextmanager

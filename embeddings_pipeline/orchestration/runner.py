@@ -9,7 +9,7 @@ import dagster as dg
 import psycopg
 import sqlalchemy.exc
 
-from embeddings_pipeline.errors import DatabaseError, InterruptedRunError, PipelineError
+from embeddings_pipeline.errors import DatabaseError, InterruptedRunError, PipelineError, RunFailed
 from embeddings_pipeline.health.check_results import CheckResult, Severity
 from embeddings_pipeline.orchestration.dagster_internals import (
     MAX_RETRIES_TAG,
@@ -32,10 +32,6 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import run_lock
 
 WATCH_SECONDS = 5.0
-
-
-class RunFailed(PipelineError):
-    """A run ended in failure; its message is the failed step's."""
 
 
 @contextmanager

@@ -1,41 +1,33 @@
-"""`sync`: scan, then every dirty batch, then the indexes, as Dagster runs in this process."""
+"""`sync`: scan, then every dirty batch, then the indexes, as Dagster runs in this process.
+
+It looks first. Dagster is imported only if there is something to do, or something that Dagster has to show: its import
+takes longer than all that a collection at rest needs.
+"""
 
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
-
-import dagster as dg
+from typing import TYPE_CHECKING
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import PipelineError
+from embeddings_pipeline.errors import RunFailed
 from embeddings_pipeline.health.activity import activity
-from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.check_results import CheckResult, last_results
+from embeddings_pipeline.health.check_results import CheckResult
 from embeddings_pipeline.health.failures import failure_kept
-from embeddings_pipeline.health.lag import FOREIGN_INDEX, faiss_standing, indexes_lag
-from embeddings_pipeline.index.standing import Standing
-from embeddings_pipeline.orchestration.checks import QUICK, check_keys
-from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
-from embeddings_pipeline.orchestration.instance.purge import purge_daily
-from embeddings_pipeline.orchestration.names import embeddings_asset, partitions_name
-from embeddings_pipeline.orchestration.partitions import add_partitions, batches_of, range_tags, run_ranges
-from embeddings_pipeline.orchestration.progress import TextMeter, both, index_watched
-from embeddings_pipeline.orchestration.resources import batch_done
-from embeddings_pipeline.orchestration.runner import JobRunner, RunFailed, open_instance
-from embeddings_pipeline.pipeline.canaries import renew
+from embeddings_pipeline.orchestration.at_rest import dagster_is_at_rest, look_first
+from embeddings_pipeline.orchestration.progress import both
 from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.pipeline.embed import pending_texts
-from embeddings_pipeline.progress import Progress, counting, silent
+from embeddings_pipeline.progress import Progress, silent
 from embeddings_pipeline.store.database import open_database
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import dagster as dg
 
-PASSES = 3  # rows that change while a sync runs are dirty again at once
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,6 +65,22 @@ class Recent:
     items: int
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a sync was asked for: see `sync`."""
+
+    force: bool = False
+    limit: int | None = None
+    allow_deletes: bool = False
+    full: bool = False
+    recent: Recent | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is asked for what there is to do, and no more."""
+        return not (self.force or self.allow_deletes or self.full or self.recent)
+
+
 def sync(
     definition: CollectionDefinition,
     settings: Settings,
@@ -85,7 +93,7 @@ def sync(
     recent: Recent | None = None,
     redefine: bool = False,
     progress: Progress = silent,
-    instance: dg.DagsterInstance | None = None,
+    instance: "dg.DagsterInstance | None" = None,
 ) -> SyncResult:
     """Bring a collection up to date, and say what was done.
 
@@ -98,22 +106,42 @@ def sync(
     started = time.perf_counter()
     result = SyncResult(definition.name, dry_run=dry_run)
     if dry_run:
-        _look(_warned(look_at_collection(definition, settings)), result, force)
+        looked = _warned(look_at_collection(definition, settings))
+        if not redefine:
+            looked.ledger.check_newest()
+        _look(looked, result, force)
     else:
+        options = Options(force, limit, allow_deletes, full, recent)
         with _failure_kept(definition, settings):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
-            with (
-                activity(collection.database, definition.name, "sync") as told,
-                open_instance(instance) as instance,
-            ):
-                tell = both(progress, told)
-                _Sync(collection, instance, result, tell).run(_Options(force, limit, allow_deletes, full, recent))
-                purge_daily(instance, settings)
+            with activity(collection.database, definition.name, "sync") as told:
+                _bring_up_to_date(collection, result, options, both(progress, told), instance)
+            result.quarantined = sum(entry.items > 0 for entry in collection.ledger.quarantine_entries())
             current = collection.ledger.current() or collection.model
             counted = collection.ledger.truncation(current.destination.fingerprint)
             result.truncated, result.longest_tokens = counted.truncated, counted.longest
     result.seconds = round(time.perf_counter() - started, 2)
     return result
+
+
+def _bring_up_to_date(
+    collection: Collection,
+    result: SyncResult,
+    options: Options,
+    progress: Progress,
+    instance: "dg.DagsterInstance | None",
+) -> None:
+    scan = None
+    if options.plain and instance is None and dagster_is_at_rest(collection):
+        progress("scanning", 0, 0)
+        if (look := look_first(collection)) is not None:
+            scan = look.scan
+            result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
+            if look.at_rest:
+                return
+    from embeddings_pipeline.orchestration.sync_runs import bring_up_to_date
+
+    bring_up_to_date(collection, result, options, progress, instance, scan)
 
 
 def _warned(collection: Collection) -> Collection:
@@ -142,140 +170,3 @@ def _look(collection: Collection, result: SyncResult, force: bool) -> None:
     pending = pending_texts(collection, batches, force=force)
     result.left, result.reused = pending.texts, pending.reused
     result.truncated, result.longest_tokens = pending.truncated, pending.longest
-
-
-@dataclass(frozen=True)
-class _Options:
-    force: bool
-    limit: int | None
-    allow_deletes: bool
-    full: bool
-    recent: Recent | None
-
-
-class _Sync:
-    def __init__(
-        self,
-        collection: Collection,
-        instance: dg.DagsterInstance,
-        result: SyncResult,
-        progress: Progress,
-    ) -> None:
-        self.collection, self.instance, self.result, self.progress = collection, instance, result, progress
-        self.meter = TextMeter(progress)
-        self.definition = collection.definition
-        self.runner = JobRunner(collection, instance)
-        self.size = collection.definition.attributes.items_per_batch
-        self.dimensions = resolve_profile(collection.definition.declared_profile, collection.settings).dimensions
-
-    def run(self, options: _Options) -> None:
-        listening = batch_done.set(self.meter.batch_done)
-        try:
-            with self.runner.others_watched(), counting(self.meter.count):
-                self._run(options)
-        finally:
-            batch_done.reset(listening)
-
-    def _run(self, options: _Options) -> None:
-        try:
-            self._bring_up_to_date(options)
-        except PipelineError:
-            if options.full:  # then most of all; what failed first is what is told
-                with suppress(PipelineError):
-                    self._run_every_check()
-            raise
-        if options.full:
-            self._run_every_check()
-        else:
-            self._check_again()
-        self.result.checks = [check for check in self.runner.checked.values() if not check.passed]
-
-    def _check_again(self) -> None:
-        """A check that failed the last time, and that no run of ours has run since: what it says now is told."""
-        last = last_results(self.collection.database, self.definition.name)
-        failed = {check.name: check for check in last if check.failed and check.name not in self.runner.checked}
-        if again := [name for name in failed if name in QUICK or name == "model_drift"]:
-            self.progress("checking", 0, 0)
-            self.runner.check(check_keys(self.definition, tuple(again)))
-        for name in failed.keys() - self.runner.checked.keys():  # only an audit can tell
-            self.runner.checked[name] = failed[name]
-
-    def _run_every_check(self) -> None:
-        self.progress("checking", 0, 0)
-        self.runner.execute("audit", {}, {})
-
-    def _bring_up_to_date(self, options: _Options) -> None:
-        ledger, name, result = self.collection.ledger, self.definition.name, self.result
-        self.progress("scanning", 0, 0)
-        items = None
-        if options.recent is None:
-            self._scan(options.allow_deletes)
-            if options.full:
-                self.progress("auditing", 0, 0)
-                audit(self.collection)
-            else:
-                ledger.repair()
-            work = dict.fromkeys(ledger.batches(), self.size) if options.force else ledger.work()
-        else:
-            if self.definition.attributes.source.updated_at:
-                scan = ledger.incremental_scan(self.collection.source)
-                result.scanned, result.new, result.changed = scan.read, scan.new, scan.changed
-            recent = ledger.recent_items(options.recent.days, options.recent.items)
-            work = {batch: len(keys) for batch, keys in recent.items()}
-            items = [key for keys in recent.values() for key in keys]
-
-        force, limit = options.force, options.limit
-        self.meter.expect(len(work))
-        for _ in range(PASSES):
-            add_partitions(self.instance, self.definition, ledger.batches())
-            existing = batches_of(self.instance.get_dynamic_partitions(partitions_name(self.definition)))
-            for first, last in run_ranges(work, existing, self.size):
-                if limit is not None and result.embedded >= limit:
-                    break
-                left = None if limit is None else limit - result.embedded
-                self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
-            # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
-            work = {} if limit is not None or items is not None else ledger.dirty_items()
-            if not work:
-                break
-            force = False
-            self.meter.expect(len(work))
-        if work:
-            log.warning(
-                "warning: collection %r: rows of %s batches changed again while they were synced; sync again, and see "
-                "whether a column changes at each read",
-                *(name, len(work)),
-            )
-        if options.force and limit is None and items is None and result.embedded:
-            renew(self.collection)
-        result.quarantined = sum(entry.items > 0 for entry in ledger.quarantine_entries())
-        if indexes_lag(self.collection, verify=True):
-            if faiss_standing(self.collection) is Standing.FOREIGN:
-                log.warning("warning: collection %r: %s", name, FOREIGN_INDEX)
-            self.progress("indexing", 0, 0)
-            with index_watched(self.collection, self.progress):
-                self.runner.execute("index", {}, {})
-
-    def _scan(self, allow_deletes: bool) -> None:
-        config = {"ops": {self.runner.op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}
-        scan, result = scan_figures(self.runner.execute("scan", config, {})), self.result
-        result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
-
-    def _current_fingerprint(self) -> str | None:
-        current = self.collection.ledger.current()
-        return current.destination.fingerprint if current else None
-
-    def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
-        config = {"ops": {self.runner.op(embeddings_asset(self.dimensions)): {"config": embed}}}
-        self.meter.tell("reading")
-        before = self._current_fingerprint()
-        try:
-            figures = run_figures(self.runner.execute("batches", config, range_tags(first, last)))
-        except RunFailed:
-            if self._current_fingerprint() == before:
-                raise
-            return  # another model became current meanwhile: what this run did not commit is dirty, for the next pass
-        self.result.deleted += figures.deleted
-        self.result.embedded += figures.embedded
-        self.result.reused += figures.reused
-        self.result.left += 0 if embed["force"] else figures.left_to_embed

@@ -39,7 +39,7 @@ def remember(collection: Collection, encoder: Encoder) -> bool:
     stored = "SELECT EXISTS (SELECT FROM embeddings.canary WHERE collection = %s AND fingerprint = %s)"
     insert = """INSERT INTO embeddings.canary (collection, fingerprint, number, text, embedding)
                 VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"""
-    with collection.database.connect(autocommit=True) as connection:
+    with collection.database.session() as connection:
         if connection.execute(stored, [name, fingerprint]).fetchone() == (True,):
             _known.add(_key(collection))
             return False

@@ -60,7 +60,7 @@ class Collection:
                 f"its vectors were made with (fingerprint {actual}, not {self.fingerprint}); bring back the "
                 f"earlier weights of {self.profile.model}"
             )
-        return load_encoder(self.profile)
+        return load_encoder(self.profile, self.settings)
 
     @property
     def adopts(self) -> bool:

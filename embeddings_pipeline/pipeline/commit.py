@@ -1,15 +1,14 @@
 """The commit: the one transaction in which a batch's items, texts and vectors reach PostgreSQL (rules 3 to 5)."""
 
 from collections.abc import Collection as Keys
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import psycopg
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.errors import StaleRunError
 from embeddings_pipeline.failpoints import failpoint
@@ -22,12 +21,16 @@ from embeddings_pipeline.pipeline.failed import (
     reason_of,
 )
 from embeddings_pipeline.pipeline.figures import Committed
-from embeddings_pipeline.store.copy_binary import copy_in
+from embeddings_pipeline.store.copy_binary import columns_of, copy_in, jsonb
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.halves import by_halves
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.locks import giving_way, lock_batch
+from embeddings_pipeline.store.source_sql import text_array
 from embeddings_pipeline.store.sql import load_sql
+
+NOW = ["item_key", "current_hash"]
+FAILED = ["item_key", "row_hash", "step", "reason"]
 
 
 def commit_batch(collection: Collection, batch: int, run: str) -> Committed:
@@ -64,23 +67,22 @@ def _commit_without_refused(
         {
             item_key: FailedItem(row_hash, "store", reason)
             for item_key, (row_hash, reason) in waiting.items()
-            if item_key in result.items and result.items[item_key][0] == row_hash
+            if result.row_hash(item_key) == row_hash
         }
     )
     try:
         return commit(result)
     except Exception as error:
-        if not result.items or not is_of_an_item(error):
+        keys = result.items["item_key"].to_pylist()
+        if not keys or not is_of_an_item(error):
             raise
         commit(result.of_items([]), trial=True)
-        _, refused = by_halves(
-            lambda keys: commit(result.of_items(keys), trial=True), list(result.items), is_of_an_item
-        )
+        _, refused = by_halves(lambda some: commit(result.of_items(some), trial=True), keys, is_of_an_item)
         doubtful = sum(not is_certainly_of_an_item(reason) for reason in refused.values())
-        if not refused or (len(refused) == len(result.items) and doubtful > 1):
+        if not refused or (len(refused) == len(keys) and doubtful > 1):
             raise
         failed = {
-            item_key: FailedItem(result.items[item_key][0], "store", reason_of(reason))
+            item_key: FailedItem(result.row_hash(item_key) or b"", "store", reason_of(reason))
             for item_key, reason in refused.items()
         }
     return commit(result.with_failed(failed))
@@ -102,19 +104,23 @@ def _commit(
     table, tables = collection.model.destination, collection.model.destination.tables
     key = {"collection": collection.definition.name, "batch": batch}
     committed = Committed()
-    with collection.source.connect() as reading, collection.database.connect() as connection:
+    with (
+        collection.source.connect() as reading,
+        collection.database.session() as connection,
+        connection.transaction(force_rollback=trial),
+    ):
         _stage(connection, result, table)
         lock_batch(connection, collection.definition.name, batch)
         item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
-        now = collection.source.read(reading, item_keys)
-        with connection.cursor() as cursor, cursor.copy("COPY commit_now FROM STDIN (FORMAT binary)") as copy:
-            copy.set_types(["text", "bytea"])
-            for row in now:
-                copy.write_row((row.item_key, row.row_hash))
+        now = collection.source.look(reading, item_keys).hashes.rename_columns(NOW)
+        keys = pc.value_counts(now["item_key"])
+        for item_key in keys.field("values").filter(pc.greater(keys.field("counts"), 1)).to_pylist():
+            raise collection.ledger.key_twice(item_key)
+        copy_in(connection, sql.Identifier("commit_now"), columns_of(now))
         failpoint("commit.second_look")
 
-        connection.execute(tables.statement("commit/decide"), {**key, "item_keys": item_keys})
-        rerendered = {row[0] for row in connection.execute(tables.statement("commit/gone_texts")).fetchall()}
+        connection.execute(tables.statement("commit/decide"), {**key, "item_keys": text_array(item_keys)})
+        connection.execute(tables.statement("commit/gone_texts"))
         for destination in collection.ledger.model_tables(connection):  # a text that goes, goes from every model
             committed.vectors_deleted += destination.delete(
                 connection, replaced=destination.fingerprint == collection.fingerprint
@@ -126,7 +132,7 @@ def _commit(
         mended = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
         connection.execute(table.statement("commit/mended"), mended)
         collection.ledger.note_failed_items(connection)
-        _count(connection, rerendered, result.failed, committed)
+        _count(connection, committed)
         connection.execute(tables.statement("commit/delete_items"))
         connection.execute(tables.statement("commit/update_items"))
         # The texts may be older than the definition, if this step is done alone: then the batch stays dirty.
@@ -137,114 +143,101 @@ def _commit(
         model = {"fingerprint": collection.fingerprint, "outcome_hash": own, "changed": changed, "file": file}
         version = connection.execute(load_sql("commit/raise_version"), {**key, **model}).fetchone()
         if version is None:
-            connection.rollback()
             raise StaleRunError(
                 f"collection {collection.definition.name!r}, batch {batch}: another profile became current, or a newer "
                 f"definition came into force, while this run encoded with {collection.profile.name!r}; nothing was "
                 "changed, sync again"
             )
         committed.version = version[0]
-        if trial:
-            connection.rollback()
     return committed
 
 
-def _count(connection: psycopg.Connection, rerendered: set[str], failed: Container[str], committed: Committed) -> None:
-    for item_key, decision, was, encoded, other_payload in connection.execute(load_sql("commit/decisions")).fetchall():
-        if decision == "delete":
-            committed.deleted += was is not None
-        elif decision != "commit":
-            committed.left += 1
-        elif item_key in failed:
-            committed.quarantined += 1
-        elif was is None:
-            committed.inserted += 1
-        elif was != encoded or other_payload or item_key in rerendered:
-            committed.updated += 1
-        else:
-            committed.unchanged += 1
+def _count(connection: psycopg.Connection, committed: Committed) -> None:
+    row = connection.execute(load_sql("commit/count")).fetchone()
+    assert row is not None
+    for name, number in zip(("deleted", "left", "quarantined", "inserted", "updated", "unchanged"), row, strict=True):
+        setattr(committed, name, number)
 
 
 @dataclass(frozen=True)
 class _BatchResult:
-    """What a run has for a batch, of whole items only: those with each text embedded, quarantined or blank."""
+    """What a run has for a batch, of whole items only: those with each text embedded, quarantined or blank. Columns as
+    `stage` of sql/commit.sql has them.
+    """
 
-    items: dict[str, tuple[bytes, str]]  # item key → row hash, payload
+    items: pa.Table  # item_key, encoded_hash, payload
     failed: dict[str, FailedItem]  # by item key: those that have no texts
-    texts: list[tuple[int, str, str, int, bytes, str, bool]]
-    row_numbers: NDArray[np.int64]  # of the text that each vector belongs to
-    hashes: NDArray[np.uint8]
-    encoded: NDArray[np.bool_]
-    vectors: NDArray
+    texts: pa.Table  # row_number, item_key, vector_name, chunk, content_hash, text, blank
+    vectors: pa.Table  # row_number (of the text), content_hash, encoded, embedding
+
+    def row_hash(self, item_key: str) -> bytes | None:
+        """What this run read of an item; None if it is not among these."""
+        place = pc.index(self.items["item_key"], item_key).as_py()
+        row_hash: bytes | None = self.items["encoded_hash"][place].as_py() if place >= 0 else None
+        return row_hash
 
     def of_items(self, item_keys: Keys[str]) -> "_BatchResult":
         """What there is for these items, and no other."""
-        chosen = set(item_keys)
-        texts = [text for text in self.texts if text[1] in chosen]
-        kept = np.isin(self.row_numbers, np.array([text[0] for text in texts], np.int64))
-        return _BatchResult(
-            {item_key: item for item_key, item in self.items.items() if item_key in chosen},
-            {},
-            texts,
-            self.row_numbers[kept],
-            self.hashes[kept],
-            self.encoded[kept],
-            self.vectors[kept],
-        )
+        return self._filtered(pa.array(list(item_keys), pa.string()))
 
     def with_failed(self, failed: Mapping[str, FailedItem]) -> "_BatchResult":
         """The same, with items that have no texts after all."""
-        others = self.of_items(self.items.keys() - failed.keys())
+        others = self._filtered(pa.array(list(failed), pa.string()), others=True) if failed else self
         return replace(others, failed={**self.failed, **failed})
+
+    def _filtered(self, item_keys: pa.Array, *, others: bool = False) -> "_BatchResult":
+        def chosen(column: pa.ChunkedArray) -> pa.ChunkedArray:
+            mask = pc.is_in(column, value_set=item_keys)
+            return pc.invert(mask) if others else mask
+
+        texts = self.texts.filter(chosen(self.texts["item_key"]))
+        with_text = pc.is_in(self.vectors["row_number"], value_set=texts["row_number"])
+        return _BatchResult(
+            self.items.filter(chosen(self.items["item_key"])), {}, texts, self.vectors.filter(with_text)
+        )
 
 
 def _match(texts: pa.Table, embeddings: pa.Table, collection: Collection) -> _BatchResult:
-    place = ["item_key", "vector_name", "chunk", "content_hash"]
-    vector_at = {key: n for n, key in enumerate(zip(*(embeddings[c].to_pylist() for c in place), strict=True))}
-    rows = texts.to_pylist()
-    vector_of = [vector_at.get(tuple(row[c] for c in place)) for row in rows]
-    missing = [row for row, n in zip(rows, vector_of, strict=True) if n is None and not row["blank"]]
-    excused = collection.ledger.quarantined(collection.fingerprint, [row["content_hash"] for row in missing])
-    incomplete = {row["item_key"] for row in missing if row["content_hash"] not in excused}
+    vector_at = pc.index_in(_places(texts), value_set=_places(embeddings))
+    missing = texts.filter(pc.and_(pc.is_null(vector_at), pc.invert(texts["blank"])))
+    if missing.num_rows:
+        hashes = missing["content_hash"].to_pylist()
+        excused = collection.ledger.quarantined(collection.fingerprint, hashes)
+        lacking = missing["item_key"].filter(pa.array([digest not in excused for digest in hashes]))
+        whole = pc.invert(pc.is_in(texts["item_key"], value_set=lacking))
+        texts, vector_at = texts.filter(whole), vector_at.filter(whole)
 
-    complete = [n for n, row in enumerate(rows) if row["item_key"] not in incomplete]
-    columns = ["item_key", "vector_name", "chunk", "content_hash", "text", "blank"]
-    picked = [(n, vector_of[n]) for n in complete if vector_of[n] is not None]
-    numbers, at = np.array(picked, np.int64).reshape(-1, 2).T
-    hashes = np.frombuffer(b"".join(embeddings["content_hash"].to_pylist()), np.uint8).reshape(-1, 16)
+    texts = texts.append_column("row_number", pa.array(np.arange(texts.num_rows)))
+    with_vector = pc.is_valid(vector_at)
+    vectors = embeddings.select(["content_hash", "encoded", "embedding"]).take(vector_at.filter(with_vector))
+    _, first = np.unique(texts["item_key"].combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
+    items = texts.select(["item_key", "row_hash", "payload"]).take(first)
     return _BatchResult(
-        {rows[n]["item_key"]: (rows[n]["row_hash"], rows[n]["payload"]) for n in complete},
+        items.rename_columns(["item_key", "encoded_hash", "payload"]),
         failed_items(texts),
-        [(n, *(rows[n][column] for column in columns)) for n in complete],
-        numbers,
-        hashes[at],
-        np.asarray(embeddings["encoded"].to_pylist(), bool)[at],
-        vectors_from_arrow(embeddings["embedding"])[at],
+        texts.select(["row_number", "item_key", "vector_name", "chunk", "content_hash", "text", "blank"]),
+        vectors.append_column("row_number", texts["row_number"].filter(with_vector)),
     )
+
+
+def _places(texts: pa.Table) -> pa.ChunkedArray:
+    """Which text of which item each row is, in one value: PostgreSQL's texts have no NUL."""
+    chunk = texts["chunk"].cast(pa.string())
+    parts = [part.cast(pa.binary()) for part in (texts["content_hash"], chunk, texts["vector_name"], texts["item_key"])]
+    return pc.binary_join_element_wise(*parts, b"\x00")
 
 
 def _stage(connection: psycopg.Connection, result: _BatchResult, table: Destination) -> None:
-    connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
-    with connection.cursor() as cursor:
-        with cursor.copy("COPY commit_item FROM STDIN (FORMAT binary)") as copy:
-            copy.set_types(["text", "bytea", "jsonb"])
-            for item_key, (row_hash, payload) in result.items.items():
-                copy.write_row((item_key, row_hash, Jsonb(payload, dumps=str)))
-            for item_key, item in result.failed.items():
-                copy.write_row((item_key, item.row_hash, None))
-        with cursor.copy("COPY commit_failed FROM STDIN (FORMAT binary)") as copy:
-            copy.set_types(["text", "bytea", "text", "text"])
-            for item_key, item in result.failed.items():
-                copy.write_row((item_key, *item))
-        with cursor.copy("COPY commit_text FROM STDIN (FORMAT binary)") as copy:
-            copy.set_types(["int8", "text", "text", "int8", "bytea", "text", "bool"])
-            for row in result.texts:
-                copy.write_row(row)
-    columns: dict[str, NDArray] = {
-        "row_number": result.row_numbers,
-        "content_hash": result.hashes,
-        "encoded": result.encoded,
-    }
-    copy_in(
-        connection, sql.Identifier("commit_vector"), {**columns, "embedding": result.vectors}, storage=table.storage
-    )
+    if connection.execute(load_sql("commit/staged")).fetchone() != (table.type.as_string(connection),):
+        connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
+    items = columns_of(result.items)
+    copy_in(connection, sql.Identifier("commit_item"), {**items, "payload": jsonb(items["payload"])})
+    if result.failed:
+        reasons = [list(column) for column in zip(*result.failed.values(), strict=True)]
+        failed = pa.table([list(result.failed), *reasons], FAILED)
+        without_texts = columns_of(failed.select(["item_key", "row_hash"]).rename_columns(["item_key", "encoded_hash"]))
+        copy_in(connection, sql.Identifier("commit_item"), without_texts)
+        copy_in(connection, sql.Identifier("commit_failed"), columns_of(failed))
+    copy_in(connection, sql.Identifier("commit_text"), columns_of(result.texts))
+    vectors = {**columns_of(result.vectors), "embedding": vectors_from_arrow(result.vectors["embedding"])}
+    copy_in(connection, sql.Identifier("commit_vector"), vectors, storage=table.storage)

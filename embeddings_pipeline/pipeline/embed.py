@@ -15,18 +15,27 @@ from numpy.typing import NDArray
 from embeddings_pipeline.encoders.base import Encoder, tokens_read
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
-from embeddings_pipeline.pipeline.attempts import failure_noted
+from embeddings_pipeline.pipeline.attempts import each_batch, failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.render import texts_table
-from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_adopted, vectors_there
+from embeddings_pipeline.pipeline.vectors import (
+    Vectors,
+    embeddings_table,
+    hash_array,
+    joined,
+    no_vectors,
+    vectors_adopted,
+    vectors_there,
+)
 from embeddings_pipeline.progress import count
-from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, why_not
+from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, usable, why_not
 
 log = logging.getLogger(__name__)
 
 HARMLESS = "a plain sentence"
+MOST_HELPLESS = 10  # texts without a vector, of which none has one alone either
 TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
 FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
 
@@ -60,24 +69,27 @@ def embed_batches(
     Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. Raises
     OutageError if the encoder fails for a harmless text too.
     """
-    group: list[_Plan] = []
-    limit = options.limit
-    for batch in batches:
-        with failure_noted(collection, [batch]):
-            _, texts = collection.newest("item_texts", batch, run)
-            plan = _plan(collection, batch, texts, options)
-            if not options.dry_run:
-                note_lengths(collection, plan.adopted)
-        chosen = dict(islice(plan.wanted.items(), 0 if options.dry_run else limit))
-        plan.result.left_to_embed = len(plan.wanted) - len(chosen)
-        plan.wanted = chosen
-        if limit is not None:
-            limit -= len(chosen)
-        if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
-            yield from _embed_group(collection, group, run, options.dry_run)
-            group = []
-        group.append(plan)
-    yield from _embed_group(collection, group, run, options.dry_run)
+    encoded: dict[int, tuple[_Plan, Encoded]] = {}
+
+    def plan(collection: Collection, batch: int) -> _Plan:
+        _, texts = collection.newest("item_texts", batch, run)
+        return _plan(collection, batch, texts, options)
+
+    def encode() -> Iterator[int]:
+        for group in _groups(_chosen(each_batch(collection, batches, plan), options)):
+            made = _encode_group(collection, group, options.dry_run)
+            for plan_ in group:
+                encoded[plan_.batch] = plan_, made
+                yield plan_.batch
+
+    def write(collection: Collection, batch: int) -> Embedded:
+        plan_, made = encoded.pop(batch)
+        if not options.dry_run:
+            table = embeddings_table(collection, plan_.texts, made.vectors, plan_.have)
+            collection.lake.write(table, collection.folder("embeddings"), batch, run)
+        return plan_.result
+
+    yield from each_batch(collection, encode(), write)
 
 
 @dataclass
@@ -86,7 +98,7 @@ class _Plan:
 
     batch: int
     texts: pa.Table
-    have: dict[bytes, NDArray]  # content hash → vector
+    have: Vectors
     adopted: dict[bytes, str]  # content hash → text whose vector is the user's own
     wanted: dict[bytes, str]  # content hash → text to encode
     result: Embedded
@@ -96,59 +108,95 @@ def _plan(collection: Collection, batch: int, texts: pa.Table, options: EmbedOpt
     """Which of the batch's texts are to be encoded."""
     started = time.perf_counter()
     texts = texts.filter(pc.invert(texts["blank"]))
-    hashes, values = texts["content_hash"].to_pylist(), texts["text"].to_pylist()
-    have: dict[bytes, NDArray] = {}
+    hashes = texts["content_hash"]
+    have = no_vectors(collection.model.destination.dimension)
     adopted: dict[bytes, str] = {}
     excused: set[bytes] = set()
     if not options.force:
         vectors = vectors_adopted(collection, texts)
-        adopted = {digest: text for digest, text in zip(hashes, values, strict=True) if digest in vectors}
-        have = {**vectors, **vectors_there(collection, batch)}
-        excused = collection.ledger.quarantined(collection.fingerprint, list(set(hashes)), waiting=True)
-    wanting = [
-        (digest, text)
-        for digest, text, item_key in zip(hashes, values, texts["item_key"].to_pylist(), strict=True)
-        if digest not in have and digest not in excused and options.chooses(item_key)
-    ]
-    wanted = dict(wanting)
+        adopted = texts_by_hash(texts.filter(vectors.has(hashes)))
+        have = joined([vectors_there(collection, batch), vectors], have.matrix.shape[1])
+        excused = collection.ledger.quarantined(collection.fingerprint, hashes.unique().to_pylist(), waiting=True)
+    lacking = ~have.has(hashes)
+    wanting = texts.filter(lacking)
+    if excused:
+        wanting = wanting.filter(pc.invert(pc.is_in(wanting["content_hash"], hash_array(list(excused)))))
+    if options.items is not None:
+        wanting = wanting.filter(pa.array(map(options.chooses, wanting["item_key"].to_pylist()), pa.bool_()))
+    wanted = texts_by_hash(wanting)
     # Of equal texts one is encoded.
-    reused = sum(digest in have for digest in hashes) + len(wanting) - len(wanted)
+    reused = texts.num_rows - int(lacking.sum()) + wanting.num_rows - len(wanted)
     result = Embedded(reused=reused, quarantined=len(excused))
     result.seconds = time.perf_counter() - started
     return _Plan(batch, texts, have, adopted, wanted, result)
 
 
-def _embed_group(collection: Collection, group: list[_Plan], run: str, dry_run: bool) -> Iterator[tuple[int, Embedded]]:
+def texts_by_hash(texts: pa.Table) -> dict[bytes, str]:
+    """Content hash → text, of a table that has both."""
+    return dict(zip(texts["content_hash"].to_pylist(), texts["text"].to_pylist(), strict=True))
+
+
+def _chosen(plans: Iterable[tuple[int, _Plan]], options: EmbedOptions) -> Iterator[_Plan]:
+    """The plans, with what `limit` and `dry_run` leave of them."""
+    left = 0 if options.dry_run else options.limit
+    for _, plan in plans:
+        chosen = dict(islice(plan.wanted.items(), left))
+        plan.result.left_to_embed = len(plan.wanted) - len(chosen)
+        plan.wanted = chosen
+        if left is not None:
+            left -= len(chosen)
+        yield plan
+
+
+def _groups(plans: Iterable[_Plan]) -> Iterator[list[_Plan]]:
+    """Plans whose texts go to the encoder together; also those before one that fails."""
+    group: list[_Plan] = []
+    try:
+        for plan in plans:
+            if group and sum(len(other.wanted) for other in group) + len(plan.wanted) > TEXTS_TOGETHER:
+                yield group
+                group = []
+            group.append(plan)
+    except Exception:
+        yield group
+        raise
+    yield group
+
+
+def _encode_group(collection: Collection, group: list[_Plan], dry_run: bool) -> "Encoded":
     texts = {digest: text for plan in group for digest, text in plan.wanted.items()}
     started = time.perf_counter()
-    encoded: dict[bytes, NDArray] = {}
-    bad: dict[bytes, str] = {}
-    tokens: dict[bytes, int] = {}
-    if texts:
-        batches = [plan.batch for plan in group]
-        collection.ledger.note_attempts(batches)
-        with failure_noted(collection, batches):
-            encoded, bad, tokens = embed_texts(collection, texts)
+    made = Encoded(no_vectors(collection.model.destination.dimension), {}, {})
+    batches = [plan.batch for plan in group]
+    with failure_noted(collection, batches):
+        for plan in () if dry_run else group:
+            note_lengths(collection, plan.adopted)
+        if texts:
+            collection.ledger.note_attempts(batches)
+            made = embed_texts(collection, texts)
     seconds = time.perf_counter() - started
-    longest = tokens_read(collection.encoder(), collection.profile) if texts else None
     for plan in group:
-        result = plan.result
-        result.embedded = sum(digest in encoded for digest in plan.wanted)
-        result.quarantined += sum(digest in bad for digest in plan.wanted)
-        result.tokens = sum(tokens[digest] for digest in plan.wanted)
-        result.truncated = sum(tokens[digest] > longest for digest in plan.wanted) if longest else 0
+        result, tokens = plan.result, [made.tokens[digest] for digest in plan.wanted]
+        bad = sum(digest in made.bad for digest in plan.wanted) if made.bad else 0
+        result.embedded = len(plan.wanted) - bad
+        result.quarantined += bad
+        result.tokens = sum(tokens)
+        result.truncated = sum(count > made.tokens_read for count in tokens) if made.tokens_read else 0
         result.seconds += seconds * len(plan.wanted) / max(1, len(texts))
-        if not dry_run:
-            with failure_noted(collection, [plan.batch]):
-                table = embeddings_table(collection, plan.texts, {**plan.have, **encoded}, encoded)
-                collection.lake.write(table, collection.folder("embeddings"), plan.batch, run)
-        yield plan.batch, result
+    return made
 
 
-def embed_texts(
-    collection: Collection, texts: dict[bytes, str]
-) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
-    """Vectors, reasons of the poison texts, and numbers of tokens, by content hash (rule 7). OutageError."""
+class Encoded(NamedTuple):
+    """What the encoder made of some texts."""
+
+    vectors: Vectors
+    bad: dict[bytes, str]  # content hash → why the text is poison
+    tokens: dict[bytes, int]  # content hash → number of tokens
+    tokens_read: int | None = None  # of a text, by the model; None: all
+
+
+def embed_texts(collection: Collection, texts: dict[bytes, str]) -> Encoded:
+    """Vectors of these texts (by content hash), reasons of the poison ones, numbers of tokens (rule 7). OutageError."""
     encoder = collection.encoder()
     digests, values = list(texts), list(texts.values())
     tokens = dict(zip(digests, _count_tokens(encoder, values), strict=True))
@@ -158,18 +206,21 @@ def embed_texts(
     for part in _parts(len(values)):
         parts.append(_encode(encoder, digests[part], values[part], bad))
         count(len(parts[-1]))
-    vectors = np.concatenate(parts)
-    refused = _refused(collection, encoder, digests, vectors, bad)
-    good = {digest: vector for digest, vector in zip(digests, vectors, strict=True) if digest not in bad | refused}
+    vectors = Vectors(hash_array(digests), np.concatenate(parts))
+    _encode_alone(encoder, digests, values, vectors.matrix, bad)
+    refused = _refused(collection, encoder, digests, vectors.matrix, bad)
     for step, reasons in (("encode", bad), ("store", refused)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
         collection.ledger.quarantine(collection.fingerprint, poison, step=step)
-    if good:
+    bad |= refused
+    if bad:
+        vectors = vectors.chosen(np.array([digest not in bad for digest in digests]))
+    if len(vectors):
         try:
             remember(collection, encoder)
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
-    return good, bad | refused, tokens
+    return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile))
 
 
 def _parts(texts: int) -> Iterator[slice]:
@@ -228,6 +279,22 @@ def _no_texts_fault(error: Exception) -> bool:
     return isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError)
 
 
+def _encode_alone(
+    encoder: Encoder, digests: list[bytes], texts: list[str], vectors: NDArray, bad: dict[bytes, str]
+) -> None:
+    """Put what the model gives for a text alone in the place of what is no vector: with some models and processors that
+    is because of the longer texts beside it. Ends after the first few for which that does not help.
+    """
+    helpless = 0
+    for row in np.flatnonzero(~usable(vectors)) if len(texts) > 1 else ():
+        if digests[row] in bad:
+            continue
+        vectors[row] = _encode(encoder, [digests[row]], [texts[row]], bad)[0]
+        helpless += not usable(vectors[row : row + 1])[0]
+        if helpless == MOST_HELPLESS:
+            break
+
+
 def _refused(
     collection: Collection, encoder: Encoder, digests: list[bytes], vectors: NDArray, bad: dict[bytes, str]
 ) -> dict[bytes, str]:
@@ -284,13 +351,12 @@ def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, f
         # Before the first sync nothing is there that could be used again.
         options = EmbedOptions(force=force or not collection.model.destination.is_made(connection))
         for batch, item_keys in batches.items():
-            rows = collection.source.read(reading, item_keys)
+            items = collection.source.read(reading, item_keys).table
             adopted: set[str] = set()
             if collection.adopts and not force:
-                adopted = collection.model.destination.adoptable_items(connection, [row.item_key for row in rows])
-            others = [row for row in rows if row.item_key not in adopted]
-            readable = [row[:4] for row in others if row.reason is None]
-            texts, _ = texts_table(collection.definition, readable)
+                adopted = collection.model.destination.adoptable_items(connection, items["item_key"].to_pylist())
+                items = items.filter(pc.invert(pc.is_in(items["item_key"], pa.array(list(adopted), pa.string()))))
+            texts, _ = texts_table(collection.definition, items)
             plan = _plan(collection, batch, texts, options)
             lengths = _lengths(collection, list(plan.wanted.values()))
             pending = Pending(

@@ -17,6 +17,7 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.lake import open_lake
 from embeddings_pipeline.store.locks import batches_in_commit, exclusively, lock_collection, vacuum_lock
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted, many
 
 
 def remove_collection(database: Database, settings: Settings, kept: Inventory) -> None:
@@ -40,7 +41,10 @@ def check_idle(connection: psycopg.Connection, name: str) -> None:
         remedy = f"`{profile_command(words, name)}`"
         raise RefusedError(f"collection {name!r}: a change of its model is under way ({row[0]}); end it with {remedy}")
     if batches := batches_in_commit(connection, name):
-        raise RefusedError(f"collection {name!r}: {len(batches)} batches are being committed; wait for that run to end")
+        raise RefusedError(
+            f"collection {name!r}: {counted(len(batches), 'batch')} {many(len(batches), 'is')} being committed; wait "
+            "for that run to end"
+        )
 
 
 def _remove_from_database(database: Database, kept: Inventory) -> None:

@@ -1,10 +1,10 @@
 """The second step of a batch: every template of every item becomes a text, or several chunks of one."""
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embeddings_pipeline.config.chunks import split_chunks
 from embeddings_pipeline.config.definition import CollectionDefinition
@@ -23,8 +23,7 @@ def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
     _, items = collection.newest("raw_items", batch, run)
     # Rows that were read for another definition may hold an older payload: these are not this definition's texts.
     same = (items.schema.metadata or {}).get(files.DEFINITION_HASH) == collection.definition.definition_hash
-    rows = zip(*(items[name].to_pylist() for name in ("item_key", "row_hash", "row", "payload")), strict=True)
-    table, failed = texts_table(collection.definition, rows)
+    table, failed = texts_table(collection.definition, items)
     if failed and not same:  # they may lack a column that the template has had since
         raise LakeError(
             f"collection {collection.definition.name!r}, batch {batch}: its raw_items were read for another "
@@ -34,58 +33,64 @@ def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
     definition_hash = {files.DEFINITION_HASH: collection.definition.definition_hash if same else b""}
     table = with_failed(table, definition_hash, failed)
     collection.lake.write(table, collection.folder("item_texts"), batch, run)
-    texts = table["text"].to_pylist()
-    lengths = [len(text) for text in texts if text]
+    texts = table.filter(pc.invert(table["blank"]))["text"]
+    lengths = pc.utf8_length(texts)
     return TextsRendered(
-        texts=len(lengths),
-        blank=len(texts) - len(lengths),
-        characters=sum(lengths),
-        longest_characters=max(lengths, default=0),
-        sample=[text[:SAMPLE_CHARACTERS] for text in filter(None, texts[:SAMPLE_TEXTS])],
+        texts=len(texts),
+        blank=table.num_rows - len(texts),
+        characters=pc.sum(lengths).as_py() or 0,
+        longest_characters=pc.max(lengths).as_py() or 0,
+        sample=[text[:SAMPLE_CHARACTERS] for text in texts[:SAMPLE_TEXTS].to_pylist()],
     )
 
 
-def texts_table(
-    definition: CollectionDefinition, rows: Iterable[tuple[str, bytes, str, str]]
-) -> tuple[pa.Table, dict[str, FailedItem]]:
-    """Every text of these rows (item key, row hash, row and payload as JSON), as the lake keeps them; and the rows that
-    cannot be rendered, by item key.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in files.ITEM_TEXTS.names}
+def texts_table(definition: CollectionDefinition, items: pa.Table) -> tuple[pa.Table, dict[str, FailedItem]]:
+    """Every text of these items (RAW_ITEMS), as the lake keeps them; and the rows that cannot be rendered, by key."""
+    texts: list[tuple[str, int, str]] = []  # vector name, chunk, text
+    texts_of_item = np.zeros(items.num_rows, np.int64)
     failed: dict[str, FailedItem] = {}
-    for item_key, row_hash, row, payload in rows:
+    for number, row in enumerate(items["row"].to_pylist()):
         try:
-            texts, cleaned = render_row(definition, row), clean_json(payload)
+            rendered = render_row(definition, row)
         except ItemError as error:
+            item_key, row_hash = (items[name][number].as_py() for name in ("item_key", "row_hash"))
             failed[item_key] = FailedItem(row_hash, "render", str(error))
             continue
-        for vector_name, chunk, text, digest in texts:
-            values = (item_key, row_hash, cleaned, vector_name, chunk, text, digest, not text)
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
-    return pa.table(columns, schema=files.ITEM_TEXTS), failed
+        texts += rendered
+        texts_of_item[number] = len(rendered)
+    payload = items["payload"]
+    if pc.any(pc.match_substring(payload, "\\u")).as_py():
+        payload = pa.chunked_array([pa.array(map(clean_json, payload.to_pylist()), pa.string())])
+    of_items = pa.table([items["item_key"], items["row_hash"], payload], ["item_key", "row_hash", "payload"])
+    of_items = of_items.take(np.repeat(np.arange(items.num_rows), texts_of_item))
+    vector_names, chunks, values = zip(*texts, strict=True) if texts else ((), (), ())
+    text = pa.array(values, pa.string())
+    table = [*of_items.columns, vector_names, chunks, text, list(map(content_hash, values)), pc.equal(text, "")]
+    return pa.table(table, schema=files.ITEM_TEXTS), failed
 
 
 class ItemError(PipelineError):
     """A row that cannot be rendered, while others can."""
 
 
-def render_row(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str, bytes]]:
-    """Vector name, chunk, text and content hash of every text of a row; blank texts too.
+def render_row(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str]]:
+    """Vector name, chunk and text of every text of a row; blank texts too.
 
     ItemError if that fails for the row, and does not for a harmless one.
     """
     try:
-        return [(*text, content_hash(text[2])) for text in _texts(definition, row_json)]
+        return _texts(definition, row_json)
     except Exception as error:
-        list(_texts(definition, json.dumps(dict.fromkeys(definition.template_columns, "a plain text"))))
+        _texts(definition, json.dumps(dict.fromkeys(definition.template_columns, "a plain text")))
         raise ItemError(reason_of(error)) from error
 
 
-def _texts(definition: CollectionDefinition, row_json: str) -> Iterator[tuple[str, int, str]]:
+def _texts(definition: CollectionDefinition, row_json: str) -> list[tuple[str, int, str]]:
     chunking = definition.attributes.chunk
     characters, overlap = (chunking.characters, chunking.overlap) if chunking else (None, 0)
     row = parse_row(row_json)
-    for vector_name, template in definition.templates.items():
-        for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap)):
-            yield vector_name, chunk, text
+    return [
+        (vector_name, chunk, text)
+        for vector_name, template in definition.templates.items()
+        for chunk, text in enumerate(split_chunks(clean(template.render(row)), characters, overlap))
+    ]

@@ -7,12 +7,14 @@ assets (`orchestration/assets.py`) call these very steps one by one, and depend 
 else works on batches calls `run_batch`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.commit import commit_batch
-from embeddings_pipeline.pipeline.embed import DEFAULTS, EmbedOptions, embed_batches
+from embeddings_pipeline.pipeline.embed import DEFAULTS, TEXTS_TOGETHER, EmbedOptions, embed_batches
 from embeddings_pipeline.pipeline.figures import Committed, Embedded, ItemsRead, RunFigures, TextsRendered
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
@@ -31,38 +33,45 @@ def run_batch(
 ) -> RunFigures:
     """Bring these batches from the source into PostgreSQL, under the current model and the shadow models.
 
-    `run` names the files in the lake. Returns the sums over the batches; `report` gets what each step did for each. A
-    batch whose step fails waits before it is tried again, and the error is raised: OutageError, StaleRunError or
-    another PipelineError.
+    `run` names the files in the lake. The steps overlap: while one batch is encoded, the ones before are committed and
+    the next are read. Returns the sums over the batches; `report` gets what each step did for each. A batch whose step
+    fails waits before it is tried again, and the error is raised once the batches before it are committed: OutageError,
+    StaleRunError or another PipelineError.
     """
     figures = RunFigures()
-    for batch, items in each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run)):
-        figures.add(items)
-        report(batch, items)
-    for batch, texts in each_batch(collection, batches, lambda _, batch: render_texts(collection, batch, run)):
-        figures.add(texts)
-        report(batch, texts)
-    for batch, embedded in embed_under_each_model(collection, batches, run, options):
-        figures.add(embedded)
-        report(batch, embedded)
-    if options.dry_run:
-        return figures
-    commits = each_batch(collection, batches, lambda _, batch: commit_and_backfill(collection, batch, run))
-    for batch, committed in commits:
-        figures.add(committed)
-        report(batch, committed)
+
+    def taken(reports: Iterator[tuple[int, Any]]) -> Iterator[int]:
+        """The batches that a step has done, for the next one."""
+        for batch, done in reports:
+            figures.add(done)
+            report(batch, done)
+            yield batch
+
+    read = each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run))
+    rendered = each_batch(collection, taken(read), lambda _, batch: render_texts(collection, batch, run))
+    done: Iterator[tuple[int, Any]] = embed_under_each_model(collection, taken(rendered), run, options)
+    if not options.dry_run:
+        done = each_batch(collection, taken(done), lambda _, batch: commit_and_backfill(collection, batch, run))
+    deque(taken(done), maxlen=0)
     return figures
 
 
 def embed_under_each_model(
-    collection: Collection, batches: Sequence[int], run: str, options: EmbedOptions = DEFAULTS
+    collection: Collection, batches: Iterable[int], run: str, options: EmbedOptions = DEFAULTS
 ) -> Iterator[tuple[int, Embedded]]:
-    """The third step: the vectors of the current model, batch by batch; then, unless `options` choose texts, those of
+    """The third step: the vectors of the current model, batch by batch, and, unless `options` choose texts, those of
     the shadow models.
     """
-    yield from embed_batches(collection, batches, run, options)
-    if options.everything:
-        embed_shadows(collection.shadow_models(), batches, run)
+    shadows = collection.shadow_models() if options.everything else []
+    waiting: list[tuple[int, Embedded]] = []
+    for done in embed_batches(collection, batches, run, options):
+        waiting.append(done)
+        if not shadows or sum(embedded.embedded for _, embedded in waiting) >= TEXTS_TOGETHER:
+            embed_shadows(shadows, [batch for batch, _ in waiting], run)
+            yield from waiting
+            waiting = []
+    embed_shadows(shadows, [batch for batch, _ in waiting], run)
+    yield from waiting
 
 
 def commit_and_backfill(collection: Collection, batch: int, run: str) -> Committed:

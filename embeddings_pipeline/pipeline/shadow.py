@@ -8,30 +8,32 @@ batch's lock, where no commit can change its texts.
 import logging
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psycopg
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
+from psycopg import sql
 
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.ledger.quarantine import LONGEST_TEXT_WAIT
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.embed import embed_batches, embed_texts
-from embeddings_pipeline.pipeline.vectors import embeddings_table, vectors_there
+from embeddings_pipeline.pipeline.embed import Encoded, embed_batches, embed_texts, texts_by_hash
+from embeddings_pipeline.pipeline.vectors import Vectors, embeddings_table, joined, no_vectors, vectors_there
+from embeddings_pipeline.store.copy_binary import Column, columns_of
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.changes import Change
+from embeddings_pipeline.store.lake import ITEM_TEXTS
 from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.retry import outage_attempts
+from embeddings_pipeline.store.source_rows import HASH
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Backfilled:
 def wanted_batches(model: Collection, batches: Sequence[int]) -> list[int]:
     """Which of these batches a run keeps current for the model; the others are an open migration's to backfill."""
     parameters = {"collection": model.definition.name, "fingerprint": model.fingerprint, "batches": list(batches)}
-    with model.database.connect(autocommit=True) as connection:
+    with model.database.session() as connection:
         return [row[0] for row in connection.execute(load_sql("backfill/wanted"), parameters)]
 
 
@@ -66,9 +68,10 @@ def backfill_batch(model: Collection, batch: int, run: str, *, encode: bool = Tr
 
     Without `encode`, only what the lake has is written. Raises StaleRunError if the model is kept no longer.
     """
-    with while_kept(model), model.database.connect(autocommit=True) as connection:
-        shadow = prepare_batch(model, connection, batch, run, encode=encode)
+    with while_kept(model), model.database.session() as connection:
+        shadow = read_batch(model, connection, batch, run, encode=encode)
         if encode:
+            encode_batch(model, shadow)
             write_to_lake(model, shadow, run)
         [(_, backfilled)] = write_batches(model, connection, [shadow])
     return backfilled
@@ -79,18 +82,36 @@ class ShadowBatch:
     """A batch on its way to a shadow model."""
 
     batch: int
-    rows: list[Any]  # see `texts` of sql/backfill.sql
+    texts: pa.Table  # SHADOW_TEXTS
+    vectors: Vectors  # of texts that lack theirs
+    encoded: Vectors  # of them, what this run has encoded
     backfilled: Backfilled
-    vectors: dict[bytes, NDArray] = field(default_factory=dict)  # by content hash, of texts that lack theirs
-    encoded: Container[bytes] = ()  # of them, what this run has encoded
     file: str | None = None  # of the lake
     resumed: bool = False  # the file is this run's, and an earlier try has written its vectors to the table
 
 
-def prepare_batch(
-    model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool
-) -> ShadowBatch:
-    """The vectors that the batch's texts lack: from the lake, or (`encode`) encoded anew."""
+# See `texts` and `lacking` of sql/backfill.sql.
+SHADOW_TEXTS = pa.schema(
+    [
+        ("text_id", pa.int64()),
+        *((name, ITEM_TEXTS.field(name).type) for name in ("item_key", "vector_name", "chunk", "content_hash", "text")),
+        ("has_vector", pa.bool_()),
+        ("excused", pa.bool_()),
+    ]
+)
+LACKING = pa.schema([("batch", pa.int64()), ("text_id", pa.int64()), ("content_hash", HASH), ("excused", pa.bool_())])
+
+
+def _selected(
+    connection: psycopg.Connection, query: sql.Composed, parameters: Mapping[str, Any], schema: pa.Schema
+) -> pa.Table:
+    """The rows of a query as columns."""
+    rows = connection.execute(query, parameters, binary=True).fetchall()
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * len(schema), schema=schema)
+
+
+def read_batch(model: Collection, connection: psycopg.Connection, batch: int, run: str, *, encode: bool) -> ShadowBatch:
+    """The batch's texts, and what is there for those that lack their vector. `encode`: `encode_batch` follows."""
     started = time.perf_counter()
     parameters = {
         "collection": model.definition.name,
@@ -99,47 +120,47 @@ def prepare_batch(
         "longest_text": LONGEST_TEXT_WAIT,
         "batch": batch,
     }
-    rows = connection.execute(model.model.destination.statement("backfill/texts"), parameters).fetchall()
-    shadow = ShadowBatch(batch, rows, Backfilled(texts=len(rows)))
-    lacking = {digest: (text, excused) for *_, digest, text, has_vector, excused in rows if not has_vector}
-    if lacking:
-        shadow.vectors = vectors_there(model, batch, committed=any(has_vector for *_, has_vector, _ in rows))
-        if encode:
-            _encode(model, shadow, lacking)
-    if rows and not (lacking and encode):  # a run that was killed may have written it, and the table too
+    texts = _selected(connection, model.model.destination.statement("backfill/texts"), parameters, SHADOW_TEXTS)
+    nothing = no_vectors(model.model.destination.dimension)
+    shadow = ShadowBatch(batch, texts, nothing, nothing, Backfilled(texts=texts.num_rows))
+    lacking = texts.filter(pc.invert(texts["has_vector"]))
+    if lacking.num_rows:
+        shadow.vectors = vectors_there(model, batch, committed=lacking.num_rows < texts.num_rows)
+    if texts.num_rows and not (lacking.num_rows and encode):  # a run that was killed may have written it, and the table
         newest = model.lake.newest(model.folder("embeddings"), batch, run)
         shadow.file = newest[0].rsplit("/", 1)[-1] if newest else None
-        shadow.resumed = not lacking and shadow.file is not None and shadow.file.startswith(run)
+        shadow.resumed = not lacking.num_rows and shadow.file is not None and shadow.file.startswith(run)
     shadow.backfilled.seconds = time.perf_counter() - started
     return shadow
 
 
-def _encode(model: Collection, shadow: ShadowBatch, lacking: Mapping[bytes, tuple[str, bool]]) -> None:
-    wanted = {digest: text for digest, (text, _) in lacking.items() if digest not in shadow.vectors}
-    excused = [digest for digest in wanted if lacking[digest][1]]
-    for digest in excused:
-        del wanted[digest]
-    vectors, bad, _ = _embed_patiently(model, wanted) if wanted else ({}, {}, {})
-    shadow.vectors |= vectors
-    shadow.encoded = vectors.keys()
-    shadow.backfilled.embedded, shadow.backfilled.quarantined = len(vectors), len(bad) + len(excused)
-    shadow.backfilled.reused = sum(digest in shadow.vectors for digest in lacking) - len(vectors)
+def encode_batch(model: Collection, shadow: ShadowBatch) -> None:
+    """Make the vectors that are not there, but for those of texts that quarantine excuses."""
+    started = time.perf_counter()
+    lacking = shadow.texts.filter(pc.invert(shadow.texts["has_vector"]))
+    unknown = lacking.filter(~shadow.vectors.has(lacking["content_hash"]))
+    excused = unknown.filter(unknown["excused"])["content_hash"].unique()
+    wanted = texts_by_hash(unknown.filter(pc.invert(unknown["excused"])))
+    if wanted:
+        made = _embed_patiently(model, wanted)
+        shadow.encoded, shadow.backfilled.quarantined = made.vectors, len(made.bad)
+        shadow.vectors = joined([made.vectors, shadow.vectors], model.model.destination.dimension)
+    shadow.backfilled.embedded = len(shadow.encoded)
+    shadow.backfilled.quarantined += len(excused)
+    had = int(shadow.vectors.has(pa.chunked_array([lacking["content_hash"].unique()])).sum())
+    shadow.backfilled.reused = had - len(shadow.encoded)
+    shadow.backfilled.seconds += time.perf_counter() - started
 
 
 def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:
     """Write the batch's vectors to the lake, where they are before they are in the table."""
-    if not shadow.vectors:
+    if not len(shadow.vectors):
         return
-    columns = list(zip(*(row[1:5] for row in shadow.rows), strict=True))
-    names = ("item_key", "vector_name", "chunk", "content_hash")
-    texts = pa.table({name: list(column) for name, column in zip(names, columns, strict=True)})
-    table = embeddings_table(model, texts, shadow.vectors, shadow.encoded)
+    table = embeddings_table(model, shadow.texts, shadow.encoded, shadow.vectors)
     shadow.file = model.lake.write(table, model.folder("embeddings"), shadow.batch, run).rsplit("/", 1)[-1]
 
 
-def _embed_patiently(
-    model: Collection, texts: dict[bytes, str]
-) -> tuple[dict[bytes, NDArray], dict[bytes, str], dict[bytes, int]]:
+def _embed_patiently(model: Collection, texts: dict[bytes, str]) -> Encoded:
     """As `embed_texts`; an outage is waited for and tried again, up to OUTAGE_ATTEMPTS times."""
     for attempt in outage_attempts(model.definition.name, OutageError):
         with attempt:
@@ -161,15 +182,11 @@ def write_batches(
     texts = sum(shadow.backfilled.texts for shadow in group)
     table, before = model.model.destination, Counter[int]()
     if (put_ahead := table.put_ahead(len(group), texts)) is not None:
-        put = [
-            _NewVector(shadow.batch, text_id, vector_name, digest, shadow.vectors)
-            for shadow in group
-            for text_id, _, vector_name, _, digest, _, has_vector, _ in shadow.rows
-            if not has_vector and digest in shadow.vectors
-        ]
-        if put:
-            put_ahead(connection, _columns(put), partial(_check_kept, model))
-            before.update(vector.batch for vector in put)
+        lacking = [(shadow, shadow.texts.filter(pc.invert(shadow.texts["has_vector"]))) for shadow in group]
+        put, by_batch = _new_vectors(lacking)
+        if by_batch:
+            put_ahead(connection, put, partial(_check_kept, model))
+            before.update(by_batch)
 
     def write() -> None:
         with connection.transaction():
@@ -182,25 +199,21 @@ def write_batches(
     return [(shadow.batch, shadow.backfilled) for shadow in group]
 
 
-class _NewVector(NamedTuple):
-    """A text whose vector is to be written."""
-
-    batch: int
-    text_id: int
-    vector_name: str
-    content_hash: bytes
-    vectors: Mapping[bytes, NDArray]  # of its batch, by content hash
-
-
-def _columns(put: Sequence[_NewVector]) -> dict[str, NDArray]:
-    """Texts of one vector name, with their vectors, as `Destination.put` takes them."""
-    name = put[0].vector_name.encode()
-    return {
-        "text_id": np.array([vector.text_id for vector in put], np.int64),
-        "vector_name": np.full(len(put), name, f"S{len(name)}"),
-        "content_hash": np.frombuffer(b"".join(vector.content_hash for vector in put), np.uint8).reshape(-1, 16),
-        "embedding": np.stack([vector.vectors[vector.content_hash] for vector in put]),
-    }
+def _new_vectors(lacking: Sequence[tuple[ShadowBatch, pa.Table]]) -> tuple[dict[str, Column], Counter[int]]:
+    """Of texts that lack their vector, batch by batch, those that have one now, as `Destination.put` takes them; and
+    how many of each batch.
+    """
+    texts, matrices, by_batch = [], [], Counter[int]()
+    for shadow, table in lacking:
+        places = shadow.vectors.places(table["content_hash"])
+        kept = table.select(["text_id", "vector_name", "content_hash"]).filter(places >= 0)
+        if kept.num_rows:
+            texts.append(kept)
+            matrices.append(shadow.vectors.matrix[places[places >= 0]])
+            by_batch[shadow.batch] += kept.num_rows
+    if not texts:
+        return {}, by_batch
+    return {**columns_of(pa.concat_tables(texts)), "embedding": np.concatenate(matrices)}, by_batch
 
 
 @contextmanager
@@ -231,17 +244,16 @@ def _write(
     for batch in batches:
         lock_batch(connection, model.definition.name, batch)
     _check_kept(model, connection)
-    lacking = connection.execute(table.statement("backfill/lacking"), key).fetchall()
-    # A text that has come since `rows` were read is left: its batch is not complete then.
-    known = {row[0]: row[2] for shadow in group for row in shadow.rows}
-    put = [
-        _NewVector(batch, text_id, known[text_id], digest, by_batch[batch].vectors)
-        for batch, text_id, digest, _ in lacking
-        if text_id in known and digest in by_batch[batch].vectors
-    ]
-    for _, own in groupby(sorted(put, key=attrgetter("vector_name")), attrgetter("vector_name")):
-        table.put(connection, _columns(list(own)))
-    written = before + Counter(vector.batch for vector in put)
+    lacking = _selected(connection, table.statement("backfill/lacking"), key, LACKING)
+    # A text that has come since `texts` were read is left: its batch is not complete then.
+    known = pa.concat_tables([shadow.texts.select(["text_id", "vector_name"]) for shadow in group])
+    place = pc.index_in(lacking["text_id"], value_set=known["text_id"])
+    lacking = lacking.append_column("vector_name", known["vector_name"].take(place))
+    there = lacking.filter(pc.is_valid(place))
+    put, by_put = _new_vectors([(by_batch[n], there.filter(pc.equal(there["batch"], n))) for n in batches])
+    if put:
+        table.put(connection, put)
+    written = before + by_put
     mended, done = (change.statement for change in note_changes(table))
     if written:
         connection.execute(mended, key)
@@ -251,8 +263,10 @@ def _write(
         raise StaleRunError(
             f"collection {model.definition.name!r}: profile {model.profile.name!r} has become the current model"
         )
-    new = {vector.text_id for vector in put}
-    incomplete = {batch for batch, text_id, _, excused in lacking if text_id not in new and not excused}
+    left = lacking.filter(pc.invert(lacking["excused"]))
+    if put:
+        left = left.filter(pc.invert(pc.is_in(left["text_id"], value_set=put["text_id"])))
+    incomplete = set(left["batch"].unique().to_pylist())
     for batch, shadow in by_batch.items():
         shadow.backfilled.vectors_written = written[batch]
         shadow.backfilled.complete = batch not in incomplete

@@ -33,10 +33,9 @@ from embeddings_pipeline.errors import (
 )
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.health.activity import Activity, described, under_way
-from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import Destination
-from embeddings_pipeline.store.models import Model, collection_state, current_model
+from embeddings_pipeline.store.models import Model, collection_state, current_model, shadow_models
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.vector_range import why_not
 
@@ -162,7 +161,8 @@ def _shadow_model(
     """The shadow model that `name` names; None for the current one itself."""
     if name is None or name in (current.profile.name, current.destination.fingerprint):
         return None
-    shadows = Ledger(definition, database).shadow_models()
+    with database.session() as connection:
+        shadows = shadow_models(connection, definition)
     for model in shadows:
         if name in (model.profile.name, model.destination.fingerprint):
             return model
@@ -180,7 +180,7 @@ def _texts_per_item(definition: CollectionDefinition) -> int:
 
 def _encode(definition: CollectionDefinition, settings: Settings, model: Model, query: str) -> NDArray[np.float32]:
     profile = _runnable(definition, settings, model)
-    [vector] = compute(load_encoder(profile).encode_queries, [query])
+    [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
     length = np.linalg.norm(vector.astype(np.float64))
     if not (np.isfinite(length) and length > 0):
         raise ProfileError(

@@ -1,16 +1,18 @@
-"""Vectors to and from PostgreSQL in COPY's binary form, packed and parsed as NumPy structured arrays.
+"""Columns to and from PostgreSQL in COPY's binary form, joined by Arrow and parsed as NumPy structured arrays.
 
 The form (PostgreSQL's manual, "COPY", "Binary Format"): an 11-byte signature, two int32 (flags, length of the
 extension), then for each row an int16 with the number of fields and for each field an int32 length and its bytes; an
 int16 of -1 ends it. A `vector` is int16 dimension, int16 zero and big-endian float32s; a `halfvec` has float16s.
-Rows are of one width here, as every field is.
+What is read is of one width here, as every field is.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from psycopg import sql
 
@@ -19,33 +21,34 @@ TRAILER = b"\xff\xff"
 BLOCK_BYTES = 2 << 20  # what is packed or parsed at a time, so that memory holds the arrays and little else
 
 Storage = Literal["halfvec", "vector"]
+Column: TypeAlias = NDArray | pa.Array | pa.ChunkedArray
 ELEMENT: dict[Storage, str] = {"halfvec": ">f2", "vector": ">f4"}
 
 
 def copy_in(
     connection: psycopg.Connection,
     table: sql.Identifier,
-    columns: Mapping[str, NDArray],
+    columns: Mapping[str, Column],
     *,
-    storage: Storage,
+    storage: Storage = "halfvec",
 ) -> int:
-    """COPY arrays of one length into `table`: int64 → bigint, bool → boolean, (n, 16) uint8 → bytea, `S…` → text,
-    and float (n, d) → halfvec or vector as `storage` says. All texts of a column must have one length.
+    """COPY columns of one length into `table`: int64 → bigint, bool → boolean, (n, 16) uint8 and binary → bytea, `S…`
+    and string → text, `jsonb` → jsonb, and float (n, d) → halfvec or vector as `storage` says. NULL in Arrow's columns.
 
     Returns the number of rows. Like pgvector's own input, the server refuses NaN and infinity with psycopg.DataError;
-    what is too large for a float16 is infinite in a halfvec. ValueError if the arrays differ in length.
+    what is too large for a float16 is infinite in a halfvec. ValueError if the columns differ in length.
     """
     rows = len(next(iter(columns.values())))
-    if any(len(array) != rows for array in columns.values()):
-        raise ValueError(f"columns of different lengths: { {name: len(array) for name, array in columns.items()} }")
-    row_type = _row_type({name: _field(array, storage) for name, array in columns.items()})
-    query = copy_statement(table, columns)
-    rows_a_block = max(1, BLOCK_BYTES // row_type.itemsize)
-    with connection.cursor() as cursor, cursor.copy(query) as copy:
+    if any(len(column) != rows for column in columns.values()):
+        raise ValueError(f"columns of different lengths: { {name: len(column) for name, column in columns.items()} }")
+    if not rows:
+        return 0
+    bytes_a_row = max(1, sum(column.nbytes for column in columns.values()) // rows)
+    rows_a_block = max(1, BLOCK_BYTES // bytes_a_row)
+    with connection.cursor() as cursor, cursor.copy(copy_statement(table, columns)) as copy:
         copy.write(SIGNATURE)
         for start in range(0, rows, rows_a_block):
-            block = {name: array[start : start + rows_a_block] for name, array in columns.items()}
-            copy.write(_pack(block, row_type).tobytes())
+            copy.write(_packed([column[start : start + rows_a_block] for column in columns.values()], storage))
         copy.write(TRAILER)
     return rows
 
@@ -56,20 +59,66 @@ def copy_statement(table: sql.Identifier, columns: Iterable[str]) -> sql.Compose
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table, names)
 
 
-def _pack(columns: Mapping[str, NDArray], row_type: np.dtype) -> NDArray[np.void]:
-    packed = np.zeros(len(next(iter(columns.values()))), row_type)
-    packed["fields"] = len(columns)
-    for name, array in columns.items():
-        packed[f"{name}_length"] = row_type[name].itemsize
-        if array.dtype.kind == "f":
-            packed[name]["dimension"] = array.shape[1]
-            with np.errstate(over="ignore"):  # infinite in float16: the server says so better
-                packed[name]["elements"] = array
-        elif array.ndim == 2:
-            packed[name] = np.ascontiguousarray(array).view(f"V{array.shape[1]}").reshape(len(array))
-        else:
-            packed[name] = array
-    return packed
+def columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """An Arrow table as `copy_in` wants it."""
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def jsonb(documents: pa.ChunkedArray) -> pa.ChunkedArray:
+    """JSON texts as `copy_in` wants them for a column of type jsonb, whose binary form begins with its version."""
+    return pc.binary_join_element_wise(b"\x01", documents.cast(pa.binary()), b"")
+
+
+def _packed(columns: Sequence[Column], storage: Storage) -> memoryview:
+    """The rows of these columns, as COPY wants them: Arrow joins what belongs to a row. Nothing here is a scalar of
+    Arrow's: making one imports pandas, if that is installed.
+    """
+    rows = len(columns[0])
+    parts = [_bytes_of(np.full(rows, len(columns), ">i2"))]
+    for column in columns:
+        fields = _fields(column, storage)
+        lengths = np.diff(_offsets(fields)).astype(">i4")
+        if fields.null_count:
+            lengths[fields.is_null().to_numpy(zero_copy_only=False)] = -1
+            fields = fields.fill_null(b"")
+        parts += [_bytes_of(lengths), fields]
+    joined = pc.binary_join_element_wise(*parts, _bytes_of(np.zeros((rows, 0), np.uint8)))
+    offsets = _offsets(joined)
+    return memoryview(joined.buffers()[2])[offsets[0] : offsets[-1]]
+
+
+def _offsets(fields: pa.Array) -> NDArray[np.int32]:
+    """Where each value begins in their bytes, and where the last one ends."""
+    return np.frombuffer(fields.buffers()[1], np.int32, len(fields) + 1, 4 * fields.offset)
+
+
+def _fields(column: Column, storage: Storage) -> pa.Array:
+    """The values of a column as the server reads them, each some bytes."""
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
+            return _fields(column.to_numpy(), storage)
+        chunked = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
+        values = chunked.cast(pa.binary()).combine_chunks()
+        return values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+    if column.dtype.kind == "f":
+        packed = np.zeros(len(column), _stored(storage, column.shape[1]))
+        packed["dimension"] = column.shape[1]
+        with np.errstate(over="ignore"):  # infinite in float16: the server says so better
+            packed["elements"] = column
+        return _bytes_of(packed)
+    if column.dtype.kind == "S":
+        return pa.array(column.tolist(), pa.binary())
+    if column.ndim == 2:
+        return _bytes_of(np.ascontiguousarray(column))
+    return _bytes_of(column.astype("?" if column.dtype.kind == "b" else ">i8"))
+
+
+def _bytes_of(values: NDArray) -> pa.Array:
+    """Each element of an array, or each row of bytes, as its bytes."""
+    size = values.dtype.itemsize * (values.shape[1] if values.ndim == 2 else 1)
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(size)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values.reshape(-1).view(np.uint8))]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
 
 
 def copy_out(
@@ -132,16 +181,6 @@ def _parse(data: bytearray, row_type: np.dtype, columns: Mapping[str, str]) -> d
 
 def _another_width(columns: Mapping[str, str], row_type: np.dtype) -> ValueError:
     return ValueError(f"rows of another width than the {row_type.itemsize} bytes of {dict(columns)}, or with NULL")
-
-
-def _field(array: NDArray, storage: Storage) -> np.dtype:
-    if array.dtype.kind == "f":
-        return _stored(storage, array.shape[1])
-    if array.dtype.kind == "S":
-        return array.dtype
-    if array.ndim == 2:
-        return np.dtype(f"V{array.shape[1]}")
-    return np.dtype("?") if array.dtype.kind == "b" else np.dtype(">i8")
 
 
 def _stored(kind: str, dimension: int) -> np.dtype:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.store.file_column import FileColumn
+from embeddings_pipeline.wording import counted
 
 SEPARATORS = ",;\t|"
 MOST_HEADER = 1 << 20  # characters: more than 1,600 columns, the most that a table has
@@ -79,7 +80,7 @@ def _check(path: Path, text: str, separator: str) -> None:
             row += 1
             if len(cells) != len(header):
                 raise SourceError(
-                    f"{path}: row {row} has {len(cells)} cells, and the header names {len(header)} columns"
+                    f"{path}: row {row} has {len(cells)} cells, and the header names {counted(len(header), 'column')}"
                     f"{_last(header, cells)}; correct it, or quote a cell that has the separator {separator!r}"
                 )
     except csv.Error as error:

@@ -5,6 +5,7 @@ from hashlib import blake2b
 import psycopg
 
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.urls import url_of
 
 NAME_BYTES = 63  # PostgreSQL cuts longer names off, without an error
 SUFFIX = "_dagster"
@@ -22,6 +23,13 @@ def dagster_database_name(own: str, *, embedded: bool) -> str:
         return f"{own}{SUFFIX}"
     end = f"_{blake2b(own.encode(), digest_size=4).hexdigest()}{SUFFIX}"
     return own.encode()[: NAME_BYTES - len(end)].decode(errors="ignore") + end
+
+
+def connect_to_dagsters(database: Database) -> psycopg.Connection:
+    """A session in Dagster's database beside `database`. DatabaseError if it is not there."""
+    with database.session() as connection:
+        name = dagster_database_name(connection.info.dbname, embedded=database.embedded)
+    return Database(url_of(database.parts | {"dbname": name}), database.server).connect(autocommit=True)
 
 
 def dagster_bytes(connection: psycopg.Connection, database: Database) -> int | None:

@@ -18,7 +18,7 @@ from psycopg import errors, pq, sql
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.server.binaries import server_binaries
@@ -30,6 +30,7 @@ from embeddings_pipeline.store.session import (
     check_encoding,
     check_lasts,
     set_up,
+    used_here,
 )
 from embeddings_pipeline.store.urls import (
     Parts,
@@ -41,7 +42,7 @@ from embeddings_pipeline.store.urls import (
 )
 
 EMBEDDED_DATABASE = "embeddings"
-MOST_SESSIONS = 8  # that a process keeps for its searches, and their threads share
+MOST_SESSIONS = 16  # that a process keeps for its batches and searches, and their threads share
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Database:
                 f"{CONNECT_SECONDS} s; try again"
             ) from error
         try:
-            yield connection
+            with used_here(connection):
+                yield connection
         except BaseException:
             connection.close()
             raise
@@ -210,9 +212,9 @@ def open_database(settings: Settings) -> Database:
     The embedded server lives under `settings.state_dir`/postgres and is started if it does not run. It stays while
     any process uses it.
     """
-    if settings.database_url:
+    if address := revealed(settings.database_url):
         try:
-            return Database(url_of(read_address(settings.database_url)))
+            return Database(url_of(read_address(address)))
         except UnreadableAddress as error:
             raise DatabaseError(f"DATABASE_URL {error}") from None
     server = embedded_server(settings.state_dir / "postgres")
@@ -226,7 +228,7 @@ def open_database(settings: Settings) -> Database:
 
 def was_used(settings: Settings) -> bool:
     """Whether the database can hold anything: the embedded one, once it was started; another, as far as is known."""
-    return bool(settings.database_url) or (settings.state_dir / "postgres").is_dir()
+    return bool(revealed(settings.database_url)) or (settings.state_dir / "postgres").is_dir()
 
 
 def open_database_to_read(settings: Settings) -> Database:
@@ -283,7 +285,7 @@ def join_database(settings: Settings) -> DatabaseUse:
     The embedded server is left with the last of them, unless other code of this process used it before the first came.
     """
     with _users_mutex:
-        started = not settings.database_url and not embedded_server(settings.state_dir / "postgres").in_use
+        started = not revealed(settings.database_url) and not embedded_server(settings.state_dir / "postgres").in_use
         database = open_database(settings)
         users = _users.setdefault((os.getpid(), database.url, database.embedded), _Users())
         if not users.count:

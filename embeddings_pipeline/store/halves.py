@@ -10,9 +10,11 @@ T = TypeVar("T")
 
 MOST_FAILURES = 1000
 """If more items fail, it is not they that are at fault."""
-OF_DATA = ("22", "54", "XX001", "P0001")
-"""SQLSTATEs: data that cannot be processed, more than PostgreSQL can hold, a damaged row, what a function raises."""
-OF_ANY_VALUE = ("22000", "XX001", "P0001")
+OF_DATA = ("22", "54", "XX000", "XX001", "P0001")
+"""SQLSTATEs: data that cannot be processed, more than PostgreSQL can hold, a damaged row (also as an internal error, as
+`invalid memory alloc request size` is), what a function raises.
+"""
+OF_ANY_VALUE = ("22000", "XX000", "XX001", "P0001")
 """Those of them that no value need be to blame for: a column of another size, a damaged table, what a function raises.
 """
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import threading
 import time
 from collections.abc import Container
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.definition import batch_key
-from embeddings_pipeline.config.settings import Settings, in_project
+from embeddings_pipeline.config.settings import Settings, in_project, revealed
 from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.store.models import Identity
+from embeddings_pipeline.store.source_rows import HASH
 
 log = logging.getLogger(__name__)
 
+KEPT_BYTES = 64 << 20  # of files that were written last, in memory
 SWEEP_AFTER_SECONDS = 24 * 3600  # a run that reads an older file is long dead
 
-HASH = pa.binary(16)
-RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
+REPEATED = ("vector_name", "fingerprint")  # columns of few different values
 DATABASE, EPOCH = b"database", b"epoch"  # in the metadata of a file: what it is of
 DEFINITION_HASH = b"definition_hash"  # in the metadata of a raw_items or item_texts file: what it was made for
 FAILED_ITEMS = b"failed_items"  # there too: items that are not among the rows, as `pipeline.failed` writes them
@@ -73,6 +75,31 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray:
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
+class _Written:
+    """The files that this process wrote last, for the step that reads them next."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, int, int | None], pa.Table] = {}
+        self._bytes = 0
+        self._mutex = threading.Lock()
+
+    def keep(self, file: pafs.FileInfo, table: pa.Table) -> None:
+        """A file as it is after it was written; the oldest ones are forgotten."""
+        with self._mutex:
+            self._tables[file.path, file.size, file.mtime_ns] = table
+            self._bytes += table.nbytes
+            while self._bytes > KEPT_BYTES:
+                self._bytes -= self._tables.pop(next(iter(self._tables))).nbytes
+
+    def get(self, file: pafs.FileInfo) -> pa.Table | None:
+        """What is in a file; None if it is another than was written, or was forgotten."""
+        with self._mutex:
+            return self._tables.get((file.path, file.size, file.mtime_ns))
+
+
+_written = _Written()
+
+
 @dataclass(frozen=True)
 class Lake:
     """`<root>/<collection>/<asset>[/<fingerprint>]/<batch>/<run>.parquet`.
@@ -97,10 +124,12 @@ class Lake:
             while self.filesystem.get_file_info(path).type != pafs.FileType.NotFound:
                 tries += 1
                 path = f"{directory}/{run}-{tries}.parquet"
-            # Numbers of vectors hardly repeat: a dictionary of them costs three times the writing, and room.
-            others = [name for name in table.column_names if name != "embedding"]
+            # A dictionary of what hardly repeats costs three times the writing, and room; vectors are not made smaller.
+            packed = {name: "none" if name == "embedding" else "zstd" for name in table.column_names}
+            repeated = [name for name in REPEATED if name in table.column_names]
             with self.filesystem.open_output_stream(path) as file:
-                pq.write_table(table, file, compression="zstd", use_dictionary=others, write_statistics=others)
+                pq.write_table(table, file, compression=packed, use_dictionary=repeated, write_statistics=False)
+            _written.keep(self.filesystem.get_file_info(path), table)
         except OSError as error:
             with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway
                 self.filesystem.delete_file(path)
@@ -108,6 +137,10 @@ class Lake:
                 f"the lake cannot be written at {path}: {_reason(error)}; make room or allow writing, then sync again"
             ) from error
         return path
+
+    def _read(self, path: str) -> pa.Table:
+        with pq.ParquetFile(path, filesystem=self.filesystem) as file:
+            return file.read(use_threads=False)
 
     def sweep(self, folder: str, batch: int, keep: str) -> None:
         """Remove the batch's files that nobody needs: more than a day old, neither the newest nor the one named.
@@ -191,7 +224,7 @@ class Lake:
         mine = [file for file in files if run and file.base_name.startswith(run)]
         for file in sorted(mine or files, key=lambda file: (file.mtime_ns or 0, file.path), reverse=True):
             try:
-                table = pq.read_table(file.path, filesystem=self.filesystem)
+                table = _written.get(file) or self._read(file.path)
                 if not self._foreign(table.schema.metadata):
                     return file.path, table
                 foreign = foreign or (file.path, table)
@@ -206,7 +239,7 @@ def open_lake(settings: Settings) -> Lake:
     """The lake at LAKE_URI, a folder (relative to the project's root) or anything that `pyarrow.fs` opens; else the
     folder `lake` in the state folder.
     """
-    uri = settings.lake_uri
+    uri = revealed(settings.lake_uri)
     if not uri:
         return Lake(pafs.LocalFileSystem(), (settings.state_dir / "lake").as_posix())
     try:

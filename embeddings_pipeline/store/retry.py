@@ -3,11 +3,14 @@
 import logging
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psycopg
-import stamina
 
 from embeddings_pipeline.errors import DatabaseError
+
+if TYPE_CHECKING:
+    import stamina
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ def what_it_says(error: psycopg.Error) -> str:
     return f"the database says: {' '.join((error.diag.message_primary or str(error)).split())}"
 
 
-def outage_attempts(name: str, *kinds: type[Exception]) -> Iterator[stamina.Attempt]:
+def outage_attempts(name: str, *kinds: type[Exception]) -> "Iterator[stamina.Attempt]":
     """Attempts of the collection `name` at something that errors of these kinds may stop for a while:
 
     for attempt in outage_attempts("items", OutageError):
@@ -45,6 +48,8 @@ def outage_attempts(name: str, *kinds: type[Exception]) -> Iterator[stamina.Atte
 
     Each wait is told. The last attempt's error is raised.
     """
+    import stamina  # a search has no use for it
+
     attempts = 0
 
     def waits(error: Exception) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,27 @@ def end_what_runs(connection: psycopg.Connection) -> None:
         with contextlib.suppress(psycopg.Error):
             connection.cancel_safe(timeout=CONNECT_SECONDS)
         connection.close()
+
+
+_busy: dict[psycopg.Connection, int] = {}  # sessions by the thread that uses them
+
+
+@contextmanager
+def used_here(connection: psycopg.Connection) -> Iterator[None]:
+    """Within it this thread uses the session: see `end_statements`."""
+    _busy[connection] = threading.get_ident()
+    try:
+        yield
+    finally:
+        del _busy[connection]
+
+
+def end_statements(threads: Collection[int]) -> None:
+    """Cancel what these threads wait for: nothing else ends that when the thread that waits for them is interrupted."""
+    for connection, thread in list(_busy.items()):
+        if thread in threads:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=CONNECT_SECONDS)
 
 
 # --- our own database --------------------------------------------------------------------------------------------
@@ -127,13 +148,17 @@ def reading(connection: psycopg.Connection, limits: ReadLimits, *, some_rows_do:
         lock_timeout=sql.Literal(str(1000 * limits.lock_seconds)),
         statement_timeout=sql.Literal(str(1000 * (limits.statement_seconds or 0))),
     )
-    with _watched(connection, limits), connection.transaction():
-        try:
-            connection.execute(statement)
-            yield
-        except BaseException:
-            end_what_runs(connection)
-            raise
+    try:
+        with _watched(connection, limits), connection.transaction():
+            try:
+                connection.execute(statement)
+                yield
+            except BaseException:
+                end_what_runs(connection)
+                raise
+    finally:
+        if not connection.closed:
+            connection.isolation_level = connection.read_only = None  # others use the session too
 
 
 @contextmanager

@@ -1,15 +1,65 @@
-"""What is read of a row of the source, and its key."""
+"""What is read of the rows of a source, and their keys."""
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from embeddings_pipeline.config.templates import unreadable_hash
+
+HASH = pa.binary(16)
+RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
+SCANNED_ROWS = pa.schema([("item_key", pa.string()), ("row_hash", HASH)])
 
 
 class ScannedRow(NamedTuple):
-    """What a scan keeps of a row."""
+    """A row of a scan that is told by itself: it cannot be read, or no item can have its key."""
 
     item_key: str
     row_hash: bytes
-    reason: str | None = None  # why it cannot be read
+    reason: str | None = None
+    is_item: bool = True  # False: no item can have its key. `item_key` is what is shown, `row_hash` the key's SHA-256
+
+
+def scanned_rows(keys: Sequence[str], hashes: Sequence[bytes]) -> pa.Table:
+    """SCANNED_ROWS of lists, which pyarrow itself converts with pandas imported, if that is installed."""
+    written = [key.encode() for key in keys]
+    offsets = np.zeros(len(keys) + 1, np.int32)
+    np.cumsum([len(key) for key in written], out=offsets[1:])
+    texts = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(written))]
+    columns = [
+        pa.Array.from_buffers(pa.string(), len(keys), texts),
+        pa.Array.from_buffers(HASH, len(keys), [None, pa.py_buffer(b"".join(hashes))]),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCANNED_ROWS)
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows of the source as columns, as far as the collection looks at them."""
+
+    table: pa.Table  # RAW_ITEMS: row is template columns and payload; of a scan, SCANNED_ROWS
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # item key → why: these rows are not in the table
+    unusable: Sequence[ScannedRow] = ()  # nor are these, whose keys no item can have
+
+    @property
+    def hashes(self) -> pa.Table:
+        """Key and hash of every item; those that cannot be read have a mark for their hash."""
+        marks = [list(self.unreadable), [unreadable_hash(item_key) for item_key in self.unreadable]]
+        readable = self.table.select(SCANNED_ROWS.names)
+        return pa.concat_tables([readable, pa.table(marks, schema=SCANNED_ROWS)]) if self.unreadable else readable
+
+
+def joined(parts: Iterable[SourceRows], schema: pa.Schema) -> SourceRows:
+    """Several parts as one."""
+    tables, unreadable = [schema.empty_table()], dict[str, str]()
+    for part in parts:
+        tables.append(part.table)
+        unreadable |= part.unreadable
+    return SourceRows(pa.concat_tables(tables), unreadable)
 
 
 class Position(NamedTuple):
@@ -28,25 +78,14 @@ class UpdatedRow(NamedTuple):
     ahead: bool  # its `updated_at` is later than the source's clock
 
 
-class SourceRow(NamedTuple):
-    """One row of the source, as far as the collection looks at it."""
-
-    item_key: str
-    row_hash: bytes
-    row_json: str  # template columns and payload
-    payload_json: str
-    reason: str | None = None  # why the row cannot be read: its JSON is empty then, and its hash a mark
-
-
-def split_key(item_key: str, columns: int) -> list[str]:
-    """The key columns' values as texts: the inverse of how an item key is made."""
-    return [item_key] if columns == 1 else json.loads(item_key)
+def split_key(item_key: str) -> list[str]:
+    """The values of several key columns as texts: the inverse of how an item key is made of them."""
+    values: list[str] = json.loads(item_key)
+    return values
 
 
 def is_key(item_key: str, columns: int) -> bool:
-    """Whether a key of the ledger can be one of the source, whose key columns may have been others before."""
-    if columns == 1:
-        return True
+    """Whether a key of the ledger can be one of several columns of the source, which may have been others before."""
     try:
         values = json.loads(item_key)
     except ValueError:

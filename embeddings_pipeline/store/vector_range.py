@@ -15,12 +15,18 @@ MOST_LOST = 2.0**-10  # of a vector's length, by float16; half of it is usual
 NOT_A_VECTOR = "the model gave a vector that is not finite, or zero"
 
 
+def usable(vectors: NDArray) -> NDArray[np.bool_]:
+    """Which rows of `vectors` (n, d) are finite and longer than zero."""
+    lengths = _lengths(vectors)
+    sound: NDArray[np.bool_] = np.isfinite(lengths) & (lengths > 0)
+    return sound
+
+
 def why_not(vectors: NDArray, storage: Literal["halfvec", "vector"]) -> dict[int, str]:
     """Row → why it cannot be kept, for the rows of `vectors` (n, d) that cannot."""
-    lengths = _lengths(vectors)
-    usable = np.isfinite(lengths) & (lengths > 0)
-    reasons = {int(row): NOT_A_VECTOR for row in np.flatnonzero(~usable)}
-    doubtful = out_of_range(vectors, storage) & usable
+    lengths, sound = _lengths(vectors), usable(vectors)
+    reasons = {int(row): NOT_A_VECTOR for row in np.flatnonzero(~sound)}
+    doubtful = out_of_range(vectors, storage) & sound
     return reasons | {int(row): _reason(vectors[row], float(lengths[row]), storage) for row in np.flatnonzero(doubtful)}
 
 
@@ -35,7 +41,7 @@ def out_of_range(vectors: NDArray, storage: Literal["halfvec", "vector"]) -> NDA
         else:
             kept = vectors.astype(np.float16).astype(np.float32)
             outside = ~(_lengths(kept - vectors) <= MOST_LOST * lengths)
-    result: NDArray[np.bool_] = outside & np.isfinite(lengths) & (lengths > 0)
+    result: NDArray[np.bool_] = outside & usable(vectors)
     return result
 
 
@@ -52,5 +58,5 @@ def _reason(vector: NDArray, length: float, storage: str) -> str:
 
 def _lengths(vectors: NDArray) -> NDArray[np.float64]:
     with np.errstate(all="ignore"):
-        lengths: NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        lengths: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     return lengths

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -15,10 +14,8 @@ import yaml
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import run_here, run_process
+from embeddings_pipeline_tests.support.command_line import PROGRESS, run_here, run_process
 from embeddings_pipeline_tests.support.workbench import definition, execute
-
-PROGRESS = re.compile(r"films: .*; \d+ s\n")  # a line after each five seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUS = {
@@ -64,6 +61,30 @@ def loaded(command: Command, tmp_path: Path) -> Command:
     (tmp_path / "films.csv").write_text(FILMS)
     assert command("load", str(tmp_path / "films.csv"), "--table", "films").returncode == 0
     return command
+
+
+NEVER = {"dagster", "sqlalchemy", "grpc", "pandas", "torch", "transformers", "sentence_transformers"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        (("search", "monster"), {"pyarrow", "stamina", "rich"}),
+        (("sync",), {"stamina", "rich"}),
+        (("status",), {"rich"}),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(
+    loaded: Command, environment: dict[str, str], arguments: tuple[str, ...], without: set[str]
+) -> None:
+    assert loaded("sync").returncode == 0
+    command = [sys.executable, "-X", "importtime", "-m", "embeddings_pipeline", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    lines = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    packages = {name.partition(".")[0] for name in lines}
+    assert {"psycopg", "pydantic"} < packages
+    assert not packages & (NEVER | without)
 
 
 def fails_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -117,7 +138,7 @@ def test_load_tells_the_types_and_takes_the_files_name(command: Command, tmp_pat
         command("load", str(tmp_path / "mine.csv"))
     )
     replaced = command("load", str(tmp_path / "mine.csv"), "--table", "shops", "--replace")
-    assert replaced.stdout == "shops: 1 rows, 1 new, 0 changed, 2 deleted first\n"
+    assert replaced.stdout == "shops: 1 row, 1 new, 0 changed, 2 deleted first\n"
     assert replaced.stderr == f"note: 2 of its rows were deleted, and it was loaded from {tmp_path / 'shops.csv'}\n"
 
 
@@ -236,7 +257,7 @@ class TestQuarantine:
     def test_list_shows_what_and_why_and_when(self, loaded: Command, bad: str) -> None:
         shown = loaded("quarantine", "list")
         assert shown.returncode == 0 and not shown.stderr
-        assert f"films  {bad[:12]}  item 2, at encode, 1 attempts with test, tried again from" in shown.stdout
+        assert f"films  {bad[:12]}  item 2, at encode, 1 attempt with test, tried again from" in shown.stdout
         assert "ValueError: it was refused" in shown.stdout and "Heat" in shown.stdout
         [entry] = json.loads(loaded("quarantine", "list", "--json").stdout)
         assert (entry["collection"], entry["content_hash"], entry["item_key"]) == ("films", bad, "2")
@@ -244,7 +265,7 @@ class TestQuarantine:
     def test_retry_and_clear_take_the_beginning_of_a_hash_or_all(
         self, loaded: Command, database: Database, bad: str
     ) -> None:
-        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 texts and items are tried again")
+        assert loaded("quarantine", "retry", bad[:6]).stdout.startswith("1 text or item is tried again")
         assert execute(database, "SELECT attempts, next_try <= now() FROM embeddings.quarantine") == [(0, True)]
         assert loaded("quarantine", "clear", "--all").returncode == 0
         assert loaded("quarantine", "list").stdout == "films: nothing is in quarantine\n"

@@ -156,7 +156,13 @@ class TestRemove:
     def test_it_says_what_it_drops_and_asks(self, synced: Command, project: Settings) -> None:
         refused = synced("collection", "remove", "films")
         assert refused.returncode == 1 and "give --yes" in refused.stderr
-        for part in ("25 items, 25 vectors", "films_item", "3 partition keys", str(project.state_dir / "lake/films")):
+        for part in (
+            "25 items, 25 vectors",
+            "embeddings.films_item",
+            "embeddings.films,",
+            "3 partition keys",
+            str(project.state_dir / "lake/films"),
+        ):
             assert part in refused.stderr
         assert listed(synced)["films"]["items"] == 25
 

@@ -21,7 +21,7 @@ import typer
 from psycopg import errors
 
 from embeddings_pipeline.cli import console
-from embeddings_pipeline.cli.main import app, main, one_line
+from embeddings_pipeline.cli.main import _long_work, app, main, one_line
 from embeddings_pipeline.cli.search import print_hit
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.search.query import Hit
@@ -42,6 +42,27 @@ def test_in_a_pipe_long_work_says_now_and_then_what_it_does(
     first, *_, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"films: starting; \d+ s", first)
     assert re.fullmatch(r"films: embedding, 300 of 1,200 texts, [\d,]+ texts/s, \d+ s left; \d+ s", last)
+
+
+def test_a_command_that_says_nothing_for_long_gives_a_sign_of_life(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "FIRST_LINE_SECONDS", 0.02)
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.02)
+    with console.sign_of_life("profile test"):
+        time.sleep(0.1)
+        with console.waiting("loading the model"):
+            time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"profile test: still at work; \d+ s", lines[0])
+    assert re.fullmatch(r"loading the model; \d+ s", lines[-1])
+    assert len(lines) < 12  # not both at once
+
+
+def test_a_program_and_a_command_that_waits_for_a_person_get_no_sign_of_life() -> None:
+    assert _long_work(["profile", "test", "minilm"]) == "profile test" and _long_work(["sync", "--full"]) == "sync"
+    for arguments in ([], ["ui"], ["psql", "-c", "select 1"], ["status", "--json"]):
+        assert _long_work(arguments) is None
 
 
 def test_on_a_terminal_long_work_is_a_bar_with_texts_their_speed_and_the_time_left(

@@ -8,7 +8,9 @@ import pytest
 
 from embeddings_pipeline.cli.main import one_line
 from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.definitions import defs
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.orchestration.component import definitions_below
 from embeddings_pipeline.orchestration.instance.home import project_instance
 from embeddings_pipeline_tests.support.command_line import PROJECT, run_process
 from embeddings_pipeline_tests.support.workbench import films, make_films
@@ -34,7 +36,18 @@ def test_a_home_where_dagster_would_make_a_storage_of_its_own_is_one_line(monkey
     with pytest.raises(ConfigurationError, match=r"DAGSTER_HOME|that this package comes with") as refused:
         project_instance().__enter__()
     assert str(refused.value).startswith(str(tmp_path)) and "\n" not in str(refused.value)
+    for load in (defs, lambda: definitions_below(tmp_path)):  # what `dagster dev` and `dg dev` load there
+        with pytest.raises(ConfigurationError) as not_loaded:
+            load()
+        assert str(not_loaded.value) == str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_home_counts_as_none(monkeypatch, project: Settings) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    monkeypatch.chdir(PROJECT)
+    with project_instance():
+        assert os.environ["DAGSTER_HOME"] == str(PROJECT)
 
 
 @pytest.mark.parametrize(

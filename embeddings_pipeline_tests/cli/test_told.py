@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,11 @@ import yaml
 
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import OutageError
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import PROJECT, run_here
+from embeddings_pipeline_tests.support.command_line import PROGRESS, PROJECT, run_here
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import definition, execute, films, make_films, wait_until
-
-PROGRESS = re.compile(r"films: .*; \d+ s\n")  # after five seconds
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -103,16 +103,28 @@ class TestChecks:
         assert "error: other" not in done.stderr
 
     def test_a_warning_is_told_and_is_no_failure(self, database, command, tmp_path) -> None:
-        make_films(database, films(199))
+        make_films(database, films(50))
         DeterministicEncoder.fail_on = "number 42 "
         done = command("sync")
         assert done.returncode == 0
         [line] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-        assert line.startswith("warning: films: check quarantine: 1 texts and items (0.50 %) in quarantine")
+        assert line.startswith("warning: films: check quarantine: 1 text or item (2.00 %) in quarantine")
+        assert ": item 42 at encode, ValueError: a text holds 'number 42 ';" in line
         assert line.endswith("see `embeddings-pipeline quarantine list --collection films`")
         shown = command("status").stdout
-        assert re.search(r"quarantine +warned \d+ seconds? ago: 1 texts and items", shown)
-        assert re.search(r"quarantine +1 texts +\(tried again from \d\d:\d\d", shown)
+        assert re.search(r"quarantine +warned \d+ seconds? ago: 1 text or item", shown)
+        assert re.search(r"quarantine +1 text +\(tried again from \d\d:\d\d", shown)
+
+    def test_many_in_quarantine_are_an_error(self, database, command) -> None:
+        make_films(database, films(50))
+        DeterministicEncoder.fail_on = "Film 1"
+        done = command("sync")
+        assert done.returncode == 1
+        assert (
+            "error: films: check quarantine: 11 texts and items (22.00 %) in quarantine, 0 of them given up: "
+            in done.stderr
+        )
+        assert "; and 8 more; see `embeddings-pipeline quarantine list --collection films`" in done.stderr
 
     def test_what_the_next_sync_is_about_to_do_is_a_warning(self, database, command) -> None:
         make_films(database, films(10))
@@ -186,9 +198,7 @@ class TestFailures:
         assert command("sync").returncode == 1
         waiting = status(command)["waiting"]
         assert (waiting["batches"], waiting["attempts"]) == (1, 1) and "a text holds ' '" in waiting["reason"]
-        assert re.search(
-            r"waiting +1 batches after up to 1 attempts, tried again .*: .*holds", command("status").stdout
-        )
+        assert re.search(r"waiting +1 batch after up to 1 attempt, tried again .*: .*holds", command("status").stdout)
         DeterministicEncoder.reset()
         assert command("sync").returncode == 0
         assert status(command)["waiting"]["batches"] == 0
@@ -206,12 +216,33 @@ def test_a_collection_that_is_no_longer_defined_is_named(database, command, vect
 
 
 @pytest.mark.slow
+def test_an_interrupt_is_no_attempt(database, command, project) -> None:
+    make_films(database, films(40))
+    DeterministicEncoder.fail_on, DeterministicEncoder.error = "number 3 ", OutageError
+    assert command("sync").returncode == 1
+    attempts = "SELECT attempts, next_try > now() FROM embeddings.batch ORDER BY batch"
+    assert execute(database, attempts) == [(1, True)] * 4
+    execute(database, "UPDATE embeddings.batch SET next_try = now() WHERE batch = 0")
+    running = subprocess.Popen([sys.executable, "-m", "embeddings_pipeline_tests.support.sync_process", "30"])
+    try:
+        wait_until(lambda: any(each["phase"] == "embedding" for each in status(command)["under_way"]))
+        wait_until(lambda: execute(database, "SELECT attempts FROM embeddings.batch WHERE batch = 0") == [(2,)])
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) != 0
+    finally:
+        running.kill()
+        running.wait()
+    assert execute(database, attempts) == [(1, False), *[(1, True)] * 3]
+
+
+@pytest.mark.slow
 def test_a_sync_that_is_under_way_is_told_with_its_process_and_gone_with_it(database, command, project) -> None:
     make_films(database, films(40))
     running = subprocess.Popen([sys.executable, "-m", "embeddings_pipeline_tests.support.sync_process", "30"])
     try:
         wait_until(lambda: any(each["phase"] == "embedding" for each in status(command)["under_way"]))
         [sync] = status(command)["under_way"]
+        assert status(command)["waiting"]["batches"] == 0 and "waiting" not in command("status").stdout
         assert sync["what"] == "sync" and f"process {running.pid}" in sync["who"]
         assert re.search(
             rf"under way +sync by .*, process {running.pid}, since .*: embedding", command("status").stdout

@@ -120,7 +120,7 @@ def test_a_profile_without_its_required_keys_names_them() -> None:
 
 def test_openai_says_that_it_is_not_there_yet_and_what_is() -> None:
     with pytest.raises(ProfileError, match="not available in this version yet; use a local profile"):
-        load_encoder(BUILT_IN["openai"])
+        load_encoder(BUILT_IN["openai"], settings())
 
 
 def test_minilm_comes_with_the_project() -> None:

@@ -1,12 +1,13 @@
 """Settings: the folders of a project are the same from everywhere, and no secret is shown."""
 
+import json
 import traceback
 from pathlib import Path
 
 import pytest
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
-from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.config.settings import load_settings, revealed
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.store.database import open_database
 
@@ -21,7 +22,7 @@ def test_relative_folders_are_below_the_project_and_stay_there(tmp_path: Path, m
     for folder in (shell, cron):
         monkeypatch.chdir(folder)
         settings = load_settings()
-        assert (settings.state_dir, settings.lake_uri) == (project / "data/state", str(project / "data/lake"))
+        assert (settings.state_dir, revealed(settings.lake_uri)) == (project / "data/state", str(project / "data/lake"))
         assert settings.defs_dir == tmp_path / "defs"
     monkeypatch.delenv("DAGSTER_HOME")
     monkeypatch.chdir(project / "below")
@@ -35,7 +36,7 @@ def test_absolute_folders_and_urls_stay_as_they_are(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", "/srv/state")
     monkeypatch.setenv("LAKE_URI", "s3://bucket/path")
     assert load_settings().state_dir == Path("/srv/state")
-    assert load_settings().lake_uri == "s3://bucket/path"
+    assert revealed(load_settings().lake_uri) == "s3://bucket/path"
 
 
 SECRETS = {
@@ -47,7 +48,7 @@ SECRETS = {
 }
 
 
-def test_no_print_and_no_traceback_shows_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_print_dump_or_traceback_shows_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -56,9 +57,14 @@ def test_no_print_and_no_traceback_shows_a_secret(tmp_path: Path, monkeypatch: p
     url = "postgresql://user:s3cret@host/name"
     source = {"table": "t", "key": ["id"], "url": url}
     attributes = CollectionAttributes.model_validate({"name": "t", "source": source, "vectors": {"base": "{x}"}})
+    replaced = settings.model_copy(update={"database_url": url})
     shown = [f"{one!r} {one!s}" for one in (settings, database, attributes, CollectionDefinition(attributes))]
+    for one in (settings, replaced):
+        shown += [str(one.model_dump()), one.model_dump_json(), str(dict(one)), str(vars(one))]
+        shown.append(json.dumps(one.model_dump(), default=str))
     try:
         database.connect()
     except PipelineError as error:
         shown.append("".join(traceback.format_exception(error)))
-    assert len(shown) == 5 and all("s3cret" not in text for text in shown)
+    assert revealed(settings.database_url) == SECRETS["DATABASE_URL"] and revealed(replaced.database_url) == url
+    assert len(shown) == 15 and all("s3cret" not in text for text in shown)

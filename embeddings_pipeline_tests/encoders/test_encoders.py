@@ -15,10 +15,13 @@ from tokenizers import pre_tokenizers
 from transformers import Qwen2Config, Qwen2Model, Qwen2Tokenizer
 
 from embeddings_pipeline.config.profiles import BUILT_IN, Profile
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.weights import resolve_weights
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.encoders.batches import BatchEncoder
 from embeddings_pipeline.encoders.local import LocalEncoder
+from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline_tests.support.tiny_models import WORDS, bert
 
@@ -35,10 +38,10 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def minilm() -> LocalEncoder:
-    encoder = load_encoder(MINILM)
-    assert isinstance(encoder, LocalEncoder)
+@pytest.fixture(scope="module", params=[OpenVinoEncoder, LocalEncoder])
+def minilm(request: pytest.FixtureRequest, encoder_settings: Settings) -> BatchEncoder:
+    encoder = LocalEncoder(MINILM) if request.param is LocalEncoder else load_encoder(MINILM, encoder_settings)
+    assert isinstance(encoder, BatchEncoder) and isinstance(encoder, request.param)
     return encoder
 
 
@@ -64,7 +67,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_vectors_are_those_of_sentence_transformers_in_the_order_given(
-    minilm: LocalEncoder, reference: SentenceTransformer
+    minilm: BatchEncoder, reference: SentenceTransformer
 ) -> None:
     vectors = minilm.encode_documents(TEXTS)
     assert vectors.dtype == np.float32
@@ -79,7 +82,7 @@ def test_bfloat16_keeps_the_cosine_to_float32(reference: SentenceTransformer) ->
     assert all(m.weight.dtype == torch.bfloat16 for m in encoder.model.modules() if isinstance(m, torch.nn.Linear))
 
 
-def test_nothing_to_encode_gives_an_empty_array(minilm: LocalEncoder) -> None:
+def test_nothing_to_encode_gives_an_empty_array(minilm: BatchEncoder) -> None:
     assert minilm.encode_documents([]).shape == (0, 384)
     assert minilm.encode_queries([]).shape == (0, 384)
     assert minilm.count_tokens([]).shape == (0,)
@@ -172,13 +175,13 @@ def test_several_threads_get_the_vectors_that_one_gets(tiny: Profile) -> None:
         np.testing.assert_allclose(vectors, expected[position % len(groups)], atol=1e-6)
 
 
-def test_a_model_is_loaded_once_for_all_threads(tiny: Profile) -> None:
+def test_a_model_is_loaded_once_for_all_threads(tiny: Profile, encoder_settings: Settings) -> None:
     profile = replace(tiny, name="loaded once")
     start = threading.Barrier(4)
 
     def load(_: int) -> Encoder:
         start.wait()
-        return load_encoder(profile)
+        return load_encoder(profile, encoder_settings)
 
     with ThreadPoolExecutor(4) as pool:
         assert len({id(encoder) for encoder in pool.map(load, range(4))}) == 1
@@ -210,7 +213,7 @@ def test_a_max_length_beyond_the_models_positions_is_refused(tiny: Profile) -> N
     ids=["words", "white space first", "a word of a megabyte", "a long word first"],
 )
 def test_a_megabyte_of_text_gives_the_vector_of_its_first_tokens_soon(
-    text: str, minilm: LocalEncoder, reference: SentenceTransformer
+    text: str, minilm: BatchEncoder, reference: SentenceTransformer
 ) -> None:
     started = time.perf_counter()
     vectors = minilm.encode_documents([text])
@@ -219,7 +222,7 @@ def test_a_megabyte_of_text_gives_the_vector_of_its_first_tokens_soon(
     assert (minilm.count_tokens([text])[0] > 256) == text.startswith("A film")
 
 
-def test_broken_unicode_is_read_with_replacement_characters(minilm: LocalEncoder) -> None:
+def test_broken_unicode_is_read_with_replacement_characters(minilm: BatchEncoder) -> None:
     texts = ["sea \ud800 film", "\udfff", "null \x00 character", "\ufffe\uffff"]
     vectors = minilm.encode_documents(texts)
     assert np.isfinite(vectors).all()
@@ -227,26 +230,27 @@ def test_broken_unicode_is_read_with_replacement_characters(minilm: LocalEncoder
     assert (minilm.count_tokens(texts) >= 2).all()
 
 
-def test_meaning_is_kept(minilm: LocalEncoder) -> None:
+def test_meaning_is_kept(minilm: BatchEncoder) -> None:
     query = minilm.encode_queries(["giant reptiles escape from an amusement park"])
     assert (minilm.encode_documents(TEXTS) @ query[0]).argmax() == 1
 
 
-def test_a_model_of_other_dimensions_is_refused_with_the_remedy(tiny: Profile) -> None:
+def test_a_model_of_other_dimensions_is_refused_with_the_remedy(tiny: Profile, encoder_settings: Settings) -> None:
     with pytest.raises(ProfileError, match=r"gives 32 dimensions, the profile says 384; .*EMBEDDING_DIMENSIONS"):
-        load_encoder(replace(tiny, dimensions=384))
+        load_encoder(replace(tiny, dimensions=384), encoder_settings)
 
 
-def test_a_damaged_model_is_an_error_of_one_line(tmp_path: Path) -> None:
+def test_a_damaged_model_is_an_error_of_one_line(tmp_path: Path, encoder_settings: Settings) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ProfileError, match=r"^Profile broken: .* cannot be loaded: [^\n]*$"):
-        load_encoder(Profile(name="broken", provider="local", model=str(tmp_path), dimensions=8, device="cpu"))
+        broken = Profile(name="broken", provider="local", model=str(tmp_path), dimensions=8, device="cpu")
+        load_encoder(broken, encoder_settings)
 
 
-def test_a_device_that_is_not_there_is_an_error_of_one_line() -> None:
+def test_a_device_that_is_not_there_is_an_error_of_one_line(encoder_settings: Settings) -> None:
     with pytest.raises(ProfileError, match=r"device cuda:7 cannot be used here \([^\n]*EMBEDDING_DEVICE=cpu"):
-        load_encoder(replace(MINILM, device="cuda:7"))
+        load_encoder(replace(MINILM, device="cuda:7"), encoder_settings)
 
 
 @pytest.fixture(scope="module")
@@ -295,9 +299,9 @@ def test_a_text_without_tokens_has_no_vector_and_harms_no_other(decoder: Profile
     assert np.isfinite(vectors[[0, 2]]).all()
 
 
-def test_a_users_own_class_is_an_encoder() -> None:
+def test_a_users_own_class_is_an_encoder(encoder_settings: Settings) -> None:
     model = "embeddings_pipeline_tests.support.deterministic:DeterministicEncoder"
-    encoder = load_encoder(Profile(name="own", provider="python", model=model, dimensions=64))
+    encoder = load_encoder(Profile(name="own", provider="python", model=model, dimensions=64), encoder_settings)
     assert encoder.count_tokens(["a red car", ""]).tolist() == [3, 0]
     vectors = encoder.encode_documents(["a red car", "a red bus", "stock market news", "a red car", ""])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -314,9 +318,11 @@ def test_a_users_own_class_is_an_encoder() -> None:
         ("embeddings_pipeline_tests.support.deterministic", "wants model package.module:Class"),
     ],
 )
-def test_a_class_that_cannot_be_loaded_is_an_error_of_one_line(model: str, message: str) -> None:
+def test_a_class_that_cannot_be_loaded_is_an_error_of_one_line(
+    model: str, message: str, encoder_settings: Settings
+) -> None:
     with pytest.raises(ProfileError, match=message):
-        load_encoder(Profile(name="own", provider="python", model=model, dimensions=64))
+        load_encoder(Profile(name="own", provider="python", model=model, dimensions=64), encoder_settings)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.model_words import differences, model_warning, model_words, with_model_prompts
 from embeddings_pipeline.config.profiles import BUILT_IN, Profile
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import tokens_read
 from embeddings_pipeline.encoders.comparison import compare
+from embeddings_pipeline.encoders.convert import Refused
 from embeddings_pipeline.encoders.local import KEPT_COSINE, LocalEncoder
 from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline_tests.support.converted import convert
 from embeddings_pipeline_tests.support.tiny_models import WORDS, bert, sentence_model, tokenizer_of
 
 TEXTS = ["one", "two three", "nine " * 100, " ".join(WORDS), "ten " * 7]
@@ -116,6 +120,23 @@ def test_a_model_that_16_bits_would_change_runs_in_float32(tmp_path: Path) -> No
     assert LocalEncoder(profile_of(folder, dimensions=64)).half is None
 
 
+NOT_CONVERTED = {"prompts left out of pooling", "a router", "static"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_openvino_gives_the_vectors_of_encode_document_and_encode_query(name: str, tmp_path: Path) -> None:
+    make, settings = MODELS[name]
+    profile = profile_of(make(tmp_path), **settings)
+    if name in NOT_CONVERTED:
+        with pytest.raises(Refused, match=r"^its? [^\n]*$"):
+            convert(profile, tmp_path / "converted")
+        return
+    encoder = convert(profile, tmp_path / "converted")
+    assert min(compare(profile, encoder, TEXTS)) >= 0.9999
+    assert encoder.count_tokens(TEXTS).tolist() == LocalEncoder(profile).count_tokens(TEXTS).tolist()
+    assert tokens_read(encoder, profile) == tokens_read(LocalEncoder(profile), profile)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_vectors_are_those_of_encode_document_and_encode_query(name: str, tmp_path: Path) -> None:
     make, settings = MODELS[name]
@@ -193,7 +214,7 @@ def test_a_folder_without_modules_says_that_its_pooling_is_a_guess_and_which(tmp
     ],
 )
 def test_a_model_of_another_measure_is_refused_unless_it_comes_to_the_same(
-    measure: str, normalizes: bool, allowed: bool, tmp_path: Path
+    measure: str, normalizes: bool, allowed: bool, tmp_path: Path, encoder_settings: Settings
 ) -> None:
     modules = [Pooling(32), Normalize()] if normalizes else [Pooling(32)]
     mine = profile_of(say(sentence_model(tmp_path, *modules), similarity_fn_name=measure))
@@ -201,7 +222,7 @@ def test_a_model_of_another_measure_is_refused_unless_it_comes_to_the_same(
         assert fingerprint(mine)
         assert model_warning(mine) is None
         return
-    for step in (fingerprint, load_encoder):
+    for step in (fingerprint, partial(load_encoder, settings=encoder_settings)):
         with pytest.raises(ProfileError, match=rf"^Profile mine: [^\n]*compared by {measure}[^\n]*similarity: cosine"):
             step(mine)
     mine = replace(mine, similarity="cosine")
@@ -231,14 +252,16 @@ def test_a_model_of_another_measure_is_refused_unless_it_comes_to_the_same(
         ("model.safetensors.index.json", "{", "cannot be read"),
     ],
 )
-def test_a_broken_file_is_one_line(file: str, content: str | None, said: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_one_line(
+    file: str, content: str | None, said: str, tmp_path: Path, encoder_settings: Settings
+) -> None:
     folder = sentence_model(tmp_path, Pooling(32))
     if content is None:
         (folder / file).unlink()
     else:
         (folder / file).write_text(content)
     with pytest.raises(ProfileError, match=r"^Profile mine: [^\n]*$") as error:
-        load_encoder(profile_of(folder))
+        load_encoder(profile_of(folder), encoder_settings)
     assert said in str(error.value)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileError
 
@@ -69,7 +70,7 @@ def test_what_is_not_a_row_of_numbers_for_each_text_is_one_line(
 ) -> None:
     monkeypatch.setattr(Small, "given", given)
     with pytest.raises(ProfileError) as error:
-        getattr(load_encoder(own("Small")), method)(["one", "two"])
+        getattr(load_encoder(own("Small"), Settings()), method)(["one", "two"])
     message = str(error.value)
     assert message.startswith(f"Profile Small: {MODULE}:Small.{method} gave {said} for 2 texts; it must give")
     assert "(2, 4)" in message and "\n" not in message
@@ -89,23 +90,23 @@ def test_an_exception_is_one_line(
 ) -> None:
     monkeypatch.setattr(Small, "given", raised)
     with pytest.raises(kind) as error:
-        load_encoder(own("Small")).encode_queries(["one"])
+        load_encoder(own("Small"), Settings()).encode_queries(["one"])
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_counting_tokens_is_optional_and_other_floats_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Small, "given", np.ones((2, 4)))
-    encoder = load_encoder(own("Small"))
+    encoder = load_encoder(own("Small"), Settings())
     assert encoder.count_tokens(["one", "two"]).tolist() == [0, 0]
     assert encoder.encode_documents(["one", "two"]).dtype == np.float32
-    assert load_encoder(own("Counting")).count_tokens(["one", "two"]).tolist() == [3, 4]
+    assert load_encoder(own("Counting"), Settings()).count_tokens(["one", "two"]).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("counted", [[1], [1.5, 2.0], None, 7])
 def test_a_wrong_count_of_tokens_is_one_line(monkeypatch: pytest.MonkeyPatch, counted: Any) -> None:
     monkeypatch.setattr(Counting, "counted", counted)
     with pytest.raises(ProfileError, match=r"Counting.count_tokens gave .* for 2 texts; .* or be left out"):
-        load_encoder(own("Counting")).count_tokens(["one", "two"])
+        load_encoder(own("Counting"), Settings()).count_tokens(["one", "two"])
 
 
 @pytest.mark.parametrize(
@@ -118,4 +119,4 @@ def test_a_wrong_count_of_tokens_is_one_line(monkeypatch: pytest.MonkeyPatch, co
 )
 def test_a_class_that_is_no_encoder_is_refused_when_it_is_loaded(name: str, said: str) -> None:
     with pytest.raises(ProfileError, match=said):
-        load_encoder(own(name, dimensions=5 if name == "Small" else 4))
+        load_encoder(own(name, dimensions=5 if name == "Small" else 4), Settings())

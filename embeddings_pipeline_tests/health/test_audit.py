@@ -86,7 +86,7 @@ class TestAudit:
         done = job.execute_in_process(instance=instance)
         by_name = {evaluation.check_name: evaluation for evaluation in done.get_asset_check_evaluations()}
         assert not by_name["agreement"].passed
-        assert "1 items without texts" in by_name["agreement"].description
+        assert "1 item without texts" in by_name["agreement"].description
         assert "sync --full" in by_name["agreement"].description
         full = sync(definition(), project, full=True, instance=instance)
         assert full.embedded == 0  # its vector is in the lake

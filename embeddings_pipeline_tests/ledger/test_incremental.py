@@ -308,7 +308,7 @@ def test_two_scans_and_a_tick_out_of_order_end_in_the_same_state(database, setti
     collection = open_collection(timed(), settings)
     settle(collection)
     with collection.source.connect() as reading:
-        old = [row for rows in collection.source.scan(reading) for row in rows]
+        old = list(collection.source.scan(reading))
     execute(database, "UPDATE films SET overview = 'other', updated_at = now() WHERE id <= 3")
     tick(collection)
     for batch in collection.ledger.dirty_batches():
@@ -316,7 +316,7 @@ def test_two_scans_and_a_tick_out_of_order_end_in_the_same_state(database, setti
 
     class Old(type(collection.source)):  # type: ignore[misc]
         def scan(self, connection: Any, apart: Any = ()) -> Any:
-            return iter([old])
+            return iter(old)
 
     collection.ledger.full_scan(Old(collection.source.definition, collection.source.database))  # older than the commit
     for batch in collection.ledger.dirty_batches():

@@ -122,7 +122,7 @@ def test_keys_are_what_the_source_says_they_are(films_there: Any, key: str, row:
     things = source_of(database, definition("things", source=source, columns=[], vectors={"base": "{title}"}))
     execute(database, "INSERT INTO things VALUES (%s, %s, 'before')", row)
     with things.connect() as connection:
-        [known] = [row.item_key for rows in things.scan(connection) for row in rows]
+        [known] = [key for rows in things.scan(connection) for key in rows.table["item_key"].to_pylist()]
     with follow_changes(things) as changes:
         for change in ("UPDATE things SET title = 'after'", "DELETE FROM things"):
             execute(database, change)

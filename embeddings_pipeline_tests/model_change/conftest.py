@@ -45,7 +45,7 @@ def table(database: Database, settings: Settings) -> Database:
         database,
         "CREATE TABLE segments (id bigint PRIMARY KEY, video text, words text, embedding vector(48), note text)",
     )
-    encoder = load_encoder(resolve_profile(WIDE, settings))
+    encoder = load_encoder(resolve_profile(WIDE, settings), settings)
     with database.connect() as connection:
         for n in range(1, 26):
             vector = as_text(encoder.encode_documents([words(n)])[0]) if n <= 20 else None

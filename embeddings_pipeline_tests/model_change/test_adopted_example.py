@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from embeddings_pipeline.config.settings import revealed
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -24,7 +26,7 @@ class TestExample:
             **os.environ,
             "EMBEDDINGS_STATE_DIR": str(settings.state_dir),
             "EMBEDDINGS_DEFS_DIR": str(defs),
-            "DATABASE_URL": settings.database_url or "",
+            "DATABASE_URL": revealed(settings.database_url) or "",
         }
         page = (PROJECT / "docs" / "how-to" / "your-own-column.md").read_text(encoding="utf-8")
         commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", page, re.MULTILINE)

@@ -175,7 +175,7 @@ class TestPhases:
         for batch in collection.ledger.batches():
             backfill_batch(backfilled, batch, "added")
 
-        def gone(profile: Any) -> Any:
+        def gone(profile: Any, settings: Any) -> Any:
             raise ProfileError("its weights are not here")
 
         with monkeypatch.context() as patched:

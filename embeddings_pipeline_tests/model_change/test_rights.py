@@ -14,11 +14,12 @@ from embeddings_pipeline.model_change.phases import add_model, contract, expand,
 from embeddings_pipeline.model_change.plan import plan
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
+from embeddings_pipeline.pipeline.shadow import backfill_batch
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store import locks
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.rights import ModelRights
-from embeddings_pipeline_tests.support import model_change, segments
+from embeddings_pipeline_tests.support import segments
 from embeddings_pipeline_tests.support.databases import as_role, name_of
 from embeddings_pipeline_tests.support.model_change import again, backfill_all, begin, definition
 from embeddings_pipeline_tests.support.workbench import PROFILE, execute, films, make_films, plain_role, sync_once
@@ -105,7 +106,7 @@ class TestReaders:
     def test_a_kept_model_is_read_as_the_current_one_is(self, database, settings, collection, reader) -> None:
         execute(database, READ_ALL.format(reader))
         kept = add_model(collection, candidate_profile(collection, "wide"))
-        model_change.backfill_batch(collection.with_model(kept), 0, "added")
+        backfill_batch(collection.with_model(kept), 0, "added")
         own = Settings(database_url=as_role(database, reader, reader).url, embeddings_state_dir=settings.state_dir)
         assert search(definition(), own, "Film 7 number 7", k=1, profile="wide")
 

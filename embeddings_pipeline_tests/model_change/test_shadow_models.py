@@ -140,7 +140,8 @@ class TestShadowModelsInCommits:
 
         edited(1)
         with database.connect(autocommit=True) as connection:
-            late = shadow.prepare_batch(model, connection, 0, "late", encode=True)
+            late = shadow.read_batch(model, connection, 0, "late", encode=True)
+            shadow.encode_batch(model, late)
             shadow.write_to_lake(model, late, "late")
             edited(2)
             backfill_batch(model, 0, "newer")

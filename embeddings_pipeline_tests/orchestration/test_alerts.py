@@ -111,8 +111,8 @@ class TestAlerts:
     def test_a_webhook_that_does_not_answer_fails_nothing_and_shows_no_secret(self, caplog, monkeypatch) -> None:
         caplog.set_level("WARNING", logger="embeddings_pipeline.health.alerts")  # whatever the command line has set
         monkeypatch.setattr(logging.getLogger("embeddings_pipeline.health.alerts"), "disabled", False)
-        settings = Settings(alert_webhook_url="http://127.0.0.1:9/hook?token=SECRET")  # type: ignore[arg-type]
+        settings = Settings(alert_webhook_url="http://127.0.0.1:9/hook?token=SECRET")
         assert alert(settings, "run_failed", "it failed") is False
         assert "did not take an alert" in caplog.text and "SECRET" not in caplog.text
         assert '"event": "run_failed"' in caplog.text
-        assert alert(Settings(alert_webhook_url="no url"), "run_failed", "it failed") is False  # type: ignore[arg-type]
+        assert alert(Settings(alert_webhook_url="no url"), "run_failed", "it failed") is False

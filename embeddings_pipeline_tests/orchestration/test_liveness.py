@@ -101,6 +101,19 @@ def test_the_run_of_a_killed_process_is_known_to_be_dead(database, instance, run
     assert cancel_dead_runs(instance, database, RunWatch()) == [run.run_id]
 
 
+def test_a_place_that_an_ended_run_got_after_its_end_is_free_again(database, instance, run) -> None:
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("encoder", 1)
+    instance.report_run_canceled(run)
+    assert storage.claim_concurrency_slot("encoder", run.run_id, "step").is_claimed
+    other = create_run_for_test(instance, job_name="films_batches", status=dg.DagsterRunStatus.STARTED)
+    assert not storage.claim_concurrency_slot("encoder", other.run_id, "step").is_claimed
+    assert cancel_dead_runs(instance, database, RunWatch()) == []
+    assert storage.claim_concurrency_slot("encoder", other.run_id, "step").is_claimed
+    cancel_dead_runs(instance, database, RunWatch())
+    assert storage.get_concurrency_info("encoder").active_run_ids == {other.run_id}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="it needs root, and unshare")
 def test_a_run_in_another_container_is_judged_by_its_lock_alone(database, instance, run, monkeypatch) -> None:

@@ -7,10 +7,10 @@ import dagster as dg
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import RunFailed
 from embeddings_pipeline.model_change.phases import roll_back
 from embeddings_pipeline.model_change.plan import price
 from embeddings_pipeline.model_change.state import candidate_profile
-from embeddings_pipeline.orchestration.runner import RunFailed
 from embeddings_pipeline.orchestration.switch import switch
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import open_collection

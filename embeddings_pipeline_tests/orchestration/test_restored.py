@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.lag import FOREIGN_INDEX
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.orchestration.sync import sync
@@ -17,6 +16,7 @@ from embeddings_pipeline_tests.support.workbench import definition, edit, execut
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("superuser", "new_databases")]
 
+FOREIGN = "of a state that the database no longer has (was it restored from a backup?); it is built again"
 ZEBRA, OCTOPUS = "zebra bicycle zebra", "octopus kitchen octopus"
 
 
@@ -54,7 +54,7 @@ def test_the_files_of_the_lost_future_are_refused_told_and_replaced(
     edit(database, 5, OCTOPUS)  # at the same count, under the ids that the zebra had
     with caplog.at_level(logging.WARNING):
         sync(definition(), project, instance=instance)
-    assert FOREIGN_INDEX in caplog.text
+    assert FOREIGN in caplog.text
     assert faiss_of(database, project)["current"]
     assert nearest(project, OCTOPUS, caplog) == ("5", "")
     sync(definition(), project, full=True, instance=instance)
@@ -64,7 +64,7 @@ def test_the_files_of_the_lost_future_are_refused_told_and_replaced(
 def test_the_sensor_asks_for_a_new_index_and_says_why(restored, database, project, instance):
     tick = evaluate(instance, definition(), 32)
     assert "films_index" in [request.job_name for request in tick.run_requests]
-    assert FOREIGN_INDEX in tick.cursor
+    assert FOREIGN in tick.cursor
 
 
 def test_a_process_that_lives_on_makes_the_schema_of_a_database_that_was_made_anew(server, database, project, instance):
@@ -86,7 +86,10 @@ def test_two_databases_behind_one_state_folder_keep_to_their_own_files(
     try:
         make_films(other, [(n, "Film", f"whale {n}", 0) for n in range(1, 13)])
         monkeypatch.setenv("DATABASE_URL", other.url)
+        caplog.clear()
         sync(definition(), there, instance=instance)
+        assert f"{project.state_dir / 'faiss' / 'films'} is of another database" in caplog.text
+        assert "give each its own, EMBEDDINGS_STATE_DIR" in caplog.text
         assert nearest(there, "whale 7", caplog) == ("7", "")
         key, warned = nearest(project, "horse 7", caplog)
         assert key == "7" and "of another database" in warned

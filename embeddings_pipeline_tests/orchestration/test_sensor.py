@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
@@ -20,6 +22,7 @@ from embeddings_pipeline.orchestration.names import automation_name, partitions_
 from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
 from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.session import ReadLimits
 from embeddings_pipeline_tests.support.dagster_internals import (
     AssetBackfillData,
@@ -133,6 +136,24 @@ class TestSensor:
         one.until_quiet()
         assert "5" not in committed(database)
 
+    def test_a_tick_at_rest_makes_the_sessions_of_its_scan_and_no_others(
+        self, database, project, daemon, monkeypatch
+    ) -> None:
+        make_films(database, films(35))
+        execute(database, "ALTER TABLE films ADD COLUMN updated_at timestamptz DEFAULT now()")
+        one = daemon(source={"table": "films", "key": ["id"], "updated_at": "updated_at"})
+        one.until_quiet()
+        made: list[str] = []
+        connect = Database.connect
+
+        def counted(self: Database, **options: Any) -> psycopg.Connection:
+            made.append(self.name_and_host)
+            return connect(self, **options)
+
+        monkeypatch.setattr(Database, "connect", counted)
+        assert jobs_of(one.tick()) == []
+        assert len(made) == 2  # what it reads, and what it stages; all else is the pool's
+
     def test_two_runs_never_work_on_one_batch(self, database, project, daemon, instance) -> None:
         make_films(database, films(35))
         one = daemon()
@@ -229,7 +250,8 @@ class TestSensor:
                 asset_backfill_data=data,
             )
         )
-        assert under_way(instance, one.definition, DIMENSIONS).partitions == {"000001", "000002"}
+        existing = instance.get_dynamic_partitions(partitions_name(one.definition))
+        assert under_way(instance, one.definition, DIMENSIONS, existing).partitions == {"000001", "000002"}
         ranges = [dict(request.tags) for request in one.tick().run_requests]
         assert ranges == [range_tags(0, 0), range_tags(3, 3)]
 

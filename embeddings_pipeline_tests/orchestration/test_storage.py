@@ -16,7 +16,7 @@ from dagster import DagsterInstance
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
 from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
@@ -35,7 +35,7 @@ def deployment(
     new_databases: None, settings: Settings, server: Database, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Settings]:
     """The settings of this test, as the environment names them; Dagster's database is dropped afterwards."""
-    monkeypatch.setenv("DATABASE_URL", settings.database_url or "")
+    monkeypatch.setenv("DATABASE_URL", revealed(settings.database_url) or "")
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))
     yield settings
     name = dagster_database(settings)[0].parts["dbname"]
@@ -165,7 +165,7 @@ def key_words(parts: dict[str, str]) -> str:
 def test_dagster_takes_any_address_and_shows_no_password(
     embedded: None, deployment: Settings, written: Callable[[dict[str, str]], str]
 ) -> None:
-    parts = read_address(deployment.database_url or "") | {"password": "s3cret"}
+    parts = read_address(revealed(deployment.database_url) or "") | {"password": "s3cret"}
     settings = deployment.model_copy(update={"database_url": written(parts)})
     storage = PipelineStorage(settings)
     assert storage.run_storage.get_runs_count() == 0
@@ -175,7 +175,7 @@ def test_dagster_takes_any_address_and_shows_no_password(
 
 
 def test_a_parameter_that_only_our_libpq_knows_is_one_line(deployment: Settings) -> None:
-    url = url_of(read_address(deployment.database_url or "") | {"min_protocol_version": "3.0"})
+    url = url_of(read_address(revealed(deployment.database_url) or "") | {"min_protocol_version": "3.0"})
     with pytest.raises(DatabaseError, match=r'"min_protocol_version".*; leave it out$') as caught:
         PipelineStorage(deployment.model_copy(update={"database_url": url}))
     assert "\n" not in str(caught.value)

@@ -12,11 +12,11 @@ import dagster as dg
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import RunFailed
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
-from embeddings_pipeline.orchestration.runner import RunFailed
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline import embed
 from embeddings_pipeline.pipeline.collection import open_collection
@@ -80,6 +80,11 @@ def test_progress_is_in_texts_and_moves_within_a_batch(
     assert embedding[-1] == (25, 25)
     phases = list(dict.fromkeys(phase for phase, _, _ in told))
     assert phases == ["scanning", "reading", "embedding", "commit", "indexing"]
+
+    execute(database, "UPDATE films SET overview = 'edited' WHERE id = 3; UPDATE films SET revenue = 0 WHERE id > 3")
+    told.clear()
+    run_sync(progress=lambda *far: told.append(far))
+    assert [far for far in told if far[0] == "embedding"][-1] == ("embedding", 1, 1)  # 24 keep their vectors
 
 
 def test_every_partition_shows_its_own_numbers(

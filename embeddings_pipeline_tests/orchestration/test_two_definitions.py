@@ -148,6 +148,9 @@ def test_two_checkouts_are_told_of_each_other_and_the_newer_one_counts_once(data
     for _ in range(2):  # with each process that reads the file that has not changed
         with pytest.raises(StaleDefinitionError, match=rf"{second}/films/defs.yaml, since .* --redefine"):
             open_collection(load_collections(first)["films"], settings)
+        with pytest.raises(StaleDefinitionError, match=rf"{second}/films/defs.yaml, since .* --redefine"):
+            sync(load_collections(first)["films"], settings, dry_run=True)
+        assert sync(load_collections(first)["films"], settings, dry_run=True, redefine=True).scanned == 3
         sync_once(load_collections(second)["films"], settings)
     assert in_force(database) == load_collections(second)["films"].definition_hash
     assert str(second) in str(collection_status(load_collections(first)["films"], database, settings)["definition"])

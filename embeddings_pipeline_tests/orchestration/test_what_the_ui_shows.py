@@ -16,7 +16,7 @@ from embeddings_pipeline_tests.support.workbench import definition, execute, fil
     [
         ([str(n) for n in range(1, 999)] + ["1000"], "1–998, 1000 (999 items)"),
         (["10", "9", "-1"], "-1, 9–10 (3 items)"),
-        (["7"], "7 (1 items)"),
+        (["7"], "7 (1 item)"),
         (["001", "1"], "001, 1 (2 items)"),
         ([f"k{n:02}" for n in range(12)], "k00, k01, k02, k03, k04, …, k07, k08, k09, k10, k11 (12 items)"),
         ([], " (0 items)"),
@@ -87,6 +87,16 @@ def test_a_failed_run_shows_its_sentence_first(database, project, instance) -> N
     [failure] = [event for event in done.all_events if event.is_step_failure]
     shown = failure.step_failure_data.error.message
     assert shown.startswith("Failed: collection 'films': template `base:` names a column 'title'")
+
+
+def test_the_list_of_runs_shows_few_and_short_tags(database, project, instance) -> None:
+    make_films(database, films(3))
+    sync(definition(), project, instance=instance)
+    job = build_definitions(definition()).resolve_job_def("films_scan")
+    job.execute_in_process(instance=instance)
+    shown = {tag for run in instance.get_runs() for tag in run.tags if not tag.startswith(".dagster/")}
+    assert {tag for tag in shown if not tag.startswith("dagster/")} == {"collection", "found"}
+    assert max(len(f"{tag}: {run.tags[tag]}") for run in instance.get_runs() for tag in shown & set(run.tags)) < 60
 
 
 def test_the_first_job_of_a_collection_is_the_one_for_people() -> None:

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import (
-    RefusedError,
-)
+from embeddings_pipeline.errors import RefusedError, SourceError
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.health.integrity import integrity
 from embeddings_pipeline.ledger.work import contiguous_ranges
@@ -310,3 +308,15 @@ def test_old_files_of_a_batch_are_swept_and_the_committed_one_stays(database: Da
             os.utime(file, (1, 1))
     run_batch(collection, 0, "fourth")
     assert [file.name for file in folder.iterdir()] == ["fourth.parquet"]
+
+
+def test_a_key_that_comes_twice_by_the_second_look_is_refused(database: Database, settings: Settings) -> None:
+    make_films(database, films(3))
+    collection = open_collection(definition(), settings)
+    collection.ledger.full_scan(collection.source)
+    prepare_batch(collection, 0, "run")
+    execute(database, "ALTER TABLE films DROP CONSTRAINT films_pkey")
+    execute(database, "INSERT INTO films SELECT * FROM films WHERE id = 2")
+    with pytest.raises(SourceError, match=r"the key \(2\) more than once"):
+        commit_batch(collection, 0, "run")
+    assert committed(database) == {}

@@ -1,6 +1,10 @@
 """Rules 4 and 7: what `limit`, a poison text, an outage or a killed run leaves for the next run."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import (
@@ -15,6 +19,7 @@ from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
+    PROFILE,
     committed,
     definition,
     edit,
@@ -135,3 +140,20 @@ class TestLimitsAndFailures:
         with pytest.raises(StaleRunError, match="sync again"):
             commit_batch(collection, 0, "late")
         assert execute(database, "SELECT count(*) FROM embeddings.films_text") == [(0,)]
+
+
+class NotBesideLongerTexts(DeterministicEncoder):
+    """Gives NaN for the shortest of several texts, as padding makes some models do."""
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = super().encode_documents(texts)
+        if len(texts) > 1:
+            vectors[int(np.argmin([len(text) for text in texts]))] = np.nan
+        return vectors
+
+
+def test_a_text_that_has_no_vector_beside_others_alone_is_encoded_alone(database, settings) -> None:
+    make_films(database, films(12))
+    profile = {**PROFILE, "model": f"{__name__}:NotBesideLongerTexts"}
+    collection, _ = sync_once(definition(profile=profile), settings)
+    assert collection.ledger.quarantine_entries() == [] and len(committed(database)) == 12

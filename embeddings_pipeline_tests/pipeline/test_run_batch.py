@@ -1,13 +1,31 @@
-"""The order of a batch, in one call."""
+"""The order of a batch, in one call; and steps of several batches that overlap."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from embeddings_pipeline.errors import OutageError
+from embeddings_pipeline.errors import OutageError, PipelineError
+from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
 from embeddings_pipeline.pipeline.run_batch import run_batch
+from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-from embeddings_pipeline_tests.support.workbench import committed, definition, execute, films, make_films
+from embeddings_pipeline_tests.support.workbench import (
+    PROFILE,
+    committed,
+    definition,
+    execute,
+    films,
+    make_films,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -63,3 +81,116 @@ def test_a_batch_whose_step_fails_waits_and_the_others_are_as_they_were(collecti
         (False,),
     ]
     assert len(committed(database)) == 10
+
+
+# --- steps that overlap ------------------------------------------------------------------------------------------
+
+
+class WatchingEncoder(DeterministicEncoder):
+    """Calls `before` with the texts before it encodes them."""
+
+    before: ClassVar[Callable[[str], None]]
+
+    def encode_documents(self, texts):
+        for text in texts:
+            type(self).before(text)
+        return super().encode_documents(texts)
+
+
+TOGETHER = 600  # items of a batch: the texts of two are too many for one call of the encoder
+
+
+@pytest.fixture
+def large(database, settings):
+    """Three batches, each of which goes to the encoder alone; and the first text of each."""
+    make_films(database, films(3 * TOGETHER))
+    profile = {**PROFILE, "model": f"{__name__}:WatchingEncoder"}
+    collection = open_collection(definition(profile=profile, items_per_batch=TOGETHER), settings)
+    collection.ledger.full_scan(collection.source)
+    firsts = [f"Film {collection.ledger.item_keys(batch)[0]} |" for batch in range(3)]
+    WatchingEncoder.reset()
+    WatchingEncoder.before = lambda text: None
+    return collection, firsts
+
+
+def committed_batches(database: Database) -> list[int]:
+    rows = execute(database, "SELECT batch FROM embeddings.batch WHERE committed_at IS NOT NULL ORDER BY batch")
+    return [batch for (batch,) in rows]
+
+
+def tried_batches(database: Database) -> list[int]:
+    return [batch for (batch,) in execute(database, "SELECT batch FROM embeddings.batch WHERE failure IS NOT NULL")]
+
+
+def test_a_batch_is_committed_while_a_later_one_is_encoded(large, database) -> None:
+    collection, firsts = large
+
+    def before(text: str) -> None:
+        if text.startswith(firsts[2]):
+            wait_until(lambda: committed_batches(database) == [0], 30)
+
+    WatchingEncoder.before = before
+    run_batch(collection, [0, 1, 2], "run")
+    assert committed_batches(database) == [0, 1, 2]
+    assert len(committed(database)) == 3 * TOGETHER and collection.ledger.dirty_batches() == []
+
+
+def test_a_commit_that_fails_is_its_own_batchs_failure(large, database) -> None:
+    collection, _ = large
+
+    def fail(batch: int) -> None:
+        if batch == 1:
+            raise OutageError("the database is away, for this batch")
+
+    with at_failpoint("batch.lock", fail), pytest.raises(OutageError, match="for this batch"):
+        run_batch(collection, [0, 1, 2], "run")
+    assert 0 in committed_batches(database) and 1 not in committed_batches(database)
+    assert tried_batches(database) == [1]
+    assert 1 in collection.ledger.dirty_batches()
+
+
+@pytest.mark.parametrize("step", ["raw_items", "item_texts", "encode"])
+def test_what_is_before_a_batch_that_fails_is_committed(large, database, step) -> None:
+    collection, firsts = large
+
+    def before(text: str) -> None:
+        if step == "encode" and text.startswith(firsts[2]):
+            raise OutageError("the encoder is away")
+
+    WatchingEncoder.before = before
+    if step != "encode":  # a file where the lake wants a folder, for the last batch
+        folder = Path(collection.lake.root, "films", step)
+        folder.mkdir(parents=True)
+        (folder / "000002").touch()
+    with pytest.raises(PipelineError, match=r"away|cannot be written"):
+        run_batch(collection, [0, 1, 2], "run")
+    assert committed_batches(database) == [0, 1]
+    assert tried_batches(database) == [2]
+
+
+def test_no_thread_of_a_run_outlives_it(large, database) -> None:
+    collection, firsts = large
+    before = {thread.ident for thread in threading.enumerate()}
+
+    def interrupt(text: str) -> None:
+        if text.startswith(firsts[1]):
+            raise KeyboardInterrupt
+
+    WatchingEncoder.before = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(collection, [0, 1, 2], "run")
+    others = {t.ident for t in threading.enumerate() if not t.name.startswith("pool-")} - before
+    assert {thread.ident for thread in threading.enumerate()} - before <= others
+
+
+def test_an_interrupt_ends_a_step_that_waits(collection, database) -> None:
+    with database.connect() as other:
+        other.execute("LOCK TABLE films")
+        timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run_batch(collection, [0, 1], "run")
+        assert time.monotonic() - began < 60  # and not until the read gives up by itself
+    run_batch(collection, [0, 1], "again")
+    assert len(committed(database)) == 20

@@ -3,8 +3,8 @@
 python -m embeddings_pipeline_tests.process.chaos [--rounds 50] [--seed 1] [--keep]
 
 A deployment of its own: embedded PostgreSQL, Dagster's daemon with the sensor on, syncs from the command line, and two
-`live`. Each round ends with SIGKILL for one of them: a sync, a live, a run's process, the daemon, its code server, or
-PostgreSQL itself.
+`live`. Each round ends with SIGKILL for one of them: a sync, a live, a run's process, what that was forked from, the
+daemon, its code server, or PostgreSQL itself.
 What was killed is started again by whoever needs it, as in life. Some texts are poison, and go to quarantine. In the
 end sensor and `live` must have brought the table to exactly what a clean build of the same source holds, and the FAISS
 index must agree.
@@ -52,8 +52,9 @@ from embeddings_pipeline_tests.support.workbench import run_batch
 PROJECT = Path(__file__).resolve().parents[2]
 FILMS = 300
 MODEL = "embeddings_pipeline_tests.process.chaos:SlowEncoder"
-VICTIMS = ("sync", "live", "run", "daemon", "code server", "postgres")
+VICTIMS = ("sync", "live", "run", "fork server", "daemon", "code server", "postgres")
 LIVES, LIVE_CHANCE = 2, 0.02
+FORKED = "multiprocessing.forkserver"
 SETTLE_SECONDS = 600  # a full scan a minute, and failed batches wait up to some minutes
 FULL_SCAN = timedelta(seconds=20)  # more than one takes: what ended so long after a moment began after it
 WAIT_SECONDS = 60  # for a process to kill
@@ -183,8 +184,10 @@ class Chaos:
                     found["postgres"].append(process)
                 elif not self._ours(process):
                     continue
-                elif "spawn_main" in line:
-                    found["run"].append(process)
+                elif FORKED in line:  # a run's process has the words of what it was forked from
+                    parent = process.parent()
+                    kind = "run" if parent and FORKED in " ".join(parent.cmdline()) else "fork server"
+                    found[kind].append(process)
                 elif "dagster._daemon" in words:
                     found["daemon"].append(process)
                 elif "grpc" in words:

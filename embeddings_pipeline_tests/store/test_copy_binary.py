@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 from pgvector import HalfVector, Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from embeddings_pipeline.store import copy_binary
-from embeddings_pipeline.store.copy_binary import copy_blocks, copy_in, copy_out
+from embeddings_pipeline.store.copy_binary import columns_of, copy_blocks, copy_in, copy_out, jsonb
 
 COLUMNS = {"id": "bigint", "hash": "bytea16", "embedding": "halfvec"}
 
@@ -120,3 +121,31 @@ def test_blocks_end_at_rows(connection, storage, monkeypatch):
     blocks = list(copy_blocks(connection, query, {"id": "bigint"}, dimension=5))
     assert len(blocks) > 1
     assert np.concatenate([block["id"] for block in blocks]).tolist() == list(range(-1, 49))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 2 << 20])
+def test_arrow_columns_go_in_as_they_are(database, monkeypatch, block_bytes):
+    monkeypatch.setattr(copy_binary, "BLOCK_BYTES", block_bytes)
+    columns = {
+        "key": ["a", "", "ü\n\t\\N", "x" * 100_000, None],
+        "hash": [bytes(range(16)), b"\x00" * 16, None, b"\xff" * 16, b"\x00" * 15 + b"\x01"],
+        "document": ['{"a": 12.50}', "[]", None, '"\\ud83c\\udfac"', '{"b":null}'],
+        "number": [0, -1, 2**62, 4, 5],
+        "sure": [True, False, True, True, False],
+    }
+    kinds = [pa.string(), pa.binary(16), pa.string(), pa.int64(), pa.bool_()]
+    table = pa.table([pa.array(column, kind) for column, kind in zip(columns.values(), kinds, strict=True)], [*columns])
+    table = pa.concat_tables([table[:2], table[2:4], table[4:]])  # in chunks, of which some begin within an array
+    with database.connect() as connection:
+        connection.execute("CREATE TABLE a (key text, hash bytea, document jsonb, number bigint, sure boolean)")
+        assert (
+            copy_in(connection, sql.Identifier("a"), {**columns_of(table), "document": jsonb(table["document"])}) == 5
+        )
+        rows = connection.execute("SELECT key, hash, document::text, number, sure FROM a").fetchall()
+    assert [list(column) for column in zip(*rows, strict=True)] == [
+        columns["key"],
+        columns["hash"],
+        ['{"a": 12.50}', "[]", None, '"🎬"', '{"b": null}'],
+        columns["number"],
+        columns["sure"],
+    ]

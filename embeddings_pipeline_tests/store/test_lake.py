@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.pipeline.renaming import _rename_in_lake
-from embeddings_pipeline.store.lake import Lake, open_lake
+from embeddings_pipeline.store.lake import Lake, _written, open_lake
 from embeddings_pipeline.store.models import Identity
 
 TABLE = pa.table({"content_hash": [b"0" * 16]})
@@ -126,3 +127,23 @@ def test_an_address_that_is_no_lake_is_one_line_without_a_secret(uri: str) -> No
     ) as told:
         open_lake(Settings(lake_uri=uri))
     assert "s3cret" not in "".join(traceback.format_exception(told.value))
+
+
+def test_what_was_written_last_is_in_memory_as_long_as_its_file_is_the_same(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(lake.write(TABLE, "films/item_texts", 0, "a"))
+    content = path.read_bytes()
+    _, table = lake.newest("films/item_texts", 0) or ("", None)
+    assert table.column("content_hash").to_pylist() == [b"0" * 16]
+    path.write_bytes(content[:-8])  # as a run leaves it that is killed
+    assert lake.newest("films/item_texts", 0) is None
+    other = pa.table({"content_hash": [b"1" * 16, b"2" * 16]})
+    pq.write_table(other, path)
+    _, table = lake.newest("films/item_texts", 0) or ("", None)
+    assert table.num_rows == 2
+    monkeypatch.setattr("embeddings_pipeline.store.lake.KEPT_BYTES", 100)
+    for run in range(20):
+        lake.write(TABLE, "films/item_texts", 1, f"run{run:02}")
+    assert _written._bytes <= 100
+    assert lake.newest("films/item_texts", 1, "run00") is not None  # forgotten, and read

@@ -3,7 +3,7 @@
 import pytest
 from psycopg import errors
 
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.model_change.phases import contract, roll_back, swap
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.inventory import take_inventory
@@ -42,7 +42,7 @@ def in_tables(settings: Settings) -> Collection:
 
 def in_a_column(settings: Settings) -> Collection:
     """The films' vectors in a column of their own table."""
-    database = settings.database_url
+    database = revealed(settings.database_url)
     assert database
     execute(Database(database), "ALTER TABLE films ADD COLUMN embedding halfvec(32)")
     destination = {"table": "films", "profile": "test"}

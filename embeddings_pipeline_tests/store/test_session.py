@@ -124,7 +124,7 @@ def test_a_source_that_falls_silent_ends_a_read(
     with pooler(database) as between:
         source = replace(source_of(database, url=between.url), limits=limits)
         with source.connect() as connection:
-            assert [row.item_key for row in source.read(connection, ["1"])] == ["1"]
+            assert source.read(connection, ["1"]).table["item_key"].to_pylist() == ["1"]
             between.freeze()
             began = time.monotonic()
             with pytest.raises(SourceError, match="the source cannot be read") as caught:
@@ -356,7 +356,8 @@ def test_nothing_counts_as_gone_when_row_level_security_comes_later(
 
 def test_a_thread_that_watches_a_read_ends_with_it(database: Database) -> None:
     make(database, "bigint", [1])
-    before = set(threading.enumerate())
+    with database.session():  # whose pool has threads of its own
+        before = set(threading.enumerate())
     both_ways(source_of(database))
     assert set(threading.enumerate()) <= before
 

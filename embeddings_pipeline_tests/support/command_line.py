@@ -1,5 +1,6 @@
 """`embeddings-pipeline …` in a process of its own, or in this one, which saves the seconds that imports take."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from embeddings_pipeline.cli.main import app, one_line
 
 PROJECT = Path(__file__).resolve().parents[2]
+PROGRESS = re.compile(r"(films: .*|[\w ]+: still at work|loading the model); \d+ s\n")  # from the fifth second on
 Done = subprocess.CompletedProcess[str]
 
 

@@ -19,7 +19,7 @@ from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import Source
-from embeddings_pipeline.store.source_rows import SourceRow
+from embeddings_pipeline.store.source_rows import SourceRows
 from embeddings_pipeline_tests.support import databases
 
 PROFILE = {
@@ -166,9 +166,9 @@ class OldSnapshot(Source):
 
     def remember(self) -> "OldSnapshot":
         with self.connect() as connection:
-            object.__setattr__(self, "_seen", [row for rows in super().scan(connection) for row in rows])
+            object.__setattr__(self, "_seen", list(super().scan(connection)))
         return self
 
     def scan(self, connection: Any, apart: Any = ()) -> Any:
-        seen: list[SourceRow] = self._seen  # type: ignore[attr-defined]
-        return iter([seen])
+        seen: list[SourceRows] = self._seen  # type: ignore[attr-defined]
+        return iter(seen)

@@ -48,6 +48,12 @@ def _check_storage(file: Path) -> None:
             )
 
 
+def check_home() -> None:
+    """ConfigurationError if `DAGSTER_HOME` is a folder in which Dagster would keep runs in files of its own."""
+    if os.environ.get("DAGSTER_HOME"):
+        _check_storage(project_root() / "dagster.yaml")
+
+
 @contextmanager
 def project_instance() -> Iterator[dg.DagsterInstance]:
     """The instance of `dagster.yaml`. ConfigurationError, naming the file, if it is not there, cannot be read as one or
@@ -55,7 +61,8 @@ def project_instance() -> Iterator[dg.DagsterInstance]:
     """
     home = project_root()
     _check_storage(home / "dagster.yaml")
-    os.environ.setdefault("DAGSTER_HOME", str(home))
+    if not os.environ.get("DAGSTER_HOME"):  # an empty one counts as none
+        os.environ["DAGSTER_HOME"] = str(home)
     try:
         instance = dg.DagsterInstance.get()
         # What Dagster makes only when it is asked for.

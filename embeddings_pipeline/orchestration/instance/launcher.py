@@ -27,7 +27,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         # What cannot be known counts as running: a failure would start the run a second time beside the first.
         self._watch = self._watch or RunWatch()
         try:
-            with open_database(load_settings()).connect(autocommit=True) as connection:
+            with open_database(load_settings()).session() as connection:
                 dead = self._watch.is_dead(self._instance, connection, run)
         except (PipelineError, psycopg.Error):
             dead = False

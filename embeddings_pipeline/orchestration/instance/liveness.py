@@ -22,9 +22,12 @@ from embeddings_pipeline.orchestration.dagster_internals import GRPC_INFO_TAG
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import run_locked
 
-SYNC_TAG = "embeddings_pipeline/sync"  # of a run in the process of a `sync`, which no launcher started
-PROCESS_TAG = "embeddings_pipeline/process"  # what the run's process noted of itself
-LAUNCHER_TAG = "embeddings_pipeline/launched_from"  # where the launcher was, which need not be where the run is
+# The UI's list of runs shows no tag that begins with `.dagster/`.
+SYNC_TAG = ".dagster/embeddings_pipeline_sync"  # of a run in the process of a `sync`, which no launcher started
+PROCESS_TAG = ".dagster/embeddings_pipeline_process"  # what the run's process noted of itself
+LAUNCHER_TAG = (
+    ".dagster/embeddings_pipeline_launched_from"  # where the launcher was, which need not be where the run is
+)
 # A run of which no more can be known than that its lock is free: dead after so long. A living one takes its lock again
 # seconds after it has lost it.
 UNKNOWN_SECONDS = 300.0
@@ -166,11 +169,24 @@ def cancel_dead_runs(instance: DagsterInstance, database: Database, watch: RunWa
     dead = []
     runs = [record.dagster_run for record in instance.get_run_records(RunsFilter(statuses=open_statuses))]
     watch.forget_others({run.run_id for run in runs})
-    with database.connect(autocommit=True) as connection:
+    with database.session() as connection:
         for run in runs:
             if not watch.is_dead(instance, connection, run):
                 continue
             instance.report_run_canceled(run, message="Its process is gone: ended by a later sync.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             dead.append(run.run_id)
+    _free_places_of_ended_runs(instance, {run.run_id for run in runs} - set(dead))
     return dead
+
+
+def _free_places_of_ended_runs(instance: DagsterInstance, open_runs: set[str]) -> None:
+    """A process that is killed while the database takes its place in a pool gets it after its run has been ended."""
+    storage = instance.event_log_storage
+    pools = [storage.get_concurrency_info(key) for key in storage.get_concurrency_keys()]
+    holding = {step.run_id for pool in pools for step in pool.claimed_slots}
+    waiting = {step.run_id for pool in pools for step in pool.pending_steps}
+    for run_id in (holding | waiting) - open_runs:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)

@@ -10,12 +10,12 @@ from pathlib import Path
 import dagster as dg
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.orchestration.at_rest import purge_is_due, purge_mark
 from embeddings_pipeline.orchestration.instance.storage import PipelineEventLogStorage, StateComputeLogs
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 PAGE = 500  # runs
-PURGE_EVERY = timedelta(hours=20)  # of what has no schedule
-QUIET_TAG = "embeddings_pipeline/found"  # of a scan that found nothing new
+QUIET_TAG = "found"  # of a scan that found nothing new
 NOTHING = "nothing"
 
 
@@ -78,11 +78,10 @@ def forget_quiet_scans(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None
 
 def purge_daily(instance: dg.DagsterInstance, settings: Settings) -> None:
     """As `purge`, for some seconds, unless this folder's last one was today: where no daemon runs the daily job."""
-    done = settings.state_dir / "dagster" / "purged"
-    with contextlib.suppress(FileNotFoundError):
-        if 0 <= time.time() - done.stat().st_mtime < PURGE_EVERY.total_seconds():
-            return
+    if not purge_is_due(settings):
+        return
     purge(instance, settings, seconds=5)
+    done = purge_mark(settings)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()
 

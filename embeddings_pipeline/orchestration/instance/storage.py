@@ -200,7 +200,8 @@ class PipelineStorage(DagsterStorage, ConfigurableClass):
         dagsters, database = dagster_database(settings)
         address = _for_dagster(dagsters)
         self._inst_data = inst_data
-        with _tables_made_once(dagsters):
+        with _tables_made_once(dagsters) as made:
+            address["should_autocreate_tables"] = not made  # else each storage looks at every table first
             self._runs = _pooled(_RunStorage(**address), database)
             self._events = _pooled(PipelineEventLogStorage(**address), database)
             self._schedules = _pooled(_ScheduleStorage(**address), database)
@@ -241,14 +242,14 @@ def _pooled(storage: T, database: Database) -> T:
 
 
 @contextlib.contextmanager
-def _tables_made_once(database: Database) -> Iterator[None]:
-    """Webserver, daemon and code server start together, and each would make Dagster's tables."""
+def _tables_made_once(database: Database) -> Iterator[bool]:
+    """Whether Dagster has its tables. Webserver, daemon and code server start together, and each would make them."""
     with database.connect(autocommit=True) as connection:
         # Schedules are the last of the three storages that are made.
         [(made,)] = connection.execute("SELECT to_regclass('instigators') IS NOT NULL").fetchall()
         if not made:
             connection.execute("SELECT pg_advisory_lock(hashtext('dagster tables'))")  # until the session ends
-        yield
+        yield made
 
 
 class StateArtifactStorage(LocalArtifactStorage):

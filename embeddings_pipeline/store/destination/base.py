@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import IndexDefinition
+from embeddings_pipeline.store.copy_binary import Column
 from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import AnnIndex, IndexChange
 from embeddings_pipeline.store.destination.rights import ModelRights, option_changes, rights_changes, rights_of
@@ -34,7 +35,7 @@ class Limits(NamedTuple):
 
 
 # A session, the columns as `put` takes them, and `kept`.
-PutAhead = Callable[[psycopg.Connection, Mapping[str, NDArray], Callable[[psycopg.Connection], Any]], None]
+PutAhead = Callable[[psycopg.Connection, Mapping[str, Column], Callable[[psycopg.Connection], Any]], None]
 
 
 @dataclass(frozen=True)
@@ -271,9 +272,9 @@ class Destination(ABC):
     @abstractmethod
     def adopted_vectors(
         self, connection: psycopg.Connection, item_keys: Sequence[str], row_hashes: Sequence[bytes]
-    ) -> dict[int, NDArray]:
-        """Place in `item_keys` → vector (dimension,), of items that have one, are never committed, and are as they
-        were first seen.
+    ) -> tuple[NDArray, NDArray]:
+        """Places in `item_keys` (n,), and vectors (n, dimension), of items that have one, are never committed, and are
+        as they were first seen.
         """
 
     # --- vectors of a backfill ---
@@ -284,9 +285,9 @@ class Destination(ABC):
         """How much of a backfill is written together."""
 
     @abstractmethod
-    def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
-        """Under the batch's lock: vectors of texts that have none. columns: text_id (n,), vector_name (n,),
-        content_hash (n, 16), embedding (n, dimension).
+    def put(self, connection: psycopg.Connection, columns: Mapping[str, Column]) -> None:
+        """Under the batch's lock: vectors of texts that have none. columns: text_id, vector_name, content_hash, and
+        embedding (n, dimension).
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import DestinationDefinition, IndexDefinition
 from embeddings_pipeline.errors import ConfigurationError, profile_command
-from embeddings_pipeline.store.copy_binary import copy_out
+from embeddings_pipeline.store.copy_binary import Column, copy_out
 from embeddings_pipeline.store.destination import column_checks, column_indexes, column_write
 from embeddings_pipeline.store.destination.base import NORM, Destination, Exchange, Layout, Limits, PutAhead
 from embeddings_pipeline.store.destination.changes import Change
@@ -258,12 +258,12 @@ class ColumnDestination(Destination):
 
     def adopted_vectors(
         self, connection: psycopg.Connection, item_keys: Sequence[str], row_hashes: Sequence[bytes]
-    ) -> dict[int, NDArray]:
+    ) -> tuple[NDArray, NDArray]:
         column = sql.Identifier(self.column(connection))
         keys, hashes = sql.Literal(list(item_keys)), sql.Literal(list(row_hashes))
         query = self.column_statement("column/adopted", column=column, item_keys=keys, row_hashes=hashes)
         rows = copy_out(connection, query, {"number": "bigint", "embedding": self.storage}, dimension=self.dimension)
-        return {int(number) - 1: vector for number, vector in zip(rows["number"], rows["embedding"], strict=True)}
+        return rows["number"] - 1, rows["embedding"]
 
     # --- vectors of a backfill ---
 
@@ -271,7 +271,7 @@ class ColumnDestination(Destination):
     def limits(self) -> Limits:
         return Limits(COLUMN_TEXTS, COLUMN_SECONDS)
 
-    def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
+    def put(self, connection: psycopg.Connection, columns: Mapping[str, Column]) -> None:
         column_write.put(connection, self, columns)
 
     def put_ahead(self, batches: int, texts: int) -> PutAhead | None:

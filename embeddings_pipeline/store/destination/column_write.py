@@ -12,11 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from numpy.typing import NDArray
 from psycopg import errors, sql
 
 from embeddings_pipeline.errors import ConfigurationError
-from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
+from embeddings_pipeline.store.copy_binary import Column, copy_in, copy_statement
 from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.column_checks import VECTOR_TYPES
 from embeddings_pipeline.store.locks import giving_way
@@ -60,7 +59,7 @@ def change_vectors(
     return row[0] if row else 0
 
 
-def put(connection: psycopg.Connection, destination: "ColumnDestination", columns: Mapping[str, NDArray]) -> None:
+def put(connection: psycopg.Connection, destination: "ColumnDestination", columns: Mapping[str, Column]) -> None:
     """As `Destination.put`."""
     connection.execute(f"SET LOCAL lock_timeout = {ROW_LOCK_TIMEOUT_MS}")
     connection.execute(stage_change(destination, "DROP").statement)
@@ -71,7 +70,7 @@ def put(connection: psycopg.Connection, destination: "ColumnDestination", column
 def put_ahead(
     destination: "ColumnDestination",
     connection: psycopg.Connection,
-    columns: Mapping[str, NDArray],
+    columns: Mapping[str, Column],
     kept: Callable[[psycopg.Connection], Any],
 ) -> None:
     """As `Destination.put_ahead`: in layers, each of about one row of each page."""

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import ModelChangeError
-from embeddings_pipeline.store.copy_binary import copy_in, copy_statement
+from embeddings_pipeline.store.copy_binary import Column, copy_in, copy_statement
 from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Destination, Exchange, Layout, Limits, PutAhead
 from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import (
@@ -111,8 +112,8 @@ class TableDestination(Destination):
 
     def adopted_vectors(
         self, connection: psycopg.Connection, item_keys: Sequence[str], row_hashes: Sequence[bytes]
-    ) -> dict[int, NDArray]:
-        return {}
+    ) -> tuple[NDArray, NDArray]:
+        return np.zeros(0, np.int64), np.zeros((0, self.dimension), np.float16)
 
     # --- vectors of a backfill ---
 
@@ -120,7 +121,7 @@ class TableDestination(Destination):
     def limits(self) -> Limits:
         return Limits(TABLE_TEXTS, TABLE_SECONDS)
 
-    def put(self, connection: psycopg.Connection, columns: Mapping[str, NDArray]) -> None:
+    def put(self, connection: psycopg.Connection, columns: Mapping[str, Column]) -> None:
         copy_in(connection, self.identifier, columns, storage=self.storage)
 
     def put_ahead(self, batches: int, texts: int) -> PutAhead | None:

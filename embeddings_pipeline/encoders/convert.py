@@ -1,0 +1,213 @@
+"""The process that makes a model ready for OpenVINO, and compares it with sentence-transformers.
+
+`conversion` starts it (`python -m embeddings_pipeline.encoders.convert task.json`), so that whoever wants the model
+imports neither torch nor OpenVINO's tools, and outlives what they may do.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from embeddings_pipeline.config.model_words import model_words
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.weights import weights_digest
+from embeddings_pipeline.encoders.batches import first_line
+from embeddings_pipeline.encoders.comparison import Vectors, likeness, reference
+from embeddings_pipeline.encoders.local import KNOWN, PRECISION_TEXTS, LocalEncoder, positions_of
+from embeddings_pipeline.encoders.openvino import (
+    GRAPH,
+    TOKENIZER,
+    OpenVinoEncoder,
+    Readiness,
+    conversion_tools,
+    openvino,
+)
+from embeddings_pipeline.encoders.processor import has_bf16
+from embeddings_pipeline.errors import PipelineError, ProfileError
+
+INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999}
+"""What vectors of the compared texts must keep, so that others keep 0.9999 as well."""
+KEPT_LENGTH = 0.01
+LONGEST_COMPARED = 512
+WORDS = "one of the films that he had seen in a small town by the sea was about two brothers and a lost dog , "
+
+
+class Refused(Exception):
+    """Why a model is not for OpenVINO."""
+
+
+def main(file: Path) -> None:
+    """Do what the file asks for, and write the answer where it says."""
+    task = json.loads(file.read_text("utf-8"))
+    try:
+        answer = answer_to(task)
+    except Refused as error:
+        answer = {"reason": str(error), "lasting": True}
+    except ProfileError as error:  # torch will say the same
+        answer = {"reason": str(error)}
+    if weights_digest(Path(task["profile"]["model"])) != task["weights"]:
+        answer = {"changed": True}
+    Path(task["answer"]).write_text(json.dumps(answer), "utf-8")
+
+
+def answer_to(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Readiness, precision and cosine; raises Refused."""
+    profile = Profile(**task["profile"])
+    torches = LocalEncoder(profile, half=None, threads=task["threads"])
+    _check_known(torches)
+    texts = _texts(torches.max_length)
+    theirs = reference(profile, torches.model, texts)
+    tried = _Tried(profile, torches, texts, theirs, task["threads"])
+    if task["converted"]:
+        folder = Path(task["converted"])
+        ready = Readiness(**json.loads((folder / "manifest.json").read_text("utf-8"))["readiness"])
+        precision, cosine = _best(tried, folder, ready)
+    else:
+        ready, precision, cosine = _converted(tried, Path(task["new"]))
+    return {"readiness": asdict(ready), "precision": precision, "cosine": cosine}
+
+
+class _Tried(NamedTuple):
+    """A profile, and what a converted model of it is compared with."""
+
+    profile: Profile
+    torches: LocalEncoder
+    texts: list[str]
+    theirs: Vectors
+    threads: int
+
+
+def _check_known(encoder: LocalEncoder) -> None:
+    tokenizer = encoder._tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise Refused("it has no tokenizer of the fast kind")
+    for module in encoder.model:
+        if type(module) not in KNOWN:
+            raise Refused(f"its module {type(module).__name__} is none of those that are known to convert")
+    if not encoder.tokens_suffice:
+        raise Refused("it makes more of a text than its tokens (a chat template, a prompt that pooling leaves out)")
+
+
+def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
+    """Write graph and tokenizer into the folder; the weights in 16 bits, unless that changes the vectors."""
+    model = tried.torches.model
+    tokenizer: Any = tried.torches._tokenizer
+    example = dict(tokenizer(["a short text", "a text that is a little longer"], padding=True, return_tensors="pt"))
+    if not INPUTS.issuperset(example):
+        raise Refused(f"it wants {', '.join(sorted(set(example) - INPUTS))} beside tokens")
+    ready = _readiness(tried.torches, tuple(example))
+    graph = _graph(model, example)
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    openvino().save_model(graph, folder / GRAPH)
+    try:
+        return ready, *_best(tried, folder, ready)
+    except Refused:
+        (folder / GRAPH).with_suffix(".bin").unlink()  # what is loaded from it may still be there
+        openvino().save_model(graph, folder / GRAPH, compress_to_fp16=False)
+        return ready, *_best(tried, folder, ready)
+
+
+def _graph(model: SentenceTransformer, example: Mapping[str, torch.Tensor]) -> Any:
+    convert_model = conversion_tools().convert_model
+    transformer: Any = model[0]
+    try:
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            transformer.model.set_attn_implementation("eager")
+            graph = convert_model(_Graph(model, tuple(example)), example_input=tuple(example.values()))
+    except Exception as error:
+        raise Refused(f"OpenVINO cannot convert it: {first_line(error)}") from error
+    if len(graph.inputs) != len(example):
+        raise Refused(f"its graph takes {len(graph.inputs)} of the inputs {', '.join(example)}")
+    return graph
+
+
+def _readiness(encoder: LocalEncoder, inputs: tuple[str, ...]) -> Readiness:
+    tokenizer: Any = encoder._tokenizer
+    length = model_words(encoder.profile).max_length  # its own, whatever this profile has it read
+    if encoder.profile.max_length is None and encoder.max_length != length:
+        raise Refused(f"it reads {encoder.max_length} tokens, and its files say {length}")
+    return Readiness(
+        inputs=inputs,
+        dimensions=encoder.dimensions,
+        positions=positions_of(encoder.model),
+        max_length=length,
+        truncation_side=tokenizer.truncation_side,
+        padding_side=tokenizer.padding_side,
+        pad_token=tokenizer.pad_token_id,
+        pad_type=tokenizer.pad_token_type_id,
+    )
+
+
+class _Graph(torch.nn.Module):
+    """The whole model as a function of tensors: transformer, pooling, and whatever comes after it."""
+
+    def __init__(self, model: SentenceTransformer, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        features: dict[str, Any] = dict(zip(self.names, inputs, strict=True))
+        for module in self.model:
+            features = module(features)
+        vectors: torch.Tensor = features["sentence_embedding"]
+        return vectors if self.model.truncate_dim is None else vectors[:, : self.model.truncate_dim]
+
+
+def _best(tried: _Tried, folder: Path, ready: Readiness) -> tuple[str, float]:
+    """The fastest precision that keeps the vectors, and their lowest cosine. Refused if none does."""
+    reasons = []
+    for precision in ("bf16", "f32") if has_bf16() else ("f32",):
+        try:
+            encoder = OpenVinoEncoder(tried.profile, folder, ready, precision, tried.threads)
+            _check_tokens(encoder, tried)
+            return precision, _kept(encoder, tried, KEPT_COSINE[precision])
+        except (Refused, PipelineError, RuntimeError) as error:
+            reasons.append(f"{first_line(error)} ({precision})")
+    raise Refused("; ".join(reasons))
+
+
+def _check_tokens(encoder: OpenVinoEncoder, tried: _Tried) -> None:
+    """Refused if the tokenizer that was written reads a text otherwise than the model's own."""
+    torches, texts = tried.torches, tried.texts
+    for use in (torches._documents, torches._queries):
+        ours = encoder._tokenize(texts, use.prompt)[1]
+        theirs = torches._tokenize(texts, use.prompt)[1]
+        if any(ids.tolist() != features["input_ids"] for (ids, _), features in zip(ours, theirs, strict=True)):
+            raise Refused("its tokenizer gives other tokens without transformers")
+    if not np.array_equal(encoder.count_tokens(texts), torches.count_tokens(texts)):
+        raise Refused("its tokenizer counts otherwise without transformers")
+
+
+def _kept(encoder: OpenVinoEncoder, tried: _Tried, least: float) -> float:
+    """The lowest cosine. Refused if that, or a vector's length, is not kept."""
+    texts, theirs = tried.texts, tried.theirs
+    lowest = min(likeness(encoder, texts, theirs))
+    if not lowest >= least:
+        raise Refused(f"the cosine to sentence-transformers' vectors is {lowest}, and must be {least}")
+    if not encoder.profile.normalize:
+        ours, wanted = (np.linalg.norm(v, axis=1) for v in (encoder.encode_documents(texts), theirs.documents))
+        if not np.allclose(ours, wanted, rtol=KEPT_LENGTH):
+            raise Refused("its vectors are not as long as those of sentence-transformers")
+    return lowest
+
+
+def _texts(longest: int | None) -> list[str]:
+    """Texts of a token, of as many as are compared, of many lengths between, and one that is longer than is read."""
+    most = min(longest or LONGEST_COMPARED, LONGEST_COMPARED)
+    lengths = [1, 2, 3, 5, 8, 13, 34, 89, most - 2, most + 50]
+    words = WORDS.split() * (4 + most // 8)
+    return [*PRECISION_TEXTS, *(" ".join(words[n : n + length]) for n, length in enumerate(lengths) if length > 0)]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,216 @@
+"""Encoding on the processor with OpenVINO: a model that `conversion` has made ready, run without torch.
+
+Several passes are under way at once, each on threads of its own, so that no core waits for another at each layer.
+"""
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.batches import (
+    CHARACTERS_PER_TOKEN,
+    BatchEncoder,
+    Tokens,
+    Use,
+    check_dimensions,
+    check_length,
+)
+from embeddings_pipeline.forks import ProcessLock, left_alone_in_children
+
+GRAPH, TOKENIZER = "model.xml", "tokenizer.json"
+TOKENS_STEP, ROWS_STEP = 8, 4
+"""Batches are filled up to multiples of so many tokens and, beyond the first step, rows: for each shape that it meets,
+OpenVINO makes code and keeps it.
+"""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a converted model's own files do not say, and its encoder must know."""
+
+    inputs: tuple[str, ...]  # of the graph, in order: input_ids, attention_mask, token_type_ids
+    dimensions: int
+    positions: int | None  # that the model has
+    max_length: int | None  # tokens that the model's files have it read
+    truncation_side: str
+    padding_side: str
+    pad_token: int
+    pad_type: int
+
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps(asdict(self), indent=1))
+
+
+class OpenVinoEncoder(BatchEncoder):
+    """See `Encoder` for the methods. Made by `load_encoder`."""
+
+    device = "cpu"
+    tokens_per_batch = 1024  # more is no faster, and takes more memory
+
+    def __init__(self, profile: Profile, folder: Path, ready: Readiness, precision: str, threads: int) -> None:
+        """Load the model in `folder`. `precision`: `bf16` or `f32`, of matrix products; `threads`: all together."""
+        super().__init__(profile)
+        check_dimensions(profile, ready.dimensions)
+        check_length(profile, ready.positions)
+        self.precision = precision
+        self._ready = ready
+        self._threads = threads
+        self._lock = ProcessLock(ended_first=True)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._tokenizer.no_padding()
+        self._graph = openvino().Core().read_model(folder / GRAPH)  # whatever becomes of the folder
+        self._engine = _Engine(self._graph, precision, threads)
+
+    def in_precision(self, precision: str) -> "OpenVinoEncoder":
+        """The same model with matrix products of another precision."""
+        other = copy.copy(self)
+        other.precision, other._engine = precision, _Engine(self._graph, precision, self._threads)
+        return other
+
+    @property
+    def max_length(self) -> int | None:
+        return self.profile.max_length or self._ready.max_length
+
+    @property
+    def passes_at_once(self) -> int:  # type: ignore[override]
+        return self._engine.streams + 1
+
+    @property
+    def _characters_read(self) -> int | None:
+        if self.max_length is None or self._ready.truncation_side != "right":
+            return None
+        return CHARACTERS_PER_TOKEN * self.max_length
+
+    def _tokens(self, texts: list[str]) -> Tokens:
+        with self._lock:
+            if self.max_length is None:
+                self._tokenizer.no_truncation()
+            else:
+                self._tokenizer.enable_truncation(self.max_length, direction=self._ready.truncation_side)
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        overflows = [len(encoding.overflowing) for encoding in encodings]
+        return Tokens([self._row(encoding) for encoding in encodings], [len(one) for one in encodings], overflows)
+
+    def _row(self, encoding: Encoding) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        types = np.array(encoding.type_ids, np.int64) if "token_type_ids" in self._ready.inputs else None
+        return np.array(encoding.ids, np.int64), types
+
+    def _count(self, texts: list[str]) -> Sequence[int]:
+        with self._lock:
+            self._tokenizer.no_truncation()
+            return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Callable[[], NDArray[np.float32]]:
+        passing = self._engine_here().start(partial(self._padded, tokens))
+
+        def vectors() -> NDArray[np.float32]:
+            rows = passing()[: len(tokens)]
+            if self.profile.normalize:
+                rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            return rows
+
+        return vectors
+
+    def _padded(self, tokens: list[Any]) -> list[NDArray[np.int64]]:
+        """The graph's inputs: a row a text, in the order of `Readiness.inputs`."""
+        longest = max(len(ids) for ids, _ in tokens)
+        most = self.max_length or self._ready.positions or longest + TOKENS_STEP
+        width = max(longest, min(_up_to(TOKENS_STEP, longest), most))
+        height = len(tokens) if len(tokens) <= ROWS_STEP else _up_to(ROWS_STEP, len(tokens))
+        filled = {"input_ids": self._ready.pad_token, "token_type_ids": self._ready.pad_type, "attention_mask": 0}
+        inputs = {name: np.full((height, width), filled[name], np.int64) for name in self._ready.inputs}
+        for row, (ids, types) in enumerate([*tokens, *[tokens[-1]] * (height - len(tokens))]):
+            place = slice(width - len(ids), None) if self._ready.padding_side == "left" else slice(len(ids))
+            inputs["input_ids"][row, place] = ids
+            inputs["attention_mask"][row, place] = 1
+            if types is not None:
+                inputs["token_type_ids"][row, place] = types
+        return list(inputs.values())
+
+    def _engine_here(self) -> "_Engine":
+        """What runs the model in this process: a forked one has none of its parent's threads, so it makes its own."""
+        with self._lock:
+            if self._engine.process != os.getpid():
+                self._engine = _Engine(self._graph, self.precision, self._threads)
+            return self._engine
+
+
+class _Engine:
+    """The compiled model, and a thread for each of its streams, which share the weights and the cores."""
+
+    def __init__(self, graph: Any, precision: str, threads: int) -> None:
+        self.process = os.getpid()
+        how = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        compiled = openvino().Core().compile_model(graph, "CPU", how)
+        self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._free: SimpleQueue[tuple[ProcessLock, Any]] = SimpleQueue()
+        for _ in range(self.streams):
+            self._free.put((ProcessLock(ended_first=True), compiled.create_infer_request()))
+        self._threads = ThreadPoolExecutor(self.streams, thread_name_prefix="encoder")
+        left_alone_in_children(self)
+
+    def start(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> Callable[[], NDArray[np.float32]]:
+        """Begin a pass; what it returns waits for its end. `inputs` gives the graph's inputs, in a thread of these."""
+        return self._threads.submit(self._pass, inputs).result
+
+    def _pass(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> NDArray[np.float32]:
+        lock, request = self._free.get()
+        try:
+            with lock:
+                result: NDArray[np.float32] = request.infer(inputs(), share_inputs=True)[0]
+                return result.astype(np.float32)  # a copy: the request's own memory is used again
+        finally:
+            self._free.put((lock, request))
+
+
+def _up_to(step: int, number: int) -> int:
+    """The next multiple of `step`."""
+    return -(-number // step) * step
+
+
+def openvino() -> ModuleType:
+    """The library, imported without its tools for conversion.
+
+    They take half of the time that it takes to import, and with them comes telemetry: imported, they tell Google
+    Analytics, and write into the home folder, unless a file there forbids it.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    with _not_importable("openvino.tools"):
+        return import_module("openvino")
+
+
+def conversion_tools() -> ModuleType:
+    """What converts models, told to do without telemetry, for a process that has not imported it yet."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    openvino()
+    return import_module("openvino.tools.ovc")
+
+
+@contextmanager
+def _not_importable(name: str) -> Iterator[None]:
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -1,0 +1,326 @@
+"""Models made ready for OpenVINO: once, whole, checked; and torch, with a reason, where that cannot be."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import CNN, Pooling, StaticEmbedding
+
+from embeddings_pipeline.config.profiles import BUILT_IN, Profile
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders import conversion, convert, load_encoder
+from embeddings_pipeline.encoders.base import Encoder
+from embeddings_pipeline.encoders.batches import lowest_cosine
+from embeddings_pipeline.encoders.local import LocalEncoder
+from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
+from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline_tests.support.tiny_models import WORDS, bert, sentence_model, tokenizer_of
+
+Load = Callable[..., Encoder]
+
+
+def profile_of(folder: Path, **settings: Any) -> Profile:
+    return Profile(
+        **{"name": "mine", "provider": "local", "model": str(folder), "dimensions": 32, "device": "cpu", **settings}
+    )
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Profile:
+    return profile_of(sentence_model(tmp_path / "model", Pooling(32)))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def load(state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
+    """Load a profile as a new process would. The conversion is done in this one, which has imported torch."""
+
+    def here(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        convert.main(Path(command[-1]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def load(profile: Profile, settings: Settings | None = None) -> Encoder:
+        caplog.clear()
+        monkeypatch.setattr("embeddings_pipeline.encoders._loaded", {})
+        return load_encoder(profile, settings or Settings(embeddings_state_dir=state))
+
+    monkeypatch.setattr(conversion.subprocess, "run", here)
+    yield load
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the last `load` told people."""
+    ours = (record for record in caplog.records if record.name.startswith("embeddings_pipeline"))
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
+
+
+def kept(state: Path) -> Path:
+    [folder] = [each for each in (state / "encoders").iterdir() if (each / "manifest.json").exists()]
+    return folder
+
+
+def damaged(state: Path) -> None:
+    file = kept(state) / "model.bin"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def of_another_version(state: Path) -> None:
+    manifest = json.loads((kept(state) / "manifest.json").read_text())
+    (kept(state) / "manifest.json").write_text(json.dumps({**manifest, "openvino": "2025.1.0"}))
+
+
+def half_gone(state: Path) -> None:
+    (kept(state) / "tokenizer.json").unlink()
+
+
+def test_a_model_is_converted_once_and_leaves_nothing_else(
+    load: Load, mine: Profile, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = load(mine)
+    assert isinstance(first, OpenVinoEncoder)
+    assert said(caplog) == [f"profile mine: {mine.model} is converted for OpenVINO, which takes some seconds, once"]
+    folder = kept(state)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "manifest.json",
+        "model.bin",
+        "model.xml",
+        "tokenizer.json",
+    ]
+    second = load(replace(mine, batch_size=3))
+    assert isinstance(second, OpenVinoEncoder) and not said(caplog)
+    assert (second.encode_documents(WORDS) == second.encode_documents(WORDS)).all()
+    assert {each.name for each in (state / "encoders").iterdir()} == {folder.name, f"{folder.name}.lock", "verdicts"}
+
+
+@pytest.mark.parametrize("harm", [damaged, of_another_version, half_gone])
+def test_what_is_damaged_or_of_another_version_is_made_anew(
+    harm: Callable[[Path], None], load: Load, mine: Profile, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(mine).encode_documents(WORDS)
+    harm(state)
+    again = load(mine)
+    assert isinstance(again, OpenVinoEncoder)
+    assert "is converted for OpenVINO" in caplog.text
+    assert lowest_cosine(again.encode_documents(WORDS), expected) >= 0.9998
+    load(mine)
+    assert not said(caplog)
+
+
+def test_on_another_processor_the_model_is_compared_again_and_not_converted(
+    load: Load,
+    mine: Profile,
+    state: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(mine)
+    before = (kept(state) / "model.bin").stat().st_mtime_ns
+    monkeypatch.setattr(conversion, "kind_of_processor", lambda: "another")
+    assert isinstance(load(mine), OpenVinoEncoder)
+    assert "its model is tried on this processor" in caplog.text
+    assert (kept(state) / "model.bin").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("place", ["not a folder", "full"])
+def test_a_state_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
+    place: str,
+    load: Load,
+    mine: Profile,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = LocalEncoder(mine, half=None).encode_documents(WORDS)
+
+    def full(source: Path, target: Path) -> None:
+        Path(target).mkdir()
+        shutil.copy(source / "model.xml", target)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if place == "full":
+        monkeypatch.setattr(conversion.shutil, "copytree", full)
+    else:
+        (tmp_path / "state").write_text("")
+    encoder = load(mine)
+    assert isinstance(encoder, OpenVinoEncoder)
+    [_, line] = said(caplog)
+    assert f"{tmp_path}/state/encoders cannot be written (N" in line and "each process converts the model anew" in line
+    assert lowest_cosine(encoder.encode_documents(WORDS), expected) >= 0.9998
+    if place == "full":
+        assert not list((tmp_path / "state" / "encoders").glob("*/model.xml"))
+
+
+def static(folder: Path) -> Path:
+    tokenizer = tokenizer_of(folder / "tokenizer")
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=32)], device="cpu").save(str(folder / "m"))
+    return folder / "m"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (static, "it has no tokenizer of the fast kind"),
+        (lambda folder: sentence_model(folder, CNN(32, 32, [1]), Pooling(32)), "its module CNN is none of those"),
+    ],
+)
+def test_a_model_that_is_not_converted_runs_on_torch_and_the_log_says_why_once(
+    make: Callable[[Path], Path],
+    reason: str,
+    load: Load,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile = profile_of(make(tmp_path / "model"))
+    assert isinstance(load(profile), LocalEncoder)
+    [_, line] = said(caplog)
+    assert line.startswith(f"profile mine runs on torch, not on OpenVINO: {reason}")
+    assert isinstance(load(profile), LocalEncoder) and not said(caplog)
+    monkeypatch.setattr(conversion, "_libraries", lambda: {"torch": "another"})
+    load(profile)
+    assert reason in caplog.text, "other libraries may convert it"
+
+
+def test_a_model_with_code_of_its_own_runs_on_torch(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(load(replace(mine, trust_remote_code=True)), LocalEncoder)
+    assert "runs on torch, not on OpenVINO: trust_remote_code" in caplog.text
+
+
+def test_vectors_that_differ_are_not_used(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "KEPT_COSINE", {"f32": 1.1, "bf16": 1.1})
+    assert isinstance(load(mine), LocalEncoder)
+    assert "the cosine to sentence-transformers' vectors is" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("ended", "said", "how", "next_time"),
+    [
+        (-9, "", "signal 9", OpenVinoEncoder),
+        (1, "Traceback\nMemoryError", "exit code 1 MemoryError", OpenVinoEncoder),
+        (-4, "", "signal 4", LocalEncoder),  # the processor lacks an instruction
+        (1, "Traceback\nKeyError: 'a mistake of ours'", "exit code 1 KeyError", LocalEncoder),
+    ],
+)
+def test_a_conversion_that_ended_early_is_tried_again_where_that_may_help(
+    ended: int,
+    said: str,
+    how: str,
+    next_time: type[Encoder],
+    load: Load,
+    mine: Profile,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            conversion.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, ended, "", said)
+        )
+        assert isinstance(load(mine), LocalEncoder)
+        assert f"its conversion ended with {how}" in caplog.text
+    assert isinstance(load(mine), next_time)
+
+
+def test_a_disk_without_room_for_a_temporary_file_leaves_torch(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert isinstance(load(mine), LocalEncoder)
+    assert "it cannot be converted: [Errno 2]" in caplog.text
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_files_that_change_while_they_are_converted(
+    times: int, load: Load, mine: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = conversion.subprocess.run
+    changes: list[int] = []
+
+    def change(command: list[str], **how: Any) -> Any:
+        done = here(command, **how)
+        if len(changes) < times:
+            changes.append(len(changes))
+            bert(tmp_path / "other", initializer_range=0.1 + len(changes) / 100)
+            shutil.copy(tmp_path / "other" / "model.safetensors", mine.model)
+            task = json.loads(Path(command[-1]).read_text())
+            Path(task["answer"]).unlink()
+            return here(command, **how)
+        return done
+
+    monkeypatch.setattr(conversion.subprocess, "run", change)
+    if times == 1:
+        ours = load(mine).encode_documents(WORDS)
+        assert lowest_cosine(ours, LocalEncoder(mine, half=None).encode_documents(WORDS)) >= 0.9998
+    else:
+        with pytest.raises(ProfileError, match=r"^Profile mine: the files of [^\n]* change while they are read"):
+            load(mine)
+
+
+TOGETHER = """
+import logging, sys
+from pathlib import Path
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders import load_encoder
+logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+mine = Profile(name="mine", provider="local", model=sys.argv[1], dimensions=32, device="cpu")
+encoder = load_encoder(mine, Settings(embeddings_state_dir=Path(sys.argv[2])))
+print(type(encoder).__name__, *("torch" in sys.modules, "openvino_telemetry" in sys.modules))
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_converts_and_nothing_is_told_or_written_elsewhere(
+    mine: Profile, state: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", TOGETHER, mine.model, str(state)]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=200)[0] for process in both]
+    assert all(lines.endswith("OpenVinoEncoder False False\n") for lines in said), said
+    assert sum("is converted for OpenVINO" in lines for lines in said) == 1
+    assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "precisions"), [("AVX2", {"f32"}), ("SSE41", {None, "f32"})])
+def test_a_processor_with_fewer_instructions_has_a_path_that_works(
+    most: str, precisions: set[str | None], encoder_settings: Settings, tmp_path: Path
+) -> None:
+    minilm = replace(BUILT_IN["minilm"], device="cpu")
+    load_encoder(minilm, encoder_settings)  # converted
+    script = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from embeddings_pipeline.config.profiles import BUILT_IN
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders import load_encoder
+encoder = load_encoder(replace(BUILT_IN["minilm"], device="cpu"), Settings(embeddings_state_dir=Path(sys.argv[1])))
+print(getattr(encoder, "precision", None), abs(encoder.encode_documents(["a dog"])[0, :8]).sum() > 0)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, str(encoder_settings.state_dir)]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": most}
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.stdout in {f"{precision} True\n" for precision in precisions}
