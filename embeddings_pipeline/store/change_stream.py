@@ -123,10 +123,14 @@ class _Bytes:
         return value
 
     def tuple(self) -> list[str | None]:
-        """The values of a row as texts; None for NULL, and for a long value that did not change."""
+        """The values of a row as texts; None for NULL, a long value that did not change, and what is no text."""
         values: list[str | None] = []
         for _ in range(self.integer(2)):
-            values.append(self.take(self.integer(4)).decode() if self.take(1) == b"t" else None)
+            written = self.take(self.integer(4)) if self.take(1) == b"t" else None
+            try:
+                values.append(None if written is None else written.decode())
+            except UnicodeDecodeError:
+                values.append(None)
         return values
 
 

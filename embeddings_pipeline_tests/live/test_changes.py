@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError
-from embeddings_pipeline.store.change_stream import NotFollowedError, follow_changes
+from embeddings_pipeline.store.change_stream import Changes, NotFollowedError, follow_changes
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
 from embeddings_pipeline.store.source import Source
@@ -83,6 +84,30 @@ def test_inserts_edits_deletes_and_truncates_are_seen_without_updated_at(films_t
         execute(database, "TRUNCATE films")
         soon(lambda: heard.says("nothing was deleted"))
     soon(lambda: execute(database, SLOTS) == [(0,)])
+
+
+def test_a_key_that_no_item_can_have_stops_no_other_row(films_there: Any) -> None:
+    database, settings = films_there
+    execute(database, "CREATE TABLE things (name text PRIMARY KEY, title text)")
+    execute(database, "CREATE PUBLICATION things_changes FOR TABLE things")
+    execute(database, "INSERT INTO things VALUES ('a', 'A')")
+    one = definition("things", source={"table": "things", "key": ["name"]}, columns=[], vectors={"base": "{title}"})
+    sync_once(one, settings)
+    with following(one, settings=settings, use_log=True) as heard:
+        execute(database, "INSERT INTO things VALUES (%s, 'long'), ('b', 'B')", ["x" * 2500])
+        soon(lambda: set(committed(database, "things")) == {"a", "b"})
+        execute(database, "DELETE FROM things WHERE name <> 'b' AND title <> 'A'")
+        execute(database, "UPDATE things SET title = 'new' WHERE name = 'b'")
+        soon(lambda: committed(database, "things")["b"][0] == "new")
+    assert not heard.lines
+
+
+def test_what_is_no_text_is_left_to_a_full_scan() -> None:
+    changes = Changes(("name",), frozenset({1}))
+    changes.message(b"R" + pack("!i", 1) + b"public\0things\0d" + pack("!h", 1) + b"\1name\0" + bytes(8))
+    for written, taken in ((b"caf\xe9", (set(), True)), ("café".encode(), ({("café",)}, False))):
+        changes.message(b"I" + pack("!i", 1) + b"N" + pack("!h", 1) + b"t" + pack("!i", len(written)) + written)
+        assert changes.take() == taken
 
 
 def test_what_changed_while_it_was_away_is_found_by_the_scan_at_its_start(films_there: Any) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from embeddings_pipeline.health.activity import under_way
 from embeddings_pipeline.health.lag import indexes_due
 from embeddings_pipeline.index.faiss_read import read_manifest
 from embeddings_pipeline.live import chores, follower
+from embeddings_pipeline.live.watch import UpdatedRows
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.inventory import take_inventory
 from embeddings_pipeline.pipeline.removal import remove_collection
 from embeddings_pipeline.search.query import search
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.database import MOST_SESSIONS, Database
 from embeddings_pipeline_tests.support import databases
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.following import following
@@ -100,6 +102,35 @@ def test_a_row_of_an_earlier_time_is_seen_though_it_is_committed_later(synced: D
         soon(lambda: "100" in texts(synced))
         slow.commit()
         soon(lambda: texts(synced)["1"] == "Film 1 | slow")
+
+
+def test_a_row_that_hides_its_key_stops_no_other(database: Database, settings: Settings) -> None:
+    DeterministicEncoder.reset()
+    make_films(database, films(25))
+    execute(database, "ALTER TABLE films ADD at timestamptz NOT NULL DEFAULT now()")
+    execute(
+        database,
+        """CREATE FUNCTION told(text) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+           BEGIN IF $1 = 'bad' THEN RAISE EXCEPTION USING MESSAGE = 'no such story', ERRCODE = '22023'; END IF;
+               RETURN $1; END $$""",
+    )
+    execute(database, "CREATE VIEW told_films AS SELECT id, title, told(overview) AS overview, revenue, at FROM films")
+    one = with_updates(source={"table": "told_films", "key": ["id"], "updated_at": "at"})
+    edit(database, 7, "bad")
+    sync_once(one, settings)
+    assert len(committed(database)) == 24
+    with following(one, settings=settings) as heard:
+        edit(database, 7, "bad")
+        edit(database, 3, "xylophones")
+        soon(lambda: texts(database)["3"] == "Film 3 | xylophones")
+    assert not heard.lines
+
+
+def test_a_watch_keeps_none_of_the_sessions_that_the_process_shares(synced: Database, settings: Settings) -> None:
+    watch = UpdatedRows(open_collection(with_updates(), settings))
+    with closing(watch), ExitStack() as sessions:
+        for _ in range(MOST_SESSIONS):
+            sessions.enter_context(synced.session())
 
 
 def test_a_collection_that_was_never_synced_is_built(database: Database, settings: Settings) -> None:
