@@ -35,9 +35,9 @@ WHERE item.batch = %(batch)s
 
 
 -- name: index_again
--- Has the FAISS index built again: whatever has a version is behind. Parameter: collection.
+-- Has the FAISS index built again, which is behind by so many versions then. Parameters: collection, versions.
 
-UPDATE embeddings.collection SET version = version + 1 WHERE name = %(collection)s
+UPDATE embeddings.collection SET version = version + %(versions)s WHERE name = %(collection)s
 
 
 -- name: committed_file

@@ -15,3 +15,35 @@ WHERE collection.name = %(collection)s
 SELECT EXISTS (
     SELECT FROM embeddings.collection_stamp
     WHERE collection = %(collection)s AND version = %(version)s AND stamp::text = %(stamp)s)
+
+
+-- name: newest_text
+SELECT coalesce(max(id), 0) FROM {text}
+
+
+-- name: lacking
+-- The texts up to an id that have no vector. Parameter: newest.
+
+SELECT text_id FROM {lacking} WHERE text_id <= %(newest)s ORDER BY text_id
+
+
+-- name: changed
+-- How many vectors came after a generation; no more are counted than `most`. Parameters: newest, lacking, most.
+
+SELECT count(*)
+FROM (SELECT FROM {vector} WHERE text_id > %(newest)s OR text_id = ANY (%(lacking)s::bigint[]) LIMIT %(most)s) AS changed
+
+
+-- name: nearest_changed
+-- The texts nearest to a vector among those that came after a generation. They are chosen first, so that no ANN index is
+-- asked, which would find too few. Parameters: newest, lacking, query, n. {vector_name}: a literal; {type}: as in searches.
+
+WITH changed AS MATERIALIZED (
+    SELECT text_id, embedding FROM {vector}
+    WHERE vector_name = {vector_name} AND (text_id > %(newest)s OR text_id = ANY (%(lacking)s::bigint[]))
+)
+SELECT text_id
+FROM (SELECT text_id, embedding <=> %(query)s::{type} AS distance FROM changed) AS measured
+WHERE distance <> 'NaN'
+ORDER BY distance
+FETCH FIRST %(n)s ROWS WITH TIES

@@ -23,6 +23,13 @@ SELECT
 FROM (SELECT) AS always LEFT JOIN embeddings.scan ON scan.collection = %(collection)s
 
 
+-- name: gone_counted
+-- How many items are gone since the last full scan, for who does not move the watermark. Parameters: collection, gone.
+
+INSERT INTO embeddings.scan (collection, watermark) VALUES (%(collection)s, %(gone)s::jsonb)
+ON CONFLICT (collection) DO UPDATE SET watermark = coalesce(scan.watermark, '{}') || excluded.watermark
+
+
 -- name: suspect
 -- Writes what was seen of some items, under their batches' locks. If it is what is committed, nothing is written.
 -- Parameter: batches.

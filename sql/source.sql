@@ -28,6 +28,12 @@ WHERE ({condition}
 )
 
 
+-- name: item_keys
+-- The item keys that rows with these values in their key columns have. arrays: one for each of the key's columns.
+
+SELECT {key}, '' FROM unnest({arrays}) AS source ({columns})
+
+
 -- name: key_digest
 -- A key's SHA-256, also of a key whose bytes are no text.
 

@@ -13,7 +13,20 @@ import click
 import psycopg
 import typer
 
-from embeddings_pipeline.cli import cache, collection, init, load, profile, psql, quarantine, search, status, sync, ui
+from embeddings_pipeline.cli import (
+    cache,
+    collection,
+    init,
+    live,
+    load,
+    profile,
+    psql,
+    quarantine,
+    search,
+    status,
+    sync,
+    ui,
+)
 from embeddings_pipeline.cli.console import LineFormatter, printable, sign_of_life, tell
 from embeddings_pipeline.errors import BudgetError, InterruptedRunError, PipelineError
 from embeddings_pipeline.store.retry import what_it_says
@@ -25,7 +38,7 @@ app = typer.Typer(
     suggest_commands=False,  # click does that itself
     pretty_exceptions_enable=False,
 )
-for command in (load.load, sync.sync, status.status, search.search, ui.ui, init.init):
+for command in (load.load, sync.sync, status.status, search.search, live.live, ui.ui, init.init):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql.psql)
 app.add_typer(profile.app, name="profile")

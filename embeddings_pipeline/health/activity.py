@@ -19,6 +19,7 @@ from embeddings_pipeline.store.locks import run_lock, run_locked
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.wording import counted
 
+LIVE = "live"  # what a process is called that follows changes as they come
 TELL_SECONDS = 2.0  # between two notes of how far it is …
 PHASE_SECONDS = 0.5  # … and, if it has come to another phase
 

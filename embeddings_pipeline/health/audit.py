@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from psycopg.rows import dict_row
 
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.faiss_delta import GROWN_COMMITS
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.pipeline.collection import Collection
@@ -112,6 +113,7 @@ def _compare_faiss(collection: Collection) -> tuple[int, int]:
 
 
 def build_again(collection: Collection) -> None:
-    """Have the next sync build the FAISS index, which is not what the table says."""
+    """Have the next sync, or the sensor, build the FAISS index, which is not what the table says."""
+    behind = {"collection": collection.definition.name, "versions": GROWN_COMMITS + 1}
     with collection.database.connect(autocommit=True) as connection:
-        connection.execute(load_sql("audit/index_again"), {"collection": collection.definition.name})
+        connection.execute(load_sql("audit/index_again"), behind)

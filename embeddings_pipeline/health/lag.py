@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.faiss_delta import has_grown
 from embeddings_pipeline.index.faiss_read import current_or_none, open_index, read_manifest
 from embeddings_pipeline.index.pgvector import indexes_fit
 from embeddings_pipeline.index.standing import Standing, standing, why_foreign
@@ -12,13 +13,27 @@ from embeddings_pipeline.store.models import collection_state
 
 def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
     """Whether an index is missing, of another kind than declared, or behind the table. `verify`: or damaged."""
+    return not _pgvector_fits(collection) or faiss_standing(collection, verify=verify) is not Standing.CURRENT
+
+
+def indexes_due(collection: Collection) -> bool:
+    """Whether it is time to build an index. Not if FAISS is behind by a little: searches take that from the table."""
+    if not _pgvector_fits(collection):
+        return True
+    stands = faiss_standing(collection)
+    if stands is not Standing.BEHIND:
+        return stands is not Standing.CURRENT
+    manifest = read_manifest(collection.settings.state_dir / "faiss", collection.definition.name)
+    with collection.database.session() as connection:
+        return manifest is not None and has_grown(connection, collection.model.destination, manifest)
+
+
+def _pgvector_fits(collection: Collection) -> bool:
     with collection.database.session() as connection:
         if collection_state(connection, collection.definition.name) is None:
-            return True
+            return False
         config = collection.definition.attributes
-        if not indexes_fit(connection, collection.model.destination, config.index, config.vectors):
-            return True
-    return faiss_standing(collection, verify=verify) is not Standing.CURRENT
+        return indexes_fit(connection, collection.model.destination, config.index, config.vectors)
 
 
 def faiss_standing(collection: Collection, *, verify: bool = False) -> Standing:

@@ -18,6 +18,7 @@ from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.index.exact import SAME, nearest, unit
+from embeddings_pipeline.index.faiss_delta import newest_text, texts_lacking
 from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder, publish, write_file
 from embeddings_pipeline.index.faiss_read import Manifest, VectorFiles
 from embeddings_pipeline.index.snapshot import (
@@ -52,7 +53,7 @@ def build(database: Database, table: Destination, folder: Path) -> Manifest:
     parent = folder / table.collection
     try:
         with build_folder(parent) as building:
-            manifest = _write_generation(database, table, building)
+            manifest = _write_generation(database, table, building, newest_text(database, table))
             failpoint("faiss.publish")
             return publish(parent, building, manifest, functools.partial(_standing_now, database, table))
     except OSError as error:
@@ -63,8 +64,8 @@ def build(database: Database, table: Destination, folder: Path) -> Manifest:
         ) from error
 
 
-def _write_generation(database: Database, table: Destination, folder: Path) -> Manifest:
-    """The files of every vector name, in `folder`; their manifest, which has no number yet."""
+def _write_generation(database: Database, table: Destination, folder: Path, newest: int) -> Manifest:
+    """The files of every vector name, in `folder`; their manifest, which has no number yet. newest: `newest_text`."""
     began = time.perf_counter()
     with snapshot(database, table) as connection:
         now = table_version(connection, table.collection)
@@ -75,6 +76,7 @@ def _write_generation(database: Database, table: Destination, folder: Path) -> M
             )
         failpoint("faiss.snapshot")
         counts = vector_counts(connection, table)
+        lacking = texts_lacking(connection, table, newest)
         vectors = {name: _write_vectors(connection, table, name, rows, folder) for name, rows in counts.items()}
     return Manifest(
         collection=table.collection,
@@ -87,6 +89,8 @@ def _write_generation(database: Database, table: Destination, folder: Path) -> M
         dimension=table.dimension,
         storage=table.storage,
         vectors=vectors,
+        newest_text=newest,
+        lacking=lacking,
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(time.perf_counter() - began, 3),
     )

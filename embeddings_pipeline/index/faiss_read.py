@@ -23,7 +23,7 @@ from embeddings_pipeline.forks import ProcessLock, compute
 from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
-FORMAT = 2  # of manifest.json and the files that it names
+FORMAT = 3  # of manifest.json and the files that it names
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Manifest:
     dimension: int
     storage: str
     vectors: dict[str, VectorFiles]
+    newest_text: int  # a text of a higher id came after it: see `faiss_delta`
+    lacking: list[int]  # older texts that had no vector, and may have got one since
     built_at: str  # ISO 8601, UTC
     seconds: float
     checksum: str = ""

@@ -70,8 +70,13 @@ class Watermark:
 
     @classmethod
     def parse(cls, stored: dict[str, Any]) -> "Watermark":
+        """What is missing is as in `NO_WATERMARK`: who reads no `updated_at` counts what is gone, and no more."""
+        stored = asdict(NO_WATERMARK) | stored
         positions = {n: Position(*stored[n]) if stored[n] else None for n in ("cursor", "settled", "noted")}
         return cls(**{**stored, **positions})
+
+
+NO_WATERMARK = Watermark(column="", cursor=None, settled=None, noted=None, noted_at=0.0)
 
 
 class IncrementalScans(ScanBase, Quarantine):
@@ -90,7 +95,7 @@ class IncrementalScans(ScanBase, Quarantine):
             mark = self._watermark(connection, source, reading)
             while True:
                 updated = partial(source.updated_after, reading, mark.cursor, rows_at_once)
-                rows = self._without_what_stops(connection, updated)
+                rows = self.without_what_stops(connection, updated)
                 last = max((n for n, row in enumerate(rows) if not row.ahead), default=-1)
                 all_read = len(rows) < rows_at_once or last < 0
                 for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
@@ -100,13 +105,13 @@ class IncrementalScans(ScanBase, Quarantine):
                         mark = replace(mark, cursor=rows[passed].position)
                     at_end = all_read and start + ROWS_PER_TRANSACTION >= len(rows)
                     mark = mark.caught_up(time.time()) if at_end else mark
-                    seen = self._seen(source, reading, part)
+                    seen = self.hashes_of(source, reading, part)
                     noted, mark = self._note(connection, seen, mark)
                     total += replace(noted, read=len(part), caught_up=at_end)
                 if total.caught_up or time.monotonic() - started > seconds:
                     return total
 
-    def _without_what_stops(self, connection: psycopg.Connection, read: Callable[[LeftOut], T]) -> T:
+    def without_what_stops(self, connection: psycopg.Connection, read: Callable[[LeftOut], T]) -> T:
         """What `read` gives; without the rows that full scans leave out, if one of them stops it."""
         try:
             return read(NOTHING)
@@ -121,15 +126,20 @@ class IncrementalScans(ScanBase, Quarantine):
         """
         column = self.definition.attributes.source.updated_at
         assert column is not None
-        query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
-        row = connection.execute(query, [self.name]).fetchone()
-        mark = Watermark.parse(row[0]) if row and row[0] else None
-        if mark is None or mark.column != column or source.is_ahead(reading, mark.cursor):
-            newest = self._without_what_stops(connection, partial(source.newest, reading))
+        mark = self._stored_watermark(connection)
+        if mark.column != column or source.is_ahead(reading, mark.cursor):
+            newest = self.without_what_stops(connection, partial(source.newest, reading))
             mark = Watermark(column, newest, newest, newest, time.time())
         return mark
 
-    def _seen(self, source: Source, reading: psycopg.Connection, rows: Sequence[UpdatedRow]) -> dict[str, bytes | None]:
+    def _stored_watermark(self, connection: psycopg.Connection) -> Watermark:
+        query = "SELECT watermark FROM embeddings.scan WHERE collection = %s"
+        row = connection.execute(query, [self.name]).fetchone()
+        return Watermark.parse(row[0]) if row and row[0] else NO_WATERMARK
+
+    def hashes_of(
+        self, source: Source, reading: psycopg.Connection, rows: Sequence[UpdatedRow]
+    ) -> dict[str, bytes | None]:
         """Item key → row hash; None for items that no row of the source has any more that meets `where:`."""
         seen: dict[str, bytes | None] = {}
         for row in rows:
@@ -143,10 +153,23 @@ class IncrementalScans(ScanBase, Quarantine):
         read = source.look(reading, doubtful).hashes.to_pydict()
         return {**seen, **dict(zip(read["item_key"], read["row_hash"], strict=True))}
 
+    def note_seen(self, connection: psycopg.Connection, seen: Mapping[str, bytes | None]) -> IncrementalScan:
+        """Note what differs of what somebody has seen of some items (as `hashes_of` has it), as a scan does.
+
+        `connection`: a session with the table of `scan/stage`, committed by the statement.
+        """
+        total, keys = IncrementalScan(), list(seen)
+        for start in range(0, len(keys), ROWS_PER_TRANSACTION):
+            part = {key: seen[key] for key in keys[start : start + ROWS_PER_TRANSACTION]}
+            total += replace(self._note(connection, part, None)[0], read=len(part))
+        return total
+
     def _note(
-        self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark
+        self, connection: psycopg.Connection, seen: Mapping[str, bytes | None], mark: Watermark | None
     ) -> tuple[IncrementalScan, Watermark]:
         """Write what was seen, and how far we have come; what was new in it, and the watermark as written.
+
+        `mark` None: nothing is said of how far we have come, only of how much is gone.
 
         A commit holds its batch's lock and then wants the collection's, so never is one taken here under the other.
         """
@@ -156,9 +179,12 @@ class IncrementalScans(ScanBase, Quarantine):
             self._stage(connection, pa.table(rows, schema=SCANNED_ROWS))
             connection.execute("ANALYZE scan_row")
         new = self._insert_new(connection)
-        refused = 0
+        refused, write = 0, self._write_watermark if mark else self._write_gone
+        mark = mark or self._stored_watermark(connection)
         if None in seen.values():
             mark, refused = self._judge_gone(connection, mark)
+        elif write == self._write_gone:
+            write = _write_nothing
         # As in `full_scan`: batches that a commit works on are compared under their lock, after it has ended.
         in_flight = batches_in_commit(connection, self.name)
         with connection.transaction():
@@ -170,11 +196,11 @@ class IncrementalScans(ScanBase, Quarantine):
             suspected = connection.execute(suspect, {"batches": batches}).fetchall()
             failpoint("incremental_scan.suspected")
             if not in_flight:
-                self._write_watermark(connection, mark)
+                write(connection, mark)
         if in_flight:  # such a commit may also have deleted an item that is back
             with connection.transaction():
                 new += self._insert_new(connection)
-                self._write_watermark(connection, mark)
+                write(connection, mark)
         gone = sum(hash_seen is None for hash_seen, _ in suspected)
         changed = sum(hash_seen is not None and not never for hash_seen, never in suspected)
         return IncrementalScan(new=new, changed=changed, gone=gone, refused=refused), mark
@@ -194,3 +220,11 @@ class IncrementalScans(ScanBase, Quarantine):
     def _write_watermark(self, connection: psycopg.Connection, mark: Watermark) -> None:
         values = {"collection": self.name, "watermark": Jsonb(asdict(mark))}
         connection.execute(load_sql("incremental/watermark"), values)
+
+    def _write_gone(self, connection: psycopg.Connection, mark: Watermark) -> None:
+        gone = Jsonb({"gone": mark.gone, "gone_since": mark.gone_since})
+        connection.execute(load_sql("incremental/gone_counted"), {"collection": self.name, "gone": gone})
+
+
+def _write_nothing(connection: psycopg.Connection, mark: Watermark) -> None:
+    """Nothing was gone, and nobody has come any further."""

@@ -22,6 +22,7 @@ from embeddings_pipeline.orchestration.automation import (
 )
 from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
+from embeddings_pipeline.orchestration.live import build_live_job
 from embeddings_pipeline.orchestration.names import job_name
 from embeddings_pipeline.orchestration.scaffold import CollectionScaffolder
 
@@ -56,7 +57,7 @@ def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
     asked_for = {job_name(definition, job) for job in ("scan", "batches", "index")}
     jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
     automation = dg.Definitions(
-        jobs=[*refresh_jobs, build_job_for_people(definition, refresh_jobs[0])],
+        jobs=[*refresh_jobs, build_job_for_people(definition, refresh_jobs[0]), build_live_job(definition)],
         sensors=[build_sensor(definition, jobs, profile.dimensions), build_alerts(definition)],
         schedules=build_schedules(definition, refresh_jobs, paid=is_paid(profile)),
     )

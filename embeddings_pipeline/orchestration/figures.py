@@ -43,6 +43,12 @@ def read_figures(kind: type[Figures], metadata: Mapping[str, Any]) -> Figures:
     return kind(**{name: metadata[name] for name in numbers})
 
 
+def figures_of_step(step: str, figures: RunFigures) -> dict[str, Any]:
+    """What a sum over several runs says of one step, as its metadata."""
+    names = [each.name for each in fields(BATCH_FIGURES[step]) if hasattr(figures, each.name)]
+    return {name: round(getattr(figures, name), 3) for name in names}
+
+
 def run_figures(materializations: Iterable[Materialization]) -> RunFigures:
     """The sums over a run of batches. KeyError if a step is not known or a number of it is missing."""
     total = RunFigures()

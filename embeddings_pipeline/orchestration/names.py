@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
 # `all` is `refresh` for people: Dagster sorts jobs by name, so that it comes first.
-JOBS = ("all", "scan", "batches", "index", "audit", "refresh", "recent", *(f"migration_{phase}" for phase in PHASES))
+_PLAIN = ("all", "scan", "batches", "index", "audit", "refresh", "recent", "live")
+JOBS = (*_PLAIN, *(f"migration_{phase}" for phase in PHASES))
 # A tag of jobs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
 FOR_TAG = "for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"

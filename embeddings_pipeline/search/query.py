@@ -84,8 +84,8 @@ def search(
     """The `k` items nearest to `query`, best first, by the collection's current model.
 
     `vector_name`: which of the item's vectors; the first one if left out. `index`: where to look; hits from FAISS are
-    joined to live rows, so what has changed since the index was built is not returned with a wrong payload; if it
-    is still of a previous model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
+    joined to live rows and to what has come since the index was built; if it is still of a previous model, PostgreSQL
+    answers. `profile`: another model that is kept beside the current one.
     """
     name, k = _checked(definition, query, k, vector_name, index, profile), int(k)
     database = open_database_to_read(settings)
@@ -277,9 +277,11 @@ def _faiss(
     vector: NDArray[np.float32],
     k: int,
 ) -> list[Hit] | None:
-    """The nearest items by FAISS; None if its index is of another model, since it has just been switched, or of a state
-    of another database: text ids mean something else there.
+    """The nearest items by FAISS, and, of what came after its index was built, by PostgreSQL. None if the index is of
+    another model, since it has just been switched, or of a state of another database: text ids mean something else
+    there.
     """
+    from embeddings_pipeline.index.faiss_delta import nearest_changed
     from embeddings_pipeline.index.faiss_read import open_index
     from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 
@@ -296,14 +298,30 @@ def _faiss(
             *(collection, why),
         )
         return None
-    ids = _nearest_by_faiss(generation, name, vector, 2 * k + 10)
-    statement = model.destination.statement("search/ids", type=model.destination.type)
+    query = Vector(vector).to_text()
+    found: list[Hit] = []
+    n, exhausted = 2 * k + 10, False
+    while len(found) < k and not exhausted:  # what is gone by now is among them
+        ids = _nearest_by_faiss(generation, name, vector, n)
+        found, exhausted = _live_hits(connection, model.destination, name, query, ids), len(ids) < n or n >= MOST_TIES
+        n *= 4
+    changed = nearest_changed(connection, model.destination, generation.manifest, name, query, 2 * k + 10)
+    found += _live_hits(connection, model.destination, name, query, changed)
+    best: dict[str, Hit] = {}
+    for hit in sorted(found, key=lambda hit: (-hit.score, hit.item_key)):
+        best.setdefault(hit.item_key, hit)
+    return list(best.values())[:k]
+
+
+def _live_hits(connection: psycopg.Connection, table: Destination, name: str, query: str, ids: list[int]) -> list[Hit]:
+    """The items behind these texts, each once, best first; those that are gone are missing."""
+    statement = table.statement("search/ids", type=table.type)
     best: dict[str, Hit] = {}
     with _exact_cursor(connection) as cursor:
-        cursor.execute(statement, {"query": Vector(vector).to_text(), "ids": ids, "vector_name": name})
+        cursor.execute(statement, {"query": query, "ids": ids, "vector_name": name})
         for row in cursor:
             best.setdefault(row[0], Hit(*row))
-    return list(best.values())[:k]
+    return list(best.values())
 
 
 def _nearest_by_faiss(generation: "FaissIndex", name: str, vector: NDArray[np.float32], n: int) -> list[int]:

@@ -5,6 +5,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,17 @@ class Lake:
                 old = file.mtime_ns and abs(time.time_ns() - file.mtime_ns) > SWEEP_AFTER_SECONDS * 10**9
                 if old and file.base_name != keep and not self._is_foreign(file.path):
                     with contextlib.suppress(FileNotFoundError):  # another run swept it
+                        self.filesystem.delete_file(file.path)
+        except OSError as error:
+            _warn_of_leftovers(self.root, _reason(error))
+
+    def forget(self, folder: str, batch: int, run: str, kept: Container[str]) -> None:
+        """Remove what a run wrote of a batch, but for files of these names. What may not be deleted stays."""
+        directory = f"{self.root}/{folder}/{batch_key(batch)}"
+        try:
+            for file in self.filesystem.get_file_info(pafs.FileSelector(directory, allow_not_found=True)):
+                if file.base_name.startswith(run) and file.base_name not in kept:
+                    with contextlib.suppress(FileNotFoundError):  # somebody swept it
                         self.filesystem.delete_file(file.path)
         except OSError as error:
             _warn_of_leftovers(self.root, _reason(error))

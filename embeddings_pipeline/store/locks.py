@@ -24,6 +24,7 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
 
 SCHEMA_KEY = 0x656D6265_64646E67  # "embeddng": of whoever makes or upgrades the schema
+SCANNING, INDEXING = -1, -2  # chores of a collection, as claims
 COLLECTION = -1  # in a batch's place: the collection's own lock
 BUDGET = -2  # as well: of who claims texts under the collection's budget
 LOCK_TIMEOUT_MS = 100  # of a statement that excludes others; nobody waits longer behind it, and at first a tenth of it
@@ -67,6 +68,24 @@ def batches_in_commit(connection: psycopg.Connection, collection: str) -> set[in
     """The batches that a commit is working on now: their locks are held."""
     rows = connection.execute(load_sql("locks/held_batches"), {"lock_class": _key(f"embeddings/{collection}", 4)})
     return {row[0] for row in rows if row[0] < 1 << 31}  # COLLECTION and BUDGET are listed as 2^32 - 1 and - 2
+
+
+def claim(connection: psycopg.Connection, collection: str, work: int) -> bool:
+    """Take a piece of work (a batch, or one of the chores below) for this session until `let_go`, unless another has.
+
+    Only `live` asks, so that of many the first one does it. Nobody waits; a commit takes its batch's lock beside it.
+    """
+    row = connection.execute("SELECT pg_try_advisory_lock(%s, %s::integer)", [_claims(collection), work]).fetchone()
+    return row == (True,)
+
+
+def let_go(connection: psycopg.Connection, collection: str, work: int) -> None:
+    """End a claim of this session."""
+    connection.execute("SELECT pg_advisory_unlock(%s, %s::integer)", [_claims(collection), work])
+
+
+def _claims(collection: str) -> int:
+    return _key(f"live/{collection}", 4)
 
 
 @contextmanager

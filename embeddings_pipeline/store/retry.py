@@ -25,6 +25,15 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, DatabaseError)
 
 
+def comes_of_outage(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is an outage."""
+    while error is not None:
+        if isinstance(error, Exception) and is_outage(error):
+            return True
+        error = error.__cause__
+    return False
+
+
 def what_it_says(error: psycopg.Error) -> str:
     """One line for people."""
     return f"the database says: {' '.join((error.diag.message_primary or str(error)).split())}"

@@ -32,11 +32,14 @@ from embeddings_pipeline.store.source_rows import (
     scanned_rows,
 )
 from embeddings_pipeline.store.source_sql import (
-    column_of,
+    TIMESTAMPS,
     column_types,
     columns_of,
     hashed_columns,
+    is_after,
+    item_keys_of,
     key_of,
+    order_of,
     primary,
     relation_of,
     tables,
@@ -51,7 +54,6 @@ from embeddings_pipeline.wording import counted
 ROWS_AT_ONCE = 20_000
 HASHED_ALONE = sql.SQL("SELECT item_key, row_json FROM ({}) AS item")  # PostgreSQL leaves the rest of the query out
 ROWS_A_BLOCK = 256  # that are held with their JSON while a scan hashes them: each may be long
-TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 OVERLAP = timedelta(minutes=10)
 """Incremental reads go back so far once they have caught up: a row may be committed that long after its time."""
 
@@ -65,13 +67,15 @@ class Source:
     limits: ReadLimits = RUN_LIMITS
 
     @contextmanager
-    def connect(self) -> Iterator[psycopg.Connection]:
+    def connect(self, *, lasting: bool = False) -> Iterator[psycopg.Connection]:
         """A connection to the source, for the reads below, each of which is a read-only transaction of its own: a
-        pooler may stand before it. Raises SourceError, ConfigurationError or DatabaseError in one line.
+        pooler may stand before it. `lasting`: it is none of the few that the process shares. Raises SourceError,
+        ConfigurationError or DatabaseError in one line.
         """
         url = self.definition.attributes.source.url
         if not url:
-            with self.database.session() as connection:
+            own = self.database.connect(autocommit=True) if lasting else None
+            with own or self.database.session() as connection:
                 yield connection
             return
         try:
@@ -153,7 +157,7 @@ class Source:
 
     def newest(self, connection: psycopg.Connection, left_out: LeftOut = NOTHING) -> Position | None:
         """Where the last update stood `OVERLAP` ago, by the rows' own time; None without rows."""
-        order = self._order(self.check(connection))
+        order = order_of(self.definition.attributes.source, self.check(connection))
         condition = left_out.condition(self._key) if any(left_out) else sql.SQL("true")
         statement = sql.SQL(load_sql("source/newest")).format(
             **order, overlap=sql.Literal(OVERLAP), condition=condition
@@ -164,29 +168,33 @@ class Source:
 
     def is_ahead(self, connection: psycopg.Connection, position: Position | None) -> bool:
         """Whether a position is of a time that is yet to come by the source's clock."""
-        order, at = self._order(self.check(connection)), sql.Literal(position.updated_at if position else None)
+        order = order_of(self.definition.attributes.source, self.check(connection))
+        at = sql.Literal(position.updated_at if position else None)
         with self._reading(connection):
             statement = sql.SQL("SELECT CAST({at} AS {type}) > {clock}").format(**order, at=at)
             return connection.execute(statement).fetchone() == (True,)
 
     def updated_after(
-        self, connection: psycopg.Connection, after: Position | None, limit: int, left_out: LeftOut = NOTHING
+        self,
+        connection: psycopg.Connection,
+        after: Position | None,
+        limit: int,
+        left_out: LeftOut = NOTHING,
+        *,
+        types: dict[str, str] | None = None,
+        until_now: bool = False,
     ) -> list[UpdatedRow]:
         """At most `limit` rows that were updated after a position, in the order of their positions.
 
-        Rows without `updated_at` are not among them. SourceError if one hides its key: a full scan finds it, and may
-        be left out from then on.
+        Rows without `updated_at` are not among them; `until_now`: nor those whose time is ahead of the source's clock.
+        `types`: what `check` gave a moment ago. SourceError if one hides its key: a full scan finds it, and may be left
+        out from then on.
         """
-        condition: sql.Composable = sql.SQL("true")
-        types = self.check(connection)
-        order = self._order(types)
-        if after:
-            at = sql.SQL("CAST({} AS {})").format(sql.Literal(after.updated_at), order["type"])
-            if after.item_key is None:
-                condition = sql.SQL("{updated_at} > {at}").format(**order, at=at)
-            else:
-                position = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
-                condition = sql.SQL(position).format(**order, at=at, at_key=sql.Literal(after.item_key))
+        types = types or self.check(connection)
+        order = order_of(self.definition.attributes.source, types)
+        condition = is_after(after, order)
+        if until_now:
+            condition = sql.SQL("{condition} AND {updated_at} <= {clock}").format(**order, condition=condition)
         if any(left_out):  # and what does not meet `where:`, which full scans find
             asked = (condition, left_out.condition(self._key), self._where)
             condition = sql.SQL("{} AND {} AND ({}\n)").format(*asked)
@@ -225,21 +233,6 @@ class Source:
             for n, (key, _, updated_at, _, ahead) in enumerate(places)
         ]
 
-    def _order(self, types: dict[str, str]) -> dict[str, sql.Composable]:
-        """The parts of statements that read in the order of updates."""
-        column = self.definition.attributes.source.updated_at
-        assert column is not None
-        kind = types[column]
-        # What writers of a timestamp without time zone call now is at most 14 hours ahead of UTC.
-        clock = "clock_timestamp()" if kind == TIMESTAMPS[0] else "(clock_timestamp() AT TIME ZONE 'UTC' + '14 hours')"
-        return {
-            "key": self._key,
-            "updated_at": column_of(column),
-            "type": sql.SQL(kind),
-            "clock": sql.SQL(clock),
-            "relation": self._relation,
-        }
-
     def read(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
         """The rows with these keys, as they are now; those that are gone are missing."""
         return self._by_key(connection, item_keys, RAW_ITEMS)
@@ -247,6 +240,13 @@ class Source:
     def look(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> SourceRows:
         """As `read`, of each row its key and its hash alone."""
         return self._by_key(connection, item_keys, SCANNED_ROWS)
+
+    def item_keys(self, connection: psycopg.Connection, values: Sequence[tuple[str, ...]]) -> list[str]:
+        """The item keys of rows whose key columns have these values, as the types write them."""
+        if not values:
+            return []
+        statement = item_keys_of(self.definition.attributes.source.key, values, self.check(connection))
+        return [row[0] for row in self._rows(connection, statement)]
 
     def _by_key(self, connection: psycopg.Connection, item_keys: Sequence[str], schema: pa.Schema) -> SourceRows:
         columns = len(self.definition.attributes.source.key)

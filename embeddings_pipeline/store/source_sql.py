@@ -8,9 +8,10 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import SourceDefinition
 from embeddings_pipeline.errors import SourceError
-from embeddings_pipeline.store.source_rows import split_key
+from embeddings_pipeline.store.source_rows import Position, split_key
 from embeddings_pipeline.store.sql import load_sql
 
+TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
 _WITHOUT_NAN = {
     kind + array: function
     for kind in ("real", "double precision", "numeric")
@@ -91,16 +92,56 @@ def key_of(columns: Sequence[str]) -> sql.Composable:
 
 def with_keys(columns: Sequence[str], item_keys: Sequence[str], types: Mapping[str, str]) -> sql.Composed:
     """Whether a row has one of these keys. types: of the columns."""
-    values = zip(*map(split_key, item_keys), strict=True) if len(columns) > 1 else [item_keys]
-    arrays = [
-        sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(text_array(v)), sql.SQL(types[c]))
-        for c, v in zip(columns, values, strict=True)
-    ]
+    values = list(zip(*map(split_key, item_keys), strict=True)) if len(columns) > 1 else [item_keys]
+    arrays = _arrays(columns, values, types)
     if len(columns) == 1:  # the plain form uses an index if there is one
         return sql.SQL("{} = ANY ({})").format(column_of(columns[0]), arrays[0])
     return sql.SQL("({}) IN (SELECT * FROM unnest({}))").format(
         sql.SQL(", ").join(map(column_of, columns)), sql.SQL(", ").join(arrays)
     )
+
+
+def item_keys_of(columns: Sequence[str], rows: Sequence[tuple[str, ...]], types: Mapping[str, str]) -> sql.Composed:
+    """The statement that gives the item keys of rows whose key columns have these values. types: of the columns."""
+    return sql.SQL(load_sql("source/item_keys")).format(
+        key=key_of(columns),
+        arrays=sql.SQL(", ").join(_arrays(columns, list(zip(*rows, strict=True)), types)),
+        columns=sql.SQL(", ").join(map(sql.Identifier, columns)),
+    )
+
+
+def _arrays(columns: Sequence[str], values: Sequence[Sequence[str]], types: Mapping[str, str]) -> list[sql.Composed]:
+    """For each key column the array of its values."""
+    return [
+        sql.SQL("CAST({} AS text[])::{}[]").format(sql.Literal(text_array(v)), sql.SQL(types[c]))
+        for c, v in zip(columns, values, strict=True)
+    ]
+
+
+def order_of(source: SourceDefinition, types: Mapping[str, str]) -> dict[str, sql.Composable]:
+    """The parts of statements that read in the order of updates."""
+    assert source.updated_at is not None
+    kind = types[source.updated_at]
+    # What writers of a timestamp without time zone call now is at most 14 hours ahead of UTC.
+    clock = "clock_timestamp()" if kind == TIMESTAMPS[0] else "(clock_timestamp() AT TIME ZONE 'UTC' + '14 hours')"
+    return {
+        "key": key_of(source.key),
+        "updated_at": column_of(source.updated_at),
+        "type": sql.SQL(kind),
+        "clock": sql.SQL(clock),
+        "relation": relation_of(source),
+    }
+
+
+def is_after(position: Position | None, order: Mapping[str, sql.Composable]) -> sql.Composable:
+    """Whether a row comes after a position. order: the parts that `order_of` gives."""
+    if position is None:
+        return sql.SQL("true")
+    at = sql.SQL("CAST({} AS {})").format(sql.Literal(position.updated_at), order["type"])
+    if position.item_key is None:
+        return sql.SQL("{updated_at} > {at}").format(**order, at=at)
+    later = '{updated_at} >= {at} AND ({updated_at}, {key} COLLATE "C") > ({at}, {at_key})'
+    return sql.SQL(later).format(**order, at=at, at_key=sql.Literal(position.item_key))
 
 
 def hashed_columns(rendered: Sequence[str], payload: Sequence[str], types: Mapping[str, str]) -> sql.Composed:

@@ -11,6 +11,7 @@ import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.errors import OutageError, SourceError
+from embeddings_pipeline.health.activity import LIVE, activity
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.orchestration import automation
 from embeddings_pipeline.orchestration.automation import evaluate, under_way
@@ -135,7 +136,7 @@ class TestSensor:
         one.until_quiet()
         assert "5" not in committed(database)
 
-    def test_a_tick_at_rest_makes_the_sessions_of_its_scan_and_no_others(
+    def test_a_tick_at_rest_makes_the_session_of_its_scan_and_no_other(
         self, database, project, daemon, monkeypatch
     ) -> None:
         make_films(database, films(35))
@@ -151,7 +152,7 @@ class TestSensor:
 
         monkeypatch.setattr(Database, "connect", counted)
         assert jobs_of(one.tick()) == []
-        assert len(made) == 2  # what it reads, and what it stages; all else is the pool's
+        assert len(made) == 1  # for what it stages; all else is the pool's
 
     def test_two_runs_never_work_on_one_batch(self, database, project, daemon, instance) -> None:
         make_films(database, films(35))
@@ -258,7 +259,7 @@ class TestSensor:
         make_films(database, films(15))
         one = daemon()
         one.until_quiet()
-        execute(database, "UPDATE films SET overview = 'x' WHERE id IN (1, 9)")  # of both batches
+        execute(database, "UPDATE films SET overview = 'x' WHERE id IN (1, 8, 9)")  # of both batches, and enough
         collection = open_collection(one.definition, project)
         collection.ledger.full_scan(collection.source)
         run_batch(collection, 1, "run")
@@ -266,6 +267,31 @@ class TestSensor:
         assert "indexes behind" in one.tick().skip_reason.skip_message
         built = datetime.now(UTC) - timedelta(minutes=11)
         monkeypatch.setattr(automation, "lagging_since", lambda collection: built)
+        assert jobs_of(one.tick()) == ["films_index"]
+
+    def test_batches_are_left_to_live_as_long_as_it_keeps_up(self, database, project, daemon) -> None:
+        make_films(database, films(15))
+        one = daemon()
+        one.until_quiet()
+        execute(database, "UPDATE films SET overview = 'x' WHERE id = 1")
+        collection = open_collection(one.definition, project)
+        collection.ledger.full_scan(collection.source)
+        with activity(database, "films", LIVE):
+            assert jobs_of(one.tick()) == []
+            execute(database, "UPDATE embeddings.films_item SET seen_at = now() - interval '2 minutes'")
+            assert jobs_of(one.tick()) == ["films_batches"]
+        later(database, 3600)
+        assert jobs_of(one.tick()) == ["films_batches"]
+
+    def test_an_index_is_built_when_searches_wait_for_what_came_after_it(self, database, project, daemon) -> None:
+        make_films(database, films(35))
+        one = daemon()
+        one.until_quiet()
+        execute(database, "UPDATE films SET overview = 'x' WHERE id <= 3")
+        sync_once(one.definition, project)
+        assert jobs_of(one.tick()) == []
+        execute(database, "UPDATE films SET overview = 'y' WHERE id = 4")
+        sync_once(one.definition, project)
         assert jobs_of(one.tick()) == ["films_index"]
 
     def test_a_day_without_the_daemon_and_a_tick_that_failed_need_no_mending(
@@ -299,7 +325,9 @@ class TestSensor:
         assert jobs_of(one.tick()) == ["films_batches"]
         assert "could not be read: the source cannot be read" in one.tick().skip_reason.skip_message
 
-    @pytest.mark.parametrize("damage", ["DROP INDEX {index}", "UPDATE embeddings.collection SET version = version + 1"])
+    @pytest.mark.parametrize(
+        "damage", ["DROP INDEX {index}", "UPDATE embeddings.collection SET version = version + 5001"]
+    )
     def test_an_index_that_lags_is_built_though_no_batch_has_landed(self, database, project, daemon, damage) -> None:
         make_films(database, films(12))
         one = daemon()

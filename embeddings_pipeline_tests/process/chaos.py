@@ -2,11 +2,11 @@
 
 python -m embeddings_pipeline_tests.process.chaos [--rounds 50] [--seed 1] [--keep]
 
-A deployment of its own: embedded PostgreSQL, Dagster's daemon with the sensor on, and syncs from the command line. Each
-round ends with SIGKILL for one of them: a sync, a run's process, what that was forked from, the daemon, its code
-server, or PostgreSQL itself.
+A deployment of its own: embedded PostgreSQL, Dagster's daemon with the sensor on, syncs from the command line, and two
+`live`. Each round ends with SIGKILL for one of them: a sync, a live, a run's process, what that was forked from, the
+daemon, its code server, or PostgreSQL itself.
 What was killed is started again by whoever needs it, as in life. Some texts are poison, and go to quarantine. In the
-end the sensor alone must have brought the table to exactly what a clean build of the same source holds, and the FAISS
+end sensor and `live` must have brought the table to exactly what a clean build of the same source holds, and the FAISS
 index must agree.
 """
 
@@ -40,7 +40,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
-from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.health.lag import indexes_due
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
@@ -52,7 +52,8 @@ from embeddings_pipeline_tests.support.workbench import run_batch
 PROJECT = Path(__file__).resolve().parents[2]
 FILMS = 300
 MODEL = "embeddings_pipeline_tests.process.chaos:SlowEncoder"
-VICTIMS = ("sync", "run", "fork server", "daemon", "code server", "postgres")
+VICTIMS = ("sync", "live", "run", "fork server", "daemon", "code server", "postgres")
+LIVES, LIVE_CHANCE = 2, 0.02
 FORKED = "multiprocessing.forkserver"
 SETTLE_SECONDS = 600  # a full scan a minute, and failed batches wait up to some minutes
 FULL_SCAN = timedelta(seconds=20)  # more than one takes: what ended so long after a moment began after it
@@ -105,6 +106,7 @@ class Chaos:
     edits: int = 0
     daemon: subprocess.Popen[bytes] | None = None
     sync: subprocess.Popen[bytes] | None = None
+    lives: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
@@ -153,13 +155,17 @@ class Chaos:
     # --- the processes ---
 
     def keep_running(self, *, syncs: bool = True) -> None:
-        """Start the daemon where it is not running, and at times a sync."""
+        """Start the daemon where it is not running, and at times a `live` or a sync."""
         log = (self.folder / "processes.log").open("ab")
         if self.daemon is None or self.daemon.poll() is not None:
             command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(PROJECT / "workspace.yaml")]
             self.daemon = subprocess.Popen(
                 command, env=self.environment, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True
             )
+        self.lives = [each for each in self.lives if each.poll() is None]
+        if len(self.lives) < LIVES and self.chance.random() < LIVE_CHANCE:  # while none runs, the sensor does it all
+            command = [sys.executable, "-m", "embeddings_pipeline", "live", "--json"]
+            self.lives.append(subprocess.Popen(command, env=self.environment, cwd=PROJECT, stdout=log, stderr=log))
         # Not at once: what a sync does, the sensor has no need to.
         ended = self.sync is None or self.sync.poll() is not None
         if syncs and ended and self.chance.random() < SYNC_CHANCE:
@@ -188,6 +194,8 @@ class Chaos:
                     found["code server"].append(process)
                 elif "embeddings_pipeline" in words and "sync" in words:
                     found["sync"].append(process)
+                elif "embeddings_pipeline" in words and "live" in words:
+                    found["live"].append(process)
         return found
 
     def _ours(self, process: psutil.Process) -> bool:
@@ -218,14 +226,14 @@ class Chaos:
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-        for own in (self.daemon, self.sync):
+        for own in (self.daemon, self.sync, *self.lives):
             if own is not None:
                 own.wait()
 
     # --- the end ---
 
     def settle(self, definition: CollectionDefinition) -> Collection:
-        """Wait until the sensor has nothing left to do; a sync finds nothing more then."""
+        """Wait until the sensor and the `live` have nothing left to do; a sync finds nothing more then."""
         written = datetime.now(UTC)
         deadline = time.monotonic() + SETTLE_SECONDS
         while not self._quiet(definition, written):
@@ -255,7 +263,7 @@ class Chaos:
             with collection.database.connect() as connection:
                 state = collection_state(connection, definition.name)
             scanned = state is not None and state.full_scan_at is not None and state.full_scan_at - since > FULL_SCAN
-            return scanned and not collection.ledger.dirty_items() and not indexes_lag(collection)
+            return scanned and not collection.ledger.dirty_items() and not indexes_due(collection)
         return False
 
     def compare(self, collection: Collection) -> dict[str, int]:
