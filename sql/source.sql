@@ -29,7 +29,7 @@ WHERE ({condition}
 
 
 -- name: item_keys
--- The item keys that rows with these values in their key columns have. arrays: one for each of the key's columns.
+-- The item keys that rows with these values in their key columns have. {arrays}: one for each of the key's columns.
 
 SELECT {key}, '' FROM unnest({arrays}) AS source ({columns})
 

@@ -115,7 +115,7 @@ class FullScans(ScanBase, Repair, Quarantine, Work):
 
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
             source.check(reading)
-            connection.execute(load_sql("scan/stage"))
+            self.make_stage(connection)
             try:
                 known = self.left_out(connection) if self.tables.are_made(connection) else LeftOut()
                 with connection.transaction():

@@ -91,7 +91,7 @@ class IncrementalScans(ScanBase, Quarantine):
         started = time.monotonic()
         total = IncrementalScan()
         with source.connect() as reading, self.database.connect(autocommit=True) as connection:
-            connection.execute(load_sql("scan/stage"))
+            self.make_stage(connection)
             mark = self._watermark(connection, source, reading)
             while True:
                 updated = partial(source.updated_after, reading, mark.cursor, rows_at_once)

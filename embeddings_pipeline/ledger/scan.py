@@ -21,6 +21,10 @@ ANALYZE_FROM = 1000  # new items
 class ScanBase(LedgerBase):
     """Scans only suspect: nothing is committed or deleted here, and no item becomes clean (rule 2)."""
 
+    def make_stage(self, connection: psycopg.Connection) -> None:
+        """Make the temporary table `scan_row` of a session, in which scans put what they see."""
+        connection.execute(load_sql("scan/stage"))
+
     def _stage(self, connection: psycopg.Connection, rows: pa.Table) -> None:
         """Put what a scan saw, item key and row hash, into its temporary table `scan_row`."""
         copy_in(connection, sql.Identifier("scan_row"), columns_of(rows))

@@ -106,7 +106,7 @@ class Follower:
             log.warning("warning: %s", warning)
         collection.encoder()
         self._connection = collection.database.connect(autocommit=True)
-        self._connection.execute(load_sql("scan/stage"))
+        collection.ledger.make_stage(self._connection)
         before, self._watch = self._watched_by, self._watched(collection)
         self._watched_by = self._watch.words
         if before not in (None, self._watched_by):
