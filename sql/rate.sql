@@ -1,4 +1,4 @@
--- What may be sent to a hosted model, and when: the functions are in sql/schema/0013_hosted.sql.
+-- What may be sent to a hosted model, and when: the functions are in sql/schema/0010_hosted.sql.
 -- Parameters: account, model: whose bucket.
 
 -- name: take

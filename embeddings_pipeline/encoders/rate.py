@@ -29,7 +29,7 @@ from embeddings_pipeline.store.sql import load_sql
 log = logging.getLogger(__name__)
 
 REQUESTS_PER_MINUTE = 500  # if nobody says otherwise
-SHARE_AT_ONCE = 0.0099  # of a minute's tokens: larger requests are spaced, see sql/schema/0013_hosted.sql
+SHARE_AT_ONCE = 0.0099  # of a minute's tokens: larger requests are spaced, see sql/schema/0010_hosted.sql
 AHEAD = 1.0  # seconds by which a request is taken before it is due, so that a query waits for no longer queue
 LONGEST_SLEEP = 10.0  # before the bucket is asked again
 

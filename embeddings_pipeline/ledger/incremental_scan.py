@@ -18,7 +18,8 @@ from embeddings_pipeline.store.halves import is_of_data
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
 from embeddings_pipeline.store.source import OVERLAP, Source
 from embeddings_pipeline.store.source_keys import NOTHING, LeftOut, too_long
-from embeddings_pipeline.store.source_rows import SCANNED_ROWS, Position, UpdatedRow
+from embeddings_pipeline.store.source_rows import SCANNED_ROWS, UpdatedRow
+from embeddings_pipeline.store.source_sql import Position
 from embeddings_pipeline.store.sql import load_sql
 
 T = TypeVar("T")

@@ -32,7 +32,7 @@ from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.locks import claim, let_go
 from embeddings_pipeline.store.retry import comes_of_outage, what_it_says
-from embeddings_pipeline.store.source_rows import Position
+from embeddings_pipeline.store.source_sql import Position
 from embeddings_pipeline.store.sql import load_sql
 
 log = logging.getLogger(__name__)

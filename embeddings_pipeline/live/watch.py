@@ -17,7 +17,7 @@ from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.change_stream import Changes, follow_changes
 from embeddings_pipeline.store.session import TICK_LIMITS
 from embeddings_pipeline.store.source_keys import too_long
-from embeddings_pipeline.store.source_rows import Position
+from embeddings_pipeline.store.source_sql import Position
 
 LOOK_SECONDS = 1.0
 LOOK_SHARE = 0.05  # of the time: where a look takes long, as without an index on `updated_at`, there are fewer

@@ -7,21 +7,22 @@ What is read is of one width here, as every field is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import psycopg
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from psycopg import sql
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # elsewhere where it is used: a search writes nothing
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\x00" + b"\x00" * 8
 TRAILER = b"\xff\xff"
 BLOCK_BYTES = 2 << 20  # what is packed or parsed at a time, so that memory holds the arrays and little else
 
 Storage = Literal["halfvec", "vector"]
-Column: TypeAlias = NDArray | pa.Array | pa.ChunkedArray
+Column: TypeAlias = "NDArray | pa.Array | pa.ChunkedArray"
 ELEMENT: dict[Storage, str] = {"halfvec": ">f2", "vector": ">f4"}
 
 
@@ -59,13 +60,16 @@ def copy_statement(table: sql.Identifier, columns: Iterable[str]) -> sql.Compose
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table, names)
 
 
-def columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+def columns_of(table: "pa.Table") -> "dict[str, pa.ChunkedArray]":
     """An Arrow table as `copy_in` wants it."""
     return dict(zip(table.column_names, table.columns, strict=True))
 
 
-def jsonb(documents: pa.ChunkedArray) -> pa.ChunkedArray:
+def jsonb(documents: "pa.ChunkedArray") -> "pa.ChunkedArray":
     """JSON texts as `copy_in` wants them for a column of type jsonb, whose binary form begins with its version."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     return pc.binary_join_element_wise(b"\x01", documents.cast(pa.binary()), b"")
 
 
@@ -73,6 +77,8 @@ def _packed(columns: Sequence[Column], storage: Storage) -> memoryview:
     """The rows of these columns, as COPY wants them: Arrow joins what belongs to a row. Nothing here is a scalar of
     Arrow's: making one imports pandas, if that is installed.
     """
+    import pyarrow.compute as pc
+
     rows = len(columns[0])
     parts = [_bytes_of(np.full(rows, len(columns), ">i2"))]
     for column in columns:
@@ -87,13 +93,15 @@ def _packed(columns: Sequence[Column], storage: Storage) -> memoryview:
     return memoryview(joined.buffers()[2])[offsets[0] : offsets[-1]]
 
 
-def _offsets(fields: pa.Array) -> NDArray[np.int32]:
+def _offsets(fields: "pa.Array") -> NDArray[np.int32]:
     """Where each value begins in their bytes, and where the last one ends."""
     return np.frombuffer(fields.buffers()[1], np.int32, len(fields) + 1, 4 * fields.offset)
 
 
-def _fields(column: Column, storage: Storage) -> pa.Array:
+def _fields(column: Column, storage: Storage) -> "pa.Array":
     """The values of a column as the server reads them, each some bytes."""
+    import pyarrow as pa
+
     if isinstance(column, pa.Array | pa.ChunkedArray):
         if pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
             return _fields(column.to_numpy(), storage)
@@ -113,8 +121,10 @@ def _fields(column: Column, storage: Storage) -> pa.Array:
     return _bytes_of(column.astype("?" if column.dtype.kind == "b" else ">i8"))
 
 
-def _bytes_of(values: NDArray) -> pa.Array:
+def _bytes_of(values: NDArray) -> "pa.Array":
     """Each element of an array, or each row of bytes, as its bytes."""
+    import pyarrow as pa
+
     size = values.dtype.itemsize * (values.shape[1] if values.ndim == 2 else 1)
     offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(size)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values.reshape(-1).view(np.uint8))]

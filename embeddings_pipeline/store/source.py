@@ -23,7 +23,6 @@ from embeddings_pipeline.store.source_keys import MAX_KEY_BYTES, NOTHING, LeftOu
 from embeddings_pipeline.store.source_rows import (
     RAW_ITEMS,
     SCANNED_ROWS,
-    Position,
     ScannedRow,
     SourceRows,
     UpdatedRow,
@@ -33,6 +32,7 @@ from embeddings_pipeline.store.source_rows import (
 )
 from embeddings_pipeline.store.source_sql import (
     TIMESTAMPS,
+    Position,
     column_types,
     columns_of,
     hashed_columns,

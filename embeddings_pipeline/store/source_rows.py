@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from embeddings_pipeline.config.templates import unreadable_hash
+from embeddings_pipeline.store.source_sql import Position
 
 HASH = pa.binary(16)
 RAW_ITEMS = pa.schema([("item_key", pa.string()), ("row_hash", HASH), ("row", pa.string()), ("payload", pa.string())])
@@ -62,13 +63,6 @@ def joined(parts: Iterable[SourceRows], schema: pa.Schema) -> SourceRows:
     return SourceRows(pa.concat_tables(tables), unreadable)
 
 
-class Position(NamedTuple):
-    """A place in the order in which rows were updated: what `updated_at` says, as text, and the item's key."""
-
-    updated_at: str
-    item_key: str | None  # None: after all rows of that time
-
-
 class UpdatedRow(NamedTuple):
     """A row as an incremental read sees it."""
 
@@ -76,12 +70,6 @@ class UpdatedRow(NamedTuple):
     row_hash: bytes | None  # None: it does not meet the collection's `where:`
     position: Position
     ahead: bool  # its `updated_at` is later than the source's clock
-
-
-def split_key(item_key: str) -> list[str]:
-    """The values of several key columns as texts: the inverse of how an item key is made of them."""
-    values: list[str] = json.loads(item_key)
-    return values
 
 
 def is_key(item_key: str, columns: int) -> bool:

@@ -1,14 +1,15 @@
 """The user's table, query and columns as parts of statements, and what PostgreSQL says of them."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import SourceDefinition
 from embeddings_pipeline.errors import SourceError
-from embeddings_pipeline.store.source_rows import Position, split_key
 from embeddings_pipeline.store.sql import load_sql
 
 TIMESTAMPS = ("timestamp with time zone", "timestamp without time zone")
@@ -17,6 +18,19 @@ _WITHOUT_NAN = {
     for kind in ("real", "double precision", "numeric")
     for array, function in (("", "nullif({}, 'NaN')"), ("[]", "array_replace({}, 'NaN', NULL)"))
 }
+
+
+class Position(NamedTuple):
+    """A place in the order in which rows were updated: what `updated_at` says, as text, and the item's key."""
+
+    updated_at: str
+    item_key: str | None  # None: after all rows of that time
+
+
+def split_key(item_key: str) -> list[str]:
+    """The values of several key columns as texts: the inverse of how an item key is made of them."""
+    values: list[str] = json.loads(item_key)
+    return values
 
 
 def table_identifier(name: str) -> sql.Identifier:

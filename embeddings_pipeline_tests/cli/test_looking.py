@@ -116,7 +116,7 @@ def files(folder: Path) -> dict[str, tuple[int, str]]:
     return {
         str(path): (path.stat().st_mtime_ns, hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "")
         for path in [folder, *folder.rglob("*")]
-        if path.exists()
+        if path.exists() and path.name != "encoders"  # a model is converted when it is first asked for anything
     }
 
 

@@ -20,7 +20,7 @@ from embeddings_pipeline.pipeline.embed import embed_batches
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.source_rows import Position
+from embeddings_pipeline.store.source_sql import Position
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import committed, definition, execute, run_batch
 
