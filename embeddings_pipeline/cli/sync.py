@@ -79,21 +79,24 @@ def sync(
             failed[definition.name] = error
             continue
         results.append({**asdict(result), "checks": [check.as_dict(definition.name) for check in result.checks]})
-        if not as_json:
-            _print_quote(result)
-            print(_sync_line(results[-1]))
-        for check in result.checks:
-            tell(f"{check.severity}: {definition.name}: check {check.name}: {check.told(definition.name)}")
+        _say(result, results[-1], as_json=as_json)
         unsound |= result.failed
     if as_json:
         print_json(results[0] if len(collections) == 1 else results)
     if failed:
-        only_budgets = all(isinstance(error, BudgetError) for error in failed.values())
-        kind = BudgetError if only_budgets else PipelineError
+        kind = BudgetError if all(isinstance(error, BudgetError) for error in failed.values()) else PipelineError
         raise kind(f"{len(failed)} of {len(collections)} collections were not synced: {', '.join(failed)}")
     check_all_defined(collection_name)
     if unsound:  # each check that failed is told above
         raise typer.Exit(1)
+
+
+def _say(result: "SyncResult", shown: dict[str, Any], *, as_json: bool) -> None:
+    if not as_json:
+        _print_quote(result)
+        print(_sync_line(shown))
+    for check in result.checks:
+        tell(f"{check.severity}: {result.collection}: check {check.name}: {check.told(result.collection)}")
 
 
 def _print_quote(result: "SyncResult") -> None:

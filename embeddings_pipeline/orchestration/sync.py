@@ -104,32 +104,23 @@ def sync(
 ) -> SyncResult:
     """Bring a collection up to date, and say what was done.
 
-    `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing.
-    `full` audits every copy first and runs every check last; `recent` leaves the full scan to others, and everything
-    but new items. `redefine` puts the definition in force, though a newer one is. `purse`: what may be spent.
-    `progress(phase, done, total)` is called as texts are embedded (total 0: not known yet). `instance`: Dagster's, the
-    one of dagster.yaml if left out. Raises PipelineError with one line if a run failed, BudgetError if a budget stopped
-    it; a check that did not pass is told in the result.
+    `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing; `full`
+    audits every copy first and runs every check last; `recent` leaves all but new items to others; `redefine` puts the
+    definition in force, though a newer one is. `purse`: what may be spent. `progress(phase, done, total)`: called as
+    texts are embedded (total 0: not known yet). `instance`: Dagster's; left out, the one of dagster.yaml. Raises
+    PipelineError in one line if a run failed, BudgetError; a check that did not pass is told in the result.
     """
-    started = time.perf_counter()
-    result = SyncResult(definition.name, dry_run=dry_run)
-    purse = purse or Purse()
-    spent_before = purse.spent
+    started, purse = time.perf_counter(), purse or Purse()
+    result, spent_before = SyncResult(definition.name, dry_run=dry_run), purse.spent
     if dry_run:
-        looked = _warned(look_at_collection(definition, settings))
-        if not redefine:
-            looked.ledger.check_newest()
-        _look(looked, result, force)
+        _look(definition, settings, result, force=force, redefine=redefine)
     else:
         options = Options(force, limit, allow_deletes, full, recent)
         with _failure_kept(definition, settings), spending(purse):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
             with activity(collection.database, definition.name, "sync") as told:
                 _bring_up_to_date(collection, result, options, both(progress, told), instance)
-            result.quarantined = sum(entry.items > 0 for entry in collection.ledger.quarantine_entries())
-            current = collection.ledger.current() or collection.model
-            counted = collection.ledger.truncation(current.destination.fingerprint)
-            result.truncated, result.longest_tokens = counted.truncated, counted.longest
+            _note_what_is_amiss(collection, result)
     result.usd = round(purse.spent - spent_before, 6)
     result.seconds = round(time.perf_counter() - started, 2)
     return result
@@ -174,7 +165,19 @@ def _failure_kept(definition: CollectionDefinition, settings: Settings) -> Itera
         raise failed
 
 
-def _look(collection: Collection, result: SyncResult, force: bool) -> None:
+def _note_what_is_amiss(collection: Collection, result: SyncResult) -> None:
+    result.quarantined = sum(entry.items > 0 for entry in collection.ledger.quarantine_entries())
+    current = collection.ledger.current() or collection.model
+    counted = collection.ledger.truncation(current.destination.fingerprint)
+    result.truncated, result.longest_tokens = counted.truncated, counted.longest
+
+
+def _look(
+    definition: CollectionDefinition, settings: Settings, result: SyncResult, *, force: bool, redefine: bool
+) -> None:
+    collection = _warned(look_at_collection(definition, settings))
+    if not redefine:
+        collection.ledger.check_newest()
     scan, batches = collection.ledger.look(collection.source, everything=force)
     result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
     result.deleted = scan.gone

@@ -3,6 +3,7 @@
 from collections.abc import Collection as Keys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -139,17 +140,23 @@ def _commit(
         connection.execute(load_sql("commit/batch_committed"), {**key, "definition_hash": definition_hash})
 
         changed = committed.vectors_written + committed.vectors_deleted > 0
-        own = None if collection.definition.path is None else collection.definition.outcome_hash
-        model = {"fingerprint": collection.fingerprint, "outcome_hash": own, "changed": changed, "file": file}
-        version = connection.execute(load_sql("commit/raise_version"), {**key, **model}).fetchone()
-        if version is None:
-            raise StaleRunError(
-                f"collection {collection.definition.name!r}, batch {batch}: another profile became current, or a newer "
-                f"definition came into force, while this run encoded with {collection.profile.name!r}; nothing was "
-                "changed, sync again"
-            )
-        committed.version = version[0]
+        committed.version = _raise_version(connection, collection, batch, {"changed": changed, "file": file})
     return committed
+
+
+def _raise_version(connection: psycopg.Connection, collection: Collection, batch: int, what: dict[str, Any]) -> int:
+    """The collection's new version. StaleRunError if its model or definition is no longer the one of this run."""
+    name = collection.definition.name
+    own = None if collection.definition.path is None else collection.definition.outcome_hash
+    model = {"fingerprint": collection.fingerprint, "outcome_hash": own}
+    parameters = {"collection": name, "batch": batch, **model, **what}
+    version = connection.execute(load_sql("commit/raise_version"), parameters).fetchone()
+    if version is None:
+        raise StaleRunError(
+            f"collection {name!r}, batch {batch}: another profile became current, or a newer definition came into "
+            f"force, while this run encoded with {collection.profile.name!r}; nothing was changed, sync again"
+        )
+    return int(version[0])
 
 
 def _count(connection: psycopg.Connection, committed: Committed) -> None:

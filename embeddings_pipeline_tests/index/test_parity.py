@@ -1,24 +1,11 @@
 """The FAISS index compared with the model table: ids, scores and what searches find."""
 
 import numpy as np
-import pytest
 
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.parity import check_parity
 from embeddings_pipeline_tests.support.model_tables import add_vectors, make_collection, remove_vectors, unit_vectors
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "faiss"
-
-
-@pytest.fixture
-def table(database):
-    table = make_collection(database)
-    add_vectors(database, table, unit_vectors(500))
-    return table
 
 
 def test_parity_counts_both_directions(database, folder, table):

@@ -24,11 +24,6 @@ from embeddings_pipeline_tests.support.workbench import execute
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "faiss"
-
-
-@pytest.fixture
 def table(database):
     table = make_collection(database)
     add_vectors(database, table, unit_vectors(50))

@@ -36,6 +36,7 @@ from embeddings_pipeline_tests.support.workbench import (
     definition,
     execute,
     films,
+    forget_vectors,
     make_films,
 )
 
@@ -68,14 +69,6 @@ def command(database: Database, project: Settings, tmp_path: Path) -> Callable[.
     written = yaml.safe_dump({"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes})
     (folder / "defs.yaml").write_text(written)
     return lambda *arguments: run_here(arguments, {"EMBEDDINGS_DEFS_DIR": str(folder.parent)})
-
-
-def forget_vectors(database: Database, settings: Settings) -> None:
-    """As if every vector were lost, in the table and in the lake."""
-    [(table,)] = execute(database, "SELECT 'films_vector_' || fingerprint FROM embeddings.collection")
-    execute(database, f"DELETE FROM embeddings.{table}")
-    for file in (settings.state_dir / "lake" / "films" / "embeddings").rglob("*.parquet"):
-        file.unlink()
 
 
 class TestPaidOnce:

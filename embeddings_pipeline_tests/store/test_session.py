@@ -25,9 +25,9 @@ from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.locks import run_lock, run_locked
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
 from embeddings_pipeline.store.session import ReadLimits
-from embeddings_pipeline_tests.store.test_source import both_ways, make, scanned, source_of
 from embeddings_pipeline_tests.support.databases import as_role, dropped, name_of
 from embeddings_pipeline_tests.support.pooler import Pooler, pooler
+from embeddings_pipeline_tests.support.sources import both_ways, make, scanned, source_of
 from embeddings_pipeline_tests.support.workbench import (
     committed,
     definition,
@@ -374,7 +374,7 @@ def test_a_read_that_takes_long_is_not_ended_while_its_server_answers(
 READER = """
 import signal, sys
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.store.test_source import scanned, source_of
+from embeddings_pipeline_tests.support.sources import scanned, source_of
 class Interrupted(BaseException):
     pass
 def interrupt(*_):

@@ -2,180 +2,22 @@
 
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
-import psycopg
 import pytest
 from psycopg import sql
 
 from embeddings_pipeline.config.templates import parse_row
-from embeddings_pipeline.errors import PipelineError, SourceError
-from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.source import Source
+from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.store.source_sql import table_identifier
-from embeddings_pipeline_tests.support.databases import as_role
+from embeddings_pipeline_tests.support.sources import (
+    both_ways,
+    make,
+    read,
+    scanned,
+    source_of,
+    titles,
+)
 from embeddings_pipeline_tests.support.workbench import definition, execute, sync_once
-
-ODD_KEYS = [
-    "plain", "", " ", "it's", 'say "hi"', "a\nb", "a\tb", "a\rb", "100%", "%s %(x)s", "a:b", "a\\b", "\\N", "\\", "{}",
-    "{key}", "🎬", "שלום", "ﷺ", "𠜎𠜱", "a,b", '["a"]', "NULL", "null", "\u2028", "e\u0301", "\x01\x1f\x7f",
-    "; DROP TABLE x --",
-]  # fmt: skip
-
-
-def source_of(
-    database: Database, *, table: str | None = "things", key: Sequence[str] = ("id",), **options: Any
-) -> Source:
-    """A source over `table` with the template {title} and the payload column title, unless said otherwise."""
-    attributes = {"columns": ["title"], "vectors": {"base": "{title}"}}
-    attributes |= {name: options.pop(name) for name in ("columns", "vectors") if name in options}
-    source = {"key": list(key), **({"table": table} if "query" not in options else {}), **options}
-    return Source(definition("things", source=source, **attributes), database)
-
-
-class SourceRow(NamedTuple):
-    """One row of what `Source.read` gives."""
-
-    item_key: str
-    row_hash: bytes
-    row_json: str
-    payload_json: str
-
-
-def scanned(source: Source) -> dict[str, bytes]:
-    with source.connect() as connection:
-        parts = [rows.hashes.to_pydict() for rows in source.scan(connection)]
-    return {key: row_hash for part in parts for key, row_hash in zip(*part.values(), strict=True)}
-
-
-def read(source: Source, keys: Sequence[str]) -> dict[str, SourceRow]:
-    with source.connect() as connection:
-        columns = source.read(connection, keys).table.to_pydict().values()
-    return {row[0]: SourceRow(*row) for row in zip(*columns, strict=True)}
-
-
-def both_ways(source: Source) -> dict[str, SourceRow]:
-    """All rows, read by the keys that a scan found: with the same hashes, or the test fails."""
-    hashes = scanned(source)
-    rows = read(source, list(hashes))
-    assert {key: row.row_hash for key, row in rows.items()} == hashes
-    return rows
-
-
-def titles(rows: dict[str, SourceRow]) -> dict[str, Any]:
-    return {key: json.loads(row.payload_json)["title"] for key, row in rows.items()}
-
-
-def make(database: Database, key: str, keys: Sequence[Any]) -> None:
-    """The table `things`, anew, with a key of that type, and a title that tells which row it is."""
-    execute(
-        database, f"DROP TABLE IF EXISTS things; CREATE TABLE things (id {key} PRIMARY KEY, title text, other text)"
-    )
-    with database.connect() as connection, connection.cursor() as cursor:
-        cursor.executemany(f"INSERT INTO things VALUES (%s::text::{key}, %s)", [(k, repr(k)) for k in keys])
-
-
-# --- keys --------------------------------------------------------------------------------------------------------
-
-
-def test_any_text_may_be_a_key(database):
-    for kind in ("text", "varchar(40)", 'text COLLATE "C"'):
-        make(database, kind, ODD_KEYS)
-        assert titles(both_ways(source_of(database))) == {key: repr(key) for key in ODD_KEYS}
-
-
-def test_any_text_may_be_part_of_a_composite_key_whose_item_key_is_a_json_array(database):
-    execute(database, "CREATE TABLE things (id text, kind text, title text, PRIMARY KEY (id, kind))")
-    with database.connect() as connection, connection.cursor() as cursor:
-        pairs = [(a, b, repr((a, b))) for a in ODD_KEYS for b in ODD_KEYS[:3]]
-        cursor.executemany("INSERT INTO things VALUES (%s, %s, %s)", pairs)
-    found = titles(both_ways(source_of(database, key=("id", "kind"))))
-    assert {tuple(json.loads(key)): title for key, title in found.items()} == {(a, b): t for a, b, t in pairs}
-
-
-KEYS_OF_TYPES = [
-    ("bigint", ["1", "-9223372036854775808", "9223372036854775807"]),
-    ("smallint", ["1", "-5"]),
-    ("uuid", ["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "00000000-0000-0000-0000-000000000000"]),
-    ("date", ["2024-02-29", "infinity", "0044-03-15 BC"]),
-    ("timestamptz", ["2024-02-29 12:00:00.123456+00", "-infinity"]),
-    ("timestamp(3)", ["2024-02-29 12:00:00.123"]),
-    ("time", ["23:59:59.999999"]),
-    ("interval", ["1 year 2 mons 3 days 04:05:06.7", "-00:00:01"]),
-    ("numeric", ["1.50", "12345678901234567890.123456789", "NaN", "-0.1"]),
-    ("numeric(10,2)", ["1.50", "0.00"]),
-    ("double precision", ["0.1", "1e+300", "Infinity", "1.0000000000000002"]),
-    ("boolean", ["true", "false"]),
-    ("bytea", ["\\x00ff", "\\x"]),
-    ("inet", ["192.168.0.1/32", "::1/64"]),
-    ("char(4)", ["ab", "abcd", ""]),
-    ("name", ["a name"]),
-    ("mood", ["so so", "it's 100%", "Ünger"]),
-    ("public.\"Odd Mood\"", ["x"]),
-    ("positive", ["1", "2"]),
-    ("int4range", ["[1,5)", "empty"]),
-    ("jsonb", ['{"a": 1}', "[1, 2.50]"]),
-]  # fmt: skip
-
-
-def test_any_type_may_be_a_key(database):
-    execute(database, """CREATE TYPE mood AS ENUM ('so so', 'it''s 100%', 'Ünger')""")
-    execute(database, """CREATE TYPE "Odd Mood" AS ENUM ('x')""")
-    execute(database, "CREATE DOMAIN positive AS integer CHECK (VALUE > 0)")
-    for kind, keys in KEYS_OF_TYPES:
-        make(database, kind, keys)
-        assert titles(both_ways(source_of(database))) == {key: repr(key) for key in keys}, kind
-
-
-def test_a_key_of_any_two_types_is_read_back(database):
-    execute(database, "CREATE TABLE things (id uuid, at timestamptz, title char(3), PRIMARY KEY (id, at, title))")
-    execute(
-        database,
-        "INSERT INTO things SELECT gen_random_uuid(), now() - n * '1 day'::interval, n FROM generate_series(1, 50) n",
-    )
-    rows = both_ways(source_of(database, key=("id", "at", "title")))
-    assert len(rows) == 50
-
-
-def test_a_null_key_is_named_with_its_row(database):
-    execute(database, "CREATE TABLE things (id bigint, kind text, title text)")
-    execute(database, "INSERT INTO things VALUES (1, 'a', 'fine'), (NULL, 'a', 'Heat')")
-    for key in (["id"], ["kind", "id"]):
-        with pytest.raises(
-            SourceError, match=r"collection 'things': table 'things' has a row whose key .*id\) is NULL.*Heat.*where"
-        ):
-            scanned(source_of(database, key=key))
-    assert len(scanned(source_of(database, where="id IS NOT NULL"))) == 1
-
-
-def test_a_key_that_is_too_long_to_index_is_no_items(database):
-    make(database, "text", ["ü" * 1000, "ü" * 1100])
-    source = source_of(database)
-    with source.connect() as connection:
-        [rows] = source.scan(connection)
-    [too_long] = rows.unusable
-    assert rows.hashes["item_key"].to_pylist() == ["ü" * 1000]
-    assert not too_long.is_item and too_long.reason == "its key has 2,200 bytes, and may have 2,000"
-
-
-def test_two_rows_with_one_key_stop_the_scan_and_the_key_is_shown(database, settings):
-    execute(database, "CREATE TABLE things (id bigint, title text, overview text)")
-    execute(database, "INSERT INTO things VALUES (1, 'a'), (7, 'b'), (7, 'c')")
-    query = {"query": "SELECT * FROM things", "key": "id"}
-    with pytest.raises(SourceError, match=r"the key \(7\) more than once.*source.key.*\(id\)"):
-        sync_once(definition("things", source=query, columns=["title"]), settings)
-    execute(database, "DELETE FROM things WHERE title = 'c'")
-    assert sync_once(definition("things", source=query, columns=["title"]), settings)[1] == 2
-
-
-def test_keys_that_the_columns_type_no_longer_holds_are_just_not_found(database):
-    make(database, "text", ["1", "2", "x"])
-    before = list(scanned(source_of(database)))
-    execute(database, "DELETE FROM things WHERE id = 'x'")
-    execute(database, "ALTER TABLE things ALTER id TYPE bigint USING id::bigint")
-    assert set(read(source_of(database), before)) == {"1", "2"}
 
 
 def test_rows_that_are_gone_are_missing_from_a_read_and_no_keys_read_nothing(database):
@@ -200,9 +42,6 @@ def test_reading_by_key_uses_the_index(database, key):
         plan = "\n".join(row[0] for row in connection.execute(sql.SQL("EXPLAIN ") + query))
         assert source.read(connection, keys).table.num_rows == 99
     assert "things_pkey" in plan and "Seq Scan" not in plan, plan
-
-
-# --- what a hash covers ------------------------------------------------------------------------------------------
 
 
 def test_the_row_hash_changes_with_template_and_payload_columns_and_with_no_other(database):
@@ -266,9 +105,6 @@ def test_a_text_of_a_megabyte_is_read_and_is_committed_whole(database, settings)
     assert execute(database, "SELECT length(text), text = title FROM embeddings.things, public.things") == [
         (1055999, True)
     ]
-
-
-# --- tables and columns with odd names ---------------------------------------------------------------------------
 
 
 TABLES = ["select", "Movies", "odd.name", 'with "quotes"', "100% {x}", "таблица", "a b;--", "source", "seen"]
@@ -368,9 +204,6 @@ def test_a_table_of_many_columns_is_read(database):
     assert len(json.loads(both_ways(source)["1"].payload_json)) == 300
 
 
-# --- views, queries, where ---------------------------------------------------------------------------------------
-
-
 def test_views_materialized_views_and_partitioned_tables_are_sources(database):
     execute(database, "CREATE TABLE base (id bigint PRIMARY KEY, title text) PARTITION BY RANGE (id)")
     execute(database, "CREATE TABLE base_1 PARTITION OF base FOR VALUES FROM (0) TO (10)")
@@ -426,132 +259,3 @@ def test_a_source_is_never_written_to(database):
     with pytest.raises(SourceError, match="read-only transaction"):
         scanned(source_of(database, query="SELECT wipe() AS id, 'x' AS title"))
     assert execute(database, "SELECT count(*) FROM things") == [(1,)]
-
-
-# --- what cannot be read -----------------------------------------------------------------------------------------
-
-
-def refused(source: Source) -> str:
-    with pytest.raises(PipelineError) as error, source.connect() as connection:
-        source.check(connection)
-        list(source.scan(connection))
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-def test_what_is_not_there_is_named_with_what_was_meant(database):
-    make(database, "bigint", [1])
-    execute(database, "CREATE SCHEMA other; CREATE TABLE other.people (id int)")
-    for options, says in [
-        ({"table": "thing"}, ["does not exist", "did you mean 'things'", "correct", "`source:`"]),
-        ({"table": "other.peple"}, ["did you mean 'other.people'"]),
-        ({"table": "zzz"}, ['"zzz" does not exist', "embeddings-pipeline load FILE --table zzz"]),
-        ({"key": ["ide"]}, ["`source.key:` names a column 'ide'", "did you mean 'id'"]),
-        ({"columns": ["tilte"]}, ["`columns:` names a column 'tilte'", "did you mean 'title'"]),
-        ({"updated_at": "updated"}, ["`source.updated_at:` names a column 'updated'"]),
-        ({"vectors": {"plot": "{title.__class__}"}}, ["template `plot:`", "'title.__class__'", "did you mean 'title'"]),
-        ({"vectors": {"base": "{0}"}}, ["template `base:`", "names a column '0'"]),
-        ({"vectors": {"base": "{title!r}"}}, ["'title!r'", "did you mean 'title'"]),
-        ({"vectors": {"base": "{title:>10}"}}, ["'title:>10'", "did you mean 'title'"]),
-        ({"vectors": {"base": "{to_json}"}}, ["names a column 'to_json'"]),
-        ({"where": "removed = false"}, ['column "removed" does not exist', "`source:`"]),
-        ({"where": "id = 'x'"}, ["invalid input syntax", "`source:`"]),
-        ({"where": "id = "}, ["syntax error", "`source:`"]),
-        ({"query": "SELECT id, t.title FROM things"}, ["missing FROM-clause entry"]),
-        ({"query": "SELECT id, ttle AS title FROM things"}, ['"ttle" does not exist', "things.title"]),
-        ({"query": "SELECT id, title, title FROM things"}, ["title", "ambiguous"]),
-        ({"query": "DELETE FROM things RETURNING *"}, ["syntax error"]),
-    ]:  # fmt: skip
-        message = refused(source_of(database, **options))  # type: ignore[arg-type]
-        assert message.startswith("collection 'things': "), message
-        for part in says:
-            assert part in message, message
-
-
-@pytest.fixture
-def reader(superuser, database):
-    """A role with no rights, and the URL to log in with it."""
-    name = execute(database, "SELECT 'reader_' || substr(md5(random()::text), 1, 8)")[0][0]
-    execute(database, f"CREATE ROLE {name} LOGIN PASSWORD 'pw/@:%'")
-    yield name, as_role(database, name, "pw/@:%").url
-    execute(database, f"DROP OWNED BY {name}")
-    execute(database, f"DROP ROLE {name}")
-
-
-def test_a_role_without_rights_is_told_what_to_grant(database, reader):
-    name, url = reader
-    make(database, "bigint", [1])
-    source = source_of(database, url=url)
-    assert "permission denied for table things; GRANT SELECT on it" in refused(source)
-    execute(database, f"GRANT SELECT (id) ON things TO {name}")
-    assert "permission denied" in refused(source)
-    execute(database, f"GRANT SELECT (title) ON things TO {name}")
-    assert list(both_ways(source)) == ["1"]  # `other` is never read
-
-
-def test_another_database_is_read_by_its_url_with_what_the_environment_holds(database, server, monkeypatch, tmp_path):
-    execute(server, "DROP TABLE IF EXISTS public.elsewhere")
-    execute(server, "CREATE TABLE public.elsewhere AS SELECT 1 AS id, 'Heat' AS title")
-    source = source_of(
-        database, table="elsewhere", url=server.url.replace("postgresql://", "postgresql+psycopg://${WHO}", 1)
-    )
-    source = source_of(database, table="elsewhere", url="${SOURCE_URL}")
-    monkeypatch.delenv("SOURCE_URL", raising=False)
-    assert "`source.url:` names ${SOURCE_URL}, which is not set; export it or put it in .env" in refused(source)
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    (tmp_path / ".env").write_text(f"SOURCE_URL={server.url}\n")
-    assert titles(both_ways(source)) == {"1": "Heat"}
-    monkeypatch.setenv("SOURCE_URL", server.url.replace("postgresql://", "postgres://"))
-    assert titles(both_ways(source)) == {"1": "Heat"}
-
-
-URLS = [
-    "postgresql://user:hunter2@127.0.0.1:1/db",
-    "postgresql://user:hun/ter2@127.0.0.1:1/db",
-    "postgresql://user:hun@ter2@127.0.0.1:1/db",
-    "postgresql://user:hunter2@127.0.0.1:port/db",
-    "postgresql://user:hunter2@/db?host=/nowhere",
-    "postgresql://user:hunter2@no-such-host.invalid/db",
-    "mysql://user:hunter2@127.0.0.1/db",
-    "host=127.0.0.1 port=1 password=hunter2",
-    "postgresql://user:hunter2@127.0.0.1:1/db?nonsense=1",
-]
-
-
-def test_a_url_that_does_not_answer_is_one_line_without_its_password(database):
-    for url in URLS:
-        message = refused(source_of(database, url=url))
-        assert message.startswith("collection 'things': ")
-        assert "`source.url:`" in message
-        assert "ter2" not in message
-
-
-def test_a_database_that_is_not_there_is_named(database, reader):
-    _, url = reader
-    message = refused(source_of(database, url=url.replace("test_", "no_such_database_")))
-    assert "does not exist" in message and "check the URL" in message and "pw" not in message
-
-
-def test_a_wrong_password_is_one_line_without_it(database, reader):
-    name, url = reader
-    hba = Path(execute(database, "SHOW hba_file")[0][0])
-    before = hba.read_text()
-    try:
-        hba.write_text(f"local all {name} scram-sha-256\n{before}")
-        execute(database, "SELECT pg_reload_conf()")
-        make(database, "bigint", [1])
-        execute(database, f"GRANT SELECT ON things TO {name}")
-        assert list(both_ways(source_of(database, url=url))) == ["1"]
-        message = refused(source_of(database, url=url.replace("pw%2F", "hunter2%2F")))
-        assert "password authentication failed" in message and "check the URL" in message
-        assert "hunter2" not in message
-    finally:
-        hba.write_text(before)
-        execute(database, "SELECT pg_reload_conf()")
-
-
-def test_an_error_of_the_pipelines_own_database_is_not_blamed_on_the_source(database):
-    reading = source_of(database, url=database.url).connect()
-    with pytest.raises(psycopg.errors.DivisionByZero), reading, database.connect() as own:
-        own.execute("SELECT 1/0")

@@ -172,3 +172,11 @@ class OldSnapshot(Source):
     def scan(self, connection: Any, apart: Any = ()) -> Any:
         seen: list[SourceRows] = self._seen  # type: ignore[attr-defined]
         return iter(seen)
+
+
+def forget_vectors(database: Database, settings: Settings) -> None:
+    """As if every vector were lost, in the table and in the lake."""
+    [(table,)] = execute(database, "SELECT 'films_vector_' || fingerprint FROM embeddings.collection")
+    execute(database, f"DELETE FROM embeddings.{table}")
+    for file in (settings.state_dir / "lake" / "films" / "embeddings").rglob("*.parquet"):
+        file.unlink()
