@@ -1,7 +1,7 @@
 -- The user's table or query, only ever read. {relation}: that; {key}: the item key as an expression; {used}, {seen},
 -- {payload}: its columns that are read, that are hashed, and that searches return; {condition}: which rows;
 -- {updated_at}, {clock}, {row_json}, {meets}, {overlap}, {limit}: of incremental scans; {column}, {columns}, {digests},
--- {low}, {high}, {hash}, {told}, {written}: of rows whose keys cannot be had.
+-- {low}, {high}, {hash}, {told}, {written}, {arrays}: of rows whose keys cannot be had, or are looked up.
 
 
 -- name: rows
@@ -29,7 +29,7 @@ WHERE ({condition}
 
 
 -- name: item_keys
--- The item keys that rows with these values in their key columns have. {arrays}: one for each of the key's columns.
+-- The item keys that rows with these values in their key columns have. arrays: one for each of the key's columns.
 
 SELECT {key}, '' FROM unnest({arrays}) AS source ({columns})
 

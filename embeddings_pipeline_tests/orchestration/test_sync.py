@@ -76,7 +76,7 @@ def test_progress_is_in_texts_and_moves_within_a_batch(
     run_sync(progress=lambda *far: told.append(far))
     embedding = [(done, total) for phase, done, total in told if phase == "embedding" and total]
     done = [texts for texts, _ in embedding]
-    assert done == sorted(done) and {4, 7, 10, 13} <= set(done)
+    assert done == sorted(done) and {4, 8, 12, 16} <= set(done)
     assert embedding[-1] == (25, 25)
     phases = list(dict.fromkeys(phase for phase, _, _ in told))
     assert phases == ["scanning", "reading", "embedding", "commit", "indexing"]
