@@ -74,7 +74,7 @@ class OpenVinoEncoder(BatchEncoder):
         self._lock = ProcessLock(ended_first=True)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.no_padding()
-        self._graph = openvino().Core().read_model(folder / GRAPH)  # whatever becomes of the folder
+        self._graph = core().read_model(folder / GRAPH)  # whatever becomes of the folder
         self._engine = _Engine(self._graph, precision, threads)
 
     def in_precision(self, precision: str) -> "OpenVinoEncoder":
@@ -161,7 +161,7 @@ class _Engine:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_NUM_THREADS": threads,
         }
-        compiled = openvino().Core().compile_model(graph, "CPU", how)
+        compiled = core().compile_model(graph, "CPU", how)
         self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: SimpleQueue[tuple[ProcessLock, Any]] = SimpleQueue()
         for _ in range(self.streams):
@@ -186,6 +186,31 @@ class _Engine:
 def _up_to(step: int, number: int) -> int:
     """The next multiple of `step`."""
     return -(-number // step) * step
+
+
+@dataclass(eq=False)
+class _Core:
+    """OpenVINO's core, and the process that made it."""
+
+    process: int
+    core: Any
+
+
+_cores: list[_Core] = []  # of this process, the last one
+_making_a_core = ProcessLock()
+
+
+def core() -> Any:
+    """OpenVINO's core of this process: one for all models, kept to the end.
+
+    With the last use of a core goes its plugin, and with that the stack on which the thread that loaded it handles
+    signals. Of several cores one restores the stack of another that is gone, and the next signal ends the process.
+    """
+    with _making_a_core:
+        if not _cores or _cores[-1].process != os.getpid():
+            _cores.append(_Core(os.getpid(), openvino().Core()))
+            left_alone_in_children(_cores[-1])
+        return _cores[-1].core
 
 
 def openvino() -> ModuleType:

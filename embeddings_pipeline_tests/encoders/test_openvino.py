@@ -212,10 +212,41 @@ print("torch" in sys.modules, "openvino_telemetry" in sys.modules)
 
 
 def test_forked_workers_encode_and_end(tiny: OpenVinoEncoder, folder: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORKING, json.dumps(asdict(tiny.profile)), str(folder)]
-    command.append(json.dumps(asdict(tiny._ready)))
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    done = in_a_process(FORKING, tiny, folder)
     assert (done.returncode, done.stdout) == (0, "False False\n"), done.stderr
+
+
+COMING_AND_GOING = """
+import json, os, signal, sys, threading
+from pathlib import Path
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
+profile, folder, ready = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
+encoders = [OpenVinoEncoder(Profile(**profile), folder, Readiness(**ready), "f32", threads=1) for _ in range(3)]
+while encoders:
+    encoders[0].encode_documents(["one two"])
+    del encoders[0]
+    os.kill(os.getpid(), signal.SIGUSR1)
+made = []
+making = threading.Thread(
+    target=lambda: made.append(OpenVinoEncoder(Profile(**profile), folder, Readiness(**ready), "f32", threads=1))
+)
+making.start(); making.join()
+made.clear()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def in_a_process(code: str, encoder: OpenVinoEncoder, folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(asdict(encoder.profile)), str(folder)]
+    command.append(json.dumps(asdict(encoder._ready)))
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+
+
+def test_signals_are_heard_while_models_come_and_go(tiny: OpenVinoEncoder, folder: Path) -> None:
+    done = in_a_process(COMING_AND_GOING, tiny, folder)
+    assert (done.returncode, done.stdout) == (0, 4 * "heard\n"), done.stderr
 
 
 @pytest.fixture
