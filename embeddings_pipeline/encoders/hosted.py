@@ -80,26 +80,26 @@ class HostedEncoder:
         return count_tokens(self.profile, list(map(clean, texts)))
 
     def encode_documents(self, texts: Sequence[str], on_answer: OnAnswer | None = None) -> NDArray[np.float32]:
-        digests = [content_hash(clean(text)) for text in texts]
-        contents = dict(zip(digests, map(clean, texts), strict=True))
-        call = _Call(self.profile.model, self.profile.document_prompt or "", contents, on_answer)
-        self._run(call)
-        return self._result(digests, call.vectors, call.reasons)
+        return self._answered(texts, self.profile.model, self.profile.document_prompt, on_answer)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        digests = [content_hash(clean(text)) for text in texts]
-        contents = dict(zip(digests, map(clean, texts), strict=True))
-        call = _Call(self.profile.query_model or self.profile.model, self.profile.query_prompt or "", contents, None)
-        self._run(call)
-        return self._result(digests, call.vectors, call.reasons)
+        return self._answered(texts, self.profile.query_model or self.profile.model, self.profile.query_prompt)
 
     def close(self) -> None:
         """Close connections and the thread. A later call opens them again."""
         self._loop.end(self.api.close)
 
+    def _answered(
+        self, texts: Sequence[str], model: str, prompt: str | None, on_answer: OnAnswer | None = None
+    ) -> NDArray[np.float32]:
+        cleaned = list(map(clean, texts))
+        digests = list(map(content_hash, cleaned))
+        call = _Call(model, prompt or "", dict(zip(digests, cleaned, strict=True)), on_answer)
+        if texts:
+            self._run(call)
+        return self._result(digests, call.vectors, call.reasons)
+
     def _run(self, call: "_Call") -> None:
-        if not call.texts:
-            return
         if not self._enabled:
             raise ProfileError(
                 f"Profile {self.profile.name}: EMBEDDING_ENABLED=false forbids every request to {self.api.place}; "

@@ -1,9 +1,12 @@
 """What each check found last, kept in the database: `sync` and `status` tell it without asking Dagster."""
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from embeddings_pipeline.config.prices import is_paid
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
@@ -23,6 +26,13 @@ REMEDIES = {  # every check, in the order in which they are shown
     "model_drift": "go back to the library, the processor or the service that made the vectors, or run "
     "`embeddings-pipeline sync --force --collection {name}`",
 }
+
+
+def checks_of(profile: Profile | None) -> list[str]:
+    """The checks of a collection with this profile, or before its first model: nothing is spent on a model of one's
+    own.
+    """
+    return [name for name in REMEDIES if name != "spend" or (profile is not None and is_paid(profile))]
 
 
 def remedy(check: str, collection: str) -> str:
@@ -68,10 +78,10 @@ def note_result(database: Database, collection: str, result: CheckResult) -> Non
         connection.execute(load_sql("health/note_check"), parameters)
 
 
-def last_results(database: Database, collection: str) -> list[CheckResult]:
-    """What each check of a collection found last; those that were never run are missing."""
+def last_results(database: Database, collection: str, checks: Container[str]) -> list[CheckResult]:
+    """What each of these checks of a collection found last; those that were never run are missing."""
     with database.session() as connection:
         rows = connection.execute(load_sql("health/checks"), {"collection": collection}).fetchall()
     order = list(REMEDIES)
-    results = [CheckResult(*row) for row in rows]
-    return sorted(results, key=lambda result: order.index(result.name) if result.name in order else len(order))
+    results = [result for result in (CheckResult(*row) for row in rows) if result.name in checks]
+    return sorted(results, key=lambda result: order.index(result.name))

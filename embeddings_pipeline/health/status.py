@@ -10,7 +10,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.health.activity import under_way
-from embeddings_pipeline.health.check_results import REMEDIES, CheckResult, last_results
+from embeddings_pipeline.health.check_results import CheckResult, checks_of, last_results
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.health.failures import Waiting, failures, waiting
 from embeddings_pipeline.index.faiss_read import read_manifest
@@ -80,7 +80,7 @@ def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
         "faiss": dict(NO_FAISS),
         "last_scan": None,
         "failures": [],
-        "checks": [{"name": name, **NEVER_RUN} for name in REMEDIES],
+        "checks": [{"name": name, **NEVER_RUN} for name in checks_of(None)],
         "under_way": [],
         "definition": None,
         "database": None,
@@ -198,13 +198,14 @@ def _failures(subject: Subject) -> dict[str, Any]:
 
 def _checks(subject: Subject) -> dict[str, Any]:
     """The last result of each check; `passed` is null for one that was never run."""
-    last = {result.name: result for result in last_results(subject.database, subject.name)}
+    names = checks_of(subject.model.profile if subject.model else None)
+    last = {result.name: result for result in last_results(subject.database, subject.name, names)}
 
     def shown(name: str) -> dict[str, Any]:
         result: CheckResult | None = last.get(name)
         return result.as_dict(subject.name) if result else {"name": name, **NEVER_RUN}
 
-    return {"checks": [shown(name) for name in dict.fromkeys([*REMEDIES, *last])]}
+    return {"checks": [shown(name) for name in names]}
 
 
 def _activity(subject: Subject) -> dict[str, Any]:

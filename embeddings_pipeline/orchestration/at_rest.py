@@ -9,9 +9,10 @@ from pathlib import Path
 import psycopg
 
 from embeddings_pipeline.config.definition import batch_key
+from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.health.check_results import last_results
+from embeddings_pipeline.health.check_results import checks_of, last_results
 from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.health.lag import indexes_lag
 from embeddings_pipeline.ledger.full_scan import FullScan
@@ -68,6 +69,7 @@ def dagster_is_at_rest(collection: Collection) -> bool:
 def look_first(collection: Collection) -> Look | None:
     """Scan the source, and see whether there is anything to do. None if that fails: the run that does so shows why."""
     database, name, ledger = collection.database, collection.definition.name, collection.ledger
+    checks = checks_of(resolve_profile(collection.definition.declared_profile, collection.settings))
     try:
         with failure_kept(database, name, "scan"):
             scan = ledger.full_scan(collection.source)
@@ -75,7 +77,7 @@ def look_first(collection: Collection) -> Look | None:
             not (scan.new or scan.changed or scan.gone)
             and not ledger.repair()
             and not ledger.work()
-            and all(check.passed for check in last_results(database, name))
+            and all(check.passed for check in last_results(database, name, checks))
             and not indexes_lag(collection, verify=True)
         )
     except (PipelineError, psycopg.Error):

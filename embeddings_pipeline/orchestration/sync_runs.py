@@ -11,7 +11,7 @@ import psycopg
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError, RunFailed
 from embeddings_pipeline.health.audit import audit
-from embeddings_pipeline.health.check_results import last_results
+from embeddings_pipeline.health.check_results import checks_of, last_results
 from embeddings_pipeline.health.lag import about_foreign, indexes_lag
 from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.checks import QUICK, check_keys
@@ -64,7 +64,7 @@ class _Sync:
         self.definition = collection.definition
         self.runner = JobRunner(collection, instance)
         self.size = collection.definition.attributes.items_per_batch
-        self.dimensions = resolve_profile(collection.definition.declared_profile, collection.settings).dimensions
+        self.declared = resolve_profile(collection.definition.declared_profile, collection.settings)
 
     def run(self, options: Options) -> None:
         listening = batch_done.set(self.meter.batch_done)
@@ -90,7 +90,7 @@ class _Sync:
 
     def _check_again(self) -> None:
         """A check that failed the last time, and that no run of ours has run since: what it says now is told."""
-        last = last_results(self.collection.database, self.definition.name)
+        last = last_results(self.collection.database, self.definition.name, checks_of(self.declared))
         failed = {check.name: check for check in last if check.failed and check.name not in self.runner.checked}
         if again := [name for name in failed if name in QUICK or name == "model_drift"]:
             self.progress("checking", 0, 0)
@@ -163,7 +163,7 @@ class _Sync:
         return current.destination.fingerprint if current else None
 
     def _execute_batches(self, first: int, last: int, embed: dict[str, Any]) -> None:
-        config = {"ops": {self.runner.op(embeddings_asset(self.dimensions)): {"config": embed}}}
+        config = {"ops": {self.runner.op(embeddings_asset(self.declared.dimensions)): {"config": embed}}}
         self.meter.tell("reading")
         before, began = self._current_fingerprint(), time.monotonic()
         try:

@@ -25,11 +25,7 @@ from embeddings_pipeline_tests.support.hosted import (
     profile,
 )
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits between attempts, shortened."""
-    monkeypatch.setattr(hosted, "FIRST_WAIT", 0.01)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.mark.parametrize("kind", [None, "reorder", "float", "slow"])

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from embeddings_pipeline.config.profiles import BUILT_IN
 from embeddings_pipeline.config.settings import Settings, load_settings
-from embeddings_pipeline.encoders import hosted, load_encoder
+from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import PoisonTextsError
 from embeddings_pipeline.encoders.hosted import HostedEncoder
 from embeddings_pipeline.errors import OutageError, ProfileError
@@ -23,12 +23,7 @@ from embeddings_pipeline_tests.support.hosted import (
     profile,
 )
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits between attempts, shortened."""
-    monkeypatch.setattr(hosted, "FIRST_WAIT", 0.01)
-
+pytestmark = pytest.mark.usefixtures("quick")
 
 QUOTA = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": None}}
 WORDS = {"error": {"message": "no such thing", "code": None}}
