@@ -9,6 +9,8 @@ child therefore loads anew, and leaves its parent's alone.
 
 import ctypes
 import os
+import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
+PR_SET_PDEATHSIG = 1
 HOLD_SECONDS = 60  # a fork waits so long for the pass of a model that is under way
 
 P = ParamSpec("P")
@@ -79,6 +82,13 @@ def compute(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def left_alone_in_children(thing: object) -> None:
     """Have a forked child never destroy it, nor what it holds: that would wait for threads which it has not got."""
     _left_alone.add(thing)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the thread that started it is gone, however that went. Linux alone knows how."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _before() -> None:

@@ -152,9 +152,7 @@ def pack(vectors: Mapping[bytes, NDArray]) -> dict[bytes, bytes]:
     finite = np.isfinite(halves).all(axis=1)
     values = (row.tobytes() for row in halves[finite])
     hashes = (digest for digest, fits in zip(vectors, finite, strict=True) if fits)
-    return {
-        digest: zlib.crc32(value).to_bytes(4, "little") + value for digest, value in zip(hashes, values, strict=True)
-    }
+    return {digest: _checksum(value) + value for digest, value in zip(hashes, values, strict=True)}
 
 
 def unpack(

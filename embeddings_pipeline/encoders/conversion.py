@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # raised if what is made here changes
 MANIFEST = "manifest.json"
 ATTEMPTS = 3  # at a model whose files change meanwhile
-LONGEST_SECONDS = 3600
+LONGEST_SECONDS = 1800
 CRASHES = {signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE}  # as on a processor that lacks something
 LIBRARIES = ("sentence-transformers", "torch", "transformers")  # another version of one may convert what failed
 

@@ -32,6 +32,7 @@ from embeddings_pipeline.encoders.openvino import (
 )
 from embeddings_pipeline.encoders.processor import has_bf16
 from embeddings_pipeline.errors import PipelineError, ProfileError
+from embeddings_pipeline.forks import end_with_parent
 
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999}
@@ -214,4 +215,5 @@ def _texts(longest: int | None) -> list[str]:
 
 
 if __name__ == "__main__":
+    end_with_parent()  # which alone wants the answer
     main(Path(sys.argv[1]))

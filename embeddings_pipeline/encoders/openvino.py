@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -174,13 +175,33 @@ class _Engine:
         return self._threads.submit(self._pass, inputs).result
 
     def _pass(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> NDArray[np.float32]:
+        given = inputs()
         lock, request = self._free.get()
         try:
-            with lock:
-                result: NDArray[np.float32] = request.infer(inputs(), share_inputs=True)[0]
+            with lock, _first_alone():
+                result: NDArray[np.float32] = request.infer(given, share_inputs=True)[0]
                 return result.astype(np.float32)  # a copy: the request's own memory is used again
         finally:
             self._free.put((lock, request))
+
+
+_first_pass = ProcessLock()
+_passed = Event()
+
+
+@contextmanager
+def _first_alone() -> Iterator[None]:
+    """A pass; the first one of a process ends before another begins.
+
+    In its first pass OpenVINO's Python binding fills tables of its own, and gives the interpreter's lock away while it
+    does: of two threads that meet there, each waits for the other for ever.
+    """
+    if _passed.is_set():
+        yield
+        return
+    with _first_pass:
+        yield
+        _passed.set()
 
 
 def _up_to(step: int, number: int) -> int:

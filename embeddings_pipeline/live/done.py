@@ -16,7 +16,7 @@ class Done:
     def add(self, later: "Done") -> None:
         """Add what was done later."""
         for batch, figures in later.batches.items():
-            _add(self.batches.setdefault(batch, RunFigures()), figures)
+            self.batches.setdefault(batch, RunFigures()).add(figures)
         self.commits += later.commits
 
     @property
@@ -24,13 +24,8 @@ class Done:
         """Over all batches."""
         total = RunFigures()
         for figures in self.batches.values():
-            _add(total, figures)
+            total.add(figures)
         return total
-
-
-def _add(total: RunFigures, figures: RunFigures) -> None:
-    for name, value in vars(figures).items():
-        setattr(total, name, getattr(total, name) + value)
 
 
 class Tally:

@@ -95,8 +95,11 @@ class RunFigures:
     vectors_written: int = 0
     vectors_deleted: int = 0
 
-    def add(self, step: ItemsRead | TextsRendered | Embedded | Committed) -> None:
-        """Add what a step reports of one batch. AttributeError if it has a number that a run does not sum."""
+    def add(self, step: "ItemsRead | TextsRendered | Embedded | Committed | RunFigures") -> None:
+        """Add what a step reports of one batch, or what a run did.
+
+        AttributeError if it has a number that a run does not sum.
+        """
         for figure in fields(step):
             if figure.name not in OF_ONE_BATCH:
                 setattr(self, figure.name, getattr(self, figure.name) + getattr(step, figure.name))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import CNN, Pooling, StaticEmbedding
@@ -25,6 +26,7 @@ from embeddings_pipeline.encoders.local import LocalEncoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline_tests.support.tiny_models import WORDS, bert, sentence_model, tokenizer_of
+from embeddings_pipeline_tests.support.workbench import wait_until
 
 Load = Callable[..., Encoder]
 
@@ -301,6 +303,20 @@ def test_of_two_processes_one_converts_and_nothing_is_told_or_written_elsewhere(
     assert all(lines.endswith("OpenVinoEncoder False False\n") for lines in said), said
     assert sum("is converted for OpenVINO" in lines for lines in said) == 1
     assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+def test_a_conversion_ends_with_whoever_wanted_it(mine: Profile, state: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", TOGETHER, mine.model, str(state)]
+    wanting = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_until(lambda: bool(psutil.Process(wanting.pid).children()))
+    [converting] = psutil.Process(wanting.pid).children()
+    wait_until(lambda: any("libopenvino" in file.path for file in converting.memory_maps()))
+    converting.suspend()
+    wanting.kill()
+    wanting.wait()
+    gone, _ = psutil.wait_procs([converting], timeout=10)
+    assert gone
 
 
 @pytest.mark.slow

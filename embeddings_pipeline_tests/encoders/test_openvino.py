@@ -249,6 +249,31 @@ def test_signals_are_heard_while_models_come_and_go(tiny: OpenVinoEncoder, folde
     assert (done.returncode, done.stdout) == (0, 4 * "heard\n"), done.stderr
 
 
+AT_ONCE = """
+import json, sys
+from pathlib import Path
+from threading import Barrier
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
+profile, folder, ready = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+encoder = OpenVinoEncoder(Profile(**profile), folder, Readiness(**ready), "f32", threads=2)
+tokens, together = encoder._tokenize(["one two"], "")[1], Barrier(encoder._engine.streams)
+def inputs():
+    together.wait()
+    return encoder._padded(tokens)
+sys.setswitchinterval(1e-6)
+for passing in [encoder._engine.start(inputs) for _ in range(encoder._engine.streams)]:
+    passing()
+print(encoder._engine.streams)
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_first_passes_at_once_do_not_wait_for_each_other(tiny: OpenVinoEncoder, folder: Path, attempt: int) -> None:
+    done = in_a_process(AT_ONCE, tiny, folder)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
 @pytest.fixture
 def one_core() -> Iterator[None]:
     before = os.sched_getaffinity(0)

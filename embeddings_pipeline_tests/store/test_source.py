@@ -79,7 +79,7 @@ def test_the_roles_own_settings_change_no_hash(database):
     before = both_ways(source)
     name = execute(database, "SELECT quote_ident(current_database())")[0][0]
     for setting in ("TimeZone = 'Asia/Tokyo'", "DateStyle = 'German'", "IntervalStyle = 'iso_8601'",
-                    "bytea_output = 'escape'", "extra_float_digits = -5", "statement_timeout = 1"):  # fmt: skip
+                    "bytea_output = 'escape'", "extra_float_digits = -5", "statement_timeout = 100"):  # fmt: skip
         execute(database, f"ALTER DATABASE {name} SET {setting}")
     assert both_ways(source) == before
 

@@ -8,16 +8,15 @@ The fork server is started by the sensor's first tick, or by the first run, and 
 with it, since the code server takes them for dead then; it ends with the code server and the last of its workers.
 """
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
+from embeddings_pipeline.forks import end_with_parent
 from embeddings_pipeline.orchestration.dagster_internals import MODULES_OF_A_RUN, start_runs_by
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ PRELOADED = [
     "pyarrow.pandas_compat",
     "pyarrow.parquet",
 ]
-PR_SET_PDEATHSIG = 1
 
 
 class Worker(ForkServerProcess):
@@ -47,7 +45,7 @@ class Worker(ForkServerProcess):
         self._environment = dict(os.environ)
 
     def run(self) -> None:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         os.environ.clear()
         os.environ.update(self._environment)
         super().run()
