@@ -13,13 +13,15 @@ EMBEDDINGS_TESTS_DATABASE_URL names another server than the embedded one, by a d
 DATABASE_URL itself is never looked at: it may name the developer's own data.
 """
 
+import json
 import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
     return Scheduler(config, log)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """A worker cannot send half a character, such as a failure may show, and would end without a word."""
+    report = yield
+    return json.loads(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace")) if report else report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is named at once: a run may be killed before its end."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid} ({report.when})", file=sys.__stderr__, flush=True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of process/ is slow, and what has Dagster's tables or a server of its own (the fixture `state`). What is slow
     comes first, so that no worker waits for the last one in the end.
@@ -98,6 +113,12 @@ def _signals_as_before() -> Iterator[None]:
     left = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, former)
     assert left == former
+
+
+@pytest.fixture(autouse=True)
+def _encoder_as_new() -> None:
+    """What the test before had the encoder of the tests do is over."""
+    DeterministicEncoder.reset()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -268,7 +289,6 @@ def settings(database: Database, tmp_path: Path, converted: Path) -> Settings:
 @pytest.fixture
 def project(database: Database, dagster_tables: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The environment in which Dagster, and processes of our own, find this test's database and state folder."""
-    DeterministicEncoder.reset()
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
     monkeypatch.setenv("DATABASE_URL", database.url)
     monkeypatch.setenv("EMBEDDINGS_STATE_DIR", str(settings.state_dir))

@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import execute
 
 
 @pytest.fixture
 def films_of(database: Database) -> Iterator[Any]:
     """Makes the table `films` with `updated_at` of a type, and a number of films."""
-    DeterministicEncoder.reset()
 
     def make(number: int, kind: str = "timestamptz", value: str = "now()") -> None:
         execute(

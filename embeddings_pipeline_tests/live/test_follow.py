@@ -50,7 +50,6 @@ def with_updates(**attributes: Any) -> CollectionDefinition:
 @pytest.fixture
 def synced(database: Database, settings: Settings) -> Database:
     """25 films, synced."""
-    DeterministicEncoder.reset()
     make_films(database, films(25))
     execute(database, "ALTER TABLE films ADD at timestamptz NOT NULL DEFAULT now()")
     execute(database, "CREATE INDEX ON films (at)")
@@ -105,7 +104,6 @@ def test_a_row_of_an_earlier_time_is_seen_though_it_is_committed_later(synced: D
 
 
 def test_a_row_that_hides_its_key_stops_no_other(database: Database, settings: Settings) -> None:
-    DeterministicEncoder.reset()
     make_films(database, films(25))
     execute(database, "ALTER TABLE films ADD at timestamptz NOT NULL DEFAULT now()")
     execute(

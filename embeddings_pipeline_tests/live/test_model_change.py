@@ -7,7 +7,6 @@ from embeddings_pipeline.model_change.phases import contract, roll_back, swap
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.live.test_follow import soon
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.following import following
 from embeddings_pipeline_tests.support.model_change import (
     OTHER,
@@ -29,7 +28,6 @@ from embeddings_pipeline_tests.support.workbench import (
 
 
 def test_changes_are_followed_in_each_phase_of_a_model_change(database: Database, settings: Settings) -> None:
-    DeterministicEncoder.reset()
     make_films(database, films(25))
     execute(database, "ALTER TABLE films ADD at timestamptz NOT NULL DEFAULT now()")
     source = {"table": "films", "key": ["id"], "updated_at": "at"}

@@ -26,11 +26,6 @@ from embeddings_pipeline_tests.support.workbench import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _fresh_encoder() -> None:
-    DeterministicEncoder.reset()
-
-
 @pytest.fixture
 def collection(database: Database, settings: Settings) -> Collection:
     """Twenty-five films in three batches, committed."""

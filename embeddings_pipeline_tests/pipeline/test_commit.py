@@ -29,11 +29,6 @@ from embeddings_pipeline_tests.support.workbench import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _fresh_encoder() -> None:
-    DeterministicEncoder.reset()
-
-
 class TestStaleness:
     def test_a_second_sync_embeds_nothing_and_writes_nothing(self, database: Database, settings: Settings) -> None:
         make_films(database, films(25))

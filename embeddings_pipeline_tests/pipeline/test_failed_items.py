@@ -16,7 +16,6 @@ from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.failed import reason_of
 from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
     by_name,
@@ -38,7 +37,6 @@ VIEW = """CREATE VIEW readable AS
 
 @pytest.fixture(autouse=True)
 def _films(database: Database) -> Iterator[None]:
-    DeterministicEncoder.reset()
     execute(database, "CREATE TABLE films (id bigint PRIMARY KEY, title text, extra json)")
     execute(database, "INSERT INTO films SELECT n, 'Film ' || n, '{\"n\": 1}' FROM generate_series(1, 9) n")
     execute(database, VIEW)

@@ -13,7 +13,6 @@ from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import Source
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     OldSnapshot,
     committed,
@@ -27,11 +26,6 @@ from embeddings_pipeline_tests.support.workbench import (
     run_batch,
     sync_once,
 )
-
-
-@pytest.fixture(autouse=True)
-def _fresh_encoder() -> None:
-    DeterministicEncoder.reset()
 
 
 class TestInterleavings:

@@ -32,11 +32,6 @@ from embeddings_pipeline_tests.support.workbench import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _fresh_encoder() -> None:
-    DeterministicEncoder.reset()
-
-
 class TestLimitsAndFailures:
     def test_an_item_is_committed_only_when_each_of_its_texts_is_embedded(
         self, database: Database, settings: Settings

@@ -38,7 +38,6 @@ class PoisonError(ValueError):
 
 
 def test_a_reason_that_cannot_be_stored_as_it_is_costs_no_batch(database, settings) -> None:
-    DeterministicEncoder.reset()
     make_films(database, films(9))
     execute(database, "UPDATE films SET overview = 'POISON' WHERE id = 5")
     DeterministicEncoder.fail_on, DeterministicEncoder.error = "POISON", PoisonError
@@ -48,7 +47,6 @@ def test_a_reason_that_cannot_be_stored_as_it_is_costs_no_batch(database, settin
 
 
 def test_why_a_batch_waits_is_told_though_it_cannot_be_stored_as_it_is(database, settings) -> None:
-    DeterministicEncoder.reset()
     make_films(database, films(9))
     DeterministicEncoder.fail_on, DeterministicEncoder.error = "Film", UnstorableError
     with pytest.raises(OutageError):
@@ -60,7 +58,6 @@ class TestQuarantine:
     @pytest.fixture
     def poisoned(self, database, settings) -> Any:
         """Nine films, the fifth of which the encoder refuses."""
-        DeterministicEncoder.reset()
         make_films(database, films(9))
         execute(database, "UPDATE films SET overview = 'POISON' WHERE id = 5")
         DeterministicEncoder.fail_on = "POISON"

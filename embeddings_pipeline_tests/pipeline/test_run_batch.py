@@ -30,7 +30,6 @@ from embeddings_pipeline_tests.support.workbench import (
 
 @pytest.fixture
 def collection(database, settings):
-    DeterministicEncoder.reset()
     make_films(database, films(25))
     collection = open_collection(definition(), settings)
     collection.ledger.full_scan(collection.source)

@@ -13,7 +13,6 @@ from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import schema_versions
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
     by_name,
@@ -33,7 +32,6 @@ SHORT = {**PROFILE, "max_length": 12}  # tokens are words; a film has "Film N | 
 @pytest.fixture
 def long_films(database: Database) -> Database:
     """Ten films, of which 3 and 7 are longer than twelve words, 7 the longest with 33."""
-    DeterministicEncoder.reset()
     make_films(database, films(10))
     edit(database, 3, "word " * 20)
     edit(database, 7, "word " * 30)

@@ -58,7 +58,6 @@ UNEVEN = definition(profile=profile(Uneven))
 
 @pytest.fixture(autouse=True)
 def _films(database: Database) -> None:
-    DeterministicEncoder.reset()
     make_films(database, [*films(9), *((10 + n, word, "film", 1) for n, word in enumerate(LENGTHS))])
 
 

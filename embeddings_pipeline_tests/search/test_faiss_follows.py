@@ -32,7 +32,6 @@ QUERIES = ("walruses", "a story about number 7", "film", "friends", "lamp")
 @pytest.fixture
 def indexed(database: Database, settings: Settings) -> Collection:
     """100 films with both indexes."""
-    DeterministicEncoder.reset()
     make_films(database, films(100))
     collection, _ = sync_once(definition(), settings)
     ensure_index(database, collection.model.destination, collection.definition.attributes.index, ["base"])
