@@ -20,6 +20,7 @@ import pytest
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store.database import EMBEDDED_DATABASE, Database, open_database, psql_command
+from embeddings_pipeline.store.server.binaries import server_binaries
 from embeddings_pipeline.store.server.folders import ROOTS_FOLDER, digest
 from embeddings_pipeline_tests.support.workbench import wait_until
 
@@ -231,8 +232,9 @@ def test_any_user_can_have_a_server(state: Path) -> None:
     if (
         shutil.which("setpriv") is None
         or subprocess.run([*as_nobody, sys.executable, "-c", ""], check=False).returncode
+        or subprocess.run([*as_nobody, "test", "-x", server_binaries() / "postgres"], check=False).returncode
     ):
-        pytest.skip("setpriv cannot start this interpreter as another user")
+        pytest.skip("setpriv cannot start this interpreter, or its PostgreSQL, as another user")
     os.chown(state, 65534, 65534)
     user = User(state, as_nobody).ready()
     assert {process.uids().real for process in processes(state)} == {65534}
