@@ -104,7 +104,7 @@ def test(
 ) -> None:
     """Texts a second at several batch sizes, memory and device, beside `quality` if that is on this machine; and how a
     local model is used: prompts, tokens read, measure, pooling, and the lowest cosine to sentence-transformers' own
-    vectors.
+    vectors. What the texts cost of a model that takes money is said before they are sent.
     """
     from embeddings_pipeline.config.weights import weights_here
 
@@ -136,15 +136,18 @@ def test(
 def _measured(profile: "Profile", settings: Settings) -> dict[str, Any]:
     import psutil
 
+    from embeddings_pipeline.config.prices import is_paid
     from embeddings_pipeline.encoders import load_encoder
 
+    if is_paid(profile) and settings.embedding_enabled is not False:
+        _tell_price(profile, settings)
     before = psutil.Process().memory_info().rss
     rates: dict[str, float] = {}
     device = profile.device or "automatic"
     for size in TEST_BATCHES:
         encoder = load_encoder(replace(profile, batch_size=size), settings)
         device = f"{getattr(encoder, 'device', device)}{_runtime(encoder)}"
-        texts = [f"{TEST_SENTENCE * (1 + n % 4)}{n}" for n in range(max(size, min(TEST_TEXTS, 8 * size)))]
+        texts = _test_texts(size)
         encoder.encode_documents(texts[:1])
         began = time.perf_counter()
         encoder.encode_documents(texts)
@@ -157,6 +160,22 @@ def _measured(profile: "Profile", settings: Settings) -> dict[str, Any]:
         "memory_mb": memory,
         "texts_per_second": rates,
     }
+
+
+def _test_texts(size: int) -> list[str]:
+    return [f"{TEST_SENTENCE * (1 + n % 4)}{n}" for n in range(max(size, min(TEST_TEXTS, 8 * size)))]
+
+
+def _tell_price(profile: "Profile", settings: Settings) -> None:
+    """Say what `_measured` asks, and what that costs."""
+    from embeddings_pipeline.config.prices import price_in_words, usd_per_million_tokens
+    from embeddings_pipeline.encoders import load_encoder
+
+    texts = [text for size in TEST_BATCHES for text in (*_test_texts(size)[:1], *_test_texts(size))]
+    tokens = int(load_encoder(profile, settings).count_tokens(texts).sum())
+    price = usd_per_million_tokens(profile)
+    cost = "" if price is None else f", about ${price * tokens / 1e6:,.4f}"
+    tell(f"{profile.name}: {len(texts)} texts are sent, about {tokens:,} tokens{cost}; {price_in_words(profile)}")
 
 
 def _runtime(encoder: "Encoder") -> str:

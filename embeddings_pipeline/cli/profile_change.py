@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
-    """The phases of a switch with their duration, locks, disk and undo; then every statement in order. Nothing is done;
-    what `switch` would refuse is refused.
+    """The price of a switch; its phases with their duration, locks, disk and undo; then every statement in order.
+    Nothing is done, and a model that takes money is asked nothing; what `switch` would refuse is refused.
     """
     from embeddings_pipeline.model_change.plan import phases, price
     from embeddings_pipeline.model_change.plan import plan as plan_of
@@ -50,15 +50,18 @@ def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: 
     definition = chosen_collection(collection_name)
     collection, profile = look_at_chosen(definition), profile_named(definition, name)
     planned = plan_of(collection, profile)
-    if as_json:
-        print_json([asdict(step) for step in planned])
-        return
     cost = price(collection, profile)
+    if as_json:
+        told = {"collection": definition.name, "current": collection.profile.name, "candidate": name}
+        shown = [asdict(phase) for phase in phases(planned, cost)]
+        print_json({**told, "price": asdict(cost), "phases": shown, "statements": list(map(asdict, planned))})
+        return
     print(f"-- {definition.name}: {collection.profile.name} → {name}: {_counted(cost)}")
     for batch, quote in cost.quotes.items():
         print(f"-- batch {batch}: {quote.in_words()}")
     if cost.quote is not None:
         print(f"-- {cost.basis}")
+        print(f"-- {name} was asked nothing: `profile switch` asks it about a plain sentence before anything else")
     print_phases(phases(planned, cost))
     phase = ""
     for step in planned:

@@ -4,6 +4,7 @@ The pipeline, searches, model changes and the command line call it; nothing else
 """
 
 from embeddings_pipeline.config.model_words import with_model_prompts
+from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.base import Encoder
@@ -26,7 +27,7 @@ def load_encoder(profile: Profile, settings: Settings) -> Encoder:
     ProfileError if the model cannot be had, cannot be loaded, or gives vectors of another length.
     """
     profile = with_model_prompts(profile)
-    key = profile, settings if profile.provider == "openai" else None
+    key = profile, settings if is_paid(profile) else None
     with _lock:
         if key not in _loaded:
             _loaded[key] = compute(_load, profile, settings)
@@ -41,7 +42,7 @@ def _load(profile: Profile, settings: Settings) -> Encoder:
     if profile.provider == "python":
         from embeddings_pipeline.encoders.own import OwnEncoder
 
-        return OwnEncoder(profile)
+        return OwnEncoder(profile, enabled=settings.embedding_enabled is not False or not is_paid(profile))
     if is_cpu(profile):
         from embeddings_pipeline.encoders.conversion import openvino_encoder
 

@@ -18,8 +18,11 @@ REFUSES_ALL = (401, 402, 403, 407)  # of a service that the class asks
 class OwnEncoder:
     """See `Encoder` for the methods. Made by `load_encoder` for `provider: python`."""
 
-    def __init__(self, profile: Profile) -> None:
-        """Make the object of the user's class. ProfileError if that fails, or a method is missing."""
+    def __init__(self, profile: Profile, *, enabled: bool = True) -> None:
+        """Make the object of the user's class. ProfileError if that fails, or a method is missing.
+
+        `enabled`: whether it may be asked for vectors.
+        """
         module_name, separator, class_name = profile.model.partition(":")
         if not (module_name and separator and class_name):
             raise ProfileError(
@@ -32,7 +35,7 @@ class OwnEncoder:
             raise
         except Exception as error:
             raise ProfileError(f"Profile {profile.name}: {profile.model} cannot be loaded: {_said(error)}") from error
-        self._name = f"Profile {profile.name}: {profile.model}"
+        self._name, self._enabled = f"Profile {profile.name}: {profile.model}", enabled
         missing = [method for method in REQUIRED if not callable(getattr(self._encoder, method, None))]
         if missing:
             raise ProfileError(f"{self._name} has no method {' and no '.join(missing)}")
@@ -61,6 +64,8 @@ class OwnEncoder:
         return array.astype(np.int64)
 
     def _encode(self, method: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        if not self._enabled:
+            raise ProfileError(f"{self._name} takes money, which EMBEDDING_ENABLED=false forbids; unset it to go on")
         vectors = self._call(method, texts)
         shape = (len(texts), self.dimensions)
         if not (isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f" and vectors.shape == shape):

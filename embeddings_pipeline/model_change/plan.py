@@ -12,17 +12,17 @@ import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import batch_key
-from embeddings_pipeline.config.prices import is_hosted
+from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.templates import content_hash
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.encoders.tokens import count_tokens
 from embeddings_pipeline.index.pgvector import planned_changes
 from embeddings_pipeline.model_change import steps
-from embeddings_pipeline.model_change.preflight import check_candidate, check_no_other_change
+from embeddings_pipeline.model_change.preflight import check_no_other_change, check_unasked
 from embeddings_pipeline.model_change.state import candidate_destination
 from embeddings_pipeline.model_change.steps import Step
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.pending import counted_tokens
 from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import after
@@ -39,7 +39,7 @@ class Price:
     tokens: int
     seconds: float
     bytes: int  # on the database's disk, with the index
-    quote: Quote | None = None  # of a hosted model: what its answers cost; `seconds` are at its limits then
+    quote: Quote | None = None  # of a model that takes money: what its answers cost; `seconds` are at its limits then
     quotes: Mapping[str, Quote] = field(default_factory=dict)  # the same for each batch, by partition key
     basis: str = ""  # what the quote rests on
 
@@ -77,8 +77,8 @@ class Planned:
 
 
 def price(collection: Collection, profile: Profile) -> Price:
-    """Encodes a sample of the texts with a local model, so it takes some seconds and the model's memory; a hosted one
-    is not asked. Writes nothing.
+    """Encodes a sample of the texts, so it takes some seconds and the model's memory; a model that takes money is not
+    asked. Writes nothing.
     """
     candidate = candidate_destination(collection, profile)
     is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
@@ -91,7 +91,7 @@ def price(collection: Collection, profile: Profile) -> Price:
         texts = len(digests)
         method = collection.definition.attributes.index.method
         needed = 0 if is_kept else candidate.needed_bytes(len(wanted), method)
-        if is_hosted(profile):
+        if is_paid(profile):
             quoter = Quoter(collection.with_model(Model(profile, candidate)))
             quotes = {batch_key(n): _quoted(quoter, connection, batch) for n, batch in lacking_by_batch.items()}
             total = quoter.total(list(quotes.values()))
@@ -127,8 +127,7 @@ def _quoted(quoter: Quoter, connection: psycopg.Connection, digests: list[bytes]
     """What the texts of one batch would cost."""
     statement = quoter.collection.model.destination.statement("model_change/sample")
     texts = [row[0] for row in connection.execute(statement, {"content_hashes": digests})]
-    counted: list[int] = count_tokens(quoter.collection.profile, texts).tolist()
-    return quoter.quote(dict(zip(map(content_hash, texts), counted, strict=True)))
+    return quoter.quote(counted_tokens(quoter.collection, {content_hash(text): text for text in texts}))
 
 
 def plan(collection: Collection, profile: Profile) -> list[Planned]:
@@ -137,7 +136,7 @@ def plan(collection: Collection, profile: Profile) -> list[Planned]:
     Raises ModelChangeError or ProfileError if such a change would be refused.
     """
     change = check_no_other_change(collection, profile)
-    candidate = change.candidate.destination if change else check_candidate(collection, profile)
+    candidate = change.candidate.destination if change else check_unasked(collection, profile)
     current = collection.model.destination
     with collection.database.connect(autocommit=True) as connection:
         planned = _steps(connection, collection, profile, current, candidate)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 from psycopg import errors, sql
 
+from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import HARMLESS
@@ -55,7 +56,24 @@ def check_no_other_change(collection: Collection, profile: Profile) -> ModelChan
 
 
 def check_candidate(collection: Collection, profile: Profile) -> Destination:
-    """The destination of a model that may be made. ModelChangeError or ProfileError says why it may not."""
+    """The destination of a model that may be made, and that answers. ModelChangeError or ProfileError says why it may
+    not be.
+    """
+    candidate = _check_place(collection, profile)
+    check_encoder(collection, profile, candidate)
+    return candidate
+
+
+def check_unasked(collection: Collection, profile: Profile) -> Destination:
+    """As `check_candidate`, but a model that takes money is asked nothing: its key and settings are looked at."""
+    if not is_paid(profile):
+        return check_candidate(collection, profile)
+    candidate = _check_place(collection, profile)
+    load_encoder(profile, collection.settings)
+    return candidate
+
+
+def _check_place(collection: Collection, profile: Profile) -> Destination:
     name, key = collection.definition.name, "profile"
     if collection.definition.attributes.destination is not None:
         key = "destination.profile"
@@ -76,7 +94,6 @@ def check_candidate(collection: Collection, profile: Profile) -> Destination:
         if not is_kept:
             _check_disk(connection, collection, candidate)
     golden_queries(collection)  # what is wrong with them is said now, not after the backfill
-    check_encoder(collection, profile, candidate)
     return candidate
 
 

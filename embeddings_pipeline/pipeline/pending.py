@@ -46,7 +46,7 @@ def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, f
                 items = items.filter(pc.invert(pc.is_in(items["item_key"], pa.array(list(adopted), pa.string()))))
             texts, _ = texts_table(collection.definition, items)
             plan = plan_texts(collection, batch, texts, options)
-            tokens = _count(collection, plan.wanted)
+            tokens = counted_tokens(collection, plan.wanted)
             lengths = _too_long(collection, tokens.values())
             pending.texts += len(plan.wanted)
             pending.reused += len(adopted) + plan.result.reused
@@ -67,10 +67,10 @@ def quote_batches(
         _, texts = collection.newest("item_texts", batch, run)
         plan = plan_texts(collection, batch, texts, options)
         plan.result.left_to_embed = len(plan.wanted)
-        yield batch, plan.result, quoter.quote(_count(collection, plan.wanted), force=options.force)
+        yield batch, plan.result, quoter.quote(counted_tokens(collection, plan.wanted), force=options.force)
 
 
-def _count(collection: Collection, texts: Mapping[bytes, str]) -> dict[bytes, int]:
+def counted_tokens(collection: Collection, texts: Mapping[bytes, str]) -> dict[bytes, int]:
     """The number of tokens of each text, by content hash; 0 where neither a price nor a limit depends on it."""
     if not texts or not (is_paid(collection.profile) or has_limit(collection)):
         return dict.fromkeys(texts, 0)

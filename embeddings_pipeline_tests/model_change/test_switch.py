@@ -117,7 +117,7 @@ class TestCommands:
 
         collection = open_collection(definition(), project)
         expand(collection, candidate_profile(collection, "wide"))
-        planned = json.loads(command("profile", "plan", "wide", "--json").stdout)
+        planned = json.loads(command("profile", "plan", "wide", "--json").stdout)["statements"]
         assert list(dict.fromkeys(step["phase"] for step in planned)) == ["backfill", "swap", "roll back", "contract"]
 
     def test_write_is_refused_before_the_change_if_it_could_not_be_done(self, database, command, defs_yaml) -> None:

@@ -12,7 +12,6 @@ import yaml
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.encoders.base import HARMLESS
 from embeddings_pipeline.encoders.budget import Purse
 from embeddings_pipeline.encoders.cache import PostgresCache
 from embeddings_pipeline.errors import BudgetError
@@ -40,6 +39,7 @@ from embeddings_pipeline_tests.support.workbench import (
     make_films,
 )
 
+BATCHES = ["000000", "000001", "000002"]
 FILMS, TOKENS = 30, 11  # tokens: of each text, which the encoder counts as words
 PAID = {**PROFILE, "cache": True, "price": 1_000_000 / TOKENS}  # a dollar a text
 
@@ -133,11 +133,7 @@ class TestAPriceFirst:
         said = run_sync(dry_run=True)
         assert said.quote is not None
         assert (said.quote["texts"], said.quote["tokens"], said.quote["usd"]) == (FILMS, FILMS * TOKENS, FILMS)
-        assert [(key, quote["texts"]) for key, quote in said.quotes.items()] == [
-            ("000000", 10),
-            ("000001", 10),
-            ("000002", 10),
-        ]
+        assert {key: quote["texts"] for key, quote in said.quotes.items()} == dict.fromkeys(BATCHES, 10)
         assert execute(database, "SELECT count(*) FROM embeddings.embedding_spend") == [(0,)]
         assert execute(database, "SELECT count(*) FROM embeddings.embedding_cache") == [(0,)]
         assert run_sync().usd == pytest.approx(said.quote["usd"])
@@ -321,6 +317,19 @@ def hosted(service: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> dict[st
     }
 
 
+@pytest.fixture
+def change(project: Settings, hosted: dict[str, Any], tmp_path: Path) -> Callable[..., Done]:
+    """`profile VERB …` of films on a model that is not paid for, with two that are; and variables."""
+    folder = tmp_path / "defs" / "films"
+    folder.mkdir(parents=True)
+    dearer = {**PAID, "name": "paid", "dimensions": 48}
+    attributes = definition(profiles=by_name(hosted, dearer)).attributes.model_dump(exclude_defaults=True, mode="json")
+    written = yaml.safe_dump({"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes})
+    (folder / "defs.yaml").write_text(written)
+    where = {"EMBEDDINGS_DEFS_DIR": str(folder.parent)}
+    return lambda *words, **variables: run_here(("profile", *words), {**where, **variables})
+
+
 class TestHosted:
     def test_what_the_server_bills_is_noted_without_the_key(
         self,
@@ -355,26 +364,57 @@ class TestHosted:
         assert said.quote is not None and said.quote["texts"] == FILMS and 0 < said.quote["usd"] < 0.001
         assert service.requests == 0
 
-    def test_a_plan_says_the_price_of_a_change_to_it(
-        self,
-        project: Settings,
-        service: EmbeddingServer,
-        hosted: dict[str, Any],
-        run_sync: Callable[..., SyncResult],
-        tmp_path: Path,
+    def test_a_plan_says_the_price_of_a_change_to_it_and_asks_nothing(
+        self, service: EmbeddingServer, run_sync: Callable[..., SyncResult], change: Callable[..., Done]
     ) -> None:
         run_sync(definition())
-        folder = tmp_path / "defs" / "films"
-        folder.mkdir(parents=True)
-        attributes = definition(profiles=by_name(hosted)).attributes.model_dump(exclude_defaults=True, mode="json")
-        written = yaml.safe_dump({"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes})
-        (folder / "defs.yaml").write_text(written)
-        done = run_here(("profile", "plan", "hosted"), {"EMBEDDINGS_DEFS_DIR": str(folder.parent)})
-        assert done.returncode == 0, done.stderr
-        assert "test → hosted: 30 texts to encode (0 more are in the cache)" in done.stdout
-        assert "-- batch 000002: 10 texts to encode" in done.stdout
-        assert "$0.02 for a million tokens, from the table of" in done.stdout
-        assert set(service.billed) == {HARMLESS}  # whether it can be used at all
+        said = change("plan", "hosted")
+        assert said.returncode == 0, said.stderr
+        assert "test → hosted: 30 texts to encode (0 more are in the cache)" in said.stdout
+        assert "-- batch 000002: 10 texts to encode" in said.stdout
+        assert "$0.02 for a million tokens, from the table of" in said.stdout
+        assert "-- hosted was asked nothing" in said.stdout
+        told = json.loads(change("plan", "hosted", "--json").stdout)
+        price, batches = told["price"]["quote"], told["price"]["quotes"]
+        assert (told["current"], told["candidate"]) == ("test", "hosted")
+        assert (price["texts"], price["cached"], price["requests"], list(batches)) == (FILMS, 0, 1, BATCHES)
+        assert sum(batch["tokens"] for batch in batches.values()) == price["tokens"] > 0
+        assert price["usd"] == pytest.approx(0.02 * price["tokens"] / 1e6) and price["minutes"] > 0
+        assert Quote(**price).in_words() in said.stdout and told["price"]["basis"] in said.stdout
+        assert {phase["phase"] for phase in told["phases"]} == {step["phase"] for step in told["statements"]}
+        assert change("plan", "hosted", EMBEDDING_ENABLED="false").returncode == 0
+        assert service.requests == 0
+
+    def test_a_plan_needs_what_the_switch_needs(
+        self, service: EmbeddingServer, run_sync: Callable[..., SyncResult], change: Callable[..., Done]
+    ) -> None:
+        run_sync(definition())
+        assert "SERVICE_KEY is not set" in change("plan", "hosted", SERVICE_KEY="").stderr
+        switched = change("switch", "hosted", "--yes", EMBEDDING_ENABLED="false")
+        assert "EMBEDDING_ENABLED=false forbids every request" in switched.stderr
+        assert service.requests == 0
+
+    def test_a_test_of_a_profile_says_before_what_it_sends(
+        self, service: EmbeddingServer, change: Callable[..., Done]
+    ) -> None:
+        off = change("test", "hosted", EMBEDDING_ENABLED="false")
+        assert (off.returncode, off.stdout, service.requests) == (1, "", 0)
+        assert "EMBEDDING_ENABLED=false forbids" in off.stderr and "are sent" not in off.stderr
+        service.fail("status", status=401)
+        assert "hosted: 332 texts are sent, about " in change("test", "hosted").stderr
+        done = change("test", "hosted")
+        assert done.returncode == 0 and f"about {service.tokens_billed:,} tokens, about $0.0003" in done.stderr
+        assert sum(service.billed.values()) == 332
+
+    def test_a_class_of_ones_own_that_takes_money_is_not_asked_either(
+        self, run_sync: Callable[..., SyncResult], change: Callable[..., Done]
+    ) -> None:
+        run_sync(definition())
+        DeterministicEncoder.texts_encoded.clear()
+        assert "30 texts to encode (0 more are in the cache), 330 tokens, $30.00" in change("plan", "paid").stdout
+        off = change("switch", "paid", "--yes", EMBEDDING_ENABLED="false")
+        assert "takes money, which EMBEDDING_ENABLED=false forbids" in off.stderr
+        assert not DeterministicEncoder.texts_encoded
 
     def test_redis_keeps_the_answers(
         self,
