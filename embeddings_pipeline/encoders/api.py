@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10
 LONGEST_WORDS = 300  # of a server, in a message
+PAGE = "a page of HTML, which may be a proxy's"
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _OF_THE_REQUEST = {"model", "dimensions", "encoding_format", "user"}  # a 400 about these concerns no input
@@ -177,7 +178,9 @@ class EmbeddingApi:
         return self.profile.send_dimensions or (known is not None and self.profile.dimensions != known.dimensions)
 
     def _connected(self) -> "AsyncOpenAI":
-        """The client; a new one if there is another event loop than before: after a fork."""
+        """The client; a new one if there is another event loop than before: after a fork. ProfileError if it cannot be
+        made of what the environment says of proxies and certificates.
+        """
         import httpx2
         import openai
 
@@ -185,6 +188,14 @@ class EmbeddingApi:
         if self._client is not None and self._loop is loop:
             return self._client
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each request
+        try:
+            client = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:  # whose words may hold a password
+            raise ProfileError(
+                f"{self._who}: {self.place} cannot be asked with these proxies and certificates "
+                f"({type(error).__name__}): a proxy is http://host:port in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, and "
+                "SSL_CERT_FILE and SSL_CERT_DIR name what is there"
+            ) from None
         self._loop, self._client = (
             loop,
             openai.AsyncOpenAI(
@@ -193,7 +204,7 @@ class EmbeddingApi:
                 max_retries=0,
                 timeout=httpx2.Timeout(self._timeout, connect=CONNECT_SECONDS),
                 default_headers=self._headers,
-                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+                http_client=client,
                 _enforce_credentials=False,
             ),
         )
@@ -216,7 +227,8 @@ class EmbeddingApi:
             case 404 if error.code == "model_not_found" or "model" in words.lower():
                 return ProfileError(f"{said}; correct `model:` ({model}), or the address")
             case 404:
-                ending = "" if self.url.endswith("/v1") else f" (it usually ends in /v1: {self.place}/v1)"
+                usual = f"{self.place.removesuffix('/embeddings').removesuffix('/v1')}/v1"
+                ending = "" if usual == self.place else f" (it usually ends in /v1: {usual})"
                 return ProfileError(f"{said}; no embeddings are served there: correct the address{ending}")
             case 407:
                 return ProfileError(f"{said}; the proxy wants a user and password: see HTTP_PROXY and HTTPS_PROXY")
@@ -245,12 +257,12 @@ class EmbeddingApi:
         return ServiceOutageError(f"{said}; is the address right, and the network up?")
 
     def _words(self, error: "APIStatusError") -> str:
-        """What the server says, in one line; a page is no words."""
+        """What the server says, in one line; of a page only that it is one."""
         body = error.body
         if isinstance(body, Mapping):
             body = body.get("message") or body.get("error") or body.get("detail") or json.dumps(body)
         text = body if isinstance(body, str) else json.dumps(body or "")
-        return "" if "<html" in text.lower() else self._clean(text.strip('"'))
+        return PAGE if "<html" in text.lower() else self._clean(text.strip('"'))
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:

@@ -1,8 +1,11 @@
 """The embedding cache, in PostgreSQL and in a real Redis: what it keeps, and what is as good as nothing."""
 
 import logging
+import shutil
+import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -170,9 +173,12 @@ class TestInRedis:
         first, second, third = vectors(3)
         redis.client.rpush(f"{PREFIX}{MODEL}:{first.hex()}", "a list")
         redis.client.set(f"{PREFIX}{MODEL}:{second.hex()}", b"x" * 68)
+        redis.client.set(f"{PREFIX}no model of ours", "a text")
         in_redis.put(MODEL, {third: vectors(3)[third]})
         assert set(in_redis.known(MODEL, DIMENSIONS, [first, second, third])) == {third}
-        assert sum(kept.answers for kept in in_redis.statistics()) == 2
+        assert {kept.fingerprint: kept.answers for kept in in_redis.statistics()} == {MODEL: 2, "no model of ours": 1}
+        in_redis.put(MODEL, vectors(3))  # whatever was there
+        assert len(in_redis.known(MODEL, DIMENSIONS, [first, second, third])) == 3
 
     def test_a_redis_that_is_down_is_told_once_and_costs_nothing(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -243,7 +249,7 @@ class TestInRedis:
             cache.put(MODEL, vectors(3))
         assert len(caplog.records) == 1
 
-    def test_a_password_and_tls_are_in_the_address(
+    def test_a_password_is_in_the_address(
         self, skip_without: Callable[[str, bool], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         skip_without("redis-server", redis_server.is_there())
@@ -255,6 +261,70 @@ class TestInRedis:
             open_redis(f"redis://:hunter3@127.0.0.1:{server.port}/0", 30).put(MODEL, vectors(3))
         [warning] = [record.message for record in caplog.records]
         assert "hunter" not in warning
+
+    def test_tls_is_spoken_with_whom_the_certificate_names_and_with_nobody_else(
+        self, skip_without: Callable[[str, bool], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        skip_without("redis-server", redis_server.is_there())
+        skip_without("openssl", shutil.which("openssl") is not None)
+        put, made = vectors(3), redis_server.certificate(tmp_path)
+        with redis_server.redis_server(tmp_path, "--requirepass", "hunter2", certificate=made) as server:
+            url = server.url.replace("://", "://:hunter2@")
+            cache = open_redis(url, 30)
+            cache.put(MODEL, put)
+            assert len(cache.known(MODEL, DIMENSIONS, list(put))) == 3
+            assert [kept.answers for kept in cache.statistics()] == [3]
+            assert not caplog.records
+            untrusted, misnamed = url.partition("?")[0], url.replace("127.0.0.1", "localhost")
+            in_clear = untrusted.replace("rediss:", "redis:")
+            for other in (untrusted, misnamed, in_clear):
+                assert open_redis(other, 30).known(MODEL, DIMENSIONS, list(put)) == {}
+        warnings = [record.message for record in caplog.records]
+        assert [("CERTIFICATE_VERIFY_FAILED" in one, "hunter2" in one) for one in warnings] == [
+            (True, False),
+            (True, False),
+            (False, False),
+        ]
+
+    def test_a_server_without_tls_is_told_once(
+        self, redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_cache, "CONNECT_SECONDS", 0.3)
+        cache = open_redis(redis.url.replace("redis:", "rediss:"), 30)
+        cache.put(MODEL, vectors(3))
+        assert cache.known(MODEL, DIMENSIONS, list(vectors(3))) == {}
+        assert len(caplog.records) == 1
+
+    def test_an_old_version_that_knows_no_hello_is_used(
+        self, skip_without: Callable[[str, bool], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        skip_without("redis-server", redis_server.is_there())
+        unknown = ["--rename-command", "HELLO", "", "--rename-command", "CLIENT", ""]
+        with redis_server.redis_server(tmp_path, *unknown) as server:
+            cache = open_redis(server.url, 30)
+            cache.put(MODEL, vectors(3))
+            assert len(cache.known(MODEL, DIMENSIONS, list(vectors(3)))) == 3
+        assert not caplog.records
+
+    def test_one_that_hangs_is_told_once_and_left_alone(
+        self,
+        skip_without: Callable[[str, bool], None],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        skip_without("redis-server", redis_server.is_there())
+        monkeypatch.setattr(redis_cache, "TIMEOUT_SECONDS", 0.3)
+        with redis_server.redis_server(tmp_path) as server:
+            cache = open_redis(server.url, 30)
+            cache.put(MODEL, vectors(3))
+            server.process.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            for _ in range(20):
+                assert cache.known(MODEL, DIMENSIONS, list(vectors(3))) == {}
+                cache.put(MODEL, vectors(3))
+            assert time.monotonic() - began < 5
+        assert len(caplog.records) == 1
 
     @pytest.mark.parametrize(
         "url", ["http://host", "host:6379", "redis://:secret@host:x/0", "redis://host:99999", "redis://host?a=secret"]

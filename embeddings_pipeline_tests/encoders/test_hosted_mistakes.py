@@ -1,7 +1,11 @@
 """Mistakes of people and texts with a hosted model: one line with the remedy, and no text blamed for another's."""
 
+import contextlib
 import logging
+import socket
+import threading
 import traceback
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from embeddings_pipeline_tests.support.hosted import (
 pytestmark = pytest.mark.usefixtures("quick")
 
 QUOTA = {"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "code": None}}
+HTML = b"<html><body>Access denied</body></html>"
 WORDS = {"error": {"message": "no such thing", "code": None}}
 
 
@@ -71,8 +76,15 @@ def test_an_address_without_v1_is_told_what_it_usually_is(service) -> None:
         encoder.encode_documents(["one"])
 
 
-def test_a_slash_at_the_end_of_the_address_changes_nothing(service) -> None:
-    with encoding(profile(None, url=service.url + "/")) as encoder:
+def test_an_address_with_the_path_of_requests_is_told_what_it_usually_is(service) -> None:
+    with encoding(profile(None, url=f"{service.url}/embeddings")) as encoder, pytest.raises(ProfileError) as error:
+        encoder.encode_documents(["one"])
+    assert one_line(error.value).endswith(f"correct the address (it usually ends in /v1: {service.url})")
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_a_slash_at_the_end_of_the_address_changes_nothing(service, slashes) -> None:
+    with encoding(profile(None, url=service.url + slashes)) as encoder:
         assert np.allclose(encoder.encode_documents(["one"]), expected(["one"]), atol=1e-6)
 
 
@@ -90,6 +102,72 @@ def test_a_proxy_that_wants_a_password_is_named(service, monkeypatch) -> None:
     given = profile(None, url="http://embeddings.example/v1")
     with encoding(given) as encoder, pytest.raises(ProfileError, match="the proxy wants a user and password"):
         encoder.encode_documents(["one"])
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[str], str]]:
+    """The address, with a password, of a proxy that answers everything with this status and a page."""
+    with contextlib.ExitStack() as listening:
+
+        def start(status: str) -> str:
+            server = listening.enter_context(socket.create_server(("127.0.0.1", 0)))
+            threading.Thread(target=answer_each, args=(server, status), daemon=True).start()
+            return f"http://user:s3cret@127.0.0.1:{server.getsockname()[1]}"
+
+        yield start
+
+
+def answer_each(server: socket.socket, status: str) -> None:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(HTML)}\r\nConnection: close\r\n\r\n"
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(head.encode() + HTML)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "status", "kind", "said"),
+    [
+        ("http", "407 Proxy Authentication Required", ProfileError, "the proxy wants a user and password"),
+        ("https", "407 Proxy Authentication Required", ProfileError, "the proxy wants a user and password"),
+        ("http", "200 OK", OutageError, "answered with text/html where JSON is due"),
+        ("https", "200 OK", OutageError, "does not answer"),
+        ("http", "403 Forbidden", ProfileError, "answered 403: a page of HTML, which may be a proxy's"),
+        ("https", "403 Forbidden", OutageError, "does not answer (ProxyError: 403 Forbidden)"),
+        ("http", "400 Bad Request", ProfileError, "refuses even 'a plain sentence': a page of HTML"),
+        ("http", "502 Bad Gateway", OutageError, "answered 502: a page of HTML"),
+    ],
+)
+def test_what_a_proxy_answers_blames_no_text_and_tells_no_password(
+    proxy, monkeypatch, caplog, scheme, status, kind, said
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy(status))
+    given = profile(None, url=f"{scheme}://embeddings.example/v1", timeout_seconds=5)
+    with encoding(given) as encoder, pytest.raises(kind) as error:
+        encoder.encode_documents(["one"])
+    assert said in one_line(error.value)
+    assert "s3cret" not in "".join(traceback.format_exception(error.value)) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTP_PROXY", "gopher://user:s3cret@host"),
+        ("HTTPS_PROXY", "http://user:s3cret@host:x"),
+        ("ALL_PROXY", "socks5://user:s3cret@host:1080"),  # for which a package is missing
+        ("SSL_CERT_FILE", "/nowhere/s3cret.pem"),
+    ],
+)
+def test_a_proxy_or_certificate_that_is_none_is_refused_in_one_line(service, monkeypatch, name, value) -> None:
+    monkeypatch.setenv(name, value)
+    with encoding(profile(service)) as encoder, pytest.raises(ProfileError) as error:
+        encoder.encode_documents(["one"])
+    assert name in one_line(error.value)
+    assert "s3cret" not in "".join(traceback.format_exception(error.value))
+    assert service.requests == 0
 
 
 @pytest.mark.parametrize(
@@ -186,10 +264,12 @@ def test_a_server_that_takes_fewer_texts_a_request_blames_none(service) -> None:
 
 
 def test_texts_of_300_001_tokens_are_several_requests(service) -> None:
-    texts = [f"{n:3} " * 8000 for n in range(38)]  # 8,000 tokens each
+    texts = [f"{n:3} " * 8000 for n in range(37)] + ["one " * 4001]  # a token is four bytes
     with encoding(profile(service)) as encoder:
+        assert encoder.count_tokens(texts).sum() == 300_001
         assert np.allclose(encoder.encode_documents(texts), expected(texts), atol=1e-6)
     assert (service.counts()["texts"], service.refused) == (38, 0)
+    assert service.requests > 1
 
 
 def test_a_server_that_refuses_even_a_harmless_text_is_at_fault_itself(service) -> None:
