@@ -22,7 +22,8 @@ help:
 	@echo "make coverage   the whole suite, and which lines it ran"
 	@echo "make bench      the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
 	@echo "make profile    where a sync's time goes: a table and a flame graph in profile/ (CATALOGUE=…, ARGS='--changed 1')"
-	@echo "make chaos      kill whatever works at 50 random moments, then compare with a clean build (ARGS='--rounds 5')"
+	@echo "make chaos      kill whatever works at 50 random moments, then compare with a clean build; then 50 times a sync"
+	@echo "                on a hosted model, and count what was billed (ARGS='--rounds 5')"
 	@echo "make migration-drill  change the model under load, and look at every answer (ARGS='--rows 1000000')"
 	@echo "make docs       the documentation as a site in site/"
 	@echo "make lint       ruff, mypy and the import contracts"
@@ -68,6 +69,7 @@ profile:
 chaos:
 	@.ci/install test
 	@$(PY) -m embeddings_pipeline_tests.process.chaos $(ARGS)
+	@$(PY) -m embeddings_pipeline_tests.process.chaos_hosted $(ARGS)
 
 migration-drill:
 	@.ci/install test

@@ -66,6 +66,17 @@ def test_poison_goes_to_quarantine_in_the_servers_words_and_the_rest_is_committe
     assert encoded == 1 and overview(database, 7) == "harmless"
 
 
+def test_a_text_of_which_nothing_is_left_after_cleaning_is_not_sent(service, database, settings) -> None:
+    make_films(database, films(3))
+    for nothing in (" \n\t ", "\u200b\ufeff\u00ad", "\x01\x7f"):
+        execute(database, "UPDATE films SET title = %s, overview = %s WHERE id = 2", [nothing, nothing])
+        collection, _ = sync_once(definition(profile=profile(service.url)), settings)
+        assert (set(committed(database)), collection.ledger.quarantine_entries()) == ({"1", "3"}, [])
+    assert {text for body in service.bodies for text in body["input"] if "Film" in text or not text.strip()} == {
+        f"Film {n} | A story about number {n} and its friends" for n in (1, 3)
+    }
+
+
 def test_an_outage_blames_no_text_and_the_next_sync_does_the_rest(service, database, settings) -> None:
     make_films(database, films(40))
     service.fail("status", status=503, times=3)
