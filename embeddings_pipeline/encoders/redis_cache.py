@@ -57,7 +57,7 @@ def _client(url: str) -> Any:
         client = redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 1), **options)
         client.connection_pool.make_connection()  # which connects to nothing, but knows its parameters
         return client
-    except (ValueError, TypeError):  # whose message may repeat a password
+    except (ValueError, TypeError, redis.RedisError):  # whose message may repeat a password
         raise ConfigurationError(
             "EMBEDDING_CACHE_URL is no address of a Redis: it looks like redis://user:password@host:6379/0, or "
             "rediss://… with TLS"

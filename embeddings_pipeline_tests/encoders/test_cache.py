@@ -327,7 +327,17 @@ class TestInRedis:
         assert len(caplog.records) == 1
 
     @pytest.mark.parametrize(
-        "url", ["http://host", "host:6379", "redis://:secret@host:x/0", "redis://host:99999", "redis://host?a=secret"]
+        "url",
+        [
+            "http://host",
+            "host:6379",
+            "redis://:secret@host:x/0",
+            "redis://host:99999",
+            "redis://host?a=secret",
+            "redis://:secret@host?protocol=7",
+            "redis://:secret@host?ssl_ca_certs=/ca.pem",
+            "rediss://:secret@host?ssl_cert_reqs=secret",
+        ],
     )
     def test_what_is_no_address_is_refused_in_one_line(self, database: Database, url: str) -> None:
         settings = Settings(embedding_cache_url=url)  # type: ignore[arg-type]
