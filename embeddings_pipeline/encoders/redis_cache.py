@@ -54,7 +54,8 @@ def _client(url: str) -> Any:
     options = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
     try:
         # One more try, for a session that the server has closed. Protocol 2, since servers before 6 know no other.
-        client = redis.Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 1), **options)
+        retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+        client = redis.Redis.from_url(url, protocol=2, retry=retry, **options)
         client.connection_pool.make_connection()  # which connects to nothing, but knows its parameters
         return client
     except (ValueError, TypeError, redis.RedisError):  # whose message may repeat a password
@@ -131,7 +132,9 @@ class RedisCache:
             raise OutageError(f"{self._place} cannot be used: {_said(error)}; see EMBEDDING_CACHE_URL") from error
 
     def _patiently(self, what: Literal["read", "written"], work: Callable[[], list[Any]]) -> list[Any] | None:
-        """What the work gives; None if Redis fails, or did so a moment ago. One that cannot be written may be read."""
+        """What the work gives; None if Redis fails, or did so a moment ago. One that refuses to be written may be read;
+        one that does not answer is left alone altogether.
+        """
         import redis
 
         if time.monotonic() < self._left_alone_until[what]:
@@ -139,7 +142,8 @@ class RedisCache:
         try:
             return work()
         except (redis.RedisError, OSError, ValueError) as error:  # ValueError: what answers is no Redis
-            self._left_alone_until[what] = time.monotonic() + LEFT_ALONE_SECONDS
+            failed = [what] if isinstance(error, redis.ResponseError) else list(self._left_alone_until)
+            self._left_alone_until |= dict.fromkeys(failed, time.monotonic() + LEFT_ALONE_SECONDS)
             if not self._told:
                 self._told = True
                 log.warning(

@@ -106,7 +106,7 @@ def test_the_trickle_is_on_and_embeds_a_hundred_a_run_of_what_is_new(
         assert execute(database, "SELECT count(*) FROM embeddings.clips") == [(committed,)]
         assert len(of_clips(openai)) == committed
     week_ago = "UPDATE embeddings.clips_item SET first_seen_at = now() - interval '8 days'"
-    execute(database, f"{week_ago} WHERE item_key NOT IN ('1159', '1158')")
+    execute(database, f"{week_ago} WHERE item_key NOT IN ('998', '999')")
     assert job.execute_in_process(instance=instance).success
     assert execute(database, "SELECT count(*) FROM embeddings.clips") == [(202,)]
 

@@ -368,18 +368,18 @@ class TestHosted:
         self, service: EmbeddingServer, run_sync: Callable[..., SyncResult], change: Callable[..., Done]
     ) -> None:
         run_sync(definition())
-        said = change("plan", "hosted")
+        said = change("plan", "hosted", EMBEDDING_REQUESTS_PER_MINUTE="1")
         assert said.returncode == 0, said.stderr
         assert "test → hosted: 30 texts to encode (0 more are in the cache)" in said.stdout
         assert "-- batch 000002: 10 texts to encode" in said.stdout
         assert "$0.02 for a million tokens, from the table of" in said.stdout
         assert "-- hosted was asked nothing" in said.stdout
-        told = json.loads(change("plan", "hosted", "--json").stdout)
+        told = json.loads(change("plan", "hosted", "--json", EMBEDDING_REQUESTS_PER_MINUTE="1").stdout)
         price, batches = told["price"]["quote"], told["price"]["quotes"]
         assert (told["current"], told["candidate"]) == ("test", "hosted")
         assert (price["texts"], price["cached"], price["requests"], list(batches)) == (FILMS, 0, 1, BATCHES)
         assert sum(batch["tokens"] for batch in batches.values()) == price["tokens"] > 0
-        assert price["usd"] == pytest.approx(0.02 * price["tokens"] / 1e6) and price["minutes"] > 0
+        assert price["usd"] == pytest.approx(0.02 * price["tokens"] / 1e6) and price["minutes"] == 1.0
         assert Quote(**price).in_words() in said.stdout and told["price"]["basis"] in said.stdout
         assert {phase["phase"] for phase in told["phases"]} == {step["phase"] for step in told["statements"]}
         assert change("plan", "hosted", EMBEDDING_ENABLED="false").returncode == 0
