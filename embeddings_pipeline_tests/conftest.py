@@ -13,7 +13,6 @@ EMBEDDINGS_TESTS_DATABASE_URL names another server than the embedded one, by a d
 DATABASE_URL itself is never looked at: it may name the developer's own data.
 """
 
-import json
 import os
 import re
 import shutil
@@ -85,8 +84,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """A worker cannot send half a character, such as a failure may show, and would end without a word."""
-    report = yield
-    return json.loads(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace")) if report else report
+    return _sendable((yield))
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {name: _sendable(each) for name, each in value.items()}
+    return type(value)(map(_sendable, value)) if isinstance(value, list | tuple) else value
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
