@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, out_of_range, why_not
+from embeddings_pipeline.store.vector_range import MOST_LOST, NOT_A_VECTOR, out_of_range, why_not
 
 
 def vectors(*values: float) -> np.ndarray:
@@ -36,3 +38,14 @@ def test_a_float32_whose_square_is_not_a_number_cannot_be_compared() -> None:
 
 def test_float16_as_it_was_stored_is_in_range() -> None:
     assert not out_of_range(vectors(1.0, 6e-8).astype(np.float16), "halfvec").any()
+
+
+@given(st.integers(1, 40), st.floats(-30, 20), st.floats(0, 30), st.integers(0, 2**32))
+def test_what_a_float16_loses_of_any_vector(dimension: int, exponent: float, spread: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    exponents = exponent - spread * random.random((20, dimension))
+    some = (random.choice([-1, 1], (20, dimension)) * 2.0**exponents).astype(np.float32)
+    with np.errstate(over="ignore"):
+        lost = np.linalg.norm(some.astype(np.float16).astype(np.float64) - some, axis=1)
+    too_much = ~(lost <= MOST_LOST * np.linalg.norm(some.astype(np.float64), axis=1))
+    assert (out_of_range(some, "halfvec") == too_much).all()
