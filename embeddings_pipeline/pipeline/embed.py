@@ -239,12 +239,15 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
             parts.append(np.stack([vectors_of.get(digest, nothing) for digest in wanted]))
             cached |= known
         count(len(wanted))
-    vectors = Vectors(hash_array(digests), np.concatenate(parts))
-    refused = _refused(collection, encoder, digests, vectors.matrix, bad)
+    matrix = np.concatenate(parts)
+    refused = _refused(collection, encoder, digests, matrix, bad)
     for step, reasons in (("encode", bad), ("store", refused)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
         collection.ledger.quarantine(collection.fingerprint, poison, step=step)
     bad |= refused
+    stored_as = np.float16 if collection.model.destination.storage == "halfvec" else np.float32
+    with np.errstate(over="ignore"):  # of refused ones
+        vectors = Vectors(hash_array(digests), matrix.astype(stored_as))
     if bad:
         vectors = vectors.chosen(np.array([digest not in bad for digest in digests]))
     if len(vectors):
