@@ -185,11 +185,19 @@ class FaissIndex:
         self.manifest = manifest
         self._parts = parts
 
-    def search(self, vector_name: str, queries: NDArray, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(
+        self,
+        vector_name: str,
+        queries: NDArray,
+        k: int,
+        *,
+        only: NDArray[np.int64] | None = None,
+        thorough: bool = False,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The `k` nearest texts of each query (n, dimension): cosines (n, k) float32, best first, and text ids (n, k).
 
-        If there are fewer than `k`, the rest has the id -1 and the score -inf. ValueError if the queries have
-        another dimension.
+        If there are fewer than `k`, the rest has the id -1 and the score -inf. `thorough`: all texts are compared, and
+        not those alone that an index of lists takes for near. ValueError if the queries have another dimension.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dimension or k < 1:
@@ -200,7 +208,8 @@ class FaissIndex:
         found_ids = np.full((len(queries), k), -1, np.int64)
         index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
         if len(queries) and len(ids):
-            scores, rows = compute(index.search, unit(queries), min(k, len(ids)))
+            parameters = _parameters(index, thorough, None if only is None else np.isin(ids, only))
+            scores, rows = compute(index.search, unit(queries), min(k, len(ids)), params=parameters)
             hit = rows >= 0
             found_scores[:, : rows.shape[1]][hit] = scores[hit]
             found_ids[:, : rows.shape[1]][hit] = ids[rows[hit]]
@@ -209,6 +218,18 @@ class FaissIndex:
     def ids(self, vector_name: str) -> NDArray[np.int64]:
         """The text ids (n,) of a vector name, in no order; none if there is no such name."""
         return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
+
+
+def _parameters(index: Any, thorough: bool, chosen: NDArray[np.bool_] | None) -> Any:
+    """FAISS's parameters of one search; None: as the index is tuned. chosen: of each row, whether it counts."""
+    import faiss
+
+    given = {}
+    if chosen is not None:
+        given["sel"] = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+    if isinstance(index, faiss.IndexIVF) and (thorough or given):
+        return faiss.SearchParametersIVF(nprobe=index.nlist, **given)
+    return faiss.SearchParameters(**given) if given else None
 
 
 # Of this process, by the collection's folder.
