@@ -229,7 +229,7 @@ class CollectionAttributes(_Strict):
     filters: dict[str, Filter] = Field(
         default_factory=dict,
         description="Columns of the payload that searches may filter by → `number`, `text`, `boolean`, `timestamp`, "
-        "`texts`, or a mapping. Adding or removing one embeds nothing.",
+        "`texts`, or a mapping with that as `type`. Adding or removing one embeds nothing.",
     )
     profile: ProfileChoice | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."

@@ -20,7 +20,7 @@ def _known_type(value: Any) -> Any:
 
 
 class FilterDefinition(BaseModel):
-    """A payload column that searches may filter by: its type, or a mapping."""
+    """A payload column that searches may filter by. `COLUMN: number` is short for `COLUMN: {type: number}`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
