@@ -1,4 +1,4 @@
--- What a FAISS index is of.
+-- What a FAISS index is of. {vector_name}, {type}, {joined}, {matching}: as in sql/search.sql.
 
 
 -- name: version
@@ -36,7 +36,7 @@ FROM (SELECT FROM {vector} WHERE text_id > %(newest)s OR text_id = ANY (%(lackin
 
 -- name: nearest_changed
 -- The texts nearest to a vector among those that came after a generation. They are chosen first, so that no ANN index is
--- asked, which would find too few. Parameters: newest, lacking, query, n; the placeholders are those of sql/search.sql.
+-- asked, which would find too few. Parameters: newest, lacking, query, n.
 
 WITH changed AS MATERIALIZED (
     SELECT vector.text_id, vector.embedding FROM {vector} AS vector {joined}

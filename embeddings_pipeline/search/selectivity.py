@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.destination.base import CollectionTables
 
@@ -36,5 +37,11 @@ def filter_of(connection: psycopg.Connection, tables: CollectionTables, conditio
 def _expected_rows(connection: psycopg.Connection, tables: CollectionTables, condition: Condition) -> int:
     statement = tables.statement("search/matching", condition=condition.statement)
     explained = sql.SQL("EXPLAIN (FORMAT JSON) {}").format(statement)
-    [([described],)] = connection.execute(explained, condition.parameters).fetchall()
+    try:
+        [([described],)] = connection.execute(explained, condition.parameters).fetchall()
+    except psycopg.errors.UndefinedFunction as error:
+        raise DatabaseError(
+            f"collection {tables.collection!r}: the database has no filters yet: `embeddings-pipeline sync` brings its "
+            "schema up to date"
+        ) from error
     return int(described["Plan"]["Plan Rows"])

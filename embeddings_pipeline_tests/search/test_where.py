@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from psycopg import sql
 
 from embeddings_pipeline.cli.where import where_of_words
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.filters import ensure_filters, filters_fit
 from embeddings_pipeline.index.pgvector import ensure_index
@@ -183,6 +184,25 @@ def test_values_that_are_none_of_the_type_are_missing_and_never_stop_a_commit(
     assert {hit.item_key for hit in search(one, settings, "x", where={"revenue": None})} == {"4", "5", "10"}
     assert {hit.item_key for hit in search(one, settings, "x", where={"shown": None})} == {"4", "5", "10"}
     assert [hit.item_key for hit in search(one, settings, "x", where={"tags": "short"})] == ["4"]
+
+
+def test_a_column_may_be_called_anything(database: Database, settings: Settings) -> None:
+    make_films(database, [(n, f"Film {n}", "", n) for n in range(5)])
+    odd = """50% off "{x}" 'é' %(k)s"""
+    execute(database, sql.SQL("ALTER TABLE films RENAME revenue TO {}").format(sql.Identifier(odd)))
+    one = definition(columns=["title", odd], filters={odd: "number"})
+    sync_once(one, settings)
+    assert ensure_filters(database, one) == [odd]
+    for where in ({odd: {"gte": 3}}, where_of_words(one, [f"{odd}>=3"])):
+        assert {hit.item_key for hit in search(one, settings, "a film", where=where)} == {"3", "4"}
+
+
+def test_a_schema_that_knows_no_filters_yet_is_told(
+    database: Database, settings: Settings, collection: Collection
+) -> None:
+    execute(database, "DROP FUNCTION embeddings.filter_number CASCADE")
+    with pytest.raises(DatabaseError, match="has no filters yet: `embeddings-pipeline sync` brings"):
+        search(collection.definition, settings, "x", where={"revenue": 1})
 
 
 MISTAKES: list[tuple[Any, str]] = [
