@@ -295,12 +295,17 @@ def test_a_full_sync_audits_and_runs_every_check(loaded: Command, database: Data
     assert execute(database, "SELECT count(*) FROM embeddings.films") == [(3,)]
 
 
-def test_searches_take_conditions_items_and_explain_themselves(loaded: Command, environment: dict[str, str]) -> None:
+def test_searches_take_conditions_items_and_explain_themselves(
+    loaded: Command, environment: dict[str, str], database: Database
+) -> None:
+    assert loaded("sync").returncode == 0
     path = Path(environment["EMBEDDINGS_DEFS_DIR"]) / "films" / "defs.yaml"
     written = yaml.safe_load(path.read_text())
     written["attributes"]["filters"] = {"revenue": "number", "title": "text"}
     path.write_text(yaml.safe_dump(written))
-    assert loaded("sync").returncode == 0
+    assert json.loads(loaded("sync", "--json").stdout)["embedded"] == 0
+    indexes = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'films_filter_%'"
+    assert execute(database, indexes) == [(2,)]  # though there was nothing else to do
     for command in (("search", "monster"), ("similar", "3")):
         found = loaded(*command, "--where", "revenue>=150", "--where", "title!=Up", "--json")
         assert [hit["item_key"] for hit in json.loads(found.stdout)] == ["2"]
