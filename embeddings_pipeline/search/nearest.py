@@ -29,8 +29,6 @@ EF_SEARCH, MOST_EF_SEARCH, PROBES = 200, 1000, 20
 # With a filter: how many times as many texts an index is asked for, since it misses more the farther it has to look;
 # and how many times as many the lists of IVFFlat have that are looked into.
 DEEPER, WIDER = 2, 20
-# PostgreSQL's planner does not know how soon an ANN index has given enough.
-OTHER_PLANS = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin")
 COMPARE_ALL = sql.SQL(" + 0")  # no ANN index is ordered by such a sum
 
 
@@ -156,14 +154,14 @@ def _ask(
         vector_name=sql.Literal(name),
         type=table.type,
         compare_all=NOTHING if asking.index else COMPARE_ALL,
-        **parts_of(condition, table.tables),
+        **parts_of(condition, table.tables, one_by_one=asking.index is not None),
     )
     parameters: dict[str, object] = {"query": Vector(vector).to_text(), "texts": asking.texts}
     if condition:
         parameters |= condition.parameters
     with connection.transaction():
         probes = asking.index.probes(asking.texts, filtered.share) if filtered and asking.index else PROBES
-        _set_for_search(connection, asking.texts, probes, in_order=bool(filtered and asking.index))
+        _set_for_search(connection, asking.texts, probes, by_index=asking.index is not None)
         return hits_of(connection, table, nearest, parameters, k)
 
 
@@ -182,15 +180,14 @@ def nearest_texts(
 ) -> list[tuple[int, float]]:
     """Ids and cosines of the `n` texts nearest to a vector, found as searches find them if there are many."""
     with connection.transaction():
-        _set_for_search(connection, n, PROBES)
+        _set_for_search(connection, n, PROBES, by_index=True)
         statement = table.statement("search/texts", vector_name=sql.Literal(name), type=table.type)
         return connection.execute(statement, {"query": Vector(vector).to_text(), "n": n}).fetchall()
 
 
-def _set_for_search(connection: psycopg.Connection, texts: int, probes: int, *, in_order: bool = False) -> None:
+def _set_for_search(connection: psycopg.Connection, texts: int, probes: int, *, by_index: bool) -> None:
     """How thoroughly an ANN index is searched in this transaction. It goes on until it has as many texts as are asked
-    for; relaxed, since strict leaves out what it finds late, and the statements order what they get. `in_order`: each
-    text that the index gives is looked at in turn, and whether its item matches.
+    for; relaxed, since strict leaves out what it finds late, and the statements order what they get.
     """
     settings = {
         "hnsw.ef_search": min(max(EF_SEARCH, 2 * texts), MOST_EF_SEARCH),
@@ -201,6 +198,6 @@ def _set_for_search(connection: psycopg.Connection, texts: int, probes: int, *, 
         "ivfflat.iterative_scan": "relaxed_order",
         "random_page_cost": 1.1,  # what is searched is in memory
     }
-    if in_order:
-        settings |= dict.fromkeys(OTHER_PLANS, "off")
+    if by_index:
+        settings["enable_seqscan"] = "off"
     connection.execute(load_sql("search/settings"), {"settings": Jsonb({k: str(v) for k, v in settings.items()})})
