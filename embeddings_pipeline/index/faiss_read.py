@@ -224,11 +224,13 @@ def _parameters(index: Any, thorough: bool, chosen: NDArray[np.bool_] | None) ->
     """FAISS's parameters of one search; None: as the index is tuned. chosen: of each row, whether it counts."""
     import faiss
 
-    given = {}
+    given: dict[str, Any] = {}
     if chosen is not None:
-        given["sel"] = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        selector: Any = faiss.IDSelectorBitmap  # FAISS's Python layer takes other arguments than its stubs say
+        given["sel"] = selector(np.packbits(chosen, bitorder="little"))
     if isinstance(index, faiss.IndexIVF) and (thorough or given):
-        return faiss.SearchParametersIVF(nprobe=index.nlist, **given)
+        of_lists: Any = faiss.SearchParametersIVF
+        return of_lists(nprobe=index.nlist, **given)
     return faiss.SearchParameters(**given) if given else None
 
 

@@ -60,7 +60,7 @@ def test_each_item_has_many_chunks(database: Database, settings: Settings, way: 
     make_films(database, every)
     one = synced(database, settings, way, 50)
     query = f"{QUERY} in book 3"
-    [vector] = DeterministicEncoder(Profile(**PROFILE)).encode_queries([query])
+    [vector] = DeterministicEncoder(Profile(**PROFILE)).encode_queries([query])  # type: ignore[arg-type]
     best = "SELECT item_key, max(1 - (embedding <=> %s::halfvec)) FROM embeddings.films GROUP BY 1"
     exact = dict(execute(database, best, [str(vector.tolist())]))
     for k in (3, 12):

@@ -53,7 +53,8 @@ def test_an_item_that_is_not_there_or_has_no_vector_is_told(database: Database, 
         ConfigurationError, match="item '2' has no vector base to compare others with: its text is blank"
     ):
         similar(definition(), settings, 2)
-    for nothing in (None, "", 1.5, [], {"id": 1}, True):
+    nothings: list[Any] = [None, "", 1.5, [], {"id": 1}, True]
+    for nothing in nothings:
         with pytest.raises(ConfigurationError, match="item_key cannot be"):
             similar(definition(), settings, nothing)
 
@@ -68,12 +69,13 @@ def test_an_item_counts_by_the_nearest_of_several_vectors(database: Database, se
     for hit in both:
         assert hit.score == max(separate[name][hit.item_key].score for name in TWO)
     assert [leg.vector_name for leg in both.explanation.legs] == ["base", "title"]
+    wrong: Any
     for wrong in ("titel", ["base", "titel"]):
         with pytest.raises(ConfigurationError, match=re.escape("(did you mean 'title'?)")):
             search(one, settings, "lamp", vectors=wrong)
     for wrong in ([], [3], 3, "", {"base": 1}):
         with pytest.raises(ConfigurationError, match="vectors cannot be"):
-            search(one, settings, "lamp", vectors=wrong)  # type: ignore[arg-type]
+            search(one, settings, "lamp", vectors=wrong)
 
 
 def test_a_search_says_what_it_did(database: Database, settings: Settings) -> None:
