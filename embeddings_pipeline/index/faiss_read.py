@@ -23,6 +23,7 @@ from embeddings_pipeline.forks import ProcessLock, compute
 from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
+TUNED_FOR = 50  # vectors; asked for more, an index of lists looks into more of them
 FORMAT = 3  # of manifest.json and the files that it names
 
 
@@ -208,7 +209,8 @@ class FaissIndex:
         found_ids = np.full((len(queries), k), -1, np.int64)
         index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
         if len(queries) and len(ids):
-            parameters = _parameters(index, thorough, None if only is None else np.isin(ids, only))
+            chosen = None if only is None else np.isin(ids, only)
+            parameters = _parameters(index, k, thorough=thorough, chosen=chosen)
             scores, rows = compute(index.search, unit(queries), min(k, len(ids)), params=parameters)
             hit = rows >= 0
             found_scores[:, : rows.shape[1]][hit] = scores[hit]
@@ -220,17 +222,22 @@ class FaissIndex:
         return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
 
 
-def _parameters(index: Any, thorough: bool, chosen: NDArray[np.bool_] | None) -> Any:
-    """FAISS's parameters of one search; None: as the index is tuned. chosen: of each row, whether it counts."""
+def _parameters(index: Any, k: int, *, thorough: bool, chosen: NDArray[np.bool_] | None) -> Any:
+    """FAISS's parameters of one search; None: as the index is tuned, which is for 10 vectors: those that come later are
+    in more of its lists. chosen: of each row, whether it counts.
+    """
     import faiss
 
     given: dict[str, Any] = {}
     if chosen is not None:
         selector: Any = faiss.IDSelectorBitmap  # FAISS's Python layer takes other arguments than its stubs say
         given["sel"] = selector(np.packbits(chosen, bitorder="little"))
-    if isinstance(index, faiss.IndexIVF) and (thorough or given):
+    if isinstance(index, faiss.IndexIVF):
+        probed = (
+            index.nlist if thorough or given else min(round(index.nprobe * max(1, k / TUNED_FOR) ** 0.5), index.nlist)
+        )
         of_lists: Any = faiss.SearchParametersIVF
-        return of_lists(nprobe=index.nlist, **given)
+        return of_lists(nprobe=probed, **given)
     return faiss.SearchParameters(**given) if given else None
 
 

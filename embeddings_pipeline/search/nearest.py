@@ -4,7 +4,7 @@ items.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,8 +27,8 @@ MOST_FROM_INDEX = 20_000  # texts: beyond, comparing all is faster than asking t
 GROWTH = 4  # how many times as many texts are asked for, if they were of too few items
 EF_SEARCH, MOST_EF_SEARCH, PROBES = 200, 1000, 20
 # With a filter: how many times as many texts an index is asked for, since it misses more the farther it has to look;
-# and how many times as many the lists of IVFFlat have that are looked into.
-DEEPER, WIDER = 2, 20
+# how many times as many the lists of IVFFlat have that are looked into; how many times as many may not match.
+DEEPER, WIDER, PATIENCE = 2, 40, 5
 COMPARE_ALL = sql.SQL(" + 0")  # no ANN index is ordered by such a sum
 
 
@@ -54,10 +54,19 @@ class _Index:
     lists: int  # of IVFFlat
     vectors: int
 
-    def probes(self, texts: int, share: float) -> int:
-        """How many lists are looked into, so that the nearest `texts` of which a share counts are well within them."""
-        wanted = WIDER * texts / share * self.lists / max(self.vectors, 1)
-        return min(max(PROBES, math.ceil(wanted)), max(self.lists, 1))
+    def settings(self, texts: int, filtered: Filter | None) -> dict[str, object]:
+        """How far to look for that many texts. With a filter, the nearest of those that match are to be well within the
+        lists that are looked into; and if many more texts than expected do not match, it is given up.
+        """
+        if filtered is None:
+            return {}
+        expected = texts / filtered.share
+        probes = max(2 * PROBES, math.ceil(WIDER * expected * self.lists / max(self.vectors, 1)))
+        return {
+            "hnsw.max_scan_tuples": min(math.ceil(PATIENCE * expected) + 2 * MOST_EF_SEARCH, 2 * MOST_FROM_INDEX),
+            "ivfflat.probes": min(probes, max(self.lists, 1)),
+            "ivfflat.max_probes": min(4 * probes, max(self.lists, 1)),
+        }
 
 
 def nearest_items(
@@ -160,8 +169,8 @@ def _ask(
     if condition:
         parameters |= condition.parameters
     with connection.transaction():
-        probes = asking.index.probes(asking.texts, filtered.share) if filtered and asking.index else PROBES
-        _set_for_search(connection, asking.texts, probes, by_index=asking.index is not None)
+        others = asking.index.settings(asking.texts, filtered) if asking.index else {}
+        _set_for_search(connection, asking.texts, others, by_index=asking.index is not None)
         return hits_of(connection, table, nearest, parameters, k)
 
 
@@ -180,24 +189,26 @@ def nearest_texts(
 ) -> list[tuple[int, float]]:
     """Ids and cosines of the `n` texts nearest to a vector, found as searches find them if there are many."""
     with connection.transaction():
-        _set_for_search(connection, n, PROBES, by_index=True)
+        _set_for_search(connection, n, {}, by_index=True)
         statement = table.statement("search/texts", vector_name=sql.Literal(name), type=table.type)
         return connection.execute(statement, {"query": Vector(vector).to_text(), "n": n}).fetchall()
 
 
-def _set_for_search(connection: psycopg.Connection, texts: int, probes: int, *, by_index: bool) -> None:
+def _set_for_search(
+    connection: psycopg.Connection, texts: int, others: Mapping[str, object], *, by_index: bool
+) -> None:
     """How thoroughly an ANN index is searched in this transaction. It goes on until it has as many texts as are asked
     for; relaxed, since strict leaves out what it finds late, and the statements order what they get.
     """
-    settings = {
+    settings: dict[str, object] = {
         "hnsw.ef_search": min(max(EF_SEARCH, 2 * texts), MOST_EF_SEARCH),
         "hnsw.iterative_scan": "relaxed_order",
         "hnsw.max_scan_tuples": 2 * MOST_FROM_INDEX,
         "hnsw.scan_mem_multiplier": 8,
-        "ivfflat.probes": probes,
+        "ivfflat.probes": PROBES,
         "ivfflat.iterative_scan": "relaxed_order",
         "random_page_cost": 1.1,  # what is searched is in memory
     }
     if by_index:
-        settings["enable_seqscan"] = "off"
+        settings |= {**others, "enable_seqscan": "off"}
     connection.execute(load_sql("search/settings"), {"settings": Jsonb({k: str(v) for k, v in settings.items()})})
