@@ -57,7 +57,7 @@ class Explanation:
     fingerprint: str
     legs: tuple[Leg, ...] = ()
     expected_matches: int | None = None  # items that meet the filter, as the planner estimates; None without one
-    milliseconds: dict[str, float] = field(default_factory=dict)  # encode, search, total
+    milliseconds: dict[str, float] = field(default_factory=dict)  # of encoding, and of searching
 
 
 class Hits(list[Hit]):

@@ -71,6 +71,7 @@ NEVER = {"dagster", "sqlalchemy", "grpc", "pandas", "torch", "transformers", "se
     ("arguments", "without"),
     [
         (("search", "monster"), {"pyarrow", "stamina", "rich"}),
+        (("similar", "1"), {"pyarrow", "stamina", "rich"}),
         (("sync",), {"stamina", "rich"}),
         (("status",), {"rich"}),
     ],
