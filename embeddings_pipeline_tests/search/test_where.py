@@ -88,6 +88,8 @@ MEANINGS: list[tuple[dict[str, Any], Numbers]] = [
     ({"revenue": {"lte": 100}, "genres": "Drama"}, lambda n: n <= 9 and n % 4 in (0, 1)),
     ({"or": []}, lambda n: False),
     ({"revenue": [*range(0, 500_000, 10)]}, lambda n: n != 10),  # 50,000 values
+    ({"title": [f"Film {n}" for n in range(50, 50_050)]}, lambda n: n >= 50),
+    ({"tags": {"any": [f"n{n}" for n in range(2, 50_002)]}}, lambda n: n % 3 == 2),
 ]
 
 
