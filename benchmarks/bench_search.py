@@ -1,6 +1,6 @@
 """Filtered searches by PostgreSQL and FAISS: hits, recall@10 and milliseconds for filters of any selectivity.
 
-    python benchmarks/bench_search.py [--items 100000] [--index hnsw] [--queries 100]
+    python benchmarks/bench_search.py [--items 100000] [--index hnsw ivfflat] [--queries 100]
 
 Uses made-up vectors of 384 dimensions in clusters, no model, and an embedded server of its own. A search is `search(…)`
 as programs call it, sessions and the look at the current model included. What is exact is computed with NumPy.
@@ -67,15 +67,17 @@ class Queries:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--index", choices=("hnsw", "ivfflat"), default="hnsw")
+    parser.add_argument("--index", choices=("hnsw", "ivfflat"), nargs="+", default=["hnsw", "ivfflat"])
     parser.add_argument("--queries", type=int, default=100)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-search-"))
     folder.chmod(0o711)  # as root, PostgreSQL runs as another user
     settings = Settings(database_url=None, embeddings_state_dir=folder)
-    collection = open_collection(definition(arguments.index), settings)
+    collection = open_collection(definition(arguments.index[0]), settings)
     try:
-        measure(collection, settings, arguments.items, arguments.queries)
+        tenths = fill(collection, settings, arguments.items, arguments.queries)
+        for method in arguments.index:
+            measure(collection, definition(method), settings, tenths)
     finally:
         collection.database.close()
         remove(folder)
@@ -112,7 +114,7 @@ def made_up(rows: int, seed: int) -> tuple[NDArray[np.float16], NDArray[np.int64
     return vectors, clusters
 
 
-def fill(collection: Collection, vectors: NDArray, clusters: NDArray, parts: NDArray) -> None:
+def copy(collection: Collection, vectors: NDArray, clusters: NDArray, parts: NDArray) -> None:
     """The rows of items, texts and vectors, as commits write them."""
     table, rows = collection.model.destination, len(vectors)
     with collection.database.connect() as connection:
@@ -152,34 +154,42 @@ def exact(vectors: NDArray, queries: NDArray, chosen: NDArray) -> list[float]:
     return lowest
 
 
-def measure(collection: Collection, settings: Settings, rows: int, number: int) -> None:
+def fill(collection: Collection, settings: Settings, rows: int, number: int) -> dict[str, tuple[list[float], int]]:
+    """Make the rows and all indexes but the ANN index; of each filter, what `exact` says and how many hits to expect."""
     vectors, clusters = made_up(rows, 1)
     queries = made_up(number, 2)[0].astype(np.float32)
     Queries.vectors = queries
     sys.modules["bench_search"] = sys.modules["__main__"]  # the encoder is this class
     parts = np.random.default_rng(3).permutation(rows) % PARTS
-    fill(collection, vectors, clusters, parts)
-    one, table = collection.definition, collection.model.destination
+    copy(collection, vectors, clusters, parts)
     began = time.perf_counter()
-    ensure_index(collection.database, table, one.attributes.index, ["base"])
-    indexed = time.perf_counter()
-    ensure_filters(collection.database, one)
+    ensure_filters(collection.database, collection.definition)
     filtered = time.perf_counter()
-    build(collection.database, table, settings.state_dir / "faiss")
+    build(collection.database, collection.model.destination, settings.state_dir / "faiss")
     print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {rows:,} items; built in seconds: "
-        f"{one.attributes.index.method} {indexed - began:.0f}, filters {filtered - indexed:.1f}, "
-        f"FAISS {time.perf_counter() - filtered:.1f}\n"
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {rows:,} items; seconds to build the filters' "
+        f"indexes {filtered - began:.1f}, FAISS {time.perf_counter() - filtered:.1f}"
     )
-    print("| filter matches | by | how | least hits | recall@10 | p50 | p95 |\n|---|---|---|---|---|---|---|")
-    values = {"part": parts, "cluster": clusters}
+    values, tenths = {"part": parts, "cluster": clusters}, {}
     for name, where in FILTERS.items():
         chosen = np.ones(rows, bool)
         for column, condition in (where or {}).items():
             chosen &= values[column] < condition["lt"]
-        tenth = exact(vectors, queries, chosen)
-        for index in ("pgvector", "faiss"):
-            measure_one(one, settings, name, where, index, tenth, min(K, int(chosen.sum())))
+        tenths[name] = exact(vectors, queries, chosen), min(K, int(chosen.sum()))
+    return tenths
+
+
+def measure(
+    collection: Collection, one: CollectionDefinition, settings: Settings, tenths: dict[str, tuple[list[float], int]]
+) -> None:
+    """A line for each filter, by PostgreSQL with this ANN index and by FAISS."""
+    began, index = time.perf_counter(), one.attributes.index
+    ensure_index(collection.database, collection.model.destination, index, ["base"])
+    print(f"\n{index.method}, built in {time.perf_counter() - began:.0f} s; load {os.getloadavg()[0]:.1f}\n")
+    print("| filter matches | by | how | least hits | recall@10 | p50 | p95 |\n|---|---|---|---|---|---|---|")
+    for name, where in FILTERS.items():
+        for by in ("pgvector", "faiss"):
+            measure_one(one, settings, name, where, by, *tenths[name])
 
 
 def measure_one(
