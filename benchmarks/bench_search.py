@@ -155,7 +155,7 @@ def exact(vectors: NDArray, queries: NDArray, chosen: NDArray) -> list[float]:
 
 
 def fill(collection: Collection, settings: Settings, rows: int, number: int) -> dict[str, tuple[list[float], int]]:
-    """Make the rows and all indexes but the ANN index; of each filter, what `exact` says and how many hits to expect."""
+    """Make the rows and all indexes but the ANN index; of each filter, what `exact` says and how many hits."""
     vectors, clusters = made_up(rows, 1)
     queries = made_up(number, 2)[0].astype(np.float32)
     Queries.vectors = queries
