@@ -19,9 +19,12 @@ from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.filters import ensure_filters, filters_fit
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.inventory import take_inventory
+from embeddings_pipeline.pipeline.renaming import rename_in_database
 from embeddings_pipeline.search import nearest, selectivity
 from embeddings_pipeline.search.query import search, similar
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import databases
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import definition, execute, make_films, sync_once
 
@@ -158,6 +161,28 @@ def test_a_filter_is_added_and_removed_without_embedding_anything(
             assert filters_fit(connection, one)
         assert ensure_filters(database, one) == []
     assert DeterministicEncoder.calls == calls
+
+
+def test_the_indexes_follow_a_collection_that_is_renamed(
+    database: Database, settings: Settings, collection: Collection
+) -> None:
+    rename_in_database(database, take_inventory(database, settings, "films"), "movies")
+    with database.connect(autocommit=True) as connection:
+        assert filters_fit(connection, filtered_definition(name="movies"))
+
+
+def test_an_index_whose_build_was_ended_is_built_again(
+    database: Database, settings: Settings, collection: Collection
+) -> None:
+    if not databases.rights(database).superuser:
+        pytest.skip("the role of EMBEDDINGS_TESTS_DATABASE_URL may not spoil an index")
+    [(name,)] = execute(database, "SELECT min(indexname) FROM pg_indexes WHERE indexname LIKE 'films_filter_%%'", [])
+    execute(database, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", [f"embeddings.{name}"])
+    with database.connect(autocommit=True) as connection:
+        assert not filters_fit(connection, collection.definition)
+    assert len(ensure_filters(database, collection.definition)) == 1
+    with database.connect(autocommit=True) as connection:
+        assert filters_fit(connection, collection.definition)
 
 
 def test_what_a_commit_changes_is_filtered_by_at_once(
