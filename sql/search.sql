@@ -1,6 +1,7 @@
 -- Queries: nearest neighbours, exact or by an index. {vector_name}: a literal; {type}: halfvec(n) or vector(n).
 -- {joined}, {matching}: what a filter adds to the tables and to the condition, empty without one; {condition}: the filter
--- itself; {compare_all}: empty, or what no ANN index knows; {names}: vector names; {nearest}: `nearest` or `of_ids`.
+-- itself; {compare_all}: empty, or what no ANN index knows; {names}: vector names; {nearest}: one of the statements
+-- that give texts and their distance.
 
 
 -- name: hits
@@ -34,6 +35,29 @@ SELECT vector.text_id, (vector.embedding <=> %(query)s::{type}){compare_all} AS 
 FROM {vector} AS vector {joined}
 WHERE vector.vector_name = {vector_name} {matching}
 ORDER BY distance
+FETCH FIRST %(texts)s ROWS WITH TIES
+
+
+-- name: nearest_asked
+-- The texts nearest to a vector whose items match: an ANN index gives one text after another, in order, and each is asked
+-- whether its item does. With OFFSET the planner makes no join of that. Parameters: query, texts; most (to be asked).
+
+SELECT candidate.text_id, candidate.distance
+FROM (
+    SELECT text_id, embedding <=> %(query)s::{type} AS distance
+    FROM {vector}
+    WHERE vector_name = {vector_name}
+    ORDER BY distance
+    LIMIT %(most)s
+) AS candidate
+WHERE EXISTS (
+    SELECT
+    FROM {text} AS text
+    JOIN {item} AS item ON item.item_key = text.item_key
+    WHERE text.id = candidate.text_id AND ({condition})
+    OFFSET 0
+)
+ORDER BY candidate.distance
 FETCH FIRST %(texts)s ROWS WITH TIES
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ASKED = 40.0  # microseconds for each text whose row is looked up afterwards; see selectivity.py
 MOST_TEXTS = 10_000  # that FAISS is asked for; beyond, PostgreSQL compares all
 
 
@@ -136,7 +137,7 @@ def _only(
     connection: psycopg.Connection, model: Model, name: str, filtered: Filter | None, texts: int, texts_per_item: int
 ) -> NDArray[np.int64] | None:
     """The ids of the texts that FAISS is to choose from; None: of all, and who matches is asked afterwards."""
-    if filtered is None or not filtered.prefers_lookup(texts, texts_per_item):
+    if filtered is None or not filtered.prefers_lookup(texts, texts_per_item, asked=ASKED):
         return None
     tables, condition = model.destination.tables, filtered.condition
     statement = tables.statement("search/matching_texts", vector_name=sql.Literal(name), condition=condition.statement)

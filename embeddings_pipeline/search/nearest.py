@@ -27,8 +27,10 @@ MOST_FROM_INDEX = 20_000  # texts: beyond, comparing all is faster than asking t
 GROWTH = 4  # how many times as many texts are asked for, if they were of too few items
 EF_SEARCH, MOST_EF_SEARCH, PROBES = 200, 1000, 20
 # With a filter: how many times as many texts an index is asked for, since it misses more the farther it has to look;
-# how many times as many the lists of IVFFlat have that are looked into; how many times as many may not match.
-DEEPER, WIDER, PATIENCE = 2, 40, 5
+# how many times as many the lists of IVFFlat have that are looked into, and microseconds for each of those; how many
+# times as many as expected are asked whether they match, before it is given up.
+DEEPER, WIDER, SCANNED, PATIENCE = 2, 40, 0.5, 3
+LEAST_ASKED, MOST_ASKED = 1000, 40_000
 COMPARE_ALL = sql.SQL(" + 0")  # no ANN index is ordered by such a sum
 
 
@@ -54,19 +56,14 @@ class _Index:
     lists: int  # of IVFFlat
     vectors: int
 
-    def settings(self, texts: int, filtered: Filter | None) -> dict[str, object]:
-        """How far to look for that many texts. With a filter, the nearest of those that match are to be well within the
-        lists that are looked into; and if many more texts than expected do not match, it is given up.
-        """
-        if filtered is None:
-            return {}
-        expected = texts / filtered.share
-        probes = max(2 * PROBES, math.ceil(WIDER * expected * self.lists / max(self.vectors, 1)))
-        return {
-            "hnsw.max_scan_tuples": min(math.ceil(PATIENCE * expected) + 2 * MOST_EF_SEARCH, 2 * MOST_FROM_INDEX),
-            "ivfflat.probes": min(probes, max(self.lists, 1)),
-            "ivfflat.max_probes": min(4 * probes, max(self.lists, 1)),
-        }
+    def probes(self, texts: int, share: float) -> int:
+        """Into how many lists to look, so that the nearest texts, of which a share counts, are well within them."""
+        wanted = math.ceil(WIDER * texts / share * self.lists / max(self.vectors, 1))
+        return min(max(PROBES, wanted), max(self.lists, 1))
+
+    def beforehand(self, texts: int, share: float) -> float:
+        """Microseconds until it gives the first text."""
+        return SCANNED * self.probes(texts, share) * self.vectors / self.lists if self.lists else 0.0
 
 
 def nearest_items(
@@ -97,10 +94,11 @@ def nearest_leg(
     """
     began, table = time.perf_counter(), model.destination
     asking = _Asking(k * texts_per_item(definition), _index_for(connection, table, name), fell_back=list(fell_back))
-    if filtered and filtered.prefers_lookup(DEEPER * asking.texts, texts_per_item(definition)):
-        asking.index = None
-    elif filtered and asking.index:
+    if filtered and asking.index:
         asking.texts *= DEEPER
+        beforehand = asking.index.beforehand(asking.texts, filtered.share)
+        if filtered.prefers_lookup(asking.texts, texts_per_item(definition), beforehand=beforehand):
+            asking.index = None
     while True:
         hits, texts = _ask(connection, table, name, vector, k, asking, filtered)
         asking.looked_at = texts
@@ -157,20 +155,20 @@ def _ask(
     filtered: Filter | None,
 ) -> tuple[list[Hit], int]:
     """The best `k` items of the nearest texts, and how many texts these were."""
-    condition = filtered.condition if filtered else None
-    nearest = table.statement(
-        "search/nearest",
-        vector_name=sql.Literal(name),
-        type=table.type,
-        compare_all=NOTHING if asking.index else COMPARE_ALL,
-        **parts_of(condition, table.tables, one_by_one=asking.index is not None),
-    )
     parameters: dict[str, object] = {"query": Vector(vector).to_text(), "texts": asking.texts}
+    condition, settings = filtered.condition if filtered else None, {}
     if condition:
         parameters |= condition.parameters
+    if filtered and asking.index:
+        statement, parts = "search/nearest_asked", {"condition": filtered.condition.statement}
+        parameters["most"] = min(max(round(PATIENCE * asking.texts / filtered.share), LEAST_ASKED), MOST_ASKED)
+        settings = {"ivfflat.probes": asking.index.probes(asking.texts, filtered.share)}
+    else:
+        statement, parts = "search/nearest", parts_of(condition, table.tables)
+        parts["compare_all"] = NOTHING if asking.index else COMPARE_ALL
+    nearest = table.statement(statement, vector_name=sql.Literal(name), type=table.type, **parts)
     with connection.transaction():
-        others = asking.index.settings(asking.texts, filtered) if asking.index else {}
-        _set_for_search(connection, asking.texts, others, by_index=asking.index is not None)
+        _set_for_search(connection, asking.texts, settings, by_index=asking.index is not None)
         return hits_of(connection, table, nearest, parameters, k)
 
 
@@ -203,7 +201,7 @@ def _set_for_search(
     settings: dict[str, object] = {
         "hnsw.ef_search": min(max(EF_SEARCH, 2 * texts), MOST_EF_SEARCH),
         "hnsw.iterative_scan": "relaxed_order",
-        "hnsw.max_scan_tuples": 2 * MOST_FROM_INDEX,
+        "hnsw.max_scan_tuples": MOST_ASKED,
         "hnsw.scan_mem_multiplier": 8,
         "ivfflat.probes": PROBES,
         "ivfflat.iterative_scan": "relaxed_order",

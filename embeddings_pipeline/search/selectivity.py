@@ -9,8 +9,8 @@ from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.destination.base import CollectionTables
 
-# Measured by benchmarks/bench_search.py: microseconds for each text that matches and is looked up, and for each text
-# that an index gives and is asked whether its item matches.
+# Microseconds, by benchmarks/bench_search.py: for each text that matches and is looked up, and for each text that an
+# index gives and is asked whether its item matches. At a million both take twice as long.
 LOOKED_UP, ASKED = 6.0, 20.0
 
 
@@ -22,9 +22,11 @@ class Filter:
     items: int
     share: float
 
-    def prefers_lookup(self, texts: int, texts_per_item: int) -> bool:
-        """Whether to compare all that matches, rather than to ask an index until so many of its texts match."""
-        return LOOKED_UP * self.items * texts_per_item <= ASKED * texts / self.share
+    def prefers_lookup(self, texts: int, texts_per_item: int, *, asked: float = ASKED, beforehand: float = 0.0) -> bool:
+        """Whether to compare all that matches, rather than to ask an index until so many of its texts match. asked:
+        what each of these costs; beforehand: what the index costs before it gives any.
+        """
+        return LOOKED_UP * self.items * texts_per_item <= beforehand + asked * texts / self.share
 
 
 def filter_of(connection: psycopg.Connection, tables: CollectionTables, condition: Condition) -> Filter:
