@@ -146,6 +146,29 @@ def test_as_many_are_found_as_are_asked_for_wherever_as_many_match(
     assert len(others) == 20 and "7" not in {hit.item_key for hit in others}
 
 
+@pytest.mark.parametrize("method", ["hnsw", "ivfflat"])
+def test_a_filter_that_keeps_away_from_the_query_is_answered_exactly(
+    database: Database, settings: Settings, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = [(n, "", f"cats purr and chase mice {n}", 1) for n in range(2000)]
+    make_films(database, [*near, *[(n, "", f"walruses in winter {n}", 0) for n in range(2000, 2060)]])
+    one = definition(
+        vectors={"base": "{overview}"}, filters={"revenue": "number"}, items_per_batch=5000, index={"method": method}
+    )
+    collection, _ = sync_once(one, settings)
+    ensure_index(database, collection.model.destination, one.attributes.index, ["base"])
+    ensure_filters(database, one)
+    where = {"revenue": 0}
+    exact = search(one, settings, "cats purr and chase mice", k=30, where=where)
+    assert exact.explanation.legs[0].how == "all that match compared" and len(exact) == 30
+    monkeypatch.setattr(nearest, "ALL_COMPARED_BELOW", 0)
+    monkeypatch.setattr(selectivity, "LOOKED_UP", 1e9)
+    monkeypatch.setattr(nearest, "PATIENCE", 0.5)
+    hits = search(one, settings, "cats purr and chase mice", k=30, where=where)
+    [leg] = hits.explanation.legs
+    assert hits == exact and leg.fell_back[0].startswith(f"the {method} index gave ")
+
+
 def test_a_filter_is_added_and_removed_without_embedding_anything(
     database: Database, settings: Settings, collection: Collection
 ) -> None:
