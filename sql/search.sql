@@ -62,11 +62,18 @@ FETCH FIRST %(texts)s ROWS WITH TIES
 
 
 -- name: of_ids
--- Those of the texts with these ids that are there. Parameters: query, ids.
+-- Those of the texts with these ids that are there, and whose items match: that is asked first, since a vector takes longer
+-- to fetch. Parameters: query, ids.
 
+WITH matching AS MATERIALIZED (
+    SELECT text.id
+    FROM {text} AS text
+    JOIN {item} AS item ON item.item_key = text.item_key
+    WHERE text.id = ANY (%(ids)s) AND text.vector_name = {vector_name} AND ({condition})
+)
 SELECT vector.text_id, vector.embedding <=> %(query)s::{type} AS distance
-FROM {vector} AS vector {joined}
-WHERE vector.text_id = ANY (%(ids)s) AND vector.vector_name = {vector_name} {matching}
+FROM matching
+JOIN {vector} AS vector ON vector.text_id = matching.id
 
 
 -- name: matching

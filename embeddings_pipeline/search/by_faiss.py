@@ -17,7 +17,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.search.hits import Hit, Leg, best_of
 from embeddings_pipeline.search.nearest import GROWTH, hits_of, leg_of, texts_per_item
 from embeddings_pipeline.search.selectivity import Filter
-from embeddings_pipeline.store.condition import Condition, parts_of
+from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.models import Model
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ASKED = 40.0  # microseconds for each text whose row is looked up afterwards; see selectivity.py
+ASKED = 10.0  # microseconds for each text that is asked afterwards whether its item matches; see selectivity.py
 MOST_TEXTS = 10_000  # that FAISS is asked for; beyond, PostgreSQL compares all
 
 
@@ -125,7 +125,7 @@ class _Asked:
             "search/of_ids",
             vector_name=sql.Literal(self.name),
             type=table.type,
-            **parts_of(self.condition, table.tables),
+            condition=self.condition.statement if self.condition else sql.SQL("true"),
         )
         parameters: dict[str, object] = {"query": Vector(self.vector).to_text(), "ids": ids}
         if self.condition:
