@@ -141,6 +141,7 @@ def definition() -> str:
         name = _referenced(value)
         if name is not None:
             parts.append(_model_section(f"attributes.{key}", nested[name]))
+    parts.append(_model_section("attributes.filters.COLUMN", nested["FilterDefinition"]))
     parts.append(_profile_section())
     return "\n\n".join(parts) + "\n"
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from embeddings_pipeline.front_door import CollectionClient, open_collection
     from embeddings_pipeline.orchestration.component import EmbeddingCollection
     from embeddings_pipeline.orchestration.sync import SyncResult
-    from embeddings_pipeline.search.query import Hit
+    from embeddings_pipeline.search.hits import Hit, Hits
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,7 @@ __all__ = [
     "DatabaseError",
     "EmbeddingCollection",
     "Hit",
+    "Hits",
     "LakeError",
     "ModelChangeError",
     "OutOfMemoryError",
@@ -61,7 +62,8 @@ __all__ = [
 _MODULES = {
     "CollectionClient": "front_door",
     "EmbeddingCollection": "orchestration.component",
-    "Hit": "search.query",
+    "Hit": "search.hits",
+    "Hits": "search.hits",
     "SyncResult": "orchestration.sync",
     "open_collection": "front_door",
 }

@@ -90,4 +90,12 @@ def profile_command(words: str, collection: str) -> str:
 
 def unusable(argument: str, value: object, may_be: str) -> ConfigurationError:
     """That an argument of a function has a value that it cannot have."""
-    return ConfigurationError(f"{argument} cannot be {' '.join(reprlib.repr(value).split())}: it may be {may_be}")
+    return ConfigurationError(f"{argument} cannot be {shown(value)}: it may be {may_be}")
+
+
+def shown(value: object) -> str:
+    """A value of any kind in a line, shortened."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except ValueError:  # an int with more digits than Python writes
+        return f"a {type(value).__name__} that is too long to be shown"

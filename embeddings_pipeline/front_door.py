@@ -1,6 +1,6 @@
 """The front door for programs: `open_collection("items").search("a man ages backwards")`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -20,7 +20,7 @@ from embeddings_pipeline.store.schema import has_schema
 
 if TYPE_CHECKING:
     from embeddings_pipeline.orchestration.sync import SyncResult
-    from embeddings_pipeline.search.query import Hit
+    from embeddings_pipeline.search.hits import Hits
 
 
 class CollectionClient:
@@ -39,20 +39,58 @@ class CollectionClient:
         query: str,
         k: int = 10,
         *,
-        vector_name: str | None = None,
+        where: Mapping[str, Any] | None = None,
+        vectors: str | list[str] | None = None,
         index: Literal["pgvector", "faiss"] = "pgvector",
         profile: str | None = None,
-    ) -> "list[Hit]":
-        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item, text)`, the score a cosine.
+    ) -> "Hits":
+        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item, text, …)`, the score a cosine.
 
-        `vector_name`: which of the items' vectors; the first if left out. `index`: where to look. `profile`: a shadow
-        model's. The first search loads the model. Raises PipelineError, in one line that names the remedy.
+        `where`: a condition on the columns of `filters:`, as `{"release_year": {"gte": 2000}, "genres": ["Drama"]}`; as
+        many items as meet it are found. `vectors`: which of the items' vectors, one or several; the first if left out.
+        `index`: where to look. `profile`: a shadow model's. The first search loads the model. What is returned is a
+        list, with an `explanation`. Raises PipelineError, in one line that names the remedy.
         """
         from embeddings_pipeline.search.query import search
 
         with self._database():
             return search(
-                self.definition, self.settings, query, k=k, vector_name=vector_name, index=index, profile=profile
+                self.definition,
+                self.settings,
+                query,
+                k=k,
+                where=where,
+                vectors=vectors,
+                index=index,
+                profile=profile,
+            )
+
+    def similar(
+        self,
+        item_key: str | int | list[Any],
+        k: int = 10,
+        *,
+        where: Mapping[str, Any] | None = None,
+        vectors: str | list[str] | None = None,
+        index: Literal["pgvector", "faiss"] = "pgvector",
+        profile: str | None = None,
+    ) -> "Hits":
+        """The `k` items nearest to an item, itself left out. It loads no model.
+
+        `item_key`: as a hit has it, or the values of several key columns. The rest is as in `search`.
+        """
+        from embeddings_pipeline.search.query import similar
+
+        with self._database():
+            return similar(
+                self.definition,
+                self.settings,
+                item_key,
+                k=k,
+                where=where,
+                vectors=vectors,
+                index=index,
+                profile=profile,
             )
 
     def sync(

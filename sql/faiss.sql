@@ -1,4 +1,4 @@
--- What a FAISS index is of.
+-- What a FAISS index is of. {vector_name}, {type}, {joined}, {matching}: as in sql/search.sql.
 
 
 -- name: version
@@ -36,11 +36,12 @@ FROM (SELECT FROM {vector} WHERE text_id > %(newest)s OR text_id = ANY (%(lackin
 
 -- name: nearest_changed
 -- The texts nearest to a vector among those that came after a generation. They are chosen first, so that no ANN index is
--- asked, which would find too few. Parameters: newest, lacking, query, n. {vector_name}: a literal; {type}: as in searches.
+-- asked, which would find too few. Parameters: newest, lacking, query, n.
 
 WITH changed AS MATERIALIZED (
-    SELECT text_id, embedding FROM {vector}
-    WHERE vector_name = {vector_name} AND (text_id > %(newest)s OR text_id = ANY (%(lacking)s::bigint[]))
+    SELECT vector.text_id, vector.embedding FROM {vector} AS vector {joined}
+    WHERE vector.vector_name = {vector_name}
+      AND (vector.text_id > %(newest)s OR vector.text_id = ANY (%(lacking)s::bigint[])) {matching}
 )
 SELECT text_id
 FROM (SELECT text_id, embedding <=> %(query)s::{type} AS distance FROM changed) AS measured

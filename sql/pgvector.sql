@@ -50,3 +50,13 @@ WHERE progress.datname = current_database()
   AND class.relname ~ ('^' || %(collection)s::text || '_vector_[0-9a-f]+$')
 ORDER BY progress.pid
 LIMIT 1
+
+
+-- name: filters
+-- The indexes of a collection's filters, and whether each is valid. Parameter: collection.
+
+SELECT named.relname, index.indisvalid AND index.indisready
+FROM pg_index AS index
+JOIN pg_class AS named ON named.oid = index.indexrelid
+WHERE index.indrelid = to_regclass(format('embeddings.%%I', %(collection)s::text || '_item'))
+  AND starts_with(named.relname, %(collection)s::text || '_filter_')

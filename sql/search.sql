@@ -1,41 +1,94 @@
 -- Queries: nearest neighbours, exact or by an index. {vector_name}: a literal; {type}: halfvec(n) or vector(n).
+-- {joined}, {matching}: what a filter adds to the tables and to the condition, empty without one; {condition}: the filter
+-- itself; {compare_all}: empty, or what no ANN index knows; {names}: vector names; {nearest}: one of the statements
+-- that give texts and their distance.
 
 
--- name: items
--- The items nearest to a vector, each with its nearest text. Parameters: query, nearest (texts), k (items).
--- Texts as near as the last one are taken too, so that equal ones come in the order of their items' keys. A vector of
--- zeros, as somebody else may write it, is at no distance: NaN, which is ordered last.
+-- name: hits
+-- Items of the texts that another statement gives (text_id, distance): each once, with its nearest text; and how many
+-- texts those were. Parameters: k, and that statement's. A vector of zeros, as somebody else may write it, is at no
+-- distance: NaN, which is ordered last.
 
 WITH nearest AS MATERIALIZED (
-    SELECT text_id, embedding <=> %(query)s::{type} AS distance
-    FROM {vector}
-    WHERE vector_name = {vector_name}
-    ORDER BY distance
-    FETCH FIRST %(nearest)s ROWS WITH TIES
+    {nearest}
 ), best AS (
-    SELECT DISTINCT ON (text.item_key) text.item_key, nearest.distance, text.text
+    SELECT DISTINCT ON (text.item_key)
+        text.item_key, nearest.distance, text.text, text.vector_name, text.chunk
     FROM nearest
     JOIN {text} AS text ON text.id = nearest.text_id
     WHERE nearest.distance <> 'NaN'
     ORDER BY text.item_key, nearest.distance, text.chunk
 )
-SELECT item.item_key, 1 - best.distance AS score, item.payload, best.text
+SELECT item.item_key, 1 - best.distance AS score, item.payload, best.text, best.vector_name, best.chunk,
+       (SELECT count(*) FROM nearest) AS texts
 FROM best
 JOIN {item} AS item ON item.item_key = best.item_key
 ORDER BY score DESC, item.item_key COLLATE "C"
 LIMIT %(k)s
 
 
--- name: ids
--- Live items behind text ids that an index found, scored and ordered as `items` does. Parameters: query, ids, vector_name.
+-- name: nearest
+-- The texts nearest to a vector. Parameters: query, texts. Texts as near as the last one are taken too, so that equal ones
+-- come in the order of their items' keys.
 
-SELECT item.item_key, 1 - (vector.embedding <=> %(query)s::{type}) AS score, item.payload, text.text
-FROM {text} AS text
-JOIN {item} AS item ON item.item_key = text.item_key
-JOIN {vector} AS vector ON vector.text_id = text.id
-WHERE text.id = ANY (%(ids)s) AND text.vector_name = %(vector_name)s
-  AND vector.embedding <=> %(query)s::{type} <> 'NaN'
-ORDER BY score DESC, item.item_key COLLATE "C", text.chunk
+SELECT vector.text_id, (vector.embedding <=> %(query)s::{type}){compare_all} AS distance
+FROM {vector} AS vector {joined}
+WHERE vector.vector_name = {vector_name} {matching}
+ORDER BY distance
+FETCH FIRST %(texts)s ROWS WITH TIES
+
+
+-- name: nearest_asked
+-- The texts nearest to a vector whose items match: an ANN index gives one text after another, in order, and each is asked
+-- whether its item does. With OFFSET the planner makes no join of that. Parameters: query, texts; most (to be asked).
+
+SELECT candidate.text_id, candidate.distance
+FROM (
+    SELECT text_id, embedding <=> %(query)s::{type} AS distance
+    FROM {vector}
+    WHERE vector_name = {vector_name}
+    ORDER BY distance
+    LIMIT %(most)s
+) AS candidate
+WHERE EXISTS (
+    SELECT
+    FROM {text} AS text
+    JOIN {item} AS item ON item.item_key = text.item_key
+    WHERE text.id = candidate.text_id AND ({condition})
+    OFFSET 0
+)
+ORDER BY candidate.distance
+FETCH FIRST %(texts)s ROWS WITH TIES
+
+
+-- name: of_ids
+-- Those of the texts with these ids that are there, and whose items match: that is asked first, since a vector takes longer
+-- to fetch. Parameters: query, ids.
+
+WITH matching AS MATERIALIZED (
+    SELECT text.id
+    FROM {text} AS text
+    JOIN {item} AS item ON item.item_key = text.item_key
+    WHERE text.id = ANY (%(ids)s) AND text.vector_name = {vector_name} AND ({condition})
+)
+SELECT vector.text_id, vector.embedding <=> %(query)s::{type} AS distance
+FROM matching
+JOIN {vector} AS vector ON vector.text_id = matching.id
+
+
+-- name: matching
+-- The items that meet a condition: asked for how many rows are expected of it.
+
+SELECT FROM {item} AS item WHERE {condition}
+
+
+-- name: matching_texts
+-- The texts of those items.
+
+SELECT text.id
+FROM {item} AS item
+JOIN {text} AS text ON text.item_key = item.item_key AND text.vector_name = {vector_name}
+WHERE {condition}
 
 
 -- name: texts
@@ -52,11 +105,33 @@ FROM (
 WHERE distance <> 'NaN'
 
 
--- name: settings
--- For this transaction: how thoroughly to look. Parameters: table, exact_below (bytes), ef_search.
+-- name: size
+-- What a table takes, in bytes. Parameter: table.
 
-SELECT
-    set_config('hnsw.ef_search', %(ef_search)s, true),
-    set_config('ivfflat.probes', '20', true),
-    set_config('enable_indexscan',
-               CASE WHEN pg_table_size(%(table)s::regclass) < %(exact_below)s THEN 'off' ELSE 'on' END, true)
+SELECT pg_table_size(%(table)s::regclass)
+
+
+-- name: settings
+-- For this transaction, those of the settings (name → value, both texts) that the server has: an older pgvector scans an
+-- index once. The comparison has pgvector loaded, which brings its settings. Parameter: settings.
+
+SELECT set_config(key, value, true)
+FROM jsonb_each_text(%(settings)s)
+WHERE current_setting(key, true) IS NOT NULL AND '[1]'::vector IS NOT NULL
+
+
+-- name: vectors_of
+-- The direction of each of an item's vectors, by name: the mean of its chunks'. Parameter: item_key.
+
+SELECT text.vector_name, avg(l2_normalize(vector.embedding)::vector)::real[]
+FROM {text} AS text
+JOIN {vector} AS vector ON vector.text_id = text.id
+WHERE text.item_key = %(item_key)s AND text.vector_name = ANY ({names}::text[])
+GROUP BY text.vector_name
+ORDER BY array_position({names}::text[], text.vector_name)
+
+
+-- name: is_item
+-- Whether there is an item. Parameter: item_key.
+
+SELECT FROM {item} WHERE item_key = %(item_key)s AND committed_hash IS NOT NULL

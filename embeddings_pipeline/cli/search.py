@@ -1,8 +1,8 @@
-"""`search`: the items nearest in meaning."""
+"""`search` and `similar`: the items nearest in meaning to a text, or to an item."""
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,40 +17,128 @@ from embeddings_pipeline.cli.console import (
     start_database,
     waiting,
 )
-from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.cli.where import where_of_words
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from embeddings_pipeline.search.query import Hit
+    from embeddings_pipeline.search.hits import Explanation, Hit, Hits
+
+KOption = Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="CONDITION",
+        help="Only items that meet it: 'release_year>=2000', 'genres=Drama', 'genres=[\"Drama\", \"Crime\"]' (any of "
+        "them), 'director=null', or a condition as JSON. Several: all of them.",
+    ),
+]
+VectorOption = Annotated[
+    list[str] | None, typer.Option("--vector", help="Which of the items' vectors, also several; left out: the first.")
+]
+FaissOption = Annotated[bool, typer.Option("--faiss", help="Ask the FAISS index instead of PostgreSQL.")]
+ProfileOption = Annotated[
+    str | None, typer.Option(help="Another model that `profile add` keeps; left out: the current one.")
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Say what was asked, what fell back and why, ranks, scores and times.")
+]
 
 
 def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
+    k: KOption = 10,
     collection_name: CollectionOption = None,
-    vector: Annotated[str | None, typer.Option(help="Which of the items' vectors; left out: the first.")] = None,
-    faiss: Annotated[bool, typer.Option("--faiss", help="Ask the FAISS index instead of PostgreSQL.")] = False,
-    profile: Annotated[
-        str | None, typer.Option(help="Another model that `profile add` keeps; left out: the current one.")
-    ] = None,
+    where: WhereOption = None,
+    vector: VectorOption = None,
+    faiss: FaissOption = False,
+    profile: ProfileOption = None,
+    explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The items nearest in meaning, best first, with their cosine."""
     settings = load_settings()
     definition = chosen_collection(collection_name)
+    condition = where_of_words(definition, where or [])
     start_database(settings)
-    from embeddings_pipeline.search.query import nothing_found
     from embeddings_pipeline.search.query import search as run_search
 
-    index: Literal["faiss", "pgvector"] = "faiss" if faiss else "pgvector"
     with waiting("loading the model"):
-        hits = run_search(definition, settings, query, k=k, vector_name=vector, index=index, profile=profile)
+        hits = run_search(
+            *(definition, settings, query), k=k, where=condition, vectors=vector, index=_index(faiss), profile=profile
+        )
+    _print(hits, definition, settings, explain=explain, as_json=as_json)
+
+
+def similar(
+    item_key: Annotated[str, typer.Argument(help="The item's key, as `search` shows it.")],
+    k: KOption = 10,
+    collection_name: CollectionOption = None,
+    where: WhereOption = None,
+    vector: VectorOption = None,
+    faiss: FaissOption = False,
+    profile: ProfileOption = None,
+    explain: ExplainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The items nearest in meaning to an item, which is left out itself."""
+    settings = load_settings()
+    definition = chosen_collection(collection_name)
+    condition = where_of_words(definition, where or [])
+    start_database(settings)
+    from embeddings_pipeline.search.query import similar as run_similar
+
+    hits = run_similar(
+        *(definition, settings, item_key), k=k, where=condition, vectors=vector, index=_index(faiss), profile=profile
+    )
+    _print(hits, definition, settings, explain=explain, as_json=as_json)
+
+
+def _index(faiss: bool) -> Literal["faiss", "pgvector"]:
+    return "faiss" if faiss else "pgvector"
+
+
+def _print(hits: "Hits", definition: CollectionDefinition, settings: Settings, *, explain: bool, as_json: bool) -> None:
     if as_json:
-        print_json([vars(hit) for hit in hits])
+        listed = [vars(hit) for hit in hits]
+        print_json({"hits": listed, "explanation": _explained(hits.explanation)} if explain else listed)
         return
     for hit in hits:
         print_hit(hit, definition.attributes.columns)
-    if not hits:
+    if not hits and hits.explanation.expected_matches is not None:
+        print("nothing found: no item that has a vector meets the condition")
+    elif not hits:
+        from embeddings_pipeline.search.query import nothing_found
+
         print(printable(nothing_found(definition, settings)))
+    if explain:
+        for line in explanation_lines(hits.explanation):
+            print(printable(line))
+
+
+def _explained(explanation: "Explanation") -> dict[str, Any]:
+    legs = []
+    for leg in explanation.legs:
+        ranks = {key: {"rank": rank, "score": score} for key, (rank, score) in leg.ranks.items()}
+        legs.append({**vars(leg), "ranks": ranks})
+    return {**vars(explanation), "legs": legs}
+
+
+def explanation_lines(explanation: "Explanation") -> list[str]:
+    """What a search did, for people."""
+    lines = ["", f"model {explanation.profile} ({explanation.fingerprint})"]
+    if explanation.expected_matches is not None:
+        lines.append(f"filter: about {explanation.expected_matches} items are expected to meet it")
+    for leg in explanation.legs:
+        lines.append(
+            f"vector {leg.vector_name}: {leg.answered_by}, {leg.how}; {leg.texts} texts of {len(leg.ranks)} items; "
+            f"{leg.milliseconds:.1f} ms"
+        )
+        lines += [f"  fell back: {why}" for why in leg.fell_back]
+        lines += [f"  {rank}. {key}  {score:.4f}" for key, (rank, score) in leg.ranks.items()]
+    lines.append(", ".join(f"{name} {value:.1f} ms" for name, value in explanation.milliseconds.items()))
+    return lines
 
 
 def print_hit(hit: "Hit", columns: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, whole_number
+from embeddings_pipeline.config.filters import Filter, check_filters
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
@@ -40,7 +41,7 @@ def collection_name(name: str) -> str:
     """The name, if a collection may be called so. ValueError says why not."""
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,29}", name):
         raise ValueError(f"{name!r} is not a collection name: use up to 30 of a-z, 0-9 and _, a letter first")
-    ours = r"_(item|text)(_|$)|_(vector|current|written|hash|lacking)_|_(pkey|seq|open)$"
+    ours = r"_(item|text)(_|$)|_(vector|current|written|hash|lacking|filter)_|_(pkey|seq|open)$"
     if name in (*SHARED_TABLES, "schema_version") or re.search(ours, name):
         raise ValueError(f"{name!r} would collide with the pipeline's own tables: choose another name")
     return name
@@ -225,6 +226,11 @@ class CollectionAttributes(_Strict):
         "quotes and separator with it; `[ … {column}]` is a group. The rules are in docs/reference/templates.md."
     )
     columns: Columns = Field(default=(), description="The payload: what searches return, filter and rank by.")
+    filters: dict[str, Filter] = Field(
+        default_factory=dict,
+        description="Columns of the payload that searches may filter by → `number`, `text`, `boolean`, `timestamp`, "
+        "`texts`, or a mapping with that as `type`. Adding or removing one embeds nothing.",
+    )
     profile: ProfileChoice | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
     )
@@ -250,6 +256,7 @@ class CollectionAttributes(_Strict):
     def model_post_init(self, _: Any) -> None:
         if not self.vectors:
             raise ValueError("`vectors:` needs at least one vector name with a template")
+        check_filters(self.filters, self.columns)
         if self.destination is not None:
             self._check_destination(self.destination)
 
@@ -335,7 +342,13 @@ class CollectionDefinition:
         """
         parts = self.attributes.model_dump(
             mode="json",
-            include={"source": True, "storage": True, "destination": {"table", "key", "column"}, "index": True},
+            include={
+                "source": True,
+                "storage": True,
+                "destination": {"table", "key", "column"},
+                "index": True,
+                "filters": True,
+            },
             exclude_defaults=True,
         )
         text = json.dumps([self.definition_hash.hex(), parts], sort_keys=True)

@@ -5,6 +5,7 @@ from datetime import datetime
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.faiss_delta import has_grown
 from embeddings_pipeline.index.faiss_read import current_or_none, open_index, read_manifest
+from embeddings_pipeline.index.filters import filters_fit
 from embeddings_pipeline.index.pgvector import indexes_fit
 from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.pipeline.collection import Collection
@@ -33,7 +34,8 @@ def _pgvector_fits(collection: Collection) -> bool:
         if collection_state(connection, collection.definition.name) is None:
             return False
         config = collection.definition.attributes
-        return indexes_fit(connection, collection.model.destination, config.index, config.vectors)
+        fit = indexes_fit(connection, collection.model.destination, config.index, config.vectors)
+        return fit and filters_fit(connection, collection.definition)
 
 
 def faiss_standing(collection: Collection, *, verify: bool = False) -> Standing:

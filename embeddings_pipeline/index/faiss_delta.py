@@ -9,6 +9,7 @@ from psycopg import sql
 
 from embeddings_pipeline.index.faiss_read import Manifest
 from embeddings_pipeline.index.snapshot import table_version
+from embeddings_pipeline.store.condition import Condition, parts_of
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.locks import batches_in_commit, lock_batch
@@ -48,13 +49,22 @@ def has_grown(connection: psycopg.Connection, table: Destination, manifest: Mani
 
 
 def nearest_changed(
-    connection: psycopg.Connection, table: Destination, manifest: Manifest, vector_name: str, query: str, n: int
+    connection: psycopg.Connection,
+    table: Destination,
+    manifest: Manifest,
+    vector_name: str,
+    query: str,
+    n: int,
+    condition: Condition | None = None,
 ) -> list[int]:
     """Ids of the `n` texts nearest to a vector (as pgvector writes it) among what came after the generation; and of
-    those that are exactly as near as the last.
+    those that are exactly as near as the last. `condition`: of their items.
     """
-    statement = table.statement("faiss/nearest_changed", type=table.type, vector_name=sql.Literal(vector_name))
-    rows = connection.execute(statement, {**_since(manifest), "query": query, "n": n})
+    filtered, given = parts_of(condition, table.tables), condition.parameters if condition else {}
+    statement = table.statement(
+        "faiss/nearest_changed", type=table.type, vector_name=sql.Literal(vector_name), **filtered
+    )
+    rows = connection.execute(statement, {**_since(manifest), **given, "query": query, "n": n})
     return [row[0] for row in rows]
 
 

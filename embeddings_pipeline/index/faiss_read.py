@@ -23,6 +23,7 @@ from embeddings_pipeline.forks import ProcessLock, compute
 from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
+TUNED_FOR = 50  # vectors; asked for more, an index of lists looks into more of them
 FORMAT = 3  # of manifest.json and the files that it names
 
 
@@ -185,11 +186,19 @@ class FaissIndex:
         self.manifest = manifest
         self._parts = parts
 
-    def search(self, vector_name: str, queries: NDArray, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(
+        self,
+        vector_name: str,
+        queries: NDArray,
+        k: int,
+        *,
+        only: NDArray[np.int64] | None = None,
+        thorough: bool = False,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The `k` nearest texts of each query (n, dimension): cosines (n, k) float32, best first, and text ids (n, k).
 
-        If there are fewer than `k`, the rest has the id -1 and the score -inf. ValueError if the queries have
-        another dimension.
+        If there are fewer than `k`, the rest has the id -1 and the score -inf. `thorough`: all texts are compared, and
+        not those alone that an index of lists takes for near. ValueError if the queries have another dimension.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dimension or k < 1:
@@ -200,7 +209,9 @@ class FaissIndex:
         found_ids = np.full((len(queries), k), -1, np.int64)
         index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
         if len(queries) and len(ids):
-            scores, rows = compute(index.search, unit(queries), min(k, len(ids)))
+            chosen = None if only is None else np.isin(ids, only)
+            parameters = _parameters(index, k, thorough=thorough, chosen=chosen)
+            scores, rows = compute(index.search, unit(queries), min(k, len(ids)), params=parameters)
             hit = rows >= 0
             found_scores[:, : rows.shape[1]][hit] = scores[hit]
             found_ids[:, : rows.shape[1]][hit] = ids[rows[hit]]
@@ -209,6 +220,25 @@ class FaissIndex:
     def ids(self, vector_name: str) -> NDArray[np.int64]:
         """The text ids (n,) of a vector name, in no order; none if there is no such name."""
         return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
+
+
+def _parameters(index: Any, k: int, *, thorough: bool, chosen: NDArray[np.bool_] | None) -> Any:
+    """FAISS's parameters of one search; None: as the index is tuned, which is for 10 vectors: those that come later are
+    in more of its lists. chosen: of each row, whether it counts.
+    """
+    import faiss
+
+    given: dict[str, Any] = {}
+    if chosen is not None:
+        selector: Any = faiss.IDSelectorBitmap  # FAISS's Python layer takes other arguments than its stubs say
+        given["sel"] = selector(np.packbits(chosen, bitorder="little"))
+    if isinstance(index, faiss.IndexIVF):
+        probed = (
+            index.nlist if thorough or given else min(round(index.nprobe * max(1, k / TUNED_FOR) ** 0.5), index.nlist)
+        )
+        of_lists: Any = faiss.SearchParametersIVF
+        return of_lists(nprobe=probed, **given)
+    return faiss.SearchParameters(**given) if given else None
 
 
 # Of this process, by the collection's folder.

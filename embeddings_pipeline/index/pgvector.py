@@ -102,7 +102,7 @@ def ensure_index(
         # A server that has such a setting stops a build whose client is gone.
         with contextlib.suppress(errors.InvalidParameterValue, errors.UndefinedObject):
             connection.execute("SET client_connection_check_interval = '1s'")
-        wait_for_turn(connection, destination, deadline)
+        wait_for_turn(connection, destination.name, deadline)
         destination.check_exists(connection)
         rows = _rows(connection, destination, vector_names)
         changes = planned_changes(connection, destination, config, rows)

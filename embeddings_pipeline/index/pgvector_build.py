@@ -79,7 +79,7 @@ class IndexBuilder:
                 self._drop(self.connection, index)
                 return
             with self.database.connect(autocommit=True) as connection:  # the server ends such a build in a second
-                wait_for_turn(connection, self.destination, time.monotonic() + REMOVE_SECONDS)
+                wait_for_turn(connection, self.destination.name, time.monotonic() + REMOVE_SECONDS)
                 self._drop(connection, index)
         except (PipelineError, psycopg.Error) as error:
             log.warning(
@@ -139,13 +139,13 @@ def _memory_limit(database: Database) -> int:
     return MOST_MEMORY
 
 
-def wait_for_turn(connection: psycopg.Connection, destination: Destination, deadline: float) -> None:
-    """Take the destination's advisory lock for index builds, which the session holds to its end.
+def wait_for_turn(connection: psycopg.Connection, name: str, deadline: float) -> None:
+    """Take the advisory lock of a destination's name for index builds, which the session holds to its end.
 
     By asking again and again: a session that waits in `pg_advisory_lock` holds a snapshot, for whose end the builder,
     CREATE INDEX CONCURRENTLY, would wait in turn.
     """
-    key = int.from_bytes(blake2b(f"index {destination.name}".encode(), digest_size=8).digest(), "big", signed=True)
+    key = int.from_bytes(blake2b(f"index {name}".encode(), digest_size=8).digest(), "big", signed=True)
     while connection.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone() != (True,):
         if time.monotonic() > deadline:
             raise errors.QueryCanceled("another process is still building indexes on this table")

@@ -15,6 +15,7 @@ from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.health.lag import indexes_due
 from embeddings_pipeline.index.faiss_build import build as build_faiss
+from embeddings_pipeline.index.filters import ensure_filters
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import INDEXING, SCANNING, claim, let_go
@@ -122,6 +123,7 @@ class Chores:
             try:
                 with failure_kept(collection.database, name, "pgvector_index"):
                     ensure_index(collection.database, table, config.index, list(config.vectors))
+                    ensure_filters(collection.database, collection.definition)
                 with failure_kept(collection.database, name, "faiss_index"):
                     build_faiss(collection.database, table, collection.settings.state_dir / "faiss")
             finally:

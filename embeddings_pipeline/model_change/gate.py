@@ -21,7 +21,7 @@ from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.index.exact import TIE, nearest, unit
 from embeddings_pipeline.index.snapshot import vector_blocks
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.search.query import nearest_items, nearest_texts
+from embeddings_pipeline.search.nearest import nearest_items, nearest_texts
 from embeddings_pipeline.store.copy_binary import copy_out
 
 GOLDEN = "golden_queries.jsonl"

@@ -13,6 +13,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.index.faiss_build import build as build_faiss
+from embeddings_pipeline.index.filters import ensure_filters
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.orchestration.asset_metadata import (
     as_markdown,
@@ -196,12 +197,14 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
         """The approximate index that PostgreSQL searches with, one for each vector name. Built beside the one in use
-        and swapped in when it is valid; nothing is done if it is there and fits.
+        and swapped in when it is valid; nothing is done if it is there and fits. And the indexes that `filters:`
+        asks for.
         """
         with failures_kept(definition, "pgvector_index"):
             collection = open_logged(context, pipeline, definition)
             config = definition.attributes
             report = ensure_index(collection.database, collection.model.destination, config.index, list(config.vectors))
+            ensure_filters(collection.database, definition)
         return dg.MaterializeResult(metadata=index_metadata(report))
 
     @dg.asset(**options("faiss_index", {"faiss"}, ["pgvector_table"], partitioned=False))

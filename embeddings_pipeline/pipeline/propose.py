@@ -77,6 +77,7 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
         "  # The payload: what searches return. Short columns; changing one of them embeds nothing.",
         f"  columns: {_yaml(proposal.payload)}",
         "",
+        *_filters_hint(proposal),
         f"  # What is embedded: the columns with text in {SAMPLE_ROWS:,} sampled rows, a title first. Left out: links,",
         "  # codes and numbers. An empty column takes what belongs to it along.",
         "  vectors:",
@@ -160,6 +161,27 @@ def _source_lines(table: str, url: str | None, proposal: _Proposal) -> list[str]
         lines += ["    # Where the table is. Keep a password out of this file: ${NAME} is read from the environment.",
                   f"    url: {_yaml(url)}"]  # fmt: skip
     return lines
+
+
+def _filters_hint(proposal: _Proposal) -> list[str]:
+    """Of the payload's columns those that are no texts, as filters; nothing if there are none."""
+    kinds = {c.name: kind for c in proposal.columns if c.name in proposal.payload and (kind := _filter_type(c.type))}
+    if not kinds:
+        return []
+    return [
+        "  # What searches filter by, `text` columns too. Adding or removing one embeds nothing.",
+        f"  # filters: {_yaml(kinds)}",
+        "",
+    ]
+
+
+def _filter_type(column_type: str) -> str | None:
+    kind = column_type.split("(")[0]
+    if kind == "date" or kind.startswith("timestamp"):
+        return "timestamp"
+    if kind in ("smallint", "integer", "bigint", "numeric", "real", "double precision"):
+        return "number"
+    return {"boolean": "boolean", "text[]": "texts", "character varying[]": "texts"}.get(column_type)
 
 
 def _destination_hint(table: str, columns: list[_Column]) -> list[str]:

@@ -1,74 +1,39 @@
-"""The query path: a text in, the nearest items out, never with another model's vectors (rule 6)."""
+"""The query path: a text or an item in, the nearest items out, never with another model's vectors (rule 6)."""
 
-import json
-import logging
 import reprlib
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from decimal import Decimal
-from functools import partial
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from pgvector import Vector
 from psycopg import sql
-from psycopg.types.json import set_json_loads
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.config.templates import visible
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import (
-    ConfigurationError,
-    DatabaseError,
-    ProfileError,
-    did_you_mean,
-    profile_command,
-    unusable,
-)
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, profile_command
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.health.activity import Activity, described, under_way
+from embeddings_pipeline.search.arguments import Request, checked_query, checked_request, key_text
+from embeddings_pipeline.search.by_faiss import faiss_leg
+from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of
+from embeddings_pipeline.search.nearest import nearest_leg
+from embeddings_pipeline.search.selectivity import Filter, filter_of
 from embeddings_pipeline.store.database import Database, open_database_to_read
-from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.models import Model, collection_state, current_model, made_by, shadow_models
-from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.vector_range import why_not
 
-if TYPE_CHECKING:
-    from embeddings_pipeline.index.faiss_read import FaissIndex
-
-log = logging.getLogger(__name__)
-
 ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
-MOST_HITS = 1000
-MOST_DIGITS = 4000  # of an int: Python reads no longer ones
-MOST_TIES = 10_000  # texts of one score that FAISS is asked for
-ALL_COMPARED_BELOW = 50_000  # vectors: up to here comparing all takes some tens of milliseconds
 
-
-class ExactNumber(Decimal):
-    """A number with every digit that the database has; its text has no exponent."""
-
-    def __str__(self) -> str:
-        return format(self, "f")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload, `text` that text.
-
-    Numbers of the payload are as the database has them: an int, or a Decimal with every digit.
-    """
-
-    item_key: str
-    score: float
-    item: dict[str, Any]
-    text: str
+# Of each vector name to ask, what to compare its vectors with.
+Wanted = Mapping[str, NDArray[np.float32]]
+# Of a model, within a session: what makes them, outside of it.
+Preparation = Callable[[psycopg.Connection, Model], Callable[[], Wanted]]
 
 
 def search(
@@ -77,36 +42,117 @@ def search(
     query: str,
     *,
     k: int = 10,
-    vector_name: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    vectors: str | list[str] | None = None,
     index: Literal["pgvector", "faiss"] = "pgvector",
     profile: str | None = None,
-) -> list[Hit]:
+) -> Hits:
     """The `k` items nearest to `query`, best first, by the collection's current model.
 
-    `vector_name`: which of the item's vectors; the first one if left out. `index`: where to look; hits from FAISS are
-    joined to live rows and to what has come since the index was built; if it is still of a previous model, PostgreSQL
-    answers. `profile`: another model that is kept beside the current one.
+    `where`: a condition on the columns of `filters:`, as `search/where.py` has it. `vectors`: which of the items'
+    vectors, one or several (an item counts by its nearest); the first one if left out. `index`: where to look; hits
+    from FAISS are joined to live rows and to what has come since the index was built; if it is still of a previous
+    model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
     """
-    name, k = _checked(definition, query, k, vector_name, index, profile), int(k)
+    request = checked_request(definition, k, where, vectors, index, profile)
+    text = checked_query(query)
+
+    def prepare(connection: psycopg.Connection, model: Model) -> Callable[[], Wanted]:
+        runnable = _runnable(connection, definition, settings, model)
+        return lambda: dict.fromkeys(request.vectors, _encode(definition, settings, model, runnable, text))
+
+    return _answer(definition, settings, request, prepare)
+
+
+def similar(
+    definition: CollectionDefinition,
+    settings: Settings,
+    item_key: Any,
+    *,
+    k: int = 10,
+    where: Mapping[str, Any] | None = None,
+    vectors: str | list[str] | None = None,
+    index: Literal["pgvector", "faiss"] = "pgvector",
+    profile: str | None = None,
+) -> Hits:
+    """The `k` items nearest to an item, itself left out; the rest as in `search`. Needs no encoder.
+
+    `item_key`: as `Hit.item_key` has it, a number, or a list of the values of several key columns. An item of several
+    chunks is compared by the mean of their directions.
+    """
+    request = checked_request(definition, k, where, vectors, index, profile)
+    key = key_text(item_key)
+
+    def prepare(connection: psycopg.Connection, model: Model) -> Callable[[], Wanted]:
+        wanted = _vectors_of(connection, definition, model, key, request)
+        return lambda: wanted
+
+    return _answer(definition, settings, request, prepare, without=key)
+
+
+def _answer(
+    definition: CollectionDefinition,
+    settings: Settings,
+    request: Request,
+    prepare: Preparation,
+    *,
+    without: str | None = None,
+) -> Hits:
+    """The best items by all legs. No session is held while a model works. `without`: an item that is left out."""
     database = open_database_to_read(settings)
     for attempt in range(ATTEMPTS):
-        with database.session() as connection:
-            state, model = collection_state(connection, definition.name), current_model(connection, definition)
-            if state is None or model is None:
-                then = _until_then(_working(database, definition))
-                raise DatabaseError(f"collection {definition.name!r} has no vectors yet; {then}")
-            shadow = _shadow_model(definition, database, model, profile)
-            model = shadow or model
-            vector = _encode(connection, definition, settings, model, query)
-            try:
-                hits = None
-                if index == "faiss" and shadow is None:
-                    hits = _faiss(connection, settings, model, name, vector, k)
-                return nearest_items(connection, definition, model, name, vector, k) if hits is None else hits
-            except psycopg.errors.UndefinedTable:
-                if attempt + 1 == ATTEMPTS:
-                    raise
+        try:
+            began = time.perf_counter()
+            with database.session() as connection:
+                model, is_shadow = _model(connection, definition, database, request.profile)
+                make = prepare(connection, model)
+            wanted = make()
+            encoded = time.perf_counter()
+            more = request.k + (without is not None)
+            with database.session() as connection:
+                tables, condition = model.destination.tables, request.condition
+                filtered = filter_of(connection, tables, condition) if condition else None
+                found = [
+                    _leg(connection, definition, settings, request, model, name, vector, more, is_shadow, filtered)
+                    for name, vector in wanted.items()
+                ]
+            hits = [hit for hits, _ in found for hit in hits if hit.item_key != without]
+            seconds = {"encode": encoded - began, "search": time.perf_counter() - encoded}
+            explanation = Explanation(
+                model.profile.name,
+                model.destination.fingerprint,
+                tuple(leg for _, leg in found),
+                filtered.items if filtered else None,
+                milliseconds={key: round(1000 * value, 3) for key, value in seconds.items()},
+            )
+            return Hits(best_of(hits, request.k), explanation)
+        except psycopg.errors.UndefinedTable:
+            if attempt + 1 == ATTEMPTS:
+                raise
     raise AssertionError("unreachable")
+
+
+def _leg(
+    connection: psycopg.Connection,
+    definition: CollectionDefinition,
+    settings: Settings,
+    request: Request,
+    model: Model,
+    name: str,
+    vector: NDArray[np.float32],
+    k: int,
+    is_shadow: bool,
+    filtered: Filter | None,
+) -> tuple[list[Hit], Leg]:
+    fell_back = []
+    if request.index == "faiss":
+        found: tuple[list[Hit], Leg] | str = "FAISS has no vectors of a model that is kept beside the current one"
+        if not is_shadow:
+            found = faiss_leg(connection, definition, settings, model, name, vector, k, filtered)
+        if not isinstance(found, str):
+            return found
+        fell_back.append(f"{found}: PostgreSQL answered")
+    return nearest_leg(connection, definition, model, name, vector, k, filtered=filtered, fell_back=fell_back)
 
 
 def nothing_found(definition: CollectionDefinition, settings: Settings) -> str:
@@ -127,42 +173,25 @@ def _until_then(working: Activity | None) -> str:
     return f"wait for what is under way: {described(working)}" if working else "run `embeddings-pipeline sync` first"
 
 
-def _checked(
-    definition: CollectionDefinition, query: object, k: object, vector_name: object, index: object, profile: object
-) -> str:
-    """The name of the vector to ask, once all of these are what they may be: programs without types pass anything."""
-    if not isinstance(query, str):
-        raise unusable("query", query, "a text")
-    if not visible(query):
-        raise ConfigurationError("the query is blank: say what to search for")
-    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= MOST_HITS:
-        raise unusable("k", k, f"a whole number from 1 to {MOST_HITS}")
-    if index not in ("pgvector", "faiss"):
-        raise unusable("index", index, "'pgvector' or 'faiss'")
-    if profile is not None and not (isinstance(profile, str) and profile.strip()):
-        raise unusable("profile", profile, "the name of a profile, or None for the current model's")
-    names = list(definition.attributes.vectors)
-    if vector_name is None:
-        return names[0]
-    if not isinstance(vector_name, str) or not vector_name.strip():
-        known = ", ".join(repr(name) for name in names)
-        raise unusable("vector_name", vector_name, f"one of {known}, or None for the first")
-    if vector_name not in names:
-        raise ConfigurationError(
-            f"collection {definition.name!r} has no vector {vector_name!r}; it has {', '.join(names)}"
-            f"{did_you_mean(vector_name, names)}"
-        )
-    return vector_name
+def _model(
+    connection: psycopg.Connection, definition: CollectionDefinition, database: Database, profile: str | None
+) -> tuple[Model, bool]:
+    """The model to ask, and whether it is not the current one."""
+    state, current = collection_state(connection, definition.name), current_model(connection, definition)
+    if state is None or current is None:
+        then = _until_then(_working(database, definition))
+        raise DatabaseError(f"collection {definition.name!r} has no vectors yet; {then}")
+    shadow = _shadow_model(connection, definition, current, profile)
+    return shadow or current, shadow is not None
 
 
 def _shadow_model(
-    definition: CollectionDefinition, database: Database, current: Model, name: str | None
+    connection: psycopg.Connection, definition: CollectionDefinition, current: Model, name: str | None
 ) -> Model | None:
     """The shadow model that `name` names; None for the current one itself."""
     if name is None or name in (current.profile.name, current.destination.fingerprint):
         return None
-    with database.session() as connection:
-        shadows = shadow_models(connection, definition)
+    shadows = shadow_models(connection, definition)
     for model in shadows:
         if name in (model.profile.name, model.destination.fingerprint):
             return model
@@ -173,15 +202,9 @@ def _shadow_model(
     )
 
 
-def _texts_per_item(definition: CollectionDefinition) -> int:
-    """How many of an item's texts are expected among the nearest, of which one counts."""
-    return 5 if definition.attributes.chunk else 1
-
-
 def _encode(
-    connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings, model: Model, query: str
+    definition: CollectionDefinition, settings: Settings, model: Model, profile: Profile, query: str
 ) -> NDArray[np.float32]:
-    profile = _runnable(connection, definition, settings, model)
     [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
     length = np.linalg.norm(vector.astype(np.float64))
     if not (np.isfinite(length) and length > 0):
@@ -214,121 +237,21 @@ def _runnable(
     )
 
 
-def nearest_items(
-    connection: psycopg.Connection,
-    definition: CollectionDefinition,
-    model: Model,
-    name: str,
-    vector: NDArray[np.float32],
-    k: int,
-) -> list[Hit]:
-    """The `k` items nearest to a vector of that model, by PostgreSQL."""
-    nearest = k * _texts_per_item(definition)
-    with connection.transaction(), _exact_cursor(connection) as cursor:
-        _search_settings(connection, model.destination, nearest)
-        statement = model.destination.statement(
-            "search/items", vector_name=sql.Literal(name), type=model.destination.type
-        )
-        cursor.execute(statement, {"query": Vector(vector).to_text(), "nearest": nearest, "k": k})
-        return [Hit(*row) for row in cursor]
-
-
-def _exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
-    """A cursor that reads the numbers of JSON with all their digits."""
-    cursor = connection.cursor()
-    set_json_loads(partial(json.loads, parse_float=ExactNumber, parse_int=_whole_number), context=cursor)
-    return cursor
-
-
-def _whole_number(digits: str) -> int | ExactNumber:
-    return int(digits) if len(digits) < MOST_DIGITS else ExactNumber(digits)
-
-
-def nearest_texts(
-    connection: psycopg.Connection, table: Destination, name: str, vector: NDArray[np.float32], n: int
-) -> list[tuple[int, float]]:
-    """Ids and cosines of the `n` texts nearest to a vector, found as searches find them if there are many."""
-    with connection.transaction():
-        _search_settings(connection, table, n, exact_below=0)
-        statement = table.statement("search/texts", vector_name=sql.Literal(name), type=table.type)
-        return connection.execute(statement, {"query": Vector(vector).to_text(), "n": n}).fetchall()
-
-
-def _search_settings(
-    connection: psycopg.Connection, table: Destination, nearest: int, *, exact_below: int = ALL_COMPARED_BELOW
-) -> None:
-    # An ANN index does not find every vector that lies apart from the others; if there are few, look at all.
-    counted, bytes_each = table.counted
-    connection.execute(
-        load_sql("search/settings"),
-        {
-            "table": counted.as_string(connection),
-            "exact_below": exact_below * bytes_each,
-            "ef_search": str(min(max(200, 2 * nearest), MOST_HITS)),
-        },
+def _vectors_of(
+    connection: psycopg.Connection, definition: CollectionDefinition, model: Model, item_key: str, request: Request
+) -> Wanted:
+    """Of each vector name, the item's vector, if it has one. ConfigurationError if it has none."""
+    table = model.destination
+    statement = table.statement("search/vectors_of", names=sql.Literal(list(request.vectors)))
+    rows = connection.execute(statement, {"item_key": item_key}).fetchall()
+    wanted = {name: np.array(direction, np.float32) for name, direction in rows}
+    if usable := {name: vector for name, vector in wanted.items() if np.isfinite(vector).all() and vector.any()}:
+        return usable
+    is_known = connection.execute(table.tables.statement("search/is_item"), {"item_key": item_key}).fetchone()
+    name, shown = definition.name, reprlib.repr(item_key)
+    if is_known is None:
+        raise ConfigurationError(f"collection {name!r} has no item {shown}: an item's key is what a hit names, as text")
+    raise ConfigurationError(
+        f"collection {name!r}: item {shown} has no vector {' or '.join(request.vectors)} to compare others with: "
+        f"its text is blank, in quarantine or not embedded yet; see `embeddings-pipeline status --collection {name}`"
     )
-
-
-def _faiss(
-    connection: psycopg.Connection,
-    settings: Settings,
-    model: Model,
-    name: str,
-    vector: NDArray[np.float32],
-    k: int,
-) -> list[Hit] | None:
-    """The nearest items by FAISS, and, of what came after its index was built, by PostgreSQL. None if the index is of
-    another model, since it has just been switched, or of a state of another database: text ids mean something else
-    there.
-    """
-    from embeddings_pipeline.index.faiss_delta import nearest_changed
-    from embeddings_pipeline.index.faiss_read import open_index
-    from embeddings_pipeline.index.standing import Standing, standing, why_foreign
-
-    collection = model.destination.collection
-    generation = open_index(settings.state_dir / "faiss", collection)
-    stands, why = standing(connection, collection, generation.manifest), None
-    if stands is Standing.FOREIGN:
-        why = f"is {why_foreign(connection, generation.manifest)}"
-    elif generation.manifest.fingerprint != model.destination.fingerprint:
-        why = "was built for another model"
-    if why is not None:
-        log.warning(
-            "warning: collection %r: the FAISS index %s; PostgreSQL answers until the next `embeddings-pipeline sync`",
-            *(collection, why),
-        )
-        return None
-    query = Vector(vector).to_text()
-    found: list[Hit] = []
-    n, exhausted = 2 * k + 10, False
-    while len(found) < k and not exhausted:  # what is gone by now is among them
-        ids = _nearest_by_faiss(generation, name, vector, n)
-        found, exhausted = _live_hits(connection, model.destination, name, query, ids), len(ids) < n or n >= MOST_TIES
-        n *= 4
-    changed = nearest_changed(connection, model.destination, generation.manifest, name, query, 2 * k + 10)
-    found += _live_hits(connection, model.destination, name, query, changed)
-    best: dict[str, Hit] = {}
-    for hit in sorted(found, key=lambda hit: (-hit.score, hit.item_key)):
-        best.setdefault(hit.item_key, hit)
-    return list(best.values())[:k]
-
-
-def _live_hits(connection: psycopg.Connection, table: Destination, name: str, query: str, ids: list[int]) -> list[Hit]:
-    """The items behind these texts, each once, best first; those that are gone are missing."""
-    statement = table.statement("search/ids", type=table.type)
-    best: dict[str, Hit] = {}
-    with _exact_cursor(connection) as cursor:
-        cursor.execute(statement, {"query": query, "ids": ids, "vector_name": name})
-        for row in cursor:
-            best.setdefault(row[0], Hit(*row))
-    return list(best.values())
-
-
-def _nearest_by_faiss(generation: "FaissIndex", name: str, vector: NDArray[np.float32], n: int) -> list[int]:
-    """Ids of the `n` nearest texts, and of as many more as are exactly as near, within MOST_TIES."""
-    while True:
-        scores, ids = generation.search(name, vector[None, :], n)
-        found = [int(text_id) for text_id in ids[0] if text_id >= 0]
-        if len(found) < n or n >= MOST_TIES or scores[0][-1] != scores[0][n // 2]:
-            return found
-        n *= 4

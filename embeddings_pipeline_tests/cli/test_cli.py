@@ -71,6 +71,7 @@ NEVER = {"dagster", "sqlalchemy", "grpc", "pandas", "torch", "transformers", "se
     ("arguments", "without"),
     [
         (("search", "monster"), {"pyarrow", "stamina", "rich"}),
+        (("similar", "1"), {"pyarrow", "stamina", "rich"}),
         (("sync",), {"stamina", "rich"}),
         (("status",), {"rich"}),
     ],
@@ -293,3 +294,34 @@ def test_a_full_sync_audits_and_runs_every_check(loaded: Command, database: Data
     done = loaded("sync", "--full", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["embedded"] == 0
     assert execute(database, "SELECT count(*) FROM embeddings.films") == [(3,)]
+
+
+def test_searches_take_conditions_items_and_explain_themselves(
+    loaded: Command, environment: dict[str, str], database: Database
+) -> None:
+    assert loaded("sync").returncode == 0
+    path = Path(environment["EMBEDDINGS_DEFS_DIR"]) / "films" / "defs.yaml"
+    written = yaml.safe_load(path.read_text())
+    written["attributes"]["filters"] = {"revenue": "number", "title": "text"}
+    path.write_text(yaml.safe_dump(written))
+    assert json.loads(loaded("sync", "--json").stdout)["embedded"] == 0
+    indexes = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'films_filter_%'"
+    assert execute(database, indexes) == [(2,)]  # though there was nothing else to do
+    for command in (("search", "monster"), ("similar", "3")):
+        found = loaded(*command, "--where", "revenue>=150", "--where", "title!=Up", "--json")
+        assert [hit["item_key"] for hit in json.loads(found.stdout)] == ["2"]
+        told = loaded(*command, "--where", '{"revenue": [104, 187]}', "--explain")
+        assert "filter: about" in told.stdout and "vector base: pgvector, all that match compared" in told.stdout
+        told = loaded(*command, "--explain", "--json")
+        legs = json.loads(told.stdout)["explanation"]["legs"]
+        assert legs[0]["ranks"]["1"]["rank"] >= 1
+    for words, what in (
+        ("revenue>=much", "'revenue' is a number"),
+        ("revenu=3", "did you mean 'revenue'"),
+        ("x", "no condition"),
+    ):
+        refused = loaded("search", "monster", "--where", words)
+        assert refused.returncode == 1 and what in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert loaded("search", "monster", "--where", "revenue>5000").stdout.startswith("nothing found: no item")
+    refused = loaded("similar", "99")
+    assert refused.returncode == 1 and "has no item '99'" in refused.stderr

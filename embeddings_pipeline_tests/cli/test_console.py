@@ -24,7 +24,7 @@ from embeddings_pipeline.cli import console
 from embeddings_pipeline.cli.main import _long_work, app, main, one_line
 from embeddings_pipeline.cli.search import print_hit
 from embeddings_pipeline.errors import PipelineError
-from embeddings_pipeline.search.query import Hit
+from embeddings_pipeline.search.hits import Hit
 from embeddings_pipeline_tests.support.command_line import PROJECT
 
 
@@ -155,7 +155,14 @@ def test_an_error_is_a_line_that_a_terminal_may_have(error: Exception) -> None:
     assert line is not None and line.isprintable() and "\\x1b[2J" in line
 
 
-HIT = Hit("22", 0.3204, {"title": "Fight\nClub", "year": 1999, "note": None, "tags": ["a", "b"]}, "a \x1b text " * 30)
+HIT = Hit(
+    "22",
+    0.3204,
+    {"title": "Fight\nClub", "year": 1999, "note": None, "tags": ["a", "b"]},
+    "a \x1b text " * 30,
+    "base",
+    0,
+)
 
 
 def test_a_hit_in_a_pipe_is_one_whole_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +190,8 @@ def test_numbers_in_lists_and_objects_and_deep_documents_are_shown(capsys: pytes
     for _ in range(500):
         deep = [deep]
     print_hit(
-        Hit("1", 0.5, {"a": [Decimal("1.5"), 2], "b": {"price": Decimal("12.50")}, "c": deep}, "t"), ["a", "b", "c"]
+        Hit("1", 0.5, {"a": [Decimal("1.5"), 2], "b": {"price": Decimal("12.50")}, "c": deep}, "t", "base", 0),
+        ["a", "b", "c"],
     )
     assert capsys.readouterr().out.startswith('0.500  1  [1.5, 2] · {"price": 12.50} · [[[[')
 

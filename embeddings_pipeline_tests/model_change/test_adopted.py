@@ -9,11 +9,13 @@ import pytest
 from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.index.faiss_build import build as build_faiss
+from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.model_change.phases import expand, swap
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.pending import pending_texts
-from embeddings_pipeline.search.query import search
+from embeddings_pipeline.search import nearest, selectivity
+from embeddings_pipeline.search.query import search, similar
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.model_change import commit, commit_all
 from embeddings_pipeline_tests.support.segments import (
@@ -48,6 +50,22 @@ class TestAdoption:
         DeterministicEncoder.reset()
         sync(definition(), settings, "again")
         assert DeterministicEncoder.texts_encoded == {}
+
+    @pytest.mark.parametrize("compared_below", [50_000, 0])
+    def test_they_are_filtered_like_others(self, table, settings, monkeypatch, compared_below) -> None:
+        execute(table, "UPDATE segments SET video = 'v' || id % 5")
+        one = definition(filters={"video": "text"}, index={"method": "hnsw"})
+        collection = sync(one, settings)
+        ensure_index(table, collection.model.destination, one.attributes.index, ["base"])
+        build_faiss(table, collection.model.destination, settings.state_dir / "faiss")
+        monkeypatch.setattr(nearest, "ALL_COMPARED_BELOW", compared_below)
+        monkeypatch.setattr(selectivity, "LOOKED_UP", 1e9 if compared_below == 0 else 0.0)
+        for index in ("pgvector", "faiss"):
+            hits = search(one, settings, words(7), k=5, where={"video": ["v2", "v3"]}, index=index)
+            assert len(hits) == 5 and {hit.item["video"] for hit in hits} <= {"v2", "v3"}
+            assert hits[0].item_key == "7"
+            assert len(similar(one, settings, 7, k=5, where={"video": "v1"}, index=index)) == 5
+        assert hits.explanation.legs[0].answered_by == "faiss"
 
     def test_edits_inserts_deletes_and_emptied_columns_reach_the_column(self, table, settings) -> None:
         sync(definition(), settings)

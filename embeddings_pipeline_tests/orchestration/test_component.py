@@ -133,7 +133,7 @@ def test_a_second_collection_is_synced_by_dagster_and_searched(catalogue, settin
     assert (done["credits"].scanned, done["credits"].embedded) == (10, 10)
     assert (again.embedded, again.new, again.changed) == (0, 0, 0)
     assert partitions == ["000000", "000001", "000002"]
-    hit = search(found["titles"], settings, "Headline 4", k=1, vector_name="headline")[0]
+    hit = search(found["titles"], settings, "Headline 4", k=1, vectors="headline")[0]
     assert (hit.item_key, hit.item["headline"]) == ('["2", "movie"]', "Headline 4")
     for index in ("pgvector", "faiss"):
         hit = search(found["credits"], settings, "Headline 0 with Al Pacino, Zoë", k=1, index=index)[0]

@@ -38,6 +38,10 @@ def test_what_it_writes_for_a_table_of_films_syncs_at_once(database, settings, t
     assert source.where == '"is_removed" IS NOT TRUE'
     assert one.attributes.vectors == {"base": "{title} | {overview} | {imdb_id}"}
     assert one.attributes.columns == ("imdb_id", "url", "title", "runtime", "genres")  # short ones
+    [hint] = [line for line in one.path.read_text().splitlines() if line.startswith("  # filters: ")]
+    filters = yaml.safe_load(hint.removeprefix("  # filters: "))
+    assert filters == {"runtime": "number", "genres": "texts"}  # which is right as it stands
+    CollectionAttributes.model_validate({**one.attributes.model_dump(exclude_defaults=True), "filters": filters})
     assert sync_once(one, settings)[1] == 4
     assert committed(database, "mine")["1"][0].startswith("Film 1 | A long story about film 1.")
 

@@ -1,0 +1,155 @@
+"""The items nearest to a vector, by FAISS; and, of what came after its index was built, by PostgreSQL."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from pgvector import Vector
+from psycopg import sql
+
+from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.search.hits import Hit, Leg, best_of
+from embeddings_pipeline.search.nearest import GROWTH, hits_of, leg_of, texts_per_item
+from embeddings_pipeline.search.selectivity import Filter
+from embeddings_pipeline.store.condition import Condition
+from embeddings_pipeline.store.models import Model
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.index.faiss_read import FaissIndex
+
+log = logging.getLogger(__name__)
+
+ASKED = 10.0  # microseconds for each text that is asked afterwards whether its item matches; see selectivity.py
+MOST_TEXTS = 10_000  # that FAISS is asked for; beyond, PostgreSQL compares all
+
+
+def faiss_leg(
+    connection: psycopg.Connection,
+    definition: CollectionDefinition,
+    settings: Settings,
+    model: Model,
+    name: str,
+    vector: NDArray[np.float32],
+    k: int,
+    filtered: Filter | None = None,
+) -> tuple[list[Hit], Leg] | str:
+    """As `nearest_leg`, by FAISS; or why PostgreSQL is to answer: the index is of another model, since it has just been
+    switched, or of a state of another database (text ids mean something else there), or it would be asked for too much.
+    """
+    from embeddings_pipeline.index.faiss_read import open_index
+
+    began, collection = time.perf_counter(), model.destination.collection
+    generation = open_index(settings.state_dir / "faiss", collection)
+    if why := _why_not(connection, model, generation):
+        log.warning(
+            "warning: collection %r: the FAISS index %s; PostgreSQL answers until the next `embeddings-pipeline sync`",
+            *(collection, why),
+        )
+        return f"the FAISS index {why}"
+    first = 2 * k * texts_per_item(definition) + 10  # what is gone by now is among them
+    only = _only(connection, model, name, filtered, first, texts_per_item(definition))
+    asked = _Asked(connection, model, generation, name, vector, filtered.condition if filtered else None, only)
+    among = first if filtered is None or only is not None else round(first / filtered.share)
+    parts = [_best(asked, asked.in_generation, k, among), _best(asked, asked.changed, k, first)]
+    hits = best_of([hit for part in parts for hit in part.hits], k)
+    if any(len(part.hits) < k and not part.exhausted for part in parts):
+        return f"{MOST_TEXTS} texts are nearer than those of {k} items"
+    files = generation.manifest.vectors.get(name)
+    among_which = "" if only is None else f" among {len(only)} texts that match"
+    how = f"{files.index_type if files else 'empty'}{among_which}, and {parts[1].texts} texts that came later"
+    return hits, leg_of(hits, name, "faiss", how, sum(part.texts for part in parts), began, [])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The best items of what is in the generation, or of what came later."""
+
+    hits: list[Hit]
+    texts: int
+    exhausted: bool
+
+
+def _best(asked: "_Asked", part: Callable[[int], tuple[list[int], bool]], k: int, n: int) -> _Part:
+    """Asks for more and more texts until they are of `k` items."""
+    while True:
+        n = min(n, MOST_TEXTS)
+        ids, exhausted = part(n)
+        hits = asked.live_hits(ids, k) if ids else []
+        if len(hits) >= k or exhausted or n == MOST_TEXTS:
+            return _Part(hits, len(ids), exhausted)
+        n *= GROWTH
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one search asks, of two parts: ids of the nearest texts, and whether there are no more."""
+
+    connection: psycopg.Connection
+    model: Model
+    generation: "FaissIndex"
+    name: str
+    vector: NDArray[np.float32]
+    condition: Condition | None
+    only: NDArray[np.int64] | None
+
+    def in_generation(self, n: int) -> tuple[list[int], bool]:
+        """The `n` nearest, and as many more as are exactly as near, within MOST_TEXTS."""
+        while True:
+            scores, ids = self.generation.search(self.name, self.vector[None, :], n, only=self.only)
+            if ids[0][-1] < 0 and self.only is None:  # it has looked into too few of its lists, or has no more
+                scores, ids = self.generation.search(self.name, self.vector[None, :], n, thorough=True)
+            found = [int(text_id) for text_id in ids[0] if text_id >= 0]
+            if len(found) < n or n >= MOST_TEXTS or scores[0][-1] != scores[0][n // 2]:
+                return found, len(found) < n
+            n = min(GROWTH * n, MOST_TEXTS)
+
+    def changed(self, n: int) -> tuple[list[int], bool]:
+        """Of what came later."""
+        from embeddings_pipeline.index.faiss_delta import nearest_changed
+
+        manifest, query = self.generation.manifest, Vector(self.vector).to_text()
+        table = self.model.destination
+        ids = nearest_changed(self.connection, table, manifest, self.name, query, n, self.condition)
+        return ids, len(ids) < n
+
+    def live_hits(self, ids: list[int], k: int) -> list[Hit]:
+        """The best `k` items of these texts; those that are gone are missing."""
+        table = self.model.destination
+        statement = table.statement(
+            "search/of_ids",
+            vector_name=sql.Literal(self.name),
+            type=table.type,
+            condition=self.condition.statement if self.condition else sql.SQL("true"),
+        )
+        parameters: dict[str, object] = {"query": Vector(self.vector).to_text(), "ids": ids}
+        if self.condition:
+            parameters |= self.condition.parameters
+        return hits_of(self.connection, table, statement, parameters, k)[0]
+
+
+def _only(
+    connection: psycopg.Connection, model: Model, name: str, filtered: Filter | None, texts: int, texts_per_item: int
+) -> NDArray[np.int64] | None:
+    """The ids of the texts that FAISS is to choose from; None: of all, and who matches is asked afterwards."""
+    if filtered is None or not filtered.prefers_lookup(texts, texts_per_item, asked=ASKED):
+        return None
+    tables, condition = model.destination.tables, filtered.condition
+    statement = tables.statement("search/matching_texts", vector_name=sql.Literal(name), condition=condition.statement)
+    return np.array([row[0] for row in connection.execute(statement, condition.parameters)], np.int64)
+
+
+def _why_not(connection: psycopg.Connection, model: Model, generation: "FaissIndex") -> str | None:
+    from embeddings_pipeline.index.standing import Standing, standing, why_foreign
+
+    stands = standing(connection, model.destination.collection, generation.manifest)
+    if stands is Standing.FOREIGN:
+        return f"is {why_foreign(connection, generation.manifest)}"
+    if generation.manifest.fingerprint != model.destination.fingerprint:
+        return "was built for another model"
+    return None

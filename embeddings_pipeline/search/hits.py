@@ -1,0 +1,87 @@
+"""What a search returns."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
+from typing import Any, Literal
+
+import psycopg
+from psycopg.types.json import set_json_loads
+
+MOST_DIGITS = 4000  # of an int: Python reads no longer ones
+
+
+class ExactNumber(Decimal):
+    """A number with every digit that the database has; its text has no exponent."""
+
+    def __str__(self) -> str:
+        return format(self, "f")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload, `text` that text.
+
+    Numbers of the payload are as the database has them: an int, or a Decimal with every digit. `vector_name` and
+    `chunk` say which of the item's texts was nearest.
+    """
+
+    item_key: str
+    score: float
+    item: dict[str, Any]
+    text: str
+    vector_name: str
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Leg:
+    """What one way of looking found."""
+
+    vector_name: str
+    answered_by: Literal["pgvector", "faiss"]
+    how: str  # for people: what was compared, or which index was asked
+    texts: int  # nearest texts that were looked at
+    milliseconds: float
+    fell_back: tuple[str, ...]  # why it did not go as it was begun, in order
+    ranks: dict[str, tuple[int, float]]  # item key → rank from 1, score
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a search did, and for how long."""
+
+    profile: str
+    fingerprint: str
+    legs: tuple[Leg, ...] = ()
+    expected_matches: int | None = None  # items that meet the filter, as the planner estimates; None without one
+    milliseconds: dict[str, float] = field(default_factory=dict)  # of encoding, and of searching
+
+
+class Hits(list[Hit]):
+    """The items found, best first; `explanation` says how."""
+
+    def __init__(self, hits: Iterable[Hit], explanation: Explanation) -> None:
+        super().__init__(hits)
+        self.explanation = explanation
+
+
+def best_of(hits: Iterable[Hit], k: int) -> list[Hit]:
+    """The best `k` of these, each item once."""
+    best: dict[str, Hit] = {}
+    for hit in sorted(hits, key=lambda hit: (-hit.score, hit.item_key, hit.chunk)):
+        best.setdefault(hit.item_key, hit)
+    return list(best.values())[:k]
+
+
+def exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
+    """A cursor that reads the numbers of JSON with all their digits."""
+    cursor = connection.cursor()
+    set_json_loads(partial(json.loads, parse_float=ExactNumber, parse_int=_whole_number), context=cursor)
+    return cursor
+
+
+def _whole_number(digits: str) -> int | ExactNumber:
+    return int(digits) if len(digits) < MOST_DIGITS else ExactNumber(digits)
