@@ -70,19 +70,19 @@ def test_no_minute_has_more_tokens_than_permitted(database, limit, costs) -> Non
 
 
 def test_whoever_uses_the_account_has_the_same_bucket_and_others_have_their_own(settings) -> None:
-    one, other = bucket(settings, requests=60), bucket(settings, requests=60)
+    one, other = bucket(settings, requests=1), bucket(settings, requests=1)
     assert one.take(MODEL, 0) == 0
-    assert 0.5 < other.take(MODEL, 0) <= 1.04 or other.take(MODEL, 0) < 0
-    assert bucket(settings, requests=60, key="another").take(MODEL, 0) == 0
+    assert other.take(MODEL, 0) < -30
+    assert bucket(settings, requests=1, key="another").take(MODEL, 0) == 0
     assert one.take("another-model", 0) == 0
 
 
 def test_nothing_is_taken_for_what_would_wait_long(settings) -> None:
-    rate = bucket(settings, requests=6)
+    rate = bucket(settings, requests=1)
     assert rate.take(MODEL, 0) == 0
     first = rate.take(MODEL, 0)
-    assert first < -9
-    assert first - 0.5 < rate.take(MODEL, 0) < -9  # it is as if it had not asked
+    assert first < -30
+    assert first - 30 < rate.take(MODEL, 0) < -30  # it is as if it had not asked
 
 
 def test_the_key_is_not_in_the_database(settings, database) -> None:
@@ -94,30 +94,32 @@ def test_the_key_is_not_in_the_database(settings, database) -> None:
 def test_the_servers_limit_counts_if_it_is_tighter_for_everybody(settings) -> None:
     one, other = bucket(settings, requests=6000), bucket(settings, requests=6000)
     one.take(MODEL, 0)
-    one.settle(MODEL, 0, {"x-ratelimit-limit-requests": "6", "x-ratelimit-remaining-requests": "5"})
+    one.settle(MODEL, 0, {"x-ratelimit-limit-requests": "1", "x-ratelimit-remaining-requests": "1"})
     waits = [other.take(MODEL, 0) for _ in range(2)]
-    assert waits[-1] < -8
+    assert waits[-1] < -30
 
 
 def test_what_the_server_has_left_counts(settings) -> None:
     rate = bucket(settings, tokens=60_000)
     rate.take(MODEL, 1)
     headers = {"x-ratelimit-limit-tokens": "60000", "x-ratelimit-remaining-tokens": "0"}
+    began = time.monotonic()
     rate.settle(MODEL, 0, headers)
-    assert rate.take(MODEL, 590) > 0.3  # else 600 would be at hand
+    assert abs(rate.take(MODEL, 590)) + time.monotonic() - began > 0.5  # else 600 would be at hand
 
 
 def test_a_wait_that_the_server_asks_for_holds_for_everybody(settings) -> None:
     one, other = bucket(settings, requests=6000), bucket(settings, requests=6000)
     one.take(MODEL, 0)
     one.settle(MODEL, 0, {}, closed=30)
-    assert -30 <= other.take(MODEL, 0) < -28
+    assert -30 <= other.take(MODEL, 0) < -20
 
 
 def test_tokens_that_were_taken_too_many_come_back(settings) -> None:
     rate = bucket(settings, tokens=60_000)
+    began = time.monotonic()
     assert rate.take(MODEL, 590) == 0
-    assert rate.take(MODEL, 590) > 0.5
+    assert abs(rate.take(MODEL, 590)) + time.monotonic() - began > 0.5
     rate.settle(MODEL, -1180, {})
     assert rate.take(MODEL, 590) == 0
 
@@ -132,9 +134,10 @@ def test_a_clock_that_jumps_an_hour_stops_nothing_and_opens_nothing(settings, da
     columns = ("requests_at", "tokens_at", "closed_until", "asked_at")
     moved = ", ".join(f"{column} = {column} - interval '{hours} hours'" for column in columns)
     execute(database, f"UPDATE embeddings.rate SET {moved}")
+    began = time.monotonic()
     waits = [abs(rate.take(MODEL, 0)) for _ in range(3)]
     assert max(waits) < 4  # nobody waits for an hour
-    assert waits[-1] > 0.5  # nor is more than one at hand
+    assert waits[-1] + time.monotonic() - began > 0.5  # nor is more than one at hand
 
 
 def test_nobody_holds_a_transaction_while_waiting(service, settings, database) -> None:
