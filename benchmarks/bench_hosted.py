@@ -25,8 +25,9 @@ from typing import Any
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import content_hash
-from embeddings_pipeline.encoders.answers import Answers, Terms
+from embeddings_pipeline.encoders.answers import Answers
 from embeddings_pipeline.encoders.base import OnAnswer
+from embeddings_pipeline.encoders.budget import Terms
 from embeddings_pipeline.encoders.cache import PostgresCache
 from embeddings_pipeline.encoders.hosted import HostedEncoder
 from embeddings_pipeline.store.database import open_database

@@ -70,7 +70,7 @@ SELECT fingerprint, collection, profile ->> 'name' FROM embeddings.model ORDER B
 
 -- name: claim
 -- Those of the texts that nobody is asking about, or whose lease has ended; one that is too long is a clock's that was
--- ahead. Parameters: fingerprint, collection, holder, hashes, usd (one each), seconds.
+-- ahead. A batch job keeps its texts, but for those that were refused there. Parameters: fingerprint, collection, holder, hashes, usd (one each), seconds.
 
 INSERT INTO embeddings.embedding_claim AS claim (fingerprint, content_hash, collection, holder, usd, until)
 SELECT %(fingerprint)s, wanted.hash, %(collection)s, %(holder)s, wanted.usd,
@@ -78,16 +78,33 @@ SELECT %(fingerprint)s, wanted.hash, %(collection)s, %(holder)s, wanted.usd,
 FROM unnest(%(hashes)b::bytea[], %(usd)s::double precision[]) AS wanted (hash, usd)
 ORDER BY wanted.hash
 ON CONFLICT (fingerprint, content_hash) DO UPDATE
-SET collection = excluded.collection, holder = excluded.holder, usd = excluded.usd, until = excluded.until
-WHERE claim.until < now() OR claim.until > excluded.until + interval '1 second'
+SET collection = excluded.collection, holder = excluded.holder, usd = excluded.usd, until = excluded.until,
+    job = NULL, refused = false
+WHERE claim.refused
+   OR claim.job IS NULL AND (claim.until < now() OR claim.until > excluded.until + interval '1 second')
 RETURNING content_hash
+
+
+-- name: in_jobs
+-- Of these texts, those whose vectors are to come from a batch job. Parameters: fingerprint, hashes.
+
+SELECT content_hash FROM embeddings.embedding_claim
+WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[]) AND job IS NOT NULL AND NOT refused
+
+
+-- name: not_for_jobs
+-- Of these texts, those that a batch job is not to have: another job has them, or was refused them.
+-- Parameters: fingerprint, hashes.
+
+SELECT content_hash FROM embeddings.embedding_claim
+WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[]) AND job IS NOT NULL
 
 
 -- name: holders
 -- Who is asking about these texts. Parameters: fingerprint, hashes.
 
 SELECT DISTINCT holder FROM embeddings.embedding_claim
-WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[])
+WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[]) AND job IS NULL
 
 
 -- name: prolong

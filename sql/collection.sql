@@ -48,6 +48,12 @@ SELECT count(*) FROM {table}
 SELECT phase FROM embeddings.model_change WHERE collection = %(collection)s::text AND phase IN ('expanded', 'swapped')
 
 
+-- name: batch_jobs
+-- How many batch jobs are at work. Parameter: collection.
+
+SELECT count(*) FROM embeddings.batch_job WHERE collection = %(collection)s::text AND ended_at IS NULL
+
+
 -- name: models
 -- Parameter: collection.
 

@@ -2,12 +2,13 @@
 
 
 -- name: record
--- An answer. Parameters: collection, account, model, fingerprint, texts, tokens, unpriced, usd, told, counted.
+-- An answer. Parameters: collection, account, model, fingerprint, texts, tokens, unpriced, usd, told, counted; moment: of
+-- which day it is, NULL for now.
 
 INSERT INTO embeddings.embedding_spend AS spend
     (day, collection, account, model, fingerprint, answers, texts, tokens, unpriced, usd, told, counted)
-SELECT (now() AT TIME ZONE 'UTC')::date, name, %(account)s, %(model)s, %(fingerprint)s,
-       1, %(texts)s, %(tokens)s, %(unpriced)s, %(usd)s, %(told)s, %(counted)s
+SELECT (coalesce(%(moment)s::timestamptz, now()) AT TIME ZONE 'UTC')::date, name, %(account)s, %(model)s,
+       %(fingerprint)s, 1, %(texts)s, %(tokens)s, %(unpriced)s, %(usd)s, %(told)s, %(counted)s
 FROM embeddings.collection WHERE name = %(collection)s
 ON CONFLICT (day, collection, account, model, fingerprint) DO UPDATE
 SET answers = spend.answers + 1, texts = spend.texts + excluded.texts, tokens = spend.tokens + excluded.tokens,
@@ -16,13 +17,17 @@ SET answers = spend.answers + 1, texts = spend.texts + excluded.texts, tokens = 
 
 
 -- name: today
--- What a collection's answers of this day have cost, and what those that are being asked for are expected to cost.
--- Parameter: collection.
+-- What a collection's answers of this day have cost, with what batch jobs that were made today are still expected to cost;
+-- and what those that are being asked for are expected to cost. Parameter: collection.
 
 SELECT (SELECT coalesce(sum(usd), 0) FROM embeddings.embedding_spend
-        WHERE collection = %(collection)s AND day = (now() AT TIME ZONE 'UTC')::date),
+        WHERE collection = %(collection)s AND day = (now() AT TIME ZONE 'UTC')::date)
+     + (SELECT coalesce(sum(usd * greatest(0, texts - answered - refused) / nullif(texts, 0)), 0)
+        FROM embeddings.batch_job
+        WHERE collection = %(collection)s AND ended_at IS NULL
+          AND made_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'),
        (SELECT coalesce(sum(usd), 0) FROM embeddings.embedding_claim
-        WHERE collection = %(collection)s AND until >= now())
+        WHERE collection = %(collection)s AND job IS NULL AND until >= now())
 
 
 -- name: days

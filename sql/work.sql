@@ -5,15 +5,27 @@
 
 -- name: dirty_batches
 -- Batches with a dirty item, and batches whose texts were rendered with another definition than the collection's; and of
--- how many items. Parameters: collection, longest, and due: without the batches that wait for their next try.
+-- how many items. Parameters: collection, longest; due: without the batches that wait for their next try; free: without
+-- the items that wait for a batch job, which were dirty when it was made.
 
-WITH other_definition AS MATERIALIZED (  -- else the items of every batch are counted first
+WITH in_job AS MATERIALIZED (
+    SELECT of.batch, max(job.made_at) AS made_at
+    FROM embeddings.batch_job AS job
+    JOIN embeddings.collection ON collection.name = job.collection AND collection.fingerprint = job.fingerprint
+    CROSS JOIN LATERAL unnest(job.batches) AS of (batch)
+    WHERE %(free)s AND job.collection = %(collection)s AND job.ended_at IS NULL
+    GROUP BY of.batch
+), other_definition AS MATERIALIZED (  -- else the items of every batch are counted first
     SELECT batch.batch
     FROM embeddings.batch
     JOIN embeddings.collection ON collection.name = batch.collection
     WHERE batch.collection = %(collection)s AND batch.definition_hash IS DISTINCT FROM collection.definition_hash
+      AND NOT EXISTS (SELECT FROM in_job WHERE in_job.batch = batch.batch)
 ), dirty AS (
-    SELECT batch, count(*) AS items FROM {item} WHERE seen_hash IS DISTINCT FROM committed_hash GROUP BY batch
+    SELECT batch, count(*) AS items
+    FROM {item} LEFT JOIN in_job USING (batch)
+    WHERE seen_hash IS DISTINCT FROM committed_hash AND (made_at IS NULL OR seen_at > made_at)
+    GROUP BY batch
     UNION ALL
     SELECT batch, count(*) FROM other_definition JOIN {item} USING (batch) GROUP BY batch
 )
@@ -25,9 +37,19 @@ GROUP BY dirty.batch
 ORDER BY dirty.batch
 
 
+-- name: dirty_since
+-- Of these batches, those with an item that has been dirty since before a moment. Parameters: batches, moments (one each).
+
+SELECT DISTINCT item.batch
+FROM unnest(%(batches)s::bigint[], %(moments)s::timestamptz[]) AS of (batch, moment)
+JOIN {item} AS item ON item.batch = of.batch AND item.seen_at <= of.moment
+WHERE item.seen_hash IS DISTINCT FROM item.committed_hash
+ORDER BY item.batch
+
+
 -- name: incomplete_batches
 -- Batches in which a shadow model lacks vectors, without those that an open model change's backfill has
--- not come to, or that wait for their next try. Parameters: collection, due, longest.
+-- not come to, that wait for their next try, or for a batch job. Parameters: collection, due, longest.
 
 SELECT DISTINCT batch.batch
 FROM embeddings.collection
@@ -37,6 +59,10 @@ LEFT JOIN embeddings.backfill
   ON backfill.collection = collection.name AND backfill.fingerprint = model.fingerprint AND backfill.batch = batch.batch
 WHERE collection.name = %(collection)s
   AND NOT (%(due)s AND coalesce(batch.next_try > now() AND batch.next_try <= now() + %(longest)s::interval, false))
+  AND NOT EXISTS (
+      SELECT FROM embeddings.batch_job AS job
+      WHERE job.collection = collection.name AND job.fingerprint = model.fingerprint AND job.ended_at IS NULL
+        AND batch.batch = ANY (job.batches))
   AND CASE WHEN backfill.batch IS NOT NULL THEN NOT backfill.complete
            ELSE NOT EXISTS (
                SELECT FROM embeddings.model_change

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import psycopg
 import simplejson
 import typer
@@ -29,6 +30,14 @@ CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help
 EachCollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: each one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 9.0  # until the first line of progress, and between two
+ApiOption = Annotated[
+    str,
+    typer.Option(
+        "--api",
+        click_type=click.Choice(["direct", "batch"]),
+        help="batch: hand texts to a hosted model's Batch API, at half the price, within a day.",
+    ),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")]
 
 

@@ -14,6 +14,7 @@ import psycopg
 import typer
 
 from embeddings_pipeline.cli import (
+    batch_job,
     cache,
     collection,
     init,
@@ -45,8 +46,10 @@ app.add_typer(profile.app, name="profile")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(collection.app, name="collection")
 app.add_typer(cache.app, name="cache")
+app.add_typer(batch_job.app, name="batch-job")
 
 
+GROUPS = ("profile", "quarantine", "collection", "cache", "batch-job")
 BUDGET_SPENT = 3  # the exit code, so that who waits for a budget can tell it from a failure
 INTERRUPTED = 130  # the exit code, as shells have it: 128 and the number of SIGINT
 # What a folder or disk does to a user, rather than a mistake of ours.
@@ -101,7 +104,7 @@ def _exit_code(error: BaseException) -> int:
 
 def _long_work(arguments: list[str]) -> str | None:
     """The command's name, if it is one that comes to an end without a person and is no program's."""
-    name = " ".join(arguments[: 2 if arguments[:1] in (["profile"], ["quarantine"], ["collection"], ["cache"]) else 1])
+    name = " ".join(arguments[: 2 if arguments[:1] and arguments[0] in GROUPS else 1])
     return None if name in ("", "ui", "psql", "init") or "--json" in arguments else name
 
 

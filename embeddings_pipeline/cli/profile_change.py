@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embeddings_pipeline.cli.console import (
+    ApiOption,
     CollectionOption,
     JsonOption,
     YesOption,
@@ -32,6 +33,7 @@ from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.config.definition import CollectionDefinition
+    from embeddings_pipeline.config.prices import Api
     from embeddings_pipeline.config.profiles import Profile
     from embeddings_pipeline.model_change.plan import PlannedPhase, Price
     from embeddings_pipeline.model_change.state import ModelChange, Progress
@@ -40,7 +42,12 @@ if TYPE_CHECKING:
     from embeddings_pipeline.store.models import Model
 
 
-def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    name: NameArgument,
+    collection_name: CollectionOption = None,
+    api: ApiOption = "direct",
+    as_json: JsonOption = False,
+) -> None:
     """The price of a switch; its phases with their duration, locks, disk and undo; then every statement in order.
     Nothing is done, and a model that takes money is asked nothing; what `switch` would refuse is refused.
     """
@@ -50,7 +57,7 @@ def plan(name: NameArgument, collection_name: CollectionOption = None, as_json: 
     definition = chosen_collection(collection_name)
     collection, profile = look_at_chosen(definition), profile_named(definition, name)
     planned = plan_of(collection, profile)
-    cost = price(collection, profile)
+    cost = price(collection, profile, _api(api))
     if as_json:
         told = {"collection": definition.name, "current": collection.profile.name, "candidate": name}
         shown = [asdict(phase) for phase in phases(planned, cost)]
@@ -89,6 +96,7 @@ def switch(
         str | None, typer.Argument(help="The profile's name; left out, a terminal offers the choice.")
     ] = None,
     collection_name: CollectionOption = None,
+    api: ApiOption = "direct",
     yes: YesOption = False,
     write: Annotated[bool, typer.Option("--write", help="Change `profile:` in the collection's defs.yaml.")] = False,
     as_json: JsonOption = False,
@@ -122,22 +130,27 @@ def switch(
         )
     else:
         if not yes:
-            _ask(collection, profile)
+            _ask(collection, profile, api)
         with progress_bar(definition.name, show=not as_json) as progress:
-            done = run_switch(definition, load_settings(), name, progress_of=progress)
+            done = run_switch(definition, load_settings(), name, api=_api(api), progress_of=progress)
         words = _switched(done, definition.attributes.model_change.grace_hours)
     if as_json:
         print_json(asdict(done))
     else:
         print(words)
-    _declare(definition, name, write=write)
+    if not done.in_jobs:
+        _declare(definition, name, write=write)
 
 
-def _ask(collection: "Collection", profile: "Profile") -> None:
+def _api(api: str) -> "Api":
+    return "batch" if api == "batch" else "direct"
+
+
+def _ask(collection: "Collection", profile: "Profile", api: str) -> None:
     """Say what a switch costs, and ask whether to start it."""
     from embeddings_pipeline.model_change.plan import price
 
-    cost = price(collection, profile)
+    cost = price(collection, profile, _api(api))
     takes = "" if cost.quote is not None else f" and {duration(cost.seconds)} on this machine"
     print(
         f"{collection.definition.name}: {collection.profile.name} → {profile.name}: {_counted(cost)}{takes}, "
@@ -154,6 +167,12 @@ def _counted(cost: "Price") -> str:
 
 
 def _switched(done: "SwitchResult", grace_hours: float) -> str:
+    if done.in_jobs:
+        return (
+            f"{done.collection}: {counted(done.in_jobs, 'text')} of {done.profile} are with batch jobs, and answered "
+            f"within a day (`embeddings-pipeline batch-job list`); {done.previous} goes on serving. The same command "
+            "goes on when they have ended"
+        )
     figures = f"recall@10 of its index {done.recall_at_10:.3f}" if done.recall_at_10 is not None else ""
     if done.ndcg_candidate is not None:
         figures += f", nDCG@10 {done.ndcg_current:.3f} → {done.ndcg_candidate:.3f}"

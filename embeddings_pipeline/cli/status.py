@@ -121,6 +121,14 @@ def _work(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
             f"{STEPS.get(failure['step'], failure['step'])} failed",
             f"{ago(failure['age_seconds'])}: {failure['reason']}",
         )
+    if jobs := figures["batch_jobs"]:
+        done, texts = (sum(job[name] for job in jobs) for name in ("remote_done", "texts"))
+        price = f"about ${sum(job['usd'] for job in jobs):,.4f}"
+        yield (
+            "batch jobs",
+            f"{len(jobs)} at work, {done:,} of {counted(texts, 'text')} done, {price}, the oldest made "
+            f"{ago(min(job['made_at'] for job in jobs))}: `embeddings-pipeline batch-job list`",
+        )
     waits = figures["waiting"]
     if waits["batches"]:
         when = f", tried again from {waits['next_try']:%H:%M %Z}" if waits["next_try"] else ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embeddings_pipeline.cli.console import (
+    ApiOption,
     EachCollectionOption,
     JsonOption,
     a_number,
@@ -22,6 +23,9 @@ from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.orchestration.sync import SyncResult
+
+
+BATCH_JOBS = "answered within a day; the next sync commits what has been: `embeddings-pipeline batch-job list`"
 
 
 def sync(
@@ -43,6 +47,7 @@ def sync(
     allow_deletes: Annotated[
         bool, typer.Option("--allow-deletes", help="Also when more than 20 % of the items are gone.")
     ] = False,
+    api: ApiOption = "direct",
     redefine: Annotated[
         bool, typer.Option("--redefine", help="Put this definition in force, though another checkout has a newer one.")
     ] = False,
@@ -69,6 +74,7 @@ def sync(
                     limit=limit,
                     allow_deletes=allow_deletes,
                     redefine=redefine,
+                    api="batch" if api == "batch" else "direct",
                     purse=purse,
                     progress=progress,
                 )
@@ -125,9 +131,10 @@ def _sync_line(done: dict[str, Any]) -> str:
         )
     cached = f"{done['cached']:,} from the cache, " if done["cached"] else ""
     cost = f"; ${done['usd']:,.4f}" if done["usd"] else ""
+    in_jobs = f", {done['in_jobs']:,} with batch jobs ({BATCH_JOBS})" if done["in_jobs"] else ""
     left = f", {done['left']:,} left for the next sync" if done["left"] else ""
     return (
         f"{done['collection']}: {items}, {done['deleted']:,} deleted; {counted(done['embedded'], 'text')} embedded, "
-        f"{cached}{done['reused']:,} reused, {done['quarantined']:,} in quarantine{left}; {done['seconds']:.1f} s{cost}"
-        f"{longer}"
+        f"{cached}{done['reused']:,} reused, {done['quarantined']:,} in quarantine{in_jobs}{left}; "
+        f"{done['seconds']:.1f} s{cost}{longer}"
     )

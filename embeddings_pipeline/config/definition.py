@@ -23,6 +23,7 @@ SHARED_TABLES = (
     "collection",
     "model",
     "batch",
+    "batch_job",
     "scan",
     "backfill",
     "quarantine",

@@ -4,9 +4,9 @@
     vectors, known = answers.of(texts, tokens, encode)
 
 Of the texts that the cache does not know, those that nobody else is asking about are claimed, and `encode` is called
-with them; for the others the claim's holder is waited for. A claim ends with its holder's process, whose session lock
-says that it lives (rule 11); and it is a lease by the database's clock, which a thread prolongs, so that one that was
-suspended keeps nobody waiting either.
+with them; for the others the claim's holder is waited for, unless that is a batch job (`batch_jobs.py`). A claim ends
+with its holder's process, whose session lock says that it lives (rule 11); and it is a lease by the database's clock,
+which a thread prolongs, so that one that was suspended keeps nobody waiting either.
 """
 
 import contextlib
@@ -16,19 +16,26 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
 from embeddings_pipeline.encoders.base import OnAnswer
-from embeddings_pipeline.encoders.budget import affordable, purse
-from embeddings_pipeline.encoders.cache import EmbeddingCache
-from embeddings_pipeline.errors import BudgetError, ConfigurationError, PipelineError
+from embeddings_pipeline.encoders.budget import (
+    Terms,
+    affordable,
+    budget_spent,
+    check_price,
+    purse,
+    spent_today,
+)
+from embeddings_pipeline.encoders.cache import EmbeddingCache, in_batch_jobs
+from embeddings_pipeline.encoders.spend import record
+from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline.store.locks import lock_budget, run_lock, run_locked
+from embeddings_pipeline.store.locks import run_lock, run_locked
 from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
 from embeddings_pipeline.store.sql import load_sql
 
@@ -43,35 +50,13 @@ Encode = Callable[[Mapping[bytes, str], OnAnswer], Vectors]
 """Gives the vectors of the texts that have one; may call `OnAnswer` for some of them before."""
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What is asked of whom, on whose account, and what it may cost."""
-
-    collection: str
-    fingerprint: str
-    dimensions: int
-    model: str
-    account: str = ""
-    paid: bool = False  # whether it is noted what is billed
-    usd_per_million: float | None = 0.0  # tokens; None: not known
-    usd_per_day: float | None = None  # None: no limit
-    ratio: float = 1.0  # of the tokens that are billed to those that are counted here
-
-    def usd(self, billed: float) -> float:
-        """What so many tokens cost; 0 if the price is not known."""
-        return (self.usd_per_million or 0.0) * billed / 1e6
-
-    def expected_usd(self, counted: float) -> float:
-        """What texts cost of which so many tokens were counted here."""
-        return self.usd(counted * self.ratio)
-
-
 class Answers:
     """Asks a model about each text once. `cache` None: nothing is kept; `force`: what is kept is not looked at."""
 
     def __init__(self, database: Database, cache: EmbeddingCache | None, terms: Terms, *, force: bool = False) -> None:
         self._database, self._cache, self.terms, self._force = database, cache, terms, force
         self.usd = 0.0  # billed, through this object
+        self.in_jobs: set[bytes] = set()  # texts that were asked for, and whose vectors are to come from a batch job
         self._holder = uuid.uuid4().hex
         self._counted: dict[bytes, int] = {}  # tokens, of the texts that are claimed
         self._answered: set[bytes] = set()
@@ -83,10 +68,10 @@ class Answers:
     ) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
         """Content hash → vector, of the texts (by content hash) that have one; and which of them were known already.
 
-        tokens: how many were counted of each text. Raises BudgetError if the budget is spent: what was answered
-        until then is kept. Else what `encode` raises.
+        tokens: how many were counted of each text. A text that a batch job has is left, and noted in `in_jobs`. Raises
+        BudgetError if the budget is spent: what was answered until then is kept. Else what `encode` raises.
         """
-        self._check_price()
+        check_price(self.terms, self._purse)
         vectors = {} if self._force else self.known(list(texts))
         known = set(vectors)
         left = {digest: text for digest, text in texts.items() if digest not in known}
@@ -94,7 +79,7 @@ class Answers:
             return vectors, known
         wait = LOOK_SECONDS[0]
         with run_lock(self._database, self._holder):
-            while left:
+            while left := self._not_in_jobs(left):
                 claimed = self._claim(list(left), tokens)
                 with self._held(claimed):
                     # It may have been answered before we claimed it, or since we looked.
@@ -139,14 +124,13 @@ class Answers:
             self.on_answer(rest)
         return answered
 
-    def _check_price(self) -> None:
-        terms = self.terms
-        limited = "budget:" if terms.usd_per_day is not None else "--max-cost" if self._purse.most is not None else None
-        if limited and terms.paid and terms.usd_per_million is None:
-            raise ConfigurationError(
-                f"collection {terms.collection!r}: `{limited}` cannot be kept, since no price is known for "
-                f"{terms.model}: give `price:` (US dollars for a million tokens) in the profile"
-            )
+    def _not_in_jobs(self, texts: dict[bytes, str]) -> dict[bytes, str]:
+        """The texts that no batch job has."""
+        if not (texts and self.terms.paid):
+            return texts
+        there = in_batch_jobs(self._database, self.terms.fingerprint, list(texts))
+        self.in_jobs |= there
+        return {digest: text for digest, text in texts.items() if digest not in there} if there else texts
 
     # --- claims ---------------------------------------------------------------------------------------------------
 
@@ -172,10 +156,10 @@ class Answers:
         limit, number = self.terms.usd_per_day, len(hashes)
         with self._database.session() as connection, connection.transaction():
             if limit is not None:
-                spent, held = self._spent_today(connection)
+                spent, held = spent_today(connection, self.terms.collection)
                 number = affordable(prices, limit - spent - held)
                 if not number and not held:
-                    raise self._purse.refuse(self._budget_spent(spent, prices[0]))
+                    raise self._purse.refuse(budget_spent(self.terms, spent, prices[0]))
             parameters = {
                 "fingerprint": self.terms.fingerprint,
                 "collection": self.terms.collection,
@@ -193,19 +177,6 @@ class Answers:
             for (holder,) in connection.execute(load_sql("cache/holders"), parameters).fetchall():
                 if not run_locked(connection, holder):
                     connection.execute(load_sql("cache/release_all"), {"holder": holder})
-
-    def _spent_today(self, connection: psycopg.Connection) -> tuple[float, float]:
-        lock_budget(connection, self.terms.collection)
-        row = connection.execute(load_sql("spend/today"), {"collection": self.terms.collection}).fetchone()
-        assert row is not None
-        return row[0], row[1]
-
-    def _budget_spent(self, spent: float, price: float) -> BudgetError:
-        return BudgetError(
-            f"collection {self.terms.collection!r}: `budget: {{usd_per_day: {self.terms.usd_per_day:g}}}` is reached: "
-            f"${spent:,.4f} are spent today (UTC), and the next text would cost about ${price:,.6f}; what is answered "
-            "is kept, and work goes on tomorrow, or with a larger budget"
-        )
 
     @contextmanager
     def _held(self, claimed: list[bytes]) -> Iterator[None]:
@@ -247,19 +218,7 @@ class Answers:
             released = {"holder": self._holder, "fingerprint": terms.fingerprint, "hashes": list(vectors)}
             connection.execute(load_sql("cache/release"), released)
             if terms.paid:  # last: all that ask write this row
-                parameters = {
-                    "collection": terms.collection,
-                    "account": terms.account,
-                    "model": terms.model,
-                    "fingerprint": terms.fingerprint,
-                    "texts": len(vectors),
-                    "tokens": tokens,
-                    "unpriced": tokens if terms.usd_per_million is None else 0,
-                    "usd": terms.usd(tokens),
-                    "told": billed or 0,
-                    "counted": counted if billed else 0,
-                }
-                connection.execute(load_sql("spend/record"), parameters)
+                record(connection, terms, len(vectors), tokens, told=billed or 0, counted=counted if billed else 0)
 
     def _surely(self, write: Callable[[], None]) -> None:
         """What was paid for is written though the database goes away for a moment."""

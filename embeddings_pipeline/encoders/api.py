@@ -33,8 +33,7 @@ from embeddings_pipeline.errors import OutageError, ProfileError
 
 if TYPE_CHECKING:
     import httpx2
-    from openai import APIStatusError, AsyncOpenAI
-    from openai._types import RequestOptions
+    from openai import APIStatusError, AsyncOpenAI, Omit
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10
@@ -99,22 +98,33 @@ class EmbeddingApi:
         """The vectors of these texts from one request, sent once."""
         import httpx2
         import openai
+        from openai._types import RequestOptions
 
-        client = self._connected()
+        client, options = self.connected(), RequestOptions(headers=self.headers)
         # `client.embeddings.create` looks at each text's type for longer than all else takes.
-        body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "base64"}
-        if self._asks_dimensions(model):
-            body["dimensions"] = self.profile.dimensions
-        options: RequestOptions = {}
-        if not self._key and "authorization" not in {name.lower() for name in self._headers}:
-            options["headers"] = {"Authorization": openai.Omit()}
+        body = self.body(model, texts)
         try:
             response = await client.post("/embeddings", body=body, cast_to=httpx2.Response, options=options)
         except openai.APIStatusError as error:
-            raise self._refusal(error, model) from None
+            raise self.refusal(error, model) from None
         except openai.APIConnectionError as error:
-            raise self._unreachable(error) from None
+            raise self.unreachable(error) from None
         return self._read(response, len(texts))
+
+    def body(self, model: str, texts: Sequence[str]) -> dict[str, Any]:
+        """What is asked about these texts."""
+        body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "base64"}
+        if self._asks_dimensions(model):
+            body["dimensions"] = self.profile.dimensions
+        return body
+
+    @property
+    def headers(self) -> "dict[str, str | Omit]":
+        """What each request has beside the client's own headers."""
+        import openai
+
+        is_told = self._key or "authorization" in {name.lower() for name in self._headers}
+        return {} if is_told else {"Authorization": openai.Omit()}
 
     async def close(self) -> None:
         if self._client is not None:
@@ -177,7 +187,7 @@ class EmbeddingApi:
         known = KNOWN.get(model)
         return self.profile.send_dimensions or (known is not None and self.profile.dimensions != known.dimensions)
 
-    def _connected(self) -> "AsyncOpenAI":
+    def connected(self) -> "AsyncOpenAI":
         """The client; a new one if there is another event loop than before: after a fork. ProfileError if it cannot be
         made of what the environment says of proxies and certificates.
         """
@@ -212,7 +222,8 @@ class EmbeddingApi:
 
     # --- what went wrong ------------------------------------------------------------------------------------------
 
-    def _refusal(self, error: "APIStatusError", model: str) -> Exception:
+    def refusal(self, error: "APIStatusError", model: str) -> Exception:
+        """What an answer with another status than 200 means."""
         status, headers = error.status_code, error.response.headers
         words = self._words(error)
         said = f"{self._who}: {self.place} answered {status}{f': {words}' if words else ''}"
@@ -248,9 +259,10 @@ class EmbeddingApi:
     def _concerns_request(error: "APIStatusError", words: str) -> bool:
         return error.param in _OF_THE_REQUEST or error.code == "model_not_found" or "dimensions" in words.lower()
 
-    def _unreachable(self, error: Exception) -> Exception:
+    def unreachable(self, error: Exception) -> Exception:
+        """What it means that no answer came."""
         cause = error.__cause__ or error
-        said = f"{self._who}: {self.place} does not answer ({type(cause).__name__}: {self._clean(str(cause))})"
+        said = f"{self._who}: {self.place} does not answer ({type(cause).__name__}: {self.clean(str(cause))})"
         if re.search(r"\b407\b", str(cause)):
             return ProfileError(f"{said}; the proxy wants a user and password: see HTTP_PROXY and HTTPS_PROXY")
         assert is_outage(error)
@@ -262,9 +274,10 @@ class EmbeddingApi:
         if isinstance(body, Mapping):
             body = body.get("message") or body.get("error") or body.get("detail") or json.dumps(body)
         text = body if isinstance(body, str) else json.dumps(body or "")
-        return PAGE if "<html" in text.lower() else self._clean(text.strip('"'))
+        return PAGE if "<html" in text.lower() else self.clean(text.strip('"'))
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
+        """Words of a server on one line, without the key."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(text.split())[:LONGEST_WORDS]
@@ -277,6 +290,13 @@ class EmbeddingApi:
             raise self._useless(f"answered with {kind or 'nothing'} where JSON is due; is the address right (…/v1)?")
         try:
             body = json.loads(response.content)
+        except ValueError as error:
+            raise self._useless(f"gave an answer that cannot be read ({type(error).__name__})") from None
+        return self.answer_of(body, texts, response.headers)
+
+    def answer_of(self, body: Any, texts: int, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
+        """The vectors of an answer to so many texts; ServiceOutageError if it is no good one."""
+        try:
             data, usage = body["data"], body.get("usage") or {}
             numbers = [entry["index"] for entry in data]
             given = {entry["index"]: _decoded(entry["embedding"]) for entry in data}
@@ -298,7 +318,7 @@ class EmbeddingApi:
         if self.profile.normalize:
             vectors = vectors / norms
         tokens = usage.get("total_tokens", usage.get("prompt_tokens"))
-        return Answer(vectors, tokens if isinstance(tokens, int) else None, response.headers)
+        return Answer(vectors, tokens if isinstance(tokens, int) else None, headers)
 
     def _useless(self, what: str) -> ServiceOutageError:
         return ServiceOutageError(f"{self._who}: {self.place} {what}")

@@ -6,7 +6,34 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from embeddings_pipeline.errors import BudgetError
+import psycopg
+
+from embeddings_pipeline.errors import BudgetError, ConfigurationError
+from embeddings_pipeline.store.locks import lock_budget
+from embeddings_pipeline.store.sql import load_sql
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of whom, on whose account, and what it may cost."""
+
+    collection: str
+    fingerprint: str
+    dimensions: int
+    model: str
+    account: str = ""
+    paid: bool = False  # whether it is noted what is billed
+    usd_per_million: float | None = 0.0  # tokens; None: not known
+    usd_per_day: float | None = None  # None: no limit
+    ratio: float = 1.0  # of the tokens that are billed to those that are counted here
+
+    def usd(self, billed: float) -> float:
+        """What so many tokens cost; 0 if the price is not known."""
+        return (self.usd_per_million or 0.0) * billed / 1e6
+
+    def expected_usd(self, counted: float) -> float:
+        """What texts cost of which so many tokens were counted here."""
+        return self.usd(counted * self.ratio)
 
 
 @dataclass
@@ -63,6 +90,35 @@ def affordable(prices: Sequence[float], left: float | None) -> int:
             break
         number += 1
     return number
+
+
+def check_price(terms: Terms, purse: Purse) -> None:
+    """ConfigurationError if a limit cannot be kept, since no price is known."""
+    limited = "budget:" if terms.usd_per_day is not None else "--max-cost" if purse.most is not None else None
+    if limited and terms.paid and terms.usd_per_million is None:
+        raise ConfigurationError(
+            f"collection {terms.collection!r}: `{limited}` cannot be kept, since no price is known for "
+            f"{terms.model}: give `price:` (US dollars for a million tokens) in the profile"
+        )
+
+
+def spent_today(connection: psycopg.Connection, collection: str) -> tuple[float, float]:
+    """What was billed or submitted today (UTC), and what is asked for; nobody else claims texts until the transaction
+    ends.
+    """
+    lock_budget(connection, collection)
+    row = connection.execute(load_sql("spend/today"), {"collection": collection}).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def budget_spent(terms: Terms, spent: float, price: float) -> BudgetError:
+    """That the next text costs more than `budget:` leaves."""
+    return BudgetError(
+        f"collection {terms.collection!r}: `budget: {{usd_per_day: {terms.usd_per_day:g}}}` is reached: "
+        f"${spent:,.4f} are spent or submitted today (UTC), and the next text would cost about ${price:,.6f}; what is "
+        "answered is kept, and work goes on tomorrow, or with a larger budget"
+    )
 
 
 _purse: ContextVar[Purse | None] = ContextVar("purse", default=None)

@@ -132,6 +132,13 @@ def sweep(database: Database, settings: Settings) -> int:
     return PostgresCache(database).sweep(settings.cache_days) if settings.cache_days else 0
 
 
+def in_batch_jobs(database: Database, fingerprint: str, hashes: Sequence[bytes]) -> set[bytes]:
+    """Of these texts, those whose answers are to come from batch jobs."""
+    parameters = {"fingerprint": fingerprint, "hashes": list(hashes)}
+    with database.session() as connection:
+        return {row[0] for row in connection.execute(load_sql("cache/in_jobs"), parameters)}
+
+
 def model_users(database: Database) -> dict[str, list[str]]:
     """Fingerprint → `collection (profile)`, of the models that collections have."""
     users: dict[str, list[str]] = {}

@@ -47,7 +47,7 @@ class Rate:
     def __init__(self, profile: Profile, settings: Settings, url: str, key: str) -> None:
         """`url` and `key` make the account; neither is kept."""
         self._who, self._settings = f"Profile {profile.name}", settings
-        self.account = hashlib.blake2b(f"{url}\0{key}".encode(), digest_size=8).hexdigest()
+        self.account = account_of(url, key)
         self._requests, self._tokens = rates(profile, settings)
         self._server: dict[str, float] = {}  # what the headers said: limit-requests, limit-tokens
         self._database: Database | None = None
@@ -116,6 +116,11 @@ class Rate:
             return None
         except (psycopg.Error, DatabaseError) as error:
             raise ServiceOutageError(f"{self._who}: the rate cannot be asked for: {one_line(error)}") from error
+
+
+def account_of(url: str, key: str) -> str:
+    """Whom a server bills: tells addresses and keys apart, and holds neither."""
+    return hashlib.blake2b(f"{url}\0{key}".encode(), digest_size=8).hexdigest()
 
 
 async def taken(rate: Rate, turn: asyncio.Lock, model: str, tokens: float) -> None:

@@ -1,8 +1,11 @@
 """What a collection's hosted model has cost, by day (UTC), and what its servers count as a token."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
+import psycopg
+
+from embeddings_pipeline.encoders.budget import Terms
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
 
@@ -51,6 +54,35 @@ class Spend:
             tokens = sum(day.unpriced for day in self.days)
             words += f"; {tokens:,} tokens more have no known price (of {', '.join(self.unpriced_models)})"
         return words
+
+
+def record(
+    connection: psycopg.Connection,
+    terms: Terms,
+    texts: int,
+    tokens: int,
+    *,
+    told: int,
+    counted: int,
+    moment: datetime | None = None,
+) -> None:
+    """Note what was billed for an answer: so many tokens, of which the server told so many where so many were counted
+    here. moment: of which day it is, if not of today.
+    """
+    parameters = {
+        "collection": terms.collection,
+        "account": terms.account,
+        "model": terms.model,
+        "fingerprint": terms.fingerprint,
+        "texts": texts,
+        "tokens": tokens,
+        "unpriced": tokens if terms.usd_per_million is None else 0,
+        "usd": terms.usd(tokens),
+        "told": told,
+        "counted": counted,
+        "moment": moment,
+    }
+    connection.execute(load_sql("spend/record"), parameters)
 
 
 def spend(database: Database, collection: str) -> Spend:

@@ -8,6 +8,7 @@ import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.encoders.batch_jobs import BatchJobs
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.health.activity import under_way
 from embeddings_pipeline.health.check_results import CheckResult, checks_of, last_results
@@ -82,6 +83,7 @@ def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
         "failures": [],
         "checks": [{"name": name, **NEVER_RUN} for name in checks_of(None)],
         "under_way": [],
+        "batch_jobs": [],
         "definition": None,
         "database": None,
     }
@@ -208,6 +210,12 @@ def _checks(subject: Subject) -> dict[str, Any]:
     return {"checks": [shown(name) for name in names]}
 
 
+def _batch_jobs(subject: Subject) -> dict[str, Any]:
+    """Those that are at work."""
+    listed = BatchJobs(subject.database, subject.settings, subject.name).listed(days=0)
+    return {"batch_jobs": [job for job in listed if job["ended_at"] is None]}
+
+
 def _activity(subject: Subject) -> dict[str, Any]:
     return {"under_way": [asdict(each) for each in under_way(subject.database, subject.name)]}
 
@@ -224,6 +232,7 @@ FACTS: tuple[Callable[[Subject], dict[str, Any]], ...] = (
         _failures,
         _checks,
         _activity,
+        _batch_jobs,
         _definition,
         _database,
     ),

@@ -1,7 +1,7 @@
 """What there is to do, derived from state (rule 1), and when a batch that failed is tried again."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from embeddings_pipeline.config.templates import clean
 from embeddings_pipeline.ledger.base import LedgerBase
@@ -19,20 +19,27 @@ class Work(LedgerBase):
         """The batches with a dirty item, in order."""
         return list(self.dirty_items())
 
-    def dirty_items(self, *, due: bool = False) -> dict[int, int]:
+    def dirty_items(self, *, due: bool = False, free: bool = False) -> dict[int, int]:
         """Batch → how many of its items are dirty, for the batches that have any, in order.
 
-        `due`: without the batches that were tried and wait for their next try.
+        `due`: without the batches that were tried and wait for their next try. `free`: without the items that wait for
+        a batch job.
         """
         with self.database.session() as connection:
-            parameters = {"collection": self.name, "due": due, "longest": LONGEST_BATCH_WAIT}
+            parameters = {"collection": self.name, "due": due, "free": free, "longest": LONGEST_BATCH_WAIT}
             return dict(connection.execute(self.tables.statement("work/dirty_batches"), parameters).fetchall())
+
+    def dirty_since(self, moments: Mapping[int, datetime]) -> list[int]:
+        """Of these batches, those with an item that has been dirty since before its moment."""
+        parameters = {"batches": list(moments), "moments": list(moments.values())}
+        with self.database.session() as connection:
+            return [row[0] for row in connection.execute(self.tables.statement("work/dirty_since"), parameters)]
 
     def work(self, *, due: bool = False) -> dict[int, int]:
         """As `dirty_items`, and batches with a text whose time in quarantine is over, or in which a shadow model lacks
-        vectors.
+        vectors. What waits for a batch job is left out.
         """
-        dirty, current, shadows = self.dirty_items(due=due), self.current(), self.shadow_models()
+        dirty, current, shadows = self.dirty_items(due=due, free=True), self.current(), self.shadow_models()
         retried: dict[int, int] = {}
         incomplete: dict[int, int] = {}
         attempts = self.definition.attributes.quarantine.attempts

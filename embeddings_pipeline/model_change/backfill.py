@@ -8,6 +8,8 @@ from contextlib import ExitStack
 
 import psycopg
 
+from embeddings_pipeline.encoders.batch_api import MOST_TEXTS
+from embeddings_pipeline.encoders.batch_submit import Submission
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.shadow import (
@@ -15,10 +17,12 @@ from embeddings_pipeline.pipeline.shadow import (
     ShadowBatch,
     encode_batch,
     read_batch,
+    wanted_texts,
     while_kept,
     write_batches,
     write_to_lake,
 )
+from embeddings_pipeline.pipeline.submit import check_api, submit_texts
 from embeddings_pipeline.store.retry import OUTAGE_ATTEMPTS, is_outage, wait_for_outage
 
 BATCHES_TOGETHER = 50  # their locks are held at once
@@ -43,6 +47,24 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
                 raise
             wait_for_outage(model.definition.name, attempt, error)
             attempt += 1
+
+
+def submit_batches(model: Collection, batches: Iterable[int], run: str) -> Submission:
+    """Submit what these batches lack to the Batch API, in files that are as large as they may be. A backfill afterwards
+    leaves those texts, and one that comes when they are answered writes them.
+    """
+    check_api(model.profile, "batch")
+    done, texts, group = Submission(), dict[bytes, str](), list[int]()
+    with while_kept(model), model.database.connect(autocommit=True) as reader:
+        for batch in dict.fromkeys(batches):
+            wanted = wanted_texts(read_batch(model, reader, batch, run, encode=True))
+            if len(texts) + len(wanted) > MOST_TEXTS:
+                done += submit_texts(model, texts, group)
+                texts, group = {}, []
+            texts |= wanted
+            group.append(batch)
+        done += submit_texts(model, texts, group)
+    return done
 
 
 def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:

@@ -21,11 +21,12 @@ import psycopg
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
+from embeddings_pipeline.config.prices import Api
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.errors import ModelChangeError, profile_command
 from embeddings_pipeline.index.pgvector import IndexReport, ensure_index
 from embeddings_pipeline.model_change import steps
-from embeddings_pipeline.model_change.backfill import backfill_batches
+from embeddings_pipeline.model_change.backfill import backfill_batches, submit_batches
 from embeddings_pipeline.model_change.gate import Gate, measure_gate
 from embeddings_pipeline.model_change.preflight import (
     check_candidate,
@@ -92,12 +93,16 @@ def expand(collection: Collection, profile: Profile) -> ModelChange:
     return change
 
 
-def backfill(collection: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:
+def backfill(
+    collection: Collection, batches: Iterable[int], run: str, api: Api = "direct"
+) -> Iterator[tuple[int, Backfilled]]:
     """Backfill batches of the candidate; yields each when it is done. ModelChangeError unless a change is expanded and
-    not yet swapped, StaleRunError if it was given up meanwhile.
+    not yet swapped, StaleRunError if it was given up meanwhile. By the Batch API, most of a batch comes later.
     """
-    candidate = expanded_change(collection, "backfill").candidate
-    yield from backfill_batches(collection.with_model(candidate), batches, run)
+    candidate, chosen = collection.with_model(expanded_change(collection, "backfill").candidate), list(batches)
+    if api == "batch":
+        submit_batches(candidate, chosen, run)
+    yield from backfill_batches(candidate, chosen, run)
 
 
 def swap(collection: Collection, run: str) -> Swapped:

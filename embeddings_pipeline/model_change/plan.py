@@ -12,10 +12,11 @@ import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import batch_key
-from embeddings_pipeline.config.prices import is_paid
+from embeddings_pipeline.config.prices import Api, is_paid
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.templates import content_hash
 from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders.batch_api import HOURS
 from embeddings_pipeline.index.pgvector import planned_changes
 from embeddings_pipeline.model_change import steps
 from embeddings_pipeline.model_change.preflight import check_no_other_change, check_unasked
@@ -24,6 +25,7 @@ from embeddings_pipeline.model_change.steps import Step
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.pending import counted_tokens
 from embeddings_pipeline.pipeline.quote import Quote, Quoter
+from embeddings_pipeline.pipeline.submit import check_api
 from embeddings_pipeline.store.destination.base import Destination
 from embeddings_pipeline.store.destination.indexes import after
 from embeddings_pipeline.store.models import Model
@@ -76,10 +78,11 @@ class Planned:
     bytes: int = 0
 
 
-def price(collection: Collection, profile: Profile) -> Price:
+def price(collection: Collection, profile: Profile, api: Api = "direct") -> Price:
     """Encodes a sample of the texts, so it takes some seconds and the model's memory; a model that takes money is not
     asked. Writes nothing.
     """
+    check_api(profile, api)
     candidate = candidate_destination(collection, profile)
     is_kept = candidate.fingerprint in {model.destination.fingerprint for model in collection.ledger.shadow_models()}
     with collection.database.connect(autocommit=True) as connection:
@@ -92,10 +95,11 @@ def price(collection: Collection, profile: Profile) -> Price:
         method = collection.definition.attributes.index.method
         needed = 0 if is_kept else candidate.needed_bytes(len(wanted), method)
         if is_paid(profile):
-            quoter = Quoter(collection.with_model(Model(profile, candidate)))
+            quoter = Quoter(collection.with_model(Model(profile, candidate)), api)
             quotes = {batch_key(n): _quoted(quoter, connection, batch) for n, batch in lacking_by_batch.items()}
             total = quoter.total(list(quotes.values()))
-            return Price(total.texts, total.tokens, 60 * total.minutes, needed, total, quotes, quoter.basis)
+            seconds = 3600.0 * HOURS if total.jobs else 60 * total.minutes
+            return Price(total.texts, total.tokens, seconds, needed, total, quotes, quoter.basis)
         chosen = sorted(set(digests))[:PRICED_TEXTS]  # hashes are in no order, and these are the same each time
         sampled = connection.execute(candidate.statement("model_change/sample"), {"content_hashes": chosen})
         sample = [row[0] for row in sampled]

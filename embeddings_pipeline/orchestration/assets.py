@@ -37,8 +37,10 @@ from embeddings_pipeline.pipeline.quote import Quoter
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.pipeline.run_batch import commit_and_backfill, embed_under_each_model
+from embeddings_pipeline.pipeline.submit import check_named
 
 FAIL_HOURS, WARN_HOURS = 50, 26  # since the last full scan; the daily refresh makes one a day
+AGAIN, WAIT = "materialize it again, or sync", "see batch_jobs"  # what is to be done for a partition that is not whole
 ENCODER_KINDS = {"local": "huggingface", "openai": "openai"}  # of the profile's provider; Dagster has their icons
 
 
@@ -60,6 +62,11 @@ class EmbedConfig(dg.Config):
     items: list[str] | None = Field(default=None, description="Encode only texts of the items with these keys.")
     batch_size: int | None = Field(default=None, description="Most texts that the model gets at once.")
     tokens_per_batch: int | None = Field(default=None, description="Most tokens that the model gets at once.")
+    api: str = Field(
+        default="direct",
+        description="`batch`: hand texts to the hosted model's Batch API, at half the price, within a day. The run "
+        "ends when they are submitted; `batch_jobs` shows them, and its sensor starts the run that commits them.",
+    )
 
     def check(self) -> None:
         """Raises ConfigurationError if a number is not a count."""
@@ -68,10 +75,14 @@ class EmbedConfig(dg.Config):
             if value is not None and value < 1:
                 raise ConfigurationError(f"`{name}: {value}` in the run's configuration: give 1 or more, or nothing")
 
+        check_named(self.api)
+        if self.api == "batch" and self.force:
+            raise ConfigurationError("`force` and `api: batch` exclude each other: leave one of them out")
+
     def options(self) -> EmbedOptions:
         """What the steps take; the sizes of the encoder's batches are the collection's."""
         items = None if self.items is None else frozenset(self.items)
-        return EmbedOptions(self.force, self.dry_run, self.limit, items)
+        return EmbedOptions(self.force, self.dry_run, self.limit, items, check_named(self.api))
 
 
 def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.AssetsDefinition]:
@@ -146,10 +157,11 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
             f"The batch's vectors of {profile.dimensions} dimensions, in a Parquet file. A text whose content hash has "
             f"a vector under the current model keeps it; only the others are encoded.\n\n"
             f"Launchpad: `force` encodes all anew, `dry_run` counts and changes nothing, `limit` encodes at most so "
-            f"many texts in the run.\n\n"
+            f"many texts in the run, `api: batch` hands them to a hosted model's Batch API.\n\n"
             f"Numbers: texts `embedded`, `cached` (the embedding cache knew their vectors) and `reused`; `usd`, what "
             f"the batch cost; `quarantined`, which fail by themselves and are tried again "
-            f"later; `truncated`, longer than the model reads; `left_to_embed` by `limit`."
+            f"later; `truncated`, longer than the model reads; `left_to_embed` by `limit`; `in_jobs`, which batch jobs "
+            f"have."
         ),
     )
     def embed(
@@ -167,7 +179,9 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
                 yield from _dry_run(context, collection, batches, options)
                 return
             for batch, embedded in embed_under_each_model(collection, batches, context.run.run_id, options):
-                yield batch, {**_missing(embedded.left_to_embed, "left out by `limit`"), **metadata_of(embedded)}
+                missing = _missing(embedded.left_to_embed, "left out by `limit`")
+                missing = missing or _missing(embedded.in_jobs, "with batch jobs, and come later", remedy=WAIT)
+                yield batch, {**missing, **metadata_of(embedded)}
 
         each(context, pipeline, definition, steps, dry_run=config.dry_run)
         if not config.dry_run:
@@ -228,7 +242,7 @@ def _dry_run(
     context: dg.AssetExecutionContext, collection: Collection, batches: list[int], options: EmbedOptions
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Say what the run would do and cost."""
-    quoter, quotes = Quoter(collection), []
+    quoter, quotes = Quoter(collection, options.api), []
     for batch, embedded, quote in quote_batches(quoter, batches, context.run.run_id, options):
         quotes.append(quote)
         counts = f"{embedded.left_to_embed} texts to encode, {embedded.reused} reused"
@@ -237,11 +251,11 @@ def _dry_run(
     context.log.info(f"dry run, in all: {quoter.total(quotes).in_words()}; {quoter.basis}")
 
 
-def _missing(count: int, why: str, what: str = "texts") -> dict[str, str]:
+def _missing(count: int, why: str, what: str = "texts", remedy: str = AGAIN) -> dict[str, str]:
     """First of all, if a partition is not whole: the UI shows it as materialized."""
     if not count:
         return {}
-    return {"MISSING": f"{count:,} {what} of this partition are {why}: materialize it again, or sync"}
+    return {"MISSING": f"{count:,} {what} of this partition are {why}: {remedy}"}
 
 
 def _since(started: float) -> float:

@@ -11,7 +11,7 @@ from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel
 from embeddings_pipeline.orchestration.names import collections_of, partitions_of
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.pipeline.inventory import Inventory, take_inventory
-from embeddings_pipeline.pipeline.removal import check_idle, remove_collection
+from embeddings_pipeline.pipeline.removal import check_idle, check_no_batch_jobs, remove_collection
 from embeddings_pipeline.pipeline.renaming import (
     check_not_being_renamed,
     end_renaming,
@@ -46,6 +46,7 @@ def remove_everywhere(
         with database.connect(autocommit=True) as connection:
             check_not_being_renamed(connection, kept.name)
             check_idle(connection, kept.name)
+            check_no_batch_jobs(connection, kept.name)
         _delete_partitions(instance, kept.name)
     failpoint("remove.partitions")
     remove_collection(database, settings, kept)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from embeddings_pipeline.orchestration.automation import (
     build_schedules,
     build_sensor,
 )
+from embeddings_pipeline.orchestration.batch_jobs import build_batch_sensor, has_batch_jobs
 from embeddings_pipeline.orchestration.instance.home import check_home
 from embeddings_pipeline.orchestration.jobs import build_pipeline, declared_profile
 from embeddings_pipeline.orchestration.live import build_live_job
@@ -54,11 +56,18 @@ def build_definitions(definition: CollectionDefinition) -> dg.Definitions:
     """Everything that Dagster knows of one collection."""
     pipeline, refresh_jobs = build_pipeline(definition), build_refresh_jobs(definition)
     profile = declared_profile(definition)
-    asked_for = {job_name(definition, job) for job in ("scan", "batches", "index")}
-    jobs = [job for job in pipeline.jobs or () if job.name in asked_for]
+
+    def jobs(*names: str) -> list[Any]:
+        asked_for = {job_name(definition, name) for name in names}
+        return [job for job in pipeline.jobs or () if job.name in asked_for]
+
+    sensors = [build_sensor(definition, jobs("scan", "batches", "index"), profile.dimensions), build_alerts(definition)]
+    if has_batch_jobs(definition, profile):
+        own = jobs("batch_jobs", "batches", "migration_backfill")
+        sensors.append(build_batch_sensor(definition, own, profile.dimensions))
     automation = dg.Definitions(
         jobs=[*refresh_jobs, build_job_for_people(definition, refresh_jobs[0]), build_live_job(definition)],
-        sensors=[build_sensor(definition, jobs, profile.dimensions), build_alerts(definition)],
+        sensors=sensors,
         schedules=build_schedules(definition, refresh_jobs, paid=is_paid(profile)),
     )
     return dg.Definitions.merge(pipeline, automation)

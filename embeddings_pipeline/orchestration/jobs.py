@@ -9,10 +9,13 @@ from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import build_assets
+from embeddings_pipeline.orchestration.batch_jobs import build_batch_jobs, has_batch_jobs
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
 from embeddings_pipeline.orchestration.names import AUTOMATION, asset_key, batch_assets, job_name, job_tags
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
+
+FETCHES = "For the sensor of batch jobs: look at each, and fetch what was answered."
 
 
 def declared_profile(definition: CollectionDefinition) -> Profile:
@@ -26,18 +29,29 @@ def declared_profile(definition: CollectionDefinition) -> Profile:
 def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
     """The collection's assets, checks and jobs, without what starts them by itself."""
     profile = declared_profile(definition)
+    with_batch_jobs = has_batch_jobs(definition, profile)
     return dg.Definitions(
-        assets=[*build_assets(definition, profile), build_audit(definition), *build_migration_assets(definition)],
+        assets=[
+            *build_assets(definition, profile),
+            build_audit(definition),
+            *build_migration_assets(definition),
+            *([build_batch_jobs(definition)] if with_batch_jobs else []),
+        ],
         asset_checks=build_checks(definition, profile),
-        jobs=[*build_jobs(definition, profile.dimensions), *build_migration_jobs(definition)],
+        jobs=[
+            *build_jobs(definition, profile.dimensions, with_batch_jobs=with_batch_jobs),
+            *build_migration_jobs(definition),
+        ],
         resources={"pipeline": PIPELINE},
         executor=EXECUTOR,
         loggers=LOGGERS,
     )
 
 
-def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
-    """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them."""
+def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_jobs: bool = False) -> list[Any]:
+    """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them; and
+    `…_batch_jobs`.
+    """
 
     def select(*names: str) -> dg.AssetSelection:
         return dg.AssetSelection.assets(*(asset_key(definition, name) for name in names))
@@ -65,4 +79,5 @@ def build_jobs(definition: CollectionDefinition, dimensions: int) -> list[Any]:
             select("audit") | dg.AssetSelection.checks_for_assets(*indexes),
             "Step 4: compare every copy with the next, and run every check. What disagrees becomes dirty.",
         ),
+        *([job("batch_jobs", select("batch_jobs"), FETCHES)] if with_batch_jobs else []),
     ]

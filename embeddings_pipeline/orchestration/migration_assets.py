@@ -27,6 +27,7 @@ from embeddings_pipeline.orchestration.names import MODEL_CHANGE, asset_key, job
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import each, failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.submit import check_named
 from embeddings_pipeline.store.locks import Exclusive
 
 
@@ -35,6 +36,16 @@ class ExpandConfig(dg.Config):
 
     candidate_profile: str = Field(
         description="The profile to change to: speed, quality, … or one of the collection's own."
+    )
+
+
+class BackfillConfig(dg.Config):
+    """Launchpad settings of migration/backfill."""
+
+    api: str = Field(
+        default="direct",
+        description="`batch`: hand texts to the candidate's Batch API, at half the price, within a day; `batch_jobs` "
+        "shows them, and its sensor starts the backfill that writes them.",
     )
 
 
@@ -74,12 +85,16 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
         return dg.MaterializeResult(metadata=_state(collection, change))
 
     @dg.asset(**options("backfill", {"postgres"}, ["migration/expand"], partitioned=True), pool=ENCODER_POOL)
-    def migration_backfill(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
+    def migration_backfill(
+        context: dg.AssetExecutionContext, config: BackfillConfig, pipeline: PipelineResource
+    ) -> None:
         """The batch's vectors under the candidate, from the texts that are there; nothing is read from the source, and
         what a killed run had encoded is not encoded again.
 
-        Numbers: `texts` of the batch, of which `embedded`, `reused` or `quarantined`; `texts_done` by this run so far;
-        `percent` of the batches done, and `minutes_left` at this run's speed.
+        Launchpad: `api: batch`, half the price of a hosted model, within a day.
+
+        Numbers: `texts` of the batch, of which `embedded`, `reused`, `quarantined` or `in_jobs`; `texts_done` by this
+        run so far; `percent` of the batches done, and `minutes_left` at this run's speed.
         """
         started = time.monotonic()
 
@@ -87,7 +102,7 @@ def build_migration_assets(definition: CollectionDefinition) -> list[dg.AssetsDe
             change = open_change(collection)
             state = _state(collection, change) if change else {}
             before, texts = state.get("backfilled_batches", 0), 0
-            for batch, backfilled in backfill(collection, batches, context.run.run_id):
+            for batch, backfilled in backfill(collection, batches, context.run.run_id, check_named(config.api)):
                 assert change is not None  # else there were nothing to backfill
                 with contextlib.suppress(DatabaseError, psycopg.OperationalError):  # `backfill` waits for it
                     state = _state(collection, change)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embeddings_pipeline.config.definition import CollectionDefinition, batch_key
+from embeddings_pipeline.config.prices import Api
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.budget import Purse, spending
-from embeddings_pipeline.errors import RunFailed
+from embeddings_pipeline.errors import ConfigurationError, RunFailed
 from embeddings_pipeline.health.activity import activity
 from embeddings_pipeline.health.check_results import CheckResult
 from embeddings_pipeline.health.failures import failure_kept
@@ -22,6 +23,7 @@ from embeddings_pipeline.orchestration.at_rest import dagster_is_at_rest, look_f
 from embeddings_pipeline.orchestration.progress import both
 from embeddings_pipeline.pipeline.collection import Collection, look_at_collection, open_collection
 from embeddings_pipeline.pipeline.pending import pending_texts
+from embeddings_pipeline.pipeline.submit import check_api, look_at_jobs
 from embeddings_pipeline.progress import Progress, silent
 from embeddings_pipeline.store.database import open_database
 
@@ -46,7 +48,8 @@ class SyncResult:
     cached: int = 0  # texts whose vector the embedding cache knew
     reused: int = 0
     quarantined: int = 0
-    usd: float = 0.0  # billed
+    usd: float = 0.0  # billed, and what batch jobs are expected to cost
+    in_jobs: int = 0  # texts of the batches of this sync that batch jobs have: a later sync commits them
     left: int = 0  # texts that `limit` or `dry_run` left for later
     truncated: int = 0  # texts of the collection that are longer than the model reads; of a dry run: of those left
     longest_tokens: int = 0  # the longest of them
@@ -80,6 +83,7 @@ class Options:
     allow_deletes: bool = False
     full: bool = False
     recent: Recent | None = None
+    api: Api = "direct"
 
     @property
     def plain(self) -> bool:
@@ -97,6 +101,7 @@ def sync(
     allow_deletes: bool = False,
     full: bool = False,
     recent: Recent | None = None,
+    api: Api = "direct",
     redefine: bool = False,
     purse: Purse | None = None,
     progress: Progress = silent,
@@ -105,19 +110,24 @@ def sync(
     """Bring a collection up to date, and say what was done.
 
     `force` encodes every text anew; `limit` encodes at most that many; `dry_run` counts and writes nothing; `full`
-    audits every copy first and runs every check last; `recent` leaves all but new items to others; `redefine` puts the
+    audits every copy first and runs every check last; `recent` leaves all but new items to others; `api: batch` hands
+    texts to a hosted model's Batch API, whose answers a later sync commits; `redefine` puts the
     definition in force, though a newer one is. `purse`: what may be spent. `progress(phase, done, total)`: called as
     texts are embedded (total 0: not known yet). `instance`: Dagster's; left out, the one of dagster.yaml. Raises
     PipelineError in one line if a run failed, BudgetError; a check that did not pass is told in the result.
     """
+    if api == "batch" and force:
+        raise ConfigurationError("`force` and `api: batch` exclude each other: leave one of them out")
     started, purse = time.perf_counter(), purse or Purse()
     result, spent_before = SyncResult(definition.name, dry_run=dry_run), purse.spent
     if dry_run:
-        _look(definition, settings, result, force=force, redefine=redefine)
+        _look(definition, settings, result, force=force, redefine=redefine, api=api)
     else:
-        options = Options(force, limit, allow_deletes, full, recent)
+        options = Options(force, limit, allow_deletes, full, recent, api)
         with _failure_kept(definition, settings), spending(purse):
             collection = _warned(open_collection(definition, settings, redefine=redefine))
+            check_api(collection.profile, api)
+            look_at_jobs(collection, progress)
             with activity(collection.database, definition.name, "sync") as told:
                 _bring_up_to_date(collection, result, options, both(progress, told), instance)
             _note_what_is_amiss(collection, result)
@@ -173,7 +183,7 @@ def _note_what_is_amiss(collection: Collection, result: SyncResult) -> None:
 
 
 def _look(
-    definition: CollectionDefinition, settings: Settings, result: SyncResult, *, force: bool, redefine: bool
+    definition: CollectionDefinition, settings: Settings, result: SyncResult, *, force: bool, redefine: bool, api: Api
 ) -> None:
     collection = _warned(look_at_collection(definition, settings))
     if not redefine:
@@ -181,7 +191,7 @@ def _look(
     scan, batches = collection.ledger.look(collection.source, everything=force)
     result.scanned, result.new, result.changed = scan.scanned, scan.new, scan.changed
     result.deleted = scan.gone
-    pending = pending_texts(collection, batches, force=force)
+    pending = pending_texts(collection, batches, force=force, api=api)
     result.left, result.reused = pending.texts, pending.reused
     result.truncated, result.longest_tokens = pending.truncated, pending.longest
     result.quotes = {batch_key(batch): quote.as_dict() for batch, quote in pending.quotes.items()}

@@ -128,12 +128,14 @@ class _Sync:
             add_partitions(self.instance, self.definition, ledger.batches())
             existing = batches_of(self.instance.get_dynamic_partitions(partitions_name(self.definition)))
             for first, last in run_ranges(work, existing, self.size):
-                if limit is not None and result.embedded + result.cached >= limit:
+                done = result.embedded + result.cached + result.in_jobs
+                if limit is not None and done >= limit:
                     break
-                left = None if limit is None else limit - result.embedded - result.cached
-                self._execute_batches(first, last, {"force": force, "limit": left, "items": items})
+                left = None if limit is None else limit - done
+                chosen = {"force": force, "limit": left, "items": items, "api": options.api}
+                self._execute_batches(first, last, chosen)
             # Rows that changed while we ran; what `limit` and `recent` leave is left on purpose.
-            work = {} if limit is not None or items is not None else ledger.dirty_items()
+            work = {} if limit is not None or items is not None else ledger.dirty_items(free=True)
             if not work:
                 break
             force = False
@@ -180,4 +182,5 @@ class _Sync:
         self.result.embedded += figures.embedded
         self.result.cached += figures.cached
         self.result.reused += figures.reused
+        self.result.in_jobs += figures.in_jobs
         self.result.left += 0 if embed["force"] else figures.left_to_embed

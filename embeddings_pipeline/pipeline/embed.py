@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.config.prices import is_hosted
+from embeddings_pipeline.config.prices import Api, is_hosted
 from embeddings_pipeline.encoders.base import HARMLESS, Encoder, OnAnswer, PoisonTextsError, tokens_read
+from embeddings_pipeline.encoders.batch_api import MOST_TEXTS
 from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.pipeline.attempts import each_batch, failure_noted
@@ -22,6 +23,7 @@ from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.paid import answers_of
+from embeddings_pipeline.pipeline.submit import check_api, submit_texts
 from embeddings_pipeline.pipeline.vectors import (
     Vectors,
     embeddings_table,
@@ -50,6 +52,7 @@ class EmbedOptions:
     dry_run: bool = False  # count, and encode and write nothing
     limit: int | None = None  # texts, in all batches together
     items: Container[str] | None = None  # only texts of the items with these keys
+    api: Api = "direct"  # batch: what no cache knows is submitted, and comes with a later run
 
     @property
     def everything(self) -> bool:
@@ -71,8 +74,11 @@ def embed_batches(
     Yields each batch when its file is written. Batches with few texts to encode go to the encoder together. Raises
     OutageError if the encoder fails for a harmless text too.
     """
+    check_api(collection.profile, options.api)
     encoded: dict[int, tuple[BatchPlan, Encoded]] = {}
     together = HOSTED_TEXTS if is_hosted(collection.profile) else TEXTS_TOGETHER
+    if options.api == "batch":
+        together = MOST_TEXTS
 
     def plan(collection: Collection, batch: int) -> BatchPlan:
         _, texts = collection.newest("item_texts", batch, run)
@@ -176,14 +182,19 @@ def _encode_group(collection: Collection, group: list[BatchPlan], options: Embed
             note_lengths(collection, plan.adopted)
         if texts:
             collection.ledger.note_attempts(batches)
+            if options.api == "batch":
+                submit_texts(collection, texts, batches)
             made = embed_texts(collection, texts, force=options.force)
     seconds = time.perf_counter() - started
-    usd_per_token = made.usd / max(1, sum(made.tokens.values()) - sum(made.tokens[digest] for digest in made.cached))
+    not_asked = made.cached | made.in_jobs
+    usd_per_token = made.usd / max(1, sum(made.tokens.values()) - sum(made.tokens[digest] for digest in not_asked))
     for plan in group:
-        result, tokens = plan.result, [made.tokens[digest] for digest in plan.wanted]
+        result = plan.result
+        result.in_jobs = sum(digest in made.in_jobs for digest in plan.wanted) if made.in_jobs else 0
+        tokens = [made.tokens[digest] for digest in plan.wanted if digest not in made.in_jobs]
         bad = sum(digest in made.bad for digest in plan.wanted) if made.bad else 0
         cached = {digest for digest in plan.wanted if digest in made.cached} if made.cached else set()
-        result.embedded = len(plan.wanted) - bad - len(cached)
+        result.embedded = len(plan.wanted) - bad - len(cached) - result.in_jobs
         result.cached = len(cached)
         result.quarantined += bad
         result.usd = usd_per_token * (sum(tokens) - sum(made.tokens[digest] for digest in cached))
@@ -202,11 +213,12 @@ class Encoded(NamedTuple):
     tokens_read: int | None = None  # of a text, by the model; None: all
     cached: Set[bytes] = frozenset()  # of the vectors, those that the cache knew
     usd: float = 0.0  # what was billed
+    in_jobs: Set[bytes] = frozenset()  # texts that have no vector yet, since batch jobs have them
 
 
 def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool = False) -> Encoded:
-    """Vectors of these texts (by content hash): those that the cache knows, unless `force`, and new ones; reasons of
-    the poison ones; numbers of tokens (rules 7 and 14).
+    """Vectors of these texts (by content hash): those that the cache knows, unless `force`, and new ones, but for texts
+    that batch jobs have; reasons of the poison ones; numbers of tokens (rules 7 and 14).
 
     Raises OutageError, and BudgetError.
     """
@@ -239,7 +251,10 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
             parts.append(np.stack([vectors_of.get(digest, nothing) for digest in wanted]))
             cached |= known
         count(len(wanted))
-    matrix = np.concatenate(parts)
+    matrix, in_jobs = np.concatenate(parts), answers.in_jobs if answers else set()
+    if in_jobs:
+        matrix = matrix[[digest not in in_jobs for digest in digests]]
+        digests = [digest for digest in digests if digest not in in_jobs]
     refused = _refused(collection, encoder, digests, matrix, bad)
     for step, reasons in (("encode", bad), ("store", refused)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
@@ -256,7 +271,7 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
         except Exception as error:  # the check of model drift says so again; the texts are not to blame
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
     usd = answers.usd if answers else 0.0
-    return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile), cached - bad.keys(), usd)
+    return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile), cached - bad.keys(), usd, in_jobs)
 
 
 def _parts(texts: int, first: int) -> Iterator[slice]:

@@ -34,6 +34,7 @@ class Embedded:
     tokens: int = 0
     usd: float = 0.0  # billed
     left_to_embed: int = 0  # because of `limit` or `dry_run`
+    in_jobs: int = 0  # that batch jobs have: their vectors come later
     seconds: float = 0.0
 
     @property
@@ -86,6 +87,7 @@ class RunFigures:
     tokens: int = 0
     usd: float = 0.0
     left_to_embed: int = 0
+    in_jobs: int = 0
     seconds: float = 0.0
     inserted: int = 0
     updated: int = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embeddings_pipeline.config.prices import is_hosted, is_paid
+from embeddings_pipeline.config.prices import Api, is_hosted, is_paid
 from embeddings_pipeline.encoders.base import tokens_read
 from embeddings_pipeline.encoders.limits import limits_of
 from embeddings_pipeline.encoders.tokens import count_tokens as count_hosted
@@ -30,11 +30,13 @@ class Pending:
     basis: str = ""  # what the quotes rest on, for people
 
 
-def pending_texts(collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False) -> Pending:
+def pending_texts(
+    collection: Collection, batches: Mapping[int, list[str]], *, force: bool = False, api: Api = "direct"
+) -> Pending:
     """How many texts of these batches (batch → item keys) a sync would embed, what that costs, and how many have their
     vector, as `embed_batches` counts them. Writes nothing.
     """
-    pending, quoter = Pending(), Quoter(collection)
+    pending, quoter = Pending(), Quoter(collection, api)
     with collection.source.connect() as reading, collection.database.connect(autocommit=True) as connection:
         # Before the first sync nothing is there that could be used again.
         options = EmbedOptions(force=force or not collection.model.destination.is_made(connection))

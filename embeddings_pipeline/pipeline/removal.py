@@ -24,6 +24,7 @@ def remove_collection(database: Database, settings: Settings, kept: Inventory) -
     """Remove all that an inventory lists. RefusedError while it is being written, or its model is being changed."""
     with database.connect(autocommit=True) as connection:
         check_idle(connection, kept.name)
+        check_no_batch_jobs(connection, kept.name)
     if kept.faiss is not None:
         shutil.rmtree(kept.faiss)
     failpoint("remove.faiss")
@@ -44,6 +45,16 @@ def check_idle(connection: psycopg.Connection, name: str) -> None:
         raise RefusedError(
             f"collection {name!r}: {counted(len(batches), 'batch')} {many(len(batches), 'is')} being committed; wait "
             "for that run to end"
+        )
+
+
+def check_no_batch_jobs(connection: psycopg.Connection, name: str) -> None:
+    """RefusedError while batch jobs of the collection are at work: their answers are paid for."""
+    [(jobs,)] = connection.execute(load_sql("collection/batch_jobs"), {"collection": name}).fetchall()
+    if jobs:
+        raise RefusedError(
+            f"collection {name!r}: {counted(jobs, 'batch job')} {many(jobs, 'is')} at work, and paid for: wait for "
+            "them (`embeddings-pipeline batch-job list`), or end them with `batch-job cancel`, then `batch-job fetch`"
         )
 
 

@@ -62,15 +62,15 @@ def embed_under_each_model(
     """The third step: the vectors of the current model, batch by batch, and, unless `options` choose texts, those of
     the shadow models.
     """
-    shadows = collection.shadow_models() if options.everything else []
+    shadows, api = collection.shadow_models() if options.everything else [], options.api
     waiting: list[tuple[int, Embedded]] = []
     for done in embed_batches(collection, batches, run, options):
         waiting.append(done)
         if not shadows or sum(embedded.embedded for _, embedded in waiting) >= TEXTS_TOGETHER:
-            embed_shadows(shadows, [batch for batch, _ in waiting], run)
+            embed_shadows(shadows, [batch for batch, _ in waiting], run, api)
             yield from waiting
             waiting = []
-    embed_shadows(shadows, [batch for batch, _ in waiting], run)
+    embed_shadows(shadows, [batch for batch, _ in waiting], run, api)
     yield from waiting
 
 

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
+from embeddings_pipeline.config.prices import Api, is_hosted
 from embeddings_pipeline.errors import OutageError, PipelineError, StaleRunError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.ledger.quarantine import LONGEST_TEXT_WAIT
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.embed import Encoded, embed_batches, embed_texts, texts_by_hash
+from embeddings_pipeline.pipeline.embed import EmbedOptions, Encoded, embed_batches, embed_texts, texts_by_hash
 from embeddings_pipeline.pipeline.vectors import Vectors, embeddings_table, joined, no_vectors, vectors_there
 from embeddings_pipeline.store.copy_binary import Column, columns_of
 from embeddings_pipeline.store.destination.base import Destination
@@ -47,6 +48,7 @@ class Backfilled:
     embedded: int = 0
     reused: int = 0
     quarantined: int = 0
+    in_jobs: int = 0  # that batch jobs have: their vectors come later
     vectors_written: int = 0
     complete: bool = False
     seconds: float = 0.0
@@ -137,19 +139,30 @@ def read_batch(model: Collection, connection: psycopg.Connection, batch: int, ru
 def encode_batch(model: Collection, shadow: ShadowBatch) -> None:
     """Make the vectors that are not there, but for those of texts that quarantine excuses."""
     started = time.perf_counter()
-    lacking = shadow.texts.filter(pc.invert(shadow.texts["has_vector"]))
-    unknown = lacking.filter(~shadow.vectors.has(lacking["content_hash"]))
+    lacking, unknown = _lacking(shadow)
     excused = unknown.filter(unknown["excused"])["content_hash"].unique()
-    wanted = texts_by_hash(unknown.filter(pc.invert(unknown["excused"])))
-    if wanted:
+    if wanted := wanted_texts(shadow):
         made = _embed_patiently(model, wanted)
         shadow.encoded, shadow.backfilled.quarantined = made.vectors, len(made.bad)
+        shadow.backfilled.in_jobs = len(made.in_jobs)
         shadow.backfilled.embedded = len(made.vectors) - len(made.cached)
         shadow.vectors = joined([made.vectors, shadow.vectors], model.model.destination.dimension)
     shadow.backfilled.quarantined += len(excused)
     had = int(shadow.vectors.has(pa.chunked_array([lacking["content_hash"].unique()])).sum())
     shadow.backfilled.reused = had - shadow.backfilled.embedded
     shadow.backfilled.seconds += time.perf_counter() - started
+
+
+def wanted_texts(shadow: ShadowBatch) -> dict[bytes, str]:
+    """Content hash → text, of what is to be encoded."""
+    _, unknown = _lacking(shadow)
+    return texts_by_hash(unknown.filter(pc.invert(unknown["excused"])))
+
+
+def _lacking(shadow: ShadowBatch) -> tuple[pa.Table, pa.Table]:
+    """The texts that have no vector in the table, and of these those that have none anywhere."""
+    lacking = shadow.texts.filter(pc.invert(shadow.texts["has_vector"]))
+    return lacking, lacking.filter(~shadow.vectors.has(lacking["content_hash"]))
 
 
 def write_to_lake(model: Collection, shadow: ShadowBatch, run: str) -> None:
@@ -286,13 +299,14 @@ def note_changes(destination: Destination) -> list[Change]:
     ]
 
 
-def embed_shadows(shadows: Sequence[Collection], batches: Sequence[int], run: str) -> None:
+def embed_shadows(shadows: Sequence[Collection], batches: Sequence[int], run: str, api: Api = "direct") -> None:
     """Encode what a run rendered with each shadow model, for `backfill_shadows` to write. An outage of such a
-    model does not stop the run: what it lacks stays marked.
+    model does not stop the run: what it lacks stays marked. api: how those that are hosted are asked.
     """
     for model in shadows:
+        options = EmbedOptions(api=api if is_hosted(model.profile) else "direct")
         try:
-            for _ in embed_batches(model, wanted_batches(model, batches), run):
+            for _ in embed_batches(model, wanted_batches(model, batches), run, options):
                 pass
         except StaleRunError:
             continue

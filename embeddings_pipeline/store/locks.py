@@ -153,6 +153,14 @@ def run_locked(connection: psycopg.Connection, run_id: str) -> bool:
     return not free
 
 
+@contextmanager
+def job_lock(database: Database, job: str) -> Iterator[bool]:
+    """Within it nobody else works on this batch job; False if somebody does already. It ends with the process."""
+    with database.connect(autocommit=True, application_name=f"embeddings-pipeline job {job[:8]}") as connection:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_key(f"job/{job}", 8)]).fetchone()
+        yield row == (True,)
+
+
 def _run_key(run_id: str) -> int:
     return _key(f"run/{run_id}", 8)
 

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from embeddings_pipeline.encoders import answers as module
-from embeddings_pipeline.encoders.answers import Answers, OnAnswer, Terms
-from embeddings_pipeline.encoders.budget import Purse, spending
+from embeddings_pipeline.encoders.answers import Answers, OnAnswer
+from embeddings_pipeline.encoders.budget import Purse, Terms, spending
 from embeddings_pipeline.encoders.cache import PostgresCache
 from embeddings_pipeline.errors import BudgetError, ConfigurationError, OutageError
 from embeddings_pipeline.store.database import Database

@@ -6,6 +6,7 @@ EMBEDDINGS_TESTS_UPDATE=1 writes the files anew.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -37,10 +38,13 @@ def lines_of(definitions: dg.Definitions) -> Iterator[str]:
         yield f"sensor {sensor.name} status={sensor.default_status.value}"
 
 
-@pytest.mark.parametrize("name", ["items", "films"])
-def test_everything_that_dagster_is_told_of_a_collection(name: str) -> None:
-    """`items` is the one collection whose assets and jobs bear no name."""
-    text = "".join(f"{line}\n" for line in lines_of(build_definitions(definition(name))))
+HOSTED = {"name": "hosted", "provider": "openai", "model": "text-embedding-3-small", "dimensions": 1536}
+
+
+@pytest.mark.parametrize(("name", "attributes"), [("items", {}), ("films", {}), ("hosted", {"profile": HOSTED})])
+def test_everything_that_dagster_is_told_of_a_collection(name: str, attributes: dict[str, Any]) -> None:
+    """`items` is the one collection whose assets and jobs bear no name; `hosted` has a model that is paid for."""
+    text = "".join(f"{line}\n" for line in lines_of(build_definitions(definition(name, **attributes))))
     file = FOLDER / f"{name}.txt"
     if os.environ.get("EMBEDDINGS_TESTS_UPDATE"):
         file.parent.mkdir(exist_ok=True)

@@ -11,9 +11,9 @@ Of itself, from another process (`python -m embeddings_pipeline_tests.support.em
 GET /counts gives `EmbeddingServer.counts()` as JSON; POST /faults takes what `fail` takes; POST /forget begins to count
 anew.
 
-A token is four bytes of a text. A vector depends on the text, the model and the number of dimensions alone, so that an
-answer that is matched with another text is seen. A text with the word POISON is refused, as one over 8,192 tokens is,
-and more than 2,048 inputs or 300,000 tokens a request.
+Its files and batches: `batch_server.py`. A token is four bytes of a text. A vector depends on the text, the model and
+the number of dimensions alone, so that an answer that is matched with another text is seen. A text with the word POISON
+is refused, as one over 8,192 tokens is, and more than 2,048 inputs or 300,000 tokens a request.
 """
 
 import argparse
@@ -34,6 +34,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+
+from embeddings_pipeline_tests.support.arrivals import worst_window
+from embeddings_pipeline_tests.support.batch_server import BATCH_FAULTS, FILE_FAULTS, Batches, BatchRoutes
 
 MODELS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 MOST_INPUTS, MOST_TOKENS, MOST_TOKENS_TOGETHER = 2048, 8192, 300_000
@@ -80,6 +83,7 @@ class EmbeddingServer:
         self.tokens_per_minute: int | None = None
         self.echo_key = False  # whether a 401 holds the whole key
         self.most_inputs = MOST_INPUTS
+        self.batches = Batches(self._answered)
         self.forget()
         self._faults: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
@@ -114,11 +118,22 @@ class EmbeddingServer:
         with self._lock:
             self._faults.extend({"kind": kind, **options} for _ in range(times))
 
+    def _answered(self, body: Mapping[str, Any]) -> tuple[int, Any, int]:
+        """A request of a batch: status, body and tokens, which are billed."""
+        try:
+            texts, dimensions = _checked(self, body, None if self.key is None else f"Bearer {self.key}")
+        except _Refusal as refusal:
+            return refusal.status, refusal.body, 0
+        tokens = sum(map(tokens_of, texts))
+        self.bill(texts, tokens)
+        return 200, _answer(body, texts, dimensions, tokens, None), tokens
+
     def faults_left(self) -> int:
         return len(self._faults)
 
     def counts(self) -> dict[str, Any]:
         """What it has counted so far."""
+        of_batches = self.batches.counts()  # whose lock is taken before ours, where a batch is billed
         with self._lock:
             arrivals = list(self.arrivals)
             first, last = (arrivals[0][0], arrivals[-1][0]) if arrivals else (0.0, 0.0)
@@ -130,8 +145,9 @@ class EmbeddingServer:
                 "twice": sum(number > 1 for number in self.billed.values()),
                 "tokens": self.tokens_billed,
                 "seconds": last - first,
-                "worst_minute": _worst(arrivals, 60.0),
+                "worst_minute": worst_window(arrivals, 60.0),
                 "faults_left": len(self._faults),
+                **of_batches,
             }
 
     def next_fault(self) -> dict[str, Any] | None:
@@ -183,20 +199,6 @@ class EmbeddingServer:
         return headers
 
 
-def _worst(arrivals: Sequence[tuple[float, int, int]], window: float) -> dict[str, int]:
-    """The most requests and the most tokens in any window of so many seconds."""
-    worst = {"requests": 0, "tokens": 0}
-    tokens, first = 0, 0
-    for last, (moment, count, _) in enumerate(arrivals):
-        tokens += count
-        while arrivals[first][0] <= moment - window:
-            tokens -= arrivals[first][1]
-            first += 1
-        worst["requests"] = max(worst["requests"], last - first + 1)
-        worst["tokens"] = max(worst["tokens"], tokens)
-    return worst
-
-
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -213,7 +215,7 @@ class _Refusal(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BatchRoutes, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -227,14 +229,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/counts":
             self._json(200, self.owner.counts())
-        else:
+        elif not self.get_of_batches(self.path):
             self._html(404)
 
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == "/faults":
-            self.owner.fail(**json.loads(raw))
+            fault = json.loads(raw)
+            (self.owner.batches.fail if fault["kind"] in BATCH_FAULTS + FILE_FAULTS else self.owner.fail)(**fault)
             self._json(200, {})
+        elif self.post_of_batches(self.path, raw):
+            pass
         elif self.path == "/forget":
             self.owner.forget()
             self._json(200, {})
@@ -261,9 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(429, {"error": {"message": "Rate limit reached", "code": "rate_limit_exceeded"}}, headers)
             return
         owner.bill(texts, tokens)
-        data = list(_data(body, texts, dimensions, fault["kind"]))
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        answer = {"object": "list", "data": data, "model": body["model"], "usage": usage}
+        answer = _answer(body, texts, dimensions, tokens, fault["kind"])
         self._send(fault, json.dumps(answer).encode(), owner.rate_headers())
 
     def _failed_before(self, fault: Mapping[str, Any]) -> bool:
@@ -354,6 +357,14 @@ def _checked(owner: EmbeddingServer, body: Mapping[str, Any], authorization: str
         said = f"Requested {together} tokens, max {MOST_TOKENS_TOGETHER} tokens per request"
         raise _Refusal(400, said, code="max_tokens_per_request")
     return texts, dimensions
+
+
+def _answer(
+    body: Mapping[str, Any], texts: Sequence[str], dimensions: int, tokens: int, fault: str | None
+) -> dict[str, Any]:
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    data = list(_data(body, texts, dimensions, fault))
+    return {"object": "list", "data": data, "model": body["model"], "usage": usage}
 
 
 def _data(body: Mapping[str, Any], texts: Sequence[str], dimensions: int, fault: str | None) -> Iterator[Any]:
