@@ -135,3 +135,18 @@ ORDER BY array_position({names}::text[], text.vector_name)
 -- Whether there is an item. Parameter: item_key.
 
 SELECT FROM {item} WHERE item_key = %(item_key)s AND committed_hash IS NOT NULL
+
+
+-- name: payload_is_behind
+-- Whether an item's payload lacks one of these columns, since its batch was committed for another definition.
+-- Parameters: collection, definition_hash, columns.
+
+SELECT EXISTS (
+    SELECT FROM embeddings.batch
+    CROSS JOIN LATERAL (
+        SELECT FROM {item} AS item
+        WHERE item.batch = batch.batch AND item.committed_hash IS NOT NULL AND NOT item.payload ?& %(columns)s::text[]
+        LIMIT 1
+    ) AS item
+    WHERE batch.collection = %(collection)s AND batch.definition_hash IS DISTINCT FROM %(definition_hash)s
+)

@@ -127,9 +127,14 @@ def about_undefined(name: str, defined: "Defined") -> str:
     if defined.mistakes:
         path = defined.likeliest(name)
         return f"its defs.yaml cannot be read, or is gone: {path} has a mistake, and has to be mended or deleted first"
-    drops = f"`embeddings-pipeline collection remove {name}` drops it"
+    drops, settings = f"`embeddings-pipeline collection remove {name}` drops it", load_settings()
+    folder = settings.defs_dir
+    if defined.own and settings.embeddings_defs_dir is not None:
+        return (
+            f"not defined in {folder}, which EMBEDDINGS_DEFS_DIR names: only if all of your collections are there, and "
+            f"this one is to go, {drops}"
+        )
     if not defined.own:
-        folder = load_settings().defs_dir
         return (
             f"not defined, as no collection of yours is in {folder}: does EMBEDDINGS_DEFS_DIR name the folder of your "
             f"collections? Only if it does, and this one is to go, {drops}"

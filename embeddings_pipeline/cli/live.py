@@ -12,6 +12,7 @@ import typer
 
 from embeddings_pipeline.cli.console import EachCollectionOption, JsonOption, chosen_collections, json_of, tell
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
     from embeddings_pipeline.live.done import Done
@@ -81,6 +82,6 @@ def _print(event: dict[str, Any], *, as_json: bool) -> None:
     else:
         now = f"{datetime.now(UTC):%H:%M:%S}"
         for name, done in event["collections"].items():
-            items = f"{done['inserted']:,} items new, {done['updated']:,} changed, {done['deleted']:,} deleted"
-            texts = f"{done['embedded']:,} texts embedded, {done['reused']:,} reused"
-            print(f"{now} {name}: {items}; {texts}; {done['commits']:,} commits", flush=True)
+            items = f"{counted(done['inserted'], 'item')} new, {done['updated']:,} changed, {done['deleted']:,} deleted"
+            texts = f"{counted(done['embedded'], 'text')} embedded, {done['reused']:,} reused"
+            print(f"{now} {name}: {items}; {texts}; {counted(done['commits'], 'commit')}", flush=True)

@@ -109,7 +109,7 @@ def _print_quote(result: "SyncResult") -> None:
     """What a dry run says of a model that takes money."""
     from embeddings_pipeline.pipeline.quote import Quote
 
-    if result.quote is None or result.quote["usd"] == 0:
+    if result.quote is None or not (result.quote["usd"] != 0 or result.quote["cached"] or result.quote["in_jobs"]):
         return
     for batch, quote in result.quotes.items():
         print(f"{result.collection}: batch {batch}: {Quote(**quote).in_words()}")

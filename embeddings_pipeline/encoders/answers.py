@@ -103,7 +103,9 @@ class Answers:
         return self._cache.known(self.terms.fingerprint, self.terms.dimensions, hashes)
 
     def on_answer(self, vectors: Vectors, billed: int | None = None) -> None:
-        """Keep an answer and note its price, before it is used. billed: tokens, as the server says."""
+        """Keep an answer and note its price, before it is used. billed: tokens, as the server says; also of an answer
+        that is of no use, and has no vectors.
+        """
         failpoint("answer.arrived", texts=len(vectors))
         with self._mutex:
             counted = sum(self._counted.get(digest, 0) for digest in vectors)
@@ -218,7 +220,8 @@ class Answers:
             released = {"holder": self._holder, "fingerprint": terms.fingerprint, "hashes": list(vectors)}
             connection.execute(load_sql("cache/release"), released)
             if terms.paid:  # last: all that ask write this row
-                record(connection, terms, len(vectors), tokens, told=billed or 0, counted=counted if billed else 0)
+                told, known = (billed, counted) if billed and vectors else (0, 0)
+                record(connection, terms, len(vectors), tokens, told=told, counted=known)
 
     def _surely(self, write: Callable[[], None]) -> None:
         """What was paid for is written though the database goes away for a moment."""

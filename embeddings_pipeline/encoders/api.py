@@ -53,7 +53,9 @@ class Answer(NamedTuple):
 
 
 class ServiceOutageError(OutageError):
-    """The server cannot answer now. `busy`: it says so itself (429); `wait`: how many seconds it says to wait."""
+    """The server cannot answer now. `busy`: it says so itself (429); `wait`: how many seconds it says to wait;
+    `billed`: tokens of an answer that is of no use.
+    """
 
     def __init__(
         self,
@@ -62,9 +64,10 @@ class ServiceOutageError(OutageError):
         busy: bool = False,
         wait: float | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
+        billed: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.busy, self.wait, self.headers = busy, wait, headers
+        self.busy, self.wait, self.headers, self.billed = busy, wait, headers, billed
 
 
 class RefusedInputsError(Exception):
@@ -296,32 +299,42 @@ class EmbeddingApi:
 
     def answer_of(self, body: Any, texts: int, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
         """The vectors of an answer to so many texts; ServiceOutageError if it is no good one."""
+        tokens = _billed(body)
         try:
-            data, usage = body["data"], body.get("usage") or {}
+            data = body["data"]
             numbers = [entry["index"] for entry in data]
             given = {entry["index"]: _decoded(entry["embedding"]) for entry in data}
         except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
-            raise self._useless(f"gave an answer that cannot be read ({type(error).__name__})") from None
+            raise self._useless(f"gave an answer that cannot be read ({type(error).__name__})", tokens) from None
         if len(numbers) != texts or set(numbers) != set(range(texts)):
-            raise self._useless(f"gave {len(numbers)} vectors ({len(given)} numbers) for {texts} texts")
+            raise self._useless(f"gave {len(numbers)} vectors ({len(given)} numbers) for {texts} texts", tokens)
         lengths = {len(vector) for vector in given.values()}
         if lengths != {self.profile.dimensions}:
             raise self._useless(
                 f"gave vectors of {', '.join(map(str, sorted(lengths)))} numbers; the profile says `dimensions: "
-                f"{self.profile.dimensions}`"
+                f"{self.profile.dimensions}`",
+                tokens,
             )
         vectors = np.stack([given[n] for n in range(texts)])
         with np.errstate(all="ignore"):
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(norms).all() and (norms > 0).all()):
-            raise self._useless("gave a vector that is not finite, or zero")
+            raise self._useless("gave a vector that is not finite, or zero", tokens)
         if self.profile.normalize:
             vectors = vectors / norms
-        tokens = usage.get("total_tokens", usage.get("prompt_tokens"))
-        return Answer(vectors, tokens if isinstance(tokens, int) else None, headers)
+        return Answer(vectors, tokens, headers)
 
-    def _useless(self, what: str) -> ServiceOutageError:
-        return ServiceOutageError(f"{self._who}: {self.place} {what}")
+    def _useless(self, what: str, billed: int | None = None) -> ServiceOutageError:
+        return ServiceOutageError(f"{self._who}: {self.place} {what}", billed=billed)
+
+
+def _billed(body: Any) -> int | None:
+    """The tokens that an answer says it is billed; None if it does not."""
+    usage = body.get("usage") if isinstance(body, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return None
+    tokens = usage.get("total_tokens", usage.get("prompt_tokens"))
+    return tokens if isinstance(tokens, int) else None
 
 
 def _decoded(embedding: Any) -> NDArray[np.float32]:

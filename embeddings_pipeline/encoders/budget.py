@@ -74,7 +74,7 @@ class Purse:
     def empty(self, price: float) -> BudgetError:
         """That the next text costs more than is left."""
         return BudgetError(
-            f"--max-cost ${self.most:,.2f} is reached: ${self.spent:,.4f} are spent, and the next text would cost "
+            f"--max-cost ${self.most:,g} is reached: ${self.spent:,.4f} are spent, and the next text would cost "
             f"about ${price:,.6f}; what is answered is kept, and the next sync goes on from there"
         )
 

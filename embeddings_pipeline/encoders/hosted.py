@@ -235,6 +235,8 @@ class HostedEncoder:
             if error.busy:
                 self._loop.pace.too_many(began)
                 await asyncio.to_thread(self._rate.settle, call.model, -tokens, error.headers, error.wait)
+            if error.billed and digests and call.on_answer is not None:
+                await asyncio.to_thread(call.on_answer, {}, error.billed)
             raise
         except RefusedInputsError:
             await asyncio.to_thread(self._rate.settle, call.model, -tokens, {})

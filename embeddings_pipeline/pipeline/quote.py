@@ -15,7 +15,7 @@ from embeddings_pipeline.encoders.tokens import counts_exactly
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.submit import check_api
 from embeddings_pipeline.store.schema import has_schema
-from embeddings_pipeline.wording import counted
+from embeddings_pipeline.wording import counted, many
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class Quote:
 
     def in_words(self) -> str:
         """For people."""
-        parts = [f"{self.texts:,} texts to encode ({self.cached:,} more are in the cache)"]
-        parts += [f"{self.in_jobs:,} more are in batch jobs"] if self.in_jobs else []
-        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
-        parts += [f"{self.requests:,} requests"] if self.requests else []
+        parts = [
+            f"{counted(self.texts, 'text')} to encode ({self.cached:,} more {many(self.cached, 'is')} in the cache)"
+        ]
+        parts += [f"{self.in_jobs:,} more {many(self.in_jobs, 'is')} in batch jobs"] if self.in_jobs else []
+        parts += [counted(self.tokens, "token")] if self.tokens else []
+        parts += [counted(self.requests, "request")] if self.requests else []
         parts.append("price unknown" if self.usd is None else f"${self.usd:,.4f}")
         if self.minutes:
             minutes = f"{self.minutes:,.1f} minutes" if self.minutes < 120 else f"{self.minutes / 60:,.1f} hours"

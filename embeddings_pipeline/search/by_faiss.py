@@ -99,15 +99,18 @@ class _Asked:
     only: NDArray[np.int64] | None
 
     def in_generation(self, n: int) -> tuple[list[int], bool]:
-        """The `n` nearest, and as many more as are exactly as near, within MOST_TEXTS."""
+        """The `n` nearest, and all that are exactly as near as the last of them, within MOST_TEXTS."""
+        asked = n
         while True:
-            scores, ids = self.generation.search(self.name, self.vector[None, :], n, only=self.only)
+            scores, ids = self.generation.search(self.name, self.vector[None, :], asked, only=self.only)
             if ids[0][-1] < 0 and self.only is None:  # it has looked into too few of its lists, or has no more
-                scores, ids = self.generation.search(self.name, self.vector[None, :], n, thorough=True)
-            found = [int(text_id) for text_id in ids[0] if text_id >= 0]
-            if len(found) < n or n >= MOST_TEXTS or scores[0][-1] != scores[0][n // 2]:
-                return found, len(found) < n
-            n = min(GROWTH * n, MOST_TEXTS)
+                scores, ids = self.generation.search(self.name, self.vector[None, :], asked, thorough=True)
+            if ids[0][-1] < 0:
+                return ids[0][ids[0] >= 0].tolist(), True
+            last = scores[0][n - 1]
+            if scores[0][-1] < last or asked >= MOST_TEXTS:
+                return ids[0][scores[0] >= last].tolist(), False
+            asked = min(GROWTH * asked, MOST_TEXTS)
 
     def changed(self, n: int) -> tuple[list[int], bool]:
         """Of what came later."""

@@ -1,5 +1,6 @@
 """The query path: a text or an item in, the nearest items out, never with another model's vectors (rule 6)."""
 
+import logging
 import reprlib
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +25,13 @@ from embeddings_pipeline.search.by_faiss import faiss_leg
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of
 from embeddings_pipeline.search.nearest import nearest_leg
 from embeddings_pipeline.search.selectivity import Filter, filter_of
+from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.database import Database, open_database_to_read
+from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.models import Model, collection_state, current_model, made_by, shadow_models
 from embeddings_pipeline.store.vector_range import why_not
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
 
@@ -112,6 +117,8 @@ def _answer(
             with database.session() as connection:
                 tables, condition = model.destination.tables, request.condition
                 filtered = filter_of(connection, tables, condition) if condition else None
+                if condition:
+                    _tell_if_behind(connection, definition, tables, condition)
                 found = [
                     _leg(connection, definition, settings, request, model, name, vector, more, is_shadow, filtered)
                     for name, vector in wanted.items()
@@ -148,11 +155,27 @@ def _leg(
     if request.index == "faiss":
         found: tuple[list[Hit], Leg] | str = "FAISS has no vectors of a model that is kept beside the current one"
         if not is_shadow:
-            found = faiss_leg(connection, definition, settings, model, name, vector, k, filtered)
+            with connection.transaction():  # what it reads is of one moment
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                found = faiss_leg(connection, definition, settings, model, name, vector, k, filtered)
         if not isinstance(found, str):
             return found
         fell_back.append(f"{found}: PostgreSQL answered")
     return nearest_leg(connection, definition, model, name, vector, k, filtered=filtered, fell_back=fell_back)
+
+
+def _tell_if_behind(
+    connection: psycopg.Connection, definition: CollectionDefinition, tables: CollectionTables, condition: Condition
+) -> None:
+    """Say that some items were committed before a column of the condition was in the payload."""
+    columns, collection = sorted(condition.columns), definition.name
+    parameters = {"collection": collection, "definition_hash": definition.definition_hash, "columns": columns}
+    if connection.execute(tables.statement("search/payload_is_behind"), parameters).fetchone() == (True,):
+        log.warning(
+            "warning: collection %r: some items have no %s in their payload yet, and count as without a value until "
+            "`embeddings-pipeline sync` has brought them up to date",
+            *(collection, " or ".join(columns)),
+        )
 
 
 def nothing_found(definition: CollectionDefinition, settings: Settings) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import count
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from typing import Any, NoReturn
 
+import numpy as np
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
@@ -32,6 +33,7 @@ OPERATORS = {
     "texts": ("eq", "ne", "any", "all"),
 }
 SQL_TYPES = {"number": "numeric", "timestamp": "timestamptz", "text": "text", "boolean": "boolean", "texts": "text"}
+WHITE_SPACE = " \t\n\r\f\v"  # around a part of a list, as filter_texts of sql/schema takes it off
 EXAMPLES = {
     "number": '{"gte": 2000}',
     "timestamp": '{"gte": "2026-01-31"}',
@@ -46,7 +48,8 @@ def condition_of(definition: CollectionDefinition, where: object) -> Condition |
     if where is None or where == {}:
         return None
     compiling = _Compiling(definition)
-    return Condition(compiling.all_of(where, 0), compiling.parameters)
+    statement = compiling.all_of(where, 0)
+    return Condition(statement, compiling.parameters, frozenset(compiling.columns))
 
 
 class _Compiling:
@@ -55,6 +58,7 @@ class _Compiling:
     def __init__(self, definition: CollectionDefinition) -> None:
         self.definition, self.filters = definition, definition.attributes.filters
         self.parameters: dict[str, Any] = {}
+        self.columns: set[str] = set()
         self._numbers, self._values = count(), 0
 
     def all_of(self, where: object, depth: int) -> sql.Composable:
@@ -83,6 +87,7 @@ class _Compiling:
 
     def _filter(self, word: object) -> tuple[str, FilterDefinition]:
         if isinstance(word, str) and word in self.filters:
+            self.columns.add(word)
             return word, self.filters[word]
         named, path = shown(word), self.definition.path or "defs.yaml"
         if word in self.definition.attributes.columns:
@@ -149,7 +154,12 @@ def _called(kind: FilterDefinition) -> str:
 def _number(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         raise ValueError("none")
-    number = Decimal(int(value)) if isinstance(value, Integral) else Decimal(str(value))
+    if isinstance(value, Integral):
+        number = Decimal(int(value))
+    elif isinstance(value, Rational):
+        number = Decimal(int(value.numerator)) / int(value.denominator)
+    else:
+        number = Decimal(str(value))
     if not number.is_finite():
         raise ValueError("not finite")
     if abs(number.adjusted()) > 400:
@@ -166,16 +176,16 @@ def _text(value: object) -> str:
 
 
 def _part_of_list(value: object) -> str:
-    text = _text(value).strip()
+    text = _text(value).strip(WHITE_SPACE)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"longer than {LONGEST_TEXT} characters")
     return text
 
 
 def _boolean(value: object) -> bool:
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise ValueError("none")
-    return value
+    return bool(value)
 
 
 def _timestamp(value: object) -> datetime:

@@ -13,10 +13,11 @@ NOTHING = sql.SQL("")
 
 @dataclass(frozen=True)
 class Condition:
-    """What is asked of the table {item}, called `item`, and the parameters of that."""
+    """What is asked of the table {item}, called `item`, and the parameters of that; columns: of the payload."""
 
     statement: sql.Composable
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    columns: frozenset[str] = frozenset()
 
     def parts(self, tables: CollectionTables) -> dict[str, sql.Composable]:
         """{joined} and {matching} of a statement that reads a model's vectors, called `vector`."""

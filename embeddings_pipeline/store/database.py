@@ -353,4 +353,5 @@ def _explained(error: psycopg.OperationalError, database: Database) -> DatabaseE
     remedy = next(what for pattern, what in _REMEDIES if re.search(pattern, said))
     source = f"the server's log {database.server.log}" if database.server else "DATABASE_URL"
     said = re.sub(r"^(connection (failed|to server).*?: )+(FATAL: *)?", "", said)
+    said = re.sub(r" Is the server running .*\?$", "", said)  # which the remedy asks
     return DatabaseError(f"{database.name_and_host} cannot be used: {said}; {remedy.format(source=source)}")

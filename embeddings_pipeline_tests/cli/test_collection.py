@@ -121,7 +121,8 @@ def test_list_shows_what_is_defined_and_what_the_database_knows(synced: Command,
     assert shown["films"]["defined_in"] is None and shown["films"]["profile"] == "test"
     assert min(shown["films"][part] for part in ("database_bytes", "lake_bytes", "faiss_bytes")) > 0
     lines = {line.split()[0]: line for line in synced("collection", "list").stdout.splitlines()}
-    assert "no longer defined: `embeddings-pipeline collection remove films` drops it" in lines["films"]
+    assert "which EMBEDDINGS_DEFS_DIR names: only if all of your collections are there" in lines["films"]
+    assert lines["films"].endswith("`embeddings-pipeline collection remove films` drops it")
     assert "not synced yet" in lines["planned"] and lines["films_too"].endswith("test")
 
 

@@ -179,6 +179,12 @@ class TestWhatIsBilled:
         assert (answers, texts, tokens, float(usd)) == (4, 20, 20_000, 0.02)
         assert execute(known, "SELECT sum(told), sum(counted) FROM embeddings.embedding_spend") == [(0, 0)]
 
+    def test_an_answer_of_no_use_is_spent_too(self, known: Database) -> None:
+        answers = Answers(known, PostgresCache(known), TERMS)
+        answers.on_answer({}, 1100)
+        assert spent(known) == [(1, 0, 1_100, 0, Decimal("0.0011"))] and answers.usd == pytest.approx(0.0011)
+        assert execute(known, "SELECT sum(told), sum(counted) FROM embeddings.embedding_spend") == [(0, 0)]
+
     def test_a_price_that_is_not_known_is_said_and_not_zero(self, known: Database) -> None:
         ask(known, Service(), terms={"usd_per_million": None})
         assert spent(known)[0][2:4] == (20_000, 20_000)

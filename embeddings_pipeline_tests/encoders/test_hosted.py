@@ -251,6 +251,15 @@ def test_answers_are_handed_on_by_the_content_without_its_prompt(service) -> Non
     assert answers.tokens == service.tokens_billed
 
 
+@pytest.mark.parametrize("kind", ["short", "long", "duplicate", "dimension", "nan", "zeros"])
+def test_what_an_answer_of_no_use_is_billed_is_told_too(service, kind) -> None:
+    answers = Remembering()
+    service.fail(kind)
+    with encoding(profile(service)) as encoder:
+        encoder.encode_documents(["one", "two"], answers.on_answer)
+    assert answers.tokens == service.tokens_billed and set(service.billed.values()) == {2}
+
+
 def test_an_answer_that_cannot_be_kept_fails_the_call_and_is_not_asked_for_again(service) -> None:
     def full(vectors: Mapping[bytes, NDArray[np.float32]], billed: int | None) -> None:
         raise OSError("no room")

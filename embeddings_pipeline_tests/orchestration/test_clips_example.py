@@ -67,7 +67,7 @@ def test_the_page_does_what_it_says_and_pays_for_each_clip_once(database: Databa
     said = [run(command) for command in commands]
     assert len(commands) == 13
     _, dry, first, rest, found, status, cached, spend, _, removed, _, back, anew = said
-    assert f"in all: {KEPT:,} texts to encode (0 more are in the cache)" in dry and "1 requests, $0.00" in dry
+    assert f"in all: {KEPT:,} texts to encode (0 more are in the cache)" in dry and "1 request, $0.00" in dry
     assert "100 texts embedded" in first and "1,002 left for the next sync" in first
     assert f"{KEPT - 100:,} texts embedded" in rest
     assert len(found.splitlines()) > 1 and str(KEPT) in status.replace(",", "")

@@ -71,6 +71,16 @@ def test_each_item_has_many_chunks(database: Database, settings: Settings, way: 
     assert {hit.item_key for hit in others} == {str(n) for n in range(1, 13)} - {"3"}
 
 
+def test_of_items_that_are_equally_near_faiss_names_those_that_postgres_names(
+    database: Database, settings: Settings
+) -> None:
+    near = [(700, "", ". ".join(f"{QUERY}, remark {n}" for n in range(70)), 0)]
+    make_films(database, [*near, *((n, "", "a note about cats", 0) for n in range(1, 600))])
+    one = synced(database, settings, "faiss", 50)
+    for k in (5, 10, 100):
+        assert search(one, settings, QUERY, k=k, index="faiss") == search(one, settings, QUERY, k=k)
+
+
 def test_an_index_that_gives_too_few_is_helped_out(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

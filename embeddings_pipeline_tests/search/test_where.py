@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ MEANINGS: list[tuple[dict[str, Any], Numbers]] = [
     ({"revenue": {"gte": 500}}, lambda n: n >= 50),
     ({"revenue": {"gt": 500, "lt": Decimal("700.5")}}, lambda n: 51 <= n <= 70),
     ({"revenue": 500}, lambda n: n == 50),
+    ({"revenue": {"gte": Fraction(999, 2)}}, lambda n: n >= 50),
     ({"revenue": [10, 20.0, np.int64(30)]}, lambda n: n <= 3),
     ({"revenue": {"any": []}}, lambda n: False),
     ({"revenue": None}, lambda n: n == 10),
@@ -78,7 +80,7 @@ MEANINGS: list[tuple[dict[str, Any], Numbers]] = [
     ({"title": "Film 7"}, lambda n: n == 7),
     ({"title": {"any": ["Film 7", "Film 8", "no film's"]}}, lambda n: n in (7, 8)),
     ({"seen": True}, lambda n: n % 2 == 0 and n != 10),
-    ({"seen": {"ne": True}}, lambda n: n % 2 == 1 or n == 10),
+    ({"seen": {"ne": np.True_}}, lambda n: n % 2 == 1 or n == 10),
     ({"shown": {"gte": "2020-03-01"}}, lambda n: n >= 60),
     ({"shown": {"lte": date(2020, 1, 6)}}, lambda n: n <= 5),
     ({"shown": datetime(2020, 1, 6, tzinfo=UTC)}, lambda n: n == 5),
@@ -184,6 +186,34 @@ def test_a_filter_is_added_and_removed_without_embedding_anything(
             assert filters_fit(connection, one)
         assert ensure_filters(database, one) == []
     assert DeterministicEncoder.calls == calls
+
+
+def test_a_column_that_the_payload_lacks_until_the_next_sync_is_told(
+    settings: Settings, collection: Collection, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = filtered_definition(columns=[*COLUMNS, "overview"], filters={**FILTERS, "overview": "text"})
+    asked = {"overview": "a story about number 7"}
+    assert search(one, settings, "a story", where={"revenue": 70}) and not caplog.messages
+    assert not search(one, settings, "a story", where=asked)
+    assert (
+        "some items have no overview in their payload yet" in caplog.text
+        and "`embeddings-pipeline sync`" in caplog.text
+    )
+    sync_once(one, settings)
+    caplog.clear()
+    assert [hit.item_key for hit in search(one, settings, "a story", where=asked)] == ["7"] and not caplog.messages
+
+
+def test_white_space_around_parts_of_lists_counts_nowhere(
+    database: Database, settings: Settings, collection: Collection
+) -> None:
+    execute(
+        database, r"UPDATE films SET genres = E'Crime,\n\tDrama', tags = ARRAY[E'tab\t', E'\x0bvalley v'] WHERE id = 6"
+    )
+    sync_once(collection.definition, settings)
+    for where in ({"genres": {"all": ["Drama ", "\nCrime"]}, "revenue": 60}, {"tags": "tab"}, {"tags": "tab\t"},
+                  {"tags": "valley v"}):  # fmt: skip
+        assert [hit.item_key for hit in search(collection.definition, settings, "a story", where=where)] == ["6"], where
 
 
 def test_the_indexes_follow_a_collection_that_is_renamed(

@@ -22,7 +22,7 @@ RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT CASE WHEN pg_catalog.jsonb_typeof(value) IN ('string', 'number', 'boolean') THEN value #>> '{}' END
 $$;
 
--- A list, or one text that is parted at the separator ('': never). Parts of more than 500 characters are left out.
+-- A list, or one text that is parted at the separator ('': never); without the white space around each. Parts of more than 500 characters are left out.
 CREATE FUNCTION embeddings.filter_texts(value jsonb, separator text)
 RETURNS text[] LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
@@ -38,8 +38,8 @@ BEGIN
     ELSE
         RETURN NULL;
     END IF;
-    RETURN ARRAY(SELECT pg_catalog.btrim(part) FROM pg_catalog.unnest(parts) AS part
-                 WHERE pg_catalog.length(part) <= 500 AND pg_catalog.btrim(part) <> '');
+    RETURN ARRAY(SELECT trimmed FROM pg_catalog.unnest(parts) AS part, pg_catalog.btrim(part, E' \t\n\r\f\x0B') AS trimmed
+                 WHERE pg_catalog.length(part) <= 500 AND trimmed <> '');
 END $$;
 
 -- A date or a time; without a zone it is UTC's. No subtransaction may begin in a parallel worker.
