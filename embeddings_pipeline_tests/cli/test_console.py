@@ -61,7 +61,7 @@ def test_a_command_that_says_nothing_for_long_gives_a_sign_of_life(
 
 def test_a_program_and_a_command_that_waits_for_a_person_get_no_sign_of_life() -> None:
     assert _long_work(["profile", "test", "minilm"]) == "profile test" and _long_work(["sync", "--full"]) == "sync"
-    for arguments in ([], ["ui"], ["psql", "-c", "select 1"], ["status", "--json"]):
+    for arguments in ([], ["ui"], ["live"], ["psql", "-c", "select 1"], ["status", "--json"]):
         assert _long_work(arguments) is None
 
 
