@@ -1,5 +1,5 @@
 # Needs make and Python 3.11 or newer. Everything else goes into .venv; what the pipeline writes, into .state.
-# Programs are run as modules: the scripts in .venv/bin break where the project's path is long or has spaces.
+# Programs are run as modules: the scripts in .venv/bin may break where the project's path is long or has spaces.
 
 PY := .venv/bin/python
 CATALOGUE ?= examples/movies.csv
