@@ -235,7 +235,7 @@ class TestBudget:
         environment = {**os.environ, "EMBEDDINGS_DEFS_DIR": str(tmp_path / "defs")}
         done = run_process(("sync", "--max-cost", "5"), environment)
         assert done.returncode == 3
-        assert "error: --max-cost $5.00 is reached: $5.0000 are spent" in done.stderr
+        assert "error: --max-cost $5 is reached: $5.0000 are spent" in done.stderr
         assert "Traceback" not in done.stderr
         assert command("sync").returncode == 0
 
