@@ -109,17 +109,17 @@ def test_an_async_program_searches_in_threads_while_its_loop_goes_on(
     sync_once(definition(), project)
     config = definition().attributes.model_dump(exclude_defaults=True, mode="json")
     (tmp_path / "defs.yaml").write_text(yaml.safe_dump({"type": COMPONENT_TYPE, "attributes": config}))
-    pauses: list[float] = []
+    ticks = 0
 
-    async def ticks(ended: asyncio.Event) -> None:
+    async def tick(ended: asyncio.Event) -> None:
+        nonlocal ticks
         while not ended.is_set():
-            began = time.perf_counter()
             await asyncio.sleep(0.01)
-            pauses.append(time.perf_counter() - began)
+            ticks += 1
 
     async def main() -> list[list[str]]:
         ended = asyncio.Event()
-        ticking = asyncio.create_task(ticks(ended))
+        ticking = asyncio.create_task(tick(ended))
         with open_collection("films", defs_dir=tmp_path) as client:
             searches = [asyncio.to_thread(client.search, f"Film {n % 20 + 1}", 3) for n in range(60)]
             alike = [asyncio.to_thread(client.similar, n % 20 + 1, 3) for n in range(60)]
@@ -134,7 +134,7 @@ def test_an_async_program_searches_in_threads_while_its_loop_goes_on(
     finally:
         DeterministicEncoder.reset()
     assert all(len(set(keys)) == 3 for keys in found)
-    assert max(pauses) < 1  # no search was on the loop
+    assert ticks > 5  # no search was on the loop, which went on for half a second
     assert threading.active_count() < 60
 
 
