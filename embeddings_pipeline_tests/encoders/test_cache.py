@@ -290,12 +290,12 @@ class TestInRedis:
     def test_a_server_without_tls_is_told_once(
         self, redis: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(redis_cache, "TIMEOUT_SECONDS", 1.0)
+        monkeypatch.setattr(redis_cache, "TIMEOUT_SECONDS", 3.0)
         cache = open_redis(redis.url.replace("redis:", "rediss:"), 30)
         began = time.monotonic()
         cache.put(MODEL, vectors(3))
         assert cache.known(MODEL, DIMENSIONS, list(vectors(3))) == {}
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5.5  # one wait
         assert len(caplog.records) == 1
 
     def test_an_old_version_that_knows_no_hello_is_used(
@@ -326,7 +326,7 @@ class TestInRedis:
             for _ in range(20):
                 assert cache.known(MODEL, DIMENSIONS, list(vectors(3))) == {}
                 cache.put(MODEL, vectors(3))
-            assert time.monotonic() - began < 0.6
+            assert time.monotonic() - began < 5  # not 40 waits
         assert len(caplog.records) == 1
 
     @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_the_server_says_how_long_to_wait(service, headers) -> None:
     with encoding(profile(service)) as encoder:
         began = time.monotonic()
         encoder.encode_documents(["one"])
-        assert 0.3 <= time.monotonic() - began < 2
+        assert 0.3 <= time.monotonic() - began < 10
 
 
 def test_a_wait_of_an_hour_is_not_sat_out(service) -> None:

@@ -141,15 +141,14 @@ def test_an_async_program_searches_in_threads_while_its_loop_goes_on(
 def test_no_session_is_held_while_a_model_works(database: Database, settings: Settings) -> None:
     make_films(database, films(3))
     sync_once(definition(), settings)
-    DeterministicEncoder.seconds_per_call = 1.0
+    DeterministicEncoder.seconds_per_call = 4.0
     try:
         asking = [threading.Thread(target=search, args=(definition(), settings, "a story")) for _ in range(20)]
         for thread in asking:
             thread.start()
         time.sleep(0.7)
-        began = time.perf_counter()
         assert similar(definition(), settings, 1)
-        assert time.perf_counter() - began < 0.3
+        assert all(thread.is_alive() for thread in asking)
         for thread in asking:
             thread.join()
     finally:
