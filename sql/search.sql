@@ -138,15 +138,16 @@ SELECT FROM {item} WHERE item_key = %(item_key)s AND committed_hash IS NOT NULL
 
 
 -- name: payload_is_behind
--- Whether an item's payload lacks one of these columns, since its batch was committed for another definition.
--- Parameters: collection, definition_hash, columns.
+-- Whether the payload of a batch lacks one of these columns, since it was committed for another definition: seen from one
+-- item of each such batch, for its items are committed together. Parameters: collection, definition_hash, columns.
 
 SELECT EXISTS (
     SELECT FROM embeddings.batch
     CROSS JOIN LATERAL (
-        SELECT FROM {item} AS item
-        WHERE item.batch = batch.batch AND item.committed_hash IS NOT NULL AND NOT item.payload ?& %(columns)s::text[]
+        SELECT payload FROM {item} AS item
+        WHERE item.batch = batch.batch AND item.committed_hash IS NOT NULL AND item.payload IS NOT NULL
         LIMIT 1
     ) AS item
     WHERE batch.collection = %(collection)s AND batch.definition_hash IS DISTINCT FROM %(definition_hash)s
+      AND NOT item.payload ?& %(columns)s::text[]
 )

@@ -221,7 +221,7 @@ def _since_full_scan(collection: Collection) -> timedelta | None:
     return state.asked_at - state.full_scan_at if state and state.full_scan_at else None
 
 
-def still(since: float, wait: timedelta) -> bool:
+def _still(since: float, wait: timedelta) -> bool:
     """Whether a wait that began at a time of Dagster's goes on. A time that is yet to come counts as none: the clock
     was ahead for a while.
     """
@@ -235,9 +235,7 @@ def _full_scan_due(instance: dg.DagsterInstance, collection: Collection, busy: U
         return False
     # One that was refused or failed is not asked for again at each tick.
     tried = instance.get_run_records(dg.RunsFilter(job_name=job_name(collection.definition, "scan")), limit=1)
-    if not tried:
-        return True
-    return not still(tried[0].end_time or tried[0].start_time or 0, min(every, FAILED_WAIT))
+    return not (tried and _still(tried[0].end_time or tried[0].start_time or 0, min(every, FAILED_WAIT)))
 
 
 def _may_index(
@@ -249,12 +247,16 @@ def _may_index(
     if state is None or state.version == 0:  # nothing to index is committed
         return False
     since = lagging_since(collection)
-    waited = since is not None and not still(since.timestamp(), longest)
-    if (dirty or busy.partitions) and not waited:
-        return False
-    tried = instance.get_run_records(dg.RunsFilter(job_name=job_name(collection.definition, "index")), limit=1)
+    waited = since is not None and not _still(since.timestamp(), longest)
+    may = waited or not (dirty or busy.partitions)
+    return may and not has_just_failed(instance, job_name(collection.definition, "index"))
+
+
+def has_just_failed(instance: dg.DagsterInstance, job: str) -> bool:
+    """Whether the job's last run failed, less than FAILED_WAIT ago."""
+    tried = instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
     failed = tried and tried[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
-    return not (failed and still(tried[0].end_time or 0, FAILED_WAIT))
+    return bool(failed and _still(tried[0].end_time or 0, FAILED_WAIT))
 
 
 def _what_was_seen(

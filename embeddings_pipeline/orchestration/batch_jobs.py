@@ -23,7 +23,7 @@ from embeddings_pipeline.encoders.batch_jobs import BatchJobs
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.model_change.state import incomplete_batches, open_change
 from embeddings_pipeline.orchestration.asset_options import asset_options
-from embeddings_pipeline.orchestration.automation import FAILED_WAIT, RUNS_PER_TICK, UNDER_WAY, still, under_way
+from embeddings_pipeline.orchestration.automation import RUNS_PER_TICK, UNDER_WAY, has_just_failed, under_way
 from embeddings_pipeline.orchestration.names import (
     asset_key,
     asset_op_name,
@@ -36,7 +36,7 @@ from embeddings_pipeline.orchestration.partitions import batches_of, range_tags,
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import failures, open_logged
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.store.database import Database, open_database, was_used
+from embeddings_pipeline.store.database import open_database, was_used
 from embeddings_pipeline.store.models import Model
 from embeddings_pipeline.store.schema import has_schema
 from embeddings_pipeline.wording import counted
@@ -151,7 +151,7 @@ def evaluate_jobs(
     listed, requests = jobs.listed(), []
     if "ended" in states and not _is_under_way(instance, job_name(definition, "batch_jobs")):
         requests.append(_request(job_name(definition, "batch_jobs"), {}, {}))
-    requests += _follow_up(instance, definition, dimensions, database)
+    requests += _follow_up(instance, definition, dimensions, jobs)
     seen = hashlib.blake2b(json.dumps([_told(job) for job in listed]).encode(), digest_size=8).hexdigest()
     at_work = sum(job["ended_at"] is None for job in listed)
     told = "; ".join([f"{counted(at_work, 'batch job')} at work", *map(str, errors)])
@@ -186,10 +186,10 @@ def _ask(jobs: BatchJobs) -> tuple[set[str | None], list[PipelineError]]:
 
 
 def _follow_up(
-    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, database: Database
+    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, jobs: BatchJobs
 ) -> list[dg.RunRequest]:
     """The runs whose jobs have ended, once more."""
-    if not (of_jobs := BatchJobs(database, load_settings(), definition.name).to_follow_up()):
+    if not (of_jobs := jobs.to_follow_up()):
         return []
     try:
         collection = open_collection(definition, load_settings())
@@ -233,7 +233,7 @@ def _backfill_again(
     definition = collection.definition
     job, op = job_name(definition, "migration_backfill"), asset_op_name(definition, "migration/backfill")
     ended = of_jobs.get(candidate.destination.fingerprint)
-    if not ended or not _may_start(instance, job):
+    if not ended or _is_under_way(instance, job) or has_just_failed(instance, job):
         return []
     size = definition.attributes.items_per_batch
     left = {batch: size for batch in incomplete_batches(collection, candidate) if batch in ended}
@@ -244,15 +244,6 @@ def _backfill_again(
 
 def _is_under_way(instance: dg.DagsterInstance, job: str) -> bool:
     return bool(instance.get_runs(dg.RunsFilter(job_name=job, statuses=UNDER_WAY), limit=1))
-
-
-def _may_start(instance: dg.DagsterInstance, job: str) -> bool:
-    """Whether no run of the job is under way, nor has just failed."""
-    if _is_under_way(instance, job):
-        return False
-    last = instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
-    failed = last and last[0].dagster_run.status == dg.DagsterRunStatus.FAILURE
-    return not (failed and still(last[0].end_time or 0, FAILED_WAIT))
 
 
 def _request(job: str, ops: Mapping[str, Any], tags: Mapping[str, str]) -> dg.RunRequest:
