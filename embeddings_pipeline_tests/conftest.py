@@ -249,7 +249,9 @@ def database(server: Database, template: str | None) -> Iterator[Database]:
         yield databases.with_schema(server)
     else:
         name = f"test_{uuid.uuid4().hex[:12]}"
-        yield databases.copied(server, name, template)
+        database = databases.copied(server, name, template)
+        yield database
+        databases.forgotten(database)
         databases.dropped(server, name)
 
 

@@ -146,11 +146,11 @@ def test_nobody_holds_a_transaction_while_waiting(service, settings, database) -
     thread = threading.Thread(target=encoder.encode_documents, args=(["one", "two"],))
     began = time.monotonic()
     thread.start()
-    open_ones = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-                   AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%%'"""
+    kept_open = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                   AND pid <> pg_backend_pid() AND xact_start < now() - interval '1 s'"""
     seen = []
     while thread.is_alive():
-        seen += execute(database, open_ones)
+        seen += execute(database, kept_open)
         time.sleep(0.1)
     thread.join()
     encoder.close()

@@ -60,6 +60,12 @@ def dropped(server: Database, name: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def forgotten(database: Database) -> None:
+    """End the threads of this process that keep its sessions, however the database was opened."""
+    for opened in (database, replace(database, server=None)):
+        opened._close_pool()
+
+
 def dumped(database: Database, file: Path) -> None:
     """Back the database up, as its administrator would."""
     subprocess.run([server_binaries() / "pg_dump", "-Fc", "-f", file, database.url], check=True)
