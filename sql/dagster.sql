@@ -57,3 +57,9 @@ SELECT coalesce(current_schema !~ '^pg_' AND (has_schema_privilege(current_schem
            WHERE relname = 'instigators' AND relnamespace = to_regnamespace(quote_ident(current_schema)))), false),
        coalesce(has_schema_privilege(to_regnamespace('public'), 'CREATE'), false) OR EXISTS (
            SELECT FROM pg_class WHERE relname = 'instigators' AND relnamespace = to_regnamespace('public'))
+
+
+-- name: partitions_standing
+-- What tells one state of a set of dynamic partitions from another. Parameter: name.
+
+SELECT count(*), coalesce(max(id), 0), coalesce(sum(id), 0)::bigint FROM dynamic_partitions WHERE partitions_def_name = %(name)s

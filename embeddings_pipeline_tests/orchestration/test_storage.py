@@ -19,7 +19,11 @@ from psycopg.conninfo import make_conninfo
 from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
-from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
+from embeddings_pipeline.orchestration.instance.storage import (
+    PipelineEventLogStorage,
+    PipelineStorage,
+    dagster_database,
+)
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.urls import read_address, url_of
@@ -258,3 +262,28 @@ def test_dagster_waits_for_a_server_of_others_that_is_started_again(
     with refused, dg.DagsterInstance.ephemeral() as instance, open_instance(instance):
         storage.run_storage.get_runs_count()
     theirs.close()
+
+
+def test_partitions_that_another_process_added_or_removed_are_seen(deployment: Settings, tmp_path: Path) -> None:
+    with project_instance(tmp_path / "one") as one, project_instance(tmp_path / "other") as other:
+        for changed, keys in [
+            (lambda: other.add_dynamic_partitions("a", ["2", "1"]), ["2", "1"]),
+            (lambda: other.add_dynamic_partitions("b", ["9"]), ["2", "1"]),
+            (lambda: other.delete_dynamic_partition("a", "2"), ["1"]),
+            (lambda: other.add_dynamic_partitions("a", ["2"]), ["1", "2"]),
+            (lambda: one.delete_dynamic_partition("a", "1"), ["2"]),
+        ]:
+            changed()
+            assert list(one.get_dynamic_partitions("a")) == list(other.get_dynamic_partitions("a")) == keys
+
+
+def test_partitions_that_have_not_changed_are_not_read_again(
+    deployment: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with project_instance(tmp_path / "one") as instance:
+        instance.add_dynamic_partitions("a", ["1", "2"])
+        assert list(instance.get_dynamic_partitions("a")) == ["1", "2"]
+        read = []
+        base = PipelineEventLogStorage.__mro__[2]
+        monkeypatch.setattr(base, "get_dynamic_partitions", lambda *_: read.append(1) or [])
+        assert list(instance.get_dynamic_partitions("a")) == ["1", "2"] and not read

@@ -157,6 +157,19 @@ class _RunStorage(_Pooled, PostgresRunStorage):
 class PipelineEventLogStorage(_Pooled, PostgresEventLogStorage):
     """Events, and what else `purge` has to know of them."""
 
+    _partitions: Mapping[str, tuple[tuple[int, ...], Sequence[str]]] = {}
+
+    def get_dynamic_partitions(self, partitions_def_name: str) -> Sequence[str]:
+        # Dagster asks for all of them for each partition of a run: what is known is read again only if it has changed.
+        with self.index_connection() as connection:
+            named = {"name": partitions_def_name}
+            row = connection.exec_driver_sql(load_sql("dagster/partitions_standing"), named).one()
+        standing, (known, keys) = tuple(row), self._partitions.get(partitions_def_name, ((), ()))
+        if standing != known:
+            keys = super().get_dynamic_partitions(partitions_def_name)
+            self._partitions = {**self._partitions, partitions_def_name: (standing, keys)}
+        return list(keys)
+
     def newest_runs(self) -> frozenset[str]:
         """The runs that say how an asset, a partition or a check is."""
         with self.index_connection() as connection:
