@@ -1,5 +1,7 @@
 """Filtered searches by PostgreSQL and FAISS: hits, recall@10 and milliseconds for filters of any selectivity.
 
+And items like an item, and recommendations over a history of 500.
+
     python benchmarks/bench_search.py [--items 100000] [--index hnsw ivfflat] [--queries 100]
 
 Uses made-up vectors of 384 dimensions in clusters, no model, and an embedded server of its own. A search is `search(…)`
@@ -13,9 +15,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +32,9 @@ from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.filters import ensure_filters
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.search.query import search
+from embeddings_pipeline.search.hits import Hits
+from embeddings_pipeline.search.query import search, similar
+from embeddings_pipeline.search.recommend import recommend
 from embeddings_pipeline.store.copy_binary import copy_in, jsonb
 
 DIMENSIONS, LATENT, CLUSTERS, K = 384, 32, 500, 10
@@ -44,7 +49,8 @@ FILTERS = {
     "1 %, other clusters": {"cluster": {"lt": CLUSTERS // 100}},
     "no filter": None,
 }
-GOAL_P95 = 50.0
+GOAL_P95, GOAL_SIMILAR, GOAL_RECOMMEND = 50.0, 30.0, 60.0  # milliseconds
+HISTORY, TASTES = 500, 3  # items of a history, from so many clusters
 
 
 class Queries:
@@ -78,6 +84,7 @@ def main() -> int:
         tenths = fill(collection, settings, arguments.items, arguments.queries)
         for method in arguments.index:
             measure(collection, definition(method), settings, tenths)
+            measure_people(definition(method), settings, arguments.items, arguments.queries)
     finally:
         collection.database.close()
         remove(folder)
@@ -98,12 +105,17 @@ def definition(method: str) -> CollectionDefinition:
     return CollectionDefinition(CollectionAttributes.model_validate(attributes))
 
 
+def made_up_clusters(rows: int, seed: int) -> NDArray[np.int64]:
+    """The clusters that `made_up` gives."""
+    return np.random.default_rng(seed).integers(0, CLUSTERS, rows)
+
+
 def made_up(rows: int, seed: int) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
     """Vectors (rows, DIMENSIONS) of length 1 in clusters of a few dimensions, and the cluster of each."""
     fixed, random = np.random.default_rng(0), np.random.default_rng(seed)
     centres = fixed.standard_normal((CLUSTERS, LATENT), np.float32)
     wider = fixed.standard_normal((LATENT, DIMENSIONS), np.float32)
-    clusters = random.integers(0, CLUSTERS, rows)
+    clusters = random.integers(0, CLUSTERS, rows)  # as `made_up_clusters`
     vectors = np.empty((rows, DIMENSIONS), np.float16)
     for start in range(0, rows, ROWS_AT_A_TIME):
         there = slice(start, start + ROWS_AT_A_TIME)
@@ -212,6 +224,36 @@ def measure_one(
         f"| {name} | {index} | {'; '.join(sorted(ways))} | {min(counts)} | {recall:.3f} | {p50:.1f} | {p95:.1f}{met} |"
     )
     sys.stdout.flush()
+
+
+def measure_people(one: CollectionDefinition, settings: Settings, rows: int, number: int) -> None:
+    """A line for each way of asking without a text."""
+    clusters, random = made_up_clusters(rows, 1), np.random.default_rng(4)
+    histories = []
+    for _ in range(number):
+        own = np.flatnonzero(np.isin(clusters, random.choice(CLUSTERS, TASTES, replace=False)))
+        histories.append([str(item) for item in random.choice(own, min(HISTORY, len(own)), replace=False)])
+    print("\n| asked | by | least hits | p50 | p95 |\n|---|---|---|---|---|")
+    for by in ("pgvector", "faiss"):
+        options: dict[str, Any] = {"k": K, "index": by}
+        ways: dict[str, tuple[Callable[[list[str]], Hits], float]] = {
+            "similar": (lambda keys, o=options: similar(one, settings, keys[0], **o), GOAL_SIMILAR),
+            "recommend, mean": (lambda keys, o=options: recommend(one, settings, history=keys, **o), GOAL_RECOMMEND),
+            "recommend, best": (
+                lambda keys, o=options: recommend(one, settings, history=keys, strategy="best", **o),
+                GOAL_RECOMMEND,
+            ),
+        }
+        for name, (way, goal) in ways.items():
+            for _ in range(2):  # the first round warms the caches
+                milliseconds, counts = [], []
+                for keys in histories:
+                    began = time.perf_counter()
+                    counts.append(len(way(keys)))
+                    milliseconds.append(1000 * (time.perf_counter() - began))
+            p50, p95 = statistics.median(milliseconds), statistics.quantiles(milliseconds, n=20)[-1]
+            met = "" if p95 <= goal else " **over**"
+            print(f"| {name} | {by} | {min(counts)} | {p50:.1f} | {p95:.1f}{met} |", flush=True)
 
 
 if __name__ == "__main__":

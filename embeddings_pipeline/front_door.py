@@ -1,6 +1,6 @@
 """The front door for programs: `open_collection("items").search("a man ages backwards")`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -91,6 +91,51 @@ class CollectionClient:
                 vectors=vectors,
                 index=index,
                 profile=profile,
+            )
+
+    def recommend(
+        self,
+        *,
+        liked: Sequence[Any] = (),
+        disliked: Sequence[Any] = (),
+        history: Sequence[Any] = (),
+        user: str | int | None = None,
+        k: int = 10,
+        where: Mapping[str, Any] | None = None,
+        vectors: str | list[str] | None = None,
+        index: Literal["pgvector", "faiss"] = "pgvector",
+        profile: str | None = None,
+        strategy: Literal["mean", "best"] | None = None,
+        diversity: float | None = None,
+        half_life_days: float | None = None,
+    ) -> "Hits":
+        """The `k` items that suit somebody best, without those that they know; `score` is from 0 to 1.
+
+        `liked`, `disliked`: items' keys. `history`: keys, or mappings `{"item": key, "weight": 1.0, "at": time}`, a
+        weight below 0 for what was disliked. `user`: whose history to read from `interactions:`. `strategy`: `mean`
+        looks near the middle of what was liked, `best` near any one of it. `diversity`: from 0, the best whatever they
+        have in common, to 1. `half_life_days`: after which an interaction counts half. What is left out is as
+        `recommend:` of the definition says. Nobody's history: what is popular. It loads no model. The rest is as in
+        `search`.
+        """
+        from embeddings_pipeline.search.recommend import recommend
+
+        with self._database():
+            return recommend(
+                self.definition,
+                self.settings,
+                liked=liked,
+                disliked=disliked,
+                history=history,
+                user=user,
+                k=k,
+                where=where,
+                vectors=vectors,
+                index=index,
+                profile=profile,
+                strategy=strategy,
+                diversity=diversity,
+                half_life_days=half_life_days,
             )
 
     def sync(

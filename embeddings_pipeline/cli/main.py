@@ -39,7 +39,17 @@ app = typer.Typer(
     suggest_commands=False,  # click does that itself
     pretty_exceptions_enable=False,
 )
-for command in (load.load, sync.sync, status.status, search.search, search.similar, live.live, ui.ui, init.init):
+for command in (
+    load.load,
+    sync.sync,
+    status.status,
+    search.search,
+    search.similar,
+    search.recommend,
+    live.live,
+    ui.ui,
+    init.init,
+):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(psql.psql)
 app.add_typer(profile.app, name="profile")

@@ -95,6 +95,56 @@ def similar(
     _print(hits, definition, settings, explain=explain, as_json=as_json)
 
 
+def recommend(
+    liked: Annotated[
+        list[str] | None, typer.Option("--liked", help="The key of an item that was liked; several.")
+    ] = None,
+    disliked: Annotated[
+        list[str] | None, typer.Option("--disliked", help="The key of an item that was disliked; several.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Whose history to read from `interactions:` of defs.yaml.")] = None,
+    k: KOption = 10,
+    collection_name: CollectionOption = None,
+    where: WhereOption = None,
+    vector: VectorOption = None,
+    faiss: FaissOption = False,
+    profile: ProfileOption = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="`mean`: near the middle of what was liked; `best`: near any one of it.")
+    ] = None,
+    diversity: Annotated[
+        float | None, typer.Option(help="From 0, the best whatever they have in common, to 1.")
+    ] = None,
+    half_life_days: Annotated[
+        float | None, typer.Option("--half-life", metavar="DAYS", help="After so many days an interaction counts half.")
+    ] = None,
+    explain: ExplainOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Items for somebody: near what they liked, new to them, and not all alike. Without a history: what is popular."""
+    settings = load_settings()
+    definition = chosen_collection(collection_name)
+    condition = where_of_words(definition, where or [])
+    start_database(settings)
+    from embeddings_pipeline.search.recommend import recommend as run_recommend
+
+    hits = run_recommend(
+        *(definition, settings),
+        liked=liked or [],
+        disliked=disliked or [],
+        user=user,
+        k=k,
+        where=condition,
+        vectors=vector,
+        index=_index(faiss),
+        profile=profile,
+        strategy=strategy,  # type: ignore[arg-type]
+        diversity=diversity,
+        half_life_days=half_life_days,
+    )
+    _print(hits, definition, settings, explain=explain, as_json=as_json)
+
+
 def _index(faiss: bool) -> Literal["faiss", "pgvector"]:
     return "faiss" if faiss else "pgvector"
 
@@ -134,6 +184,8 @@ def explanation_lines(explanation: "Explanation") -> list[str]:
         lines.append(
             f"vector {leg.vector_name}: {leg.answered_by}, {leg.how}; {leg.texts} texts of {len(leg.ranks)} items; "
             f"{leg.milliseconds:.1f} ms"
+            if leg.vector_name
+            else f"{leg.answered_by}: {leg.how}; {len(leg.ranks)} items; {leg.milliseconds:.1f} ms"
         )
         lines += [f"  fell back: {why}" for why in leg.fell_back]
         lines += [f"  {rank}. {key}  {score:.4f}" for key, (rank, score) in leg.ranks.items()]

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, whole_number
 from embeddings_pipeline.config.filters import Filter, check_filters
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
+from embeddings_pipeline.config.recommending import InteractionsDefinition, RecommendRules, check_recommending
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.errors import did_you_mean
@@ -27,6 +28,7 @@ SHARED_TABLES = (
     "scan",
     "backfill",
     "quarantine",
+    "cooccurrence",
     "embedding_cache",
     "embedding_claim",
     "embedding_spend",
@@ -252,12 +254,17 @@ class CollectionAttributes(_Strict):
     )
     quarantine: QuarantineRules = Field(default_factory=QuarantineRules, description="Texts that fail by themselves.")
     budget: BudgetRules | None = Field(default=None, description="What a hosted model may cost. Left out: no limit.")
+    recommend: RecommendRules = Field(default_factory=RecommendRules, description="How recommendations are ranked.")
+    interactions: InteractionsDefinition | None = Field(
+        default=None, description="What people did with items: `recommend` reads a person's history there."
+    )
     model_change: ModelChangeRules = Field(default_factory=ModelChangeRules, description="Changes of the model.")
 
     def model_post_init(self, _: Any) -> None:
         if not self.vectors:
             raise ValueError("`vectors:` needs at least one vector name with a template")
         check_filters(self.filters, self.columns)
+        check_recommending(self.recommend, self.interactions, self.filters, self.source.key)
         if self.destination is not None:
             self._check_destination(self.destination)
 

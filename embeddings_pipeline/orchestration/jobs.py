@@ -11,10 +11,12 @@ from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import build_assets
 from embeddings_pipeline.orchestration.batch_jobs import build_batch_jobs, has_batch_jobs
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
+from embeddings_pipeline.orchestration.interactions import build_cooccurrence_asset
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
 from embeddings_pipeline.orchestration.names import AUTOMATION, asset_key, batch_assets, job_name, job_tags
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
 
+LIKED = "For the first sync and each daily refresh: which items the same people liked."
 FETCHES = "For the sensor of batch jobs: look at each, and fetch what was answered."
 
 
@@ -36,6 +38,7 @@ def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
             build_audit(definition),
             *build_migration_assets(definition),
             *([build_batch_jobs(definition)] if with_batch_jobs else []),
+            *([build_cooccurrence_asset(definition)] if definition.attributes.interactions else []),
         ],
         asset_checks=build_checks(definition, profile),
         jobs=[
@@ -50,7 +53,7 @@ def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
 
 def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_jobs: bool = False) -> list[Any]:
     """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them; and
-    `…_batch_jobs`.
+    `…_batch_jobs`, `…_cooccurrence`.
     """
 
     def select(*names: str) -> dg.AssetSelection:
@@ -80,4 +83,5 @@ def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_
             "Step 4: compare every copy with the next, and run every check. What disagrees becomes dirty.",
         ),
         *([job("batch_jobs", select("batch_jobs"), FETCHES)] if with_batch_jobs else []),
+        *([job("cooccurrence", select("cooccurrence"), LIKED)] if definition.attributes.interactions else []),
     ]

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 PHASES = ("expand", "backfill", "swap", "roll_back", "contract")  # of a model change, which is a `migration` here
 # `all` is `refresh` for people: Dagster sorts jobs by name, so that it comes first.
-_PLAIN = ("all", "scan", "batches", "index", "audit", "refresh", "recent", "live", "batch_jobs")
+_PLAIN = ("all", "scan", "batches", "index", "audit", "refresh", "recent", "live", "batch_jobs", "cooccurrence")
 JOBS = (*_PLAIN, *(f"migration_{phase}" for phase in PHASES))
 # A tag of jobs: whom they are for. Dagster sorts jobs by name, and their descriptions begin with it too.
 FOR_TAG = "for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
 COLLECTION_TAG = "collection"
 BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
-ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit", "batch_jobs")
+ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit", "batch_jobs", "cooccurrence")
 
 
 def asset_path(definition: CollectionDefinition, name: str) -> list[str]:

@@ -13,6 +13,7 @@ from embeddings_pipeline.errors import InterruptedRunError, PipelineError, RunFa
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.check_results import checks_of, last_results
 from embeddings_pipeline.health.lag import about_foreign, indexes_lag
+from embeddings_pipeline.index.cooccurrence import is_built
 from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.checks import QUICK, check_keys
 from embeddings_pipeline.orchestration.figures import run_figures, scan_figures
@@ -154,6 +155,8 @@ class _Sync:
             self.progress("indexing", 0, 0)
             with index_watched(self.collection, self.progress):
                 self.runner.execute("index", {}, {})
+        if self.definition.attributes.interactions and (options.full or not is_built(self.collection.database, name)):
+            self.runner.execute("cooccurrence", {}, {})
 
     def _scan(self, allow_deletes: bool) -> None:
         config = {"ops": {self.runner.op("item_ledger"): {"config": {"allow_deletes": allow_deletes}}}}

@@ -40,8 +40,8 @@ class Hit:
 class Leg:
     """What one way of looking found."""
 
-    vector_name: str
-    answered_by: Literal["pgvector", "faiss"]
+    vector_name: str  # empty if it asked no vectors
+    answered_by: Literal["pgvector", "faiss", "cooccurrence", "popularity"]
     how: str  # for people: what was compared, or which index was asked
     texts: int  # nearest texts that were looked at
     milliseconds: float

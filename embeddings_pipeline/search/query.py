@@ -109,7 +109,7 @@ def _answer(
         try:
             began = time.perf_counter()
             with database.session() as connection:
-                model, is_shadow = _model(connection, definition, database, request.profile)
+                model, is_shadow = model_to_ask(connection, definition, database, request.profile)
                 make = prepare(connection, model)
             wanted = make()
             encoded = time.perf_counter()
@@ -118,9 +118,9 @@ def _answer(
                 tables, condition = model.destination.tables, request.condition
                 filtered = filter_of(connection, tables, condition) if condition else None
                 if condition:
-                    _tell_if_behind(connection, definition, tables, condition)
+                    tell_if_behind(connection, definition, tables, condition)
                 found = [
-                    _leg(connection, definition, settings, request, model, name, vector, more, is_shadow, filtered)
+                    ask_leg(connection, definition, settings, request, model, name, vector, more, is_shadow, filtered)
                     for name, vector in wanted.items()
                 ]
             hits = [hit for hits, _ in found for hit in hits if hit.item_key != without]
@@ -139,7 +139,7 @@ def _answer(
     raise AssertionError("unreachable")
 
 
-def _leg(
+def ask_leg(
     connection: psycopg.Connection,
     definition: CollectionDefinition,
     settings: Settings,
@@ -164,7 +164,7 @@ def _leg(
     return nearest_leg(connection, definition, model, name, vector, k, filtered=filtered, fell_back=fell_back)
 
 
-def _tell_if_behind(
+def tell_if_behind(
     connection: psycopg.Connection, definition: CollectionDefinition, tables: CollectionTables, condition: Condition
 ) -> None:
     """Say that some items were committed before a column of the condition was in the payload."""
@@ -196,7 +196,7 @@ def _until_then(working: Activity | None) -> str:
     return f"wait for what is under way: {described(working)}" if working else "run `embeddings-pipeline sync` first"
 
 
-def _model(
+def model_to_ask(
     connection: psycopg.Connection, definition: CollectionDefinition, database: Database, profile: str | None
 ) -> tuple[Model, bool]:
     """The model to ask, and whether it is not the current one."""

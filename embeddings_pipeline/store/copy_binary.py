@@ -34,7 +34,8 @@ def copy_in(
     storage: Storage = "halfvec",
 ) -> int:
     """COPY columns of one length into `table`: int64 → bigint, bool → boolean, (n, 16) uint8 and binary → bytea, `S…`
-    and string → text, `jsonb` → jsonb, and float (n, d) → halfvec or vector as `storage` says. NULL in Arrow's columns.
+    and string → text, `jsonb` → jsonb, float (n,) → real, and float (n, d) → halfvec or vector as `storage` says. NULL
+    in Arrow's columns.
 
     Returns the number of rows. Like pgvector's own input, the server refuses NaN and infinity with psycopg.DataError;
     what is too large for a float16 is infinite in a halfvec. ValueError if the columns differ in length.
@@ -108,6 +109,8 @@ def _fields(column: Column, storage: Storage) -> "pa.Array":
         chunked = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
         values = chunked.cast(pa.binary()).combine_chunks()
         return values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+    if column.dtype.kind == "f" and column.ndim == 1:
+        return _bytes_of(column.astype(">f4"))
     if column.dtype.kind == "f":
         packed = np.zeros(len(column), _stored(storage, column.shape[1]))
         packed["dimension"] = column.shape[1]

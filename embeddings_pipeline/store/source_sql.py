@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import SourceDefinition
+from embeddings_pipeline.config.recommending import InteractionsDefinition
 from embeddings_pipeline.errors import SourceError
 from embeddings_pipeline.store.sql import load_sql
 
@@ -42,7 +43,7 @@ def table_identifier(name: str) -> sql.Identifier:
     return sql.Identifier(*(quoted.replace('""', '"') or plain for quoted, plain in parts))
 
 
-def relation_of(source: SourceDefinition) -> sql.Composable:
+def relation_of(source: SourceDefinition | InteractionsDefinition) -> sql.Composable:
     """The table, or the query in parentheses."""
     return (
         table_identifier(source.table) if source.table else sql.SQL("({}\n)").format(user_statement(source.query or ""))

@@ -283,7 +283,7 @@ def test_partitions_that_have_not_changed_are_not_read_again(
     with project_instance(tmp_path / "one") as instance:
         instance.add_dynamic_partitions("a", ["1", "2"])
         assert list(instance.get_dynamic_partitions("a")) == ["1", "2"]
-        read = []
+        read: list[str] = []
         base = PipelineEventLogStorage.__mro__[2]
-        monkeypatch.setattr(base, "get_dynamic_partitions", lambda *_: read.append(1) or [])
+        monkeypatch.setattr(base, "get_dynamic_partitions", lambda _, name: read.append(name))
         assert list(instance.get_dynamic_partitions("a")) == ["1", "2"] and not read
