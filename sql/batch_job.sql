@@ -64,7 +64,8 @@ WHERE id = %(id)s AND state = 'uploaded'
 
 UPDATE embeddings.batch_job
 SET state = %(state)s, remote_state = %(remote_state)s, remote_done = %(remote_done)s, output_file = %(output_file)s,
-    error_file = %(error_file)s, reason = %(reason)s, looked_at = now(), missing_since = NULL, ended_at = NULL
+    error_file = %(error_file)s, reason = %(reason)s, looked_at = now(), ended_at = NULL,
+    missing_since = CASE WHEN batch_job.state = 'lost' THEN missing_since END  -- its files may be missing still
 WHERE id = %(id)s AND state IN ('submitted', 'lost')
 
 
@@ -119,10 +120,10 @@ UPDATE embeddings.batch_job SET refused = batch_job.refused + (SELECT count(*) F
 -- Parameters: state, reason.
 
 WITH released AS (
-    DELETE FROM embeddings.embedding_claim WHERE holder = %(id)s AND NOT refused RETURNING content_hash
+    DELETE FROM embeddings.embedding_claim WHERE holder = %(id)s AND NOT refused
 ), ended AS (
     UPDATE embeddings.batch_job
-    SET state = %(state)s, reason = %(reason)s, unanswered = (SELECT count(*) FROM released), ended_at = now()
+    SET state = %(state)s, reason = %(reason)s, unanswered = greatest(0, texts - answered - refused), ended_at = now()
     WHERE id = %(id)s
     RETURNING collection, batches, answered
 )
@@ -139,17 +140,33 @@ SELECT id FROM embeddings.batch_job
 WHERE (%(collection)s::text IS NULL OR collection = %(collection)s)
   AND CASE
       WHEN ended_at IS NULL THEN coalesce(looked_at, '-infinity') < now() - make_interval(secs => %(seconds)s)
+                              OR looked_at > now()  -- a clock that was ahead
       ELSE state = 'lost' AND made_at > now() - interval '30 days'
            AND looked_at < now() - make_interval(secs => %(lost_seconds)s)
   END
 ORDER BY looked_at NULLS FIRST, made_at
 
 
+-- name: refused_tokens
+-- The tokens of the smallest job that a server refused lately since so many may not wait there, of those beside which no
+-- other job waited there that was accepted, or larger. Parameters: account, model.
+
+SELECT min(job.tokens) FROM embeddings.batch_job AS job
+WHERE job.account = %(account)s AND job.profile ->> 'model' = %(model)s
+  AND job.state = 'failed' AND job.reason LIKE 'token_limit_exceeded:%%' AND job.ended_at > now() - interval '7 days'
+  AND NOT EXISTS (
+      SELECT FROM embeddings.batch_job AS other
+      WHERE other.id <> job.id AND other.account = job.account AND other.profile ->> 'model' = job.profile ->> 'model'
+        AND other.submitted_at < job.ended_at AND coalesce(other.ended_at, 'infinity') > job.submitted_at
+        AND (other.state <> 'failed' OR (other.tokens, other.id) > (job.tokens, job.id)))
+
+
 -- name: get
 -- One job, with the seconds since the server was last asked to begin it.
 
-SELECT id, collection, fingerprint, profile, account, state, usd_per_million, input_file, remote, remote_state,
-       remote_done, output_file, error_file, reason, extract(epoch FROM now() - asked_at)::double precision AS asked_seconds, made_at
+SELECT id, collection, fingerprint, profile, account, state, texts, usd_per_million, input_file, remote, remote_state,
+       remote_done, output_file, error_file, reason, made_at,
+       extract(epoch FROM now() - asked_at)::double precision AS asked_seconds
 FROM embeddings.batch_job WHERE id = %(id)s
 
 

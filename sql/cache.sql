@@ -39,9 +39,10 @@ WHERE ctid = ANY (ARRAY(
 
 
 -- name: sweep_claims
--- Claims that count no longer, which nobody has taken over.
+-- Claims that count no longer, which nobody has taken over. What batch jobs were refused is remembered for longer.
 
-DELETE FROM embeddings.embedding_claim WHERE until < now() - interval '1 day'
+DELETE FROM embeddings.embedding_claim
+WHERE until < now() - CASE WHEN refused THEN interval '30 days' ELSE interval '1 day' END
 
 
 -- name: purge
@@ -70,7 +71,8 @@ SELECT fingerprint, collection, profile ->> 'name' FROM embeddings.model ORDER B
 
 -- name: claim
 -- Those of the texts that nobody is asking about, or whose lease has ended; one that is too long is a clock's that was
--- ahead. A batch job keeps its texts, but for those that were refused there. Parameters: fingerprint, collection, holder, hashes, usd (one each), seconds.
+-- ahead. A batch job keeps its texts, but for those that were refused there, which stay noted as that.
+-- Parameters: fingerprint, collection, holder, hashes, usd (one each), seconds.
 
 INSERT INTO embeddings.embedding_claim AS claim (fingerprint, content_hash, collection, holder, usd, until)
 SELECT %(fingerprint)s, wanted.hash, %(collection)s, %(holder)s, wanted.usd,
@@ -78,10 +80,9 @@ SELECT %(fingerprint)s, wanted.hash, %(collection)s, %(holder)s, wanted.usd,
 FROM unnest(%(hashes)b::bytea[], %(usd)s::double precision[]) AS wanted (hash, usd)
 ORDER BY wanted.hash
 ON CONFLICT (fingerprint, content_hash) DO UPDATE
-SET collection = excluded.collection, holder = excluded.holder, usd = excluded.usd, until = excluded.until,
-    job = NULL, refused = false
-WHERE claim.refused
-   OR claim.job IS NULL AND (claim.until < now() OR claim.until > excluded.until + interval '1 second')
+SET collection = excluded.collection, holder = excluded.holder, usd = excluded.usd, until = excluded.until
+WHERE (claim.job IS NULL OR claim.refused)
+  AND (claim.until < now() OR claim.until > excluded.until + interval '1 second')
 RETURNING content_hash
 
 
@@ -104,7 +105,8 @@ WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[])
 -- Who is asking about these texts. Parameters: fingerprint, hashes.
 
 SELECT DISTINCT holder FROM embeddings.embedding_claim
-WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[]) AND job IS NULL
+WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[])
+  AND (job IS NULL OR refused AND holder <> job)
 
 
 -- name: prolong
@@ -121,6 +123,9 @@ WHERE fingerprint = %(fingerprint)s AND content_hash = ANY (%(hashes)b::bytea[])
 
 
 -- name: release_all
--- Parameter: holder.
+-- What batch jobs were refused stays noted as that. Parameter: holder.
 
-DELETE FROM embeddings.embedding_claim WHERE holder = %(holder)s
+WITH refused AS (
+    UPDATE embeddings.embedding_claim SET until = now() WHERE holder = %(holder)s AND refused
+)
+DELETE FROM embeddings.embedding_claim WHERE holder = %(holder)s AND NOT refused

@@ -1,13 +1,24 @@
 """`batch-job …`: texts that were handed to a hosted model's Batch API."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embeddings_pipeline.cli.console import JsonOption, ago, database_to_read, duration, pipeline_database, print_json
+from embeddings_pipeline.cli.console import (
+    JsonOption,
+    ago,
+    database_to_read,
+    duration,
+    pipeline_database,
+    print_json,
+    tell,
+)
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.wording import counted
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.encoders.batch_jobs import BatchJobs
 
 app = typer.Typer(
     help="Batch jobs: texts that a hosted model answers within a day, at half the price.",
@@ -15,7 +26,12 @@ app = typer.Typer(
     suggest_commands=False,
 )
 CollectionOption = Annotated[str | None, typer.Option("--collection", "-c", help="Left out: of all.")]
-DaysOption = Annotated[int, typer.Option(min=0, help="Of those that have ended: how many days ago at most.")]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="Its id, or the beginning of it, as `batch-job list` shows it.")
+]
+DaysOption = Annotated[
+    int, typer.Option(min=0, max=36_500, help="Of those that have ended: how many days ago at most.")
+]
 
 
 @app.command("list")
@@ -66,26 +82,48 @@ def fetch(collection: CollectionOption = None, as_json: JsonOption = False) -> N
         print_json(listed)
     else:
         print(f"{counted(at_work, 'batch job')} at work; see `embeddings-pipeline batch-job list`")
+    for each in errors[:-1]:
+        tell(f"error: {each}")
     if errors:
-        raise errors[0]
+        raise errors[-1]
 
 
 @app.command("cancel")
-def cancel(
-    job: Annotated[str, typer.Argument(help="Its id, or the beginning of it, as `batch-job list` shows it.")],
-    as_json: JsonOption = False,
-) -> None:
+def cancel(job: JobArgument, as_json: JsonOption = False) -> None:
     """Have the server end a job. What it has answered until then is paid for, and kept; the rest is free again."""
     from embeddings_pipeline.encoders.batch_jobs import BatchJobs
 
     settings = load_settings()
     jobs = BatchJobs(pipeline_database(settings), settings)
-    chosen = [each["id"] for each in jobs.listed() if each["id"].startswith(job)]
+    chosen = _chosen(jobs, job)
+    state = jobs.cancel(chosen)
+    if as_json:
+        print_json({"id": chosen, "state": state})
+        return
+    print(f"{chosen}: the server says that it is {state}; what it has answered is fetched once it has ended")
+
+
+@app.command("forget")
+def forget(job: JobArgument, as_json: JsonOption = False) -> None:
+    """End a job whose server or key is gone. Its texts are free, and may be paid for once more; what the server answers
+    all the same, within 30 days, is kept.
+    """
+    from embeddings_pipeline.encoders.batch_jobs import BatchJobs
+
+    settings = load_settings()
+    jobs = BatchJobs(pipeline_database(settings), settings)
+    chosen = _chosen(jobs, job)
+    jobs.forget(chosen)
+    if as_json:
+        print_json({"id": chosen, "state": "forgotten"})
+        return
+    print(f"{chosen}: forgotten; its texts are free")
+
+
+def _chosen(jobs: "BatchJobs", beginning: str) -> str:
+    """The one job whose id begins so."""
+    chosen = [each["id"] for each in jobs.listed() if beginning and each["id"].startswith(beginning)]
     if len(chosen) != 1:
         many = "several batch jobs begin" if chosen else "no batch job of the last week begins"
-        raise ConfigurationError(f"{many} with {job!r}: see `embeddings-pipeline batch-job list`")
-    jobs.cancel(chosen[0])
-    if as_json:
-        print_json({"id": chosen[0], "state": "cancelling"})
-        return
-    print(f"{chosen[0]}: the server ends it; what it has answered is fetched then")
+        raise ConfigurationError(f"{many} with {beginning!r}: see `embeddings-pipeline batch-job list`")
+    return str(chosen[0])

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 10
 LONGEST_WORDS = 300  # of a server, in a message
+MOST_BILLED = 10**9  # tokens of an answer; more is no bill
 PAGE = "a page of HTML, which may be a proxy's"
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -293,7 +294,7 @@ class EmbeddingApi:
             raise self._useless(f"answered with {kind or 'nothing'} where JSON is due; is the address right (…/v1)?")
         try:
             body = json.loads(response.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._useless(f"gave an answer that cannot be read ({type(error).__name__})") from None
         return self.answer_of(body, texts, response.headers)
 
@@ -304,7 +305,7 @@ class EmbeddingApi:
             data = body["data"]
             numbers = [entry["index"] for entry in data]
             given = {entry["index"]: _decoded(entry["embedding"]) for entry in data}
-        except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, binascii.Error) as error:
             raise self._useless(f"gave an answer that cannot be read ({type(error).__name__})", tokens) from None
         if len(numbers) != texts or set(numbers) != set(range(texts)):
             raise self._useless(f"gave {len(numbers)} vectors ({len(given)} numbers) for {texts} texts", tokens)
@@ -334,7 +335,7 @@ def _billed(body: Any) -> int | None:
     if not isinstance(usage, Mapping):
         return None
     tokens = usage.get("total_tokens", usage.get("prompt_tokens"))
-    return tokens if isinstance(tokens, int) else None
+    return tokens if type(tokens) is int and 0 <= tokens <= MOST_BILLED else None
 
 
 def _decoded(embedding: Any) -> NDArray[np.float32]:

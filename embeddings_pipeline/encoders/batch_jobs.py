@@ -15,20 +15,18 @@ Whoever works on a job holds its lock. What was refused is asked about directly,
 """
 
 import logging
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from numpy.typing import NDArray
 from psycopg.rows import class_row, dict_row
 
-from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.encoders.batch_api import BatchApi, Line, NoSuchBatchError, RemoteBatch
+from embeddings_pipeline.encoders.batch_api import BatchApi, Line, NoSuchBatchError, RemoteBatch, room_for_file
 from embeddings_pipeline.encoders.budget import Terms
 from embeddings_pipeline.encoders.cache import EmbeddingCache, PostgresCache, open_cache, pack
 from embeddings_pipeline.encoders.spend import record
@@ -36,7 +34,9 @@ from embeddings_pipeline.errors import ConfigurationError, OutageError, Pipeline
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import job_lock
+from embeddings_pipeline.store.models import stored_profile
 from embeddings_pipeline.store.sql import load_sql
+from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ LOOK_SECONDS = 60.0  # between two looks at a job
 GRACE_SECONDS = 180.0  # after which a batch that the server was asked to begin, and does not list, was not begun
 LOST_SECONDS = 900.0  # for which a server says that it has no such batch, before that is believed …
 LOST_LOOK_SECONDS = 3600.0  # … and it is looked at less often
-FIND_HOURS = 1.0  # by how much the server's clock may be behind the database's
+FIND_HOURS = 48.0  # by how much the server's clock may be behind the database's
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=1), timedelta(minutes=64)  # after jobs that answered nothing
 FOLLOWED_DAYS = 30
 LIVING = ("preparing", "uploaded", "submitted", "ended")
@@ -60,6 +60,7 @@ class Job:
     profile: Mapping[str, Any]
     account: str
     state: str
+    texts: int
     usd_per_million: float | None
     input_file: str | None
     remote: str | None
@@ -74,7 +75,7 @@ class Job:
     @property
     def terms(self) -> Terms:
         """On which it was submitted."""
-        profile = Profile(**self.profile)
+        profile = stored_profile(self.profile)
         return Terms(
             self.collection,
             self.fingerprint,
@@ -153,7 +154,7 @@ class BatchJobs:
                 end(self._database, job, "failed", "its process ended before it was submitted")
             elif row.state in (*LIVING, "lost"):
                 try:
-                    with BatchApi(Profile(**row.profile), self._settings) as api:
+                    with BatchApi(stored_profile(row.profile), self._settings) as api:
                         self._go_on(row, api, fetch=fetch)
                 except PipelineError as error:
                     _execute(self._database, "not_looked", id=job, reason=str(error))
@@ -161,15 +162,37 @@ class BatchJobs:
             row = self.get(job)
             return row.state if row else None
 
-    def cancel(self, job: str) -> None:
-        """Have the server end a job. What it has answered until then is fetched once it has ended."""
+    def cancel(self, job: str) -> str:
+        """Have the server end a job, and what it says of it then. What it has answered until then is fetched once it
+        has ended.
+        """
         row = self.get(job)
         if row is None or row.remote is None or row.state != "submitted":
             raise ConfigurationError(
                 f"batch job {job} is not at work at a server: see `embeddings-pipeline batch-job list`"
             )
-        with BatchApi(Profile(**row.profile), self._settings) as api:
-            self._note(row, api.cancel(row.remote))
+        with BatchApi(stored_profile(row.profile), self._settings) as api:
+            try:
+                remote = api.cancel(row.remote)
+            except NoSuchBatchError as error:
+                raise self._gone(row, api, str(error)) from None
+            except PipelineError:  # as it says of a batch that has ended, too
+                remote = api.look(row.remote)
+                if not remote.has_ended:
+                    raise
+            self._note(row, remote)
+        return remote.state
+
+    def forget(self, job: str) -> None:
+        """End a job without its server, which may not answer ever again. If it does, what it has answered is kept."""
+        with job_lock(self._database, job) as ours:
+            row = self.get(job) if ours else None
+            if row is None or row.state not in LIVING:
+                reason = "somebody works on it" if not ours else "it has ended"
+                raise ConfigurationError(
+                    f"batch job {job} cannot be forgotten now, since {reason}: see `embeddings-pipeline batch-job list`"
+                )
+            end(self._database, job, "lost" if row.remote else "failed", "it was forgotten by hand")
 
     def _go_on(self, job: Job, api: BatchApi, *, fetch: bool) -> None:
         if job.state == "uploaded":
@@ -178,7 +201,11 @@ class BatchJobs:
         if job.state in ("submitted", "lost"):
             assert job.remote is not None
             try:
-                self._note(job, api.look(job.remote))
+                remote = api.look(job.remote)
+                if job.state == "lost" and not remote.has_ended:  # it stays so until there is something to fetch
+                    _execute(self._database, "not_looked", id=job.id, reason=job.reason)
+                else:
+                    self._note(job, remote)
             except NoSuchBatchError as error:
                 self._missing(job, api, error)
             failpoint("batch_job.looked")
@@ -189,8 +216,10 @@ class BatchJobs:
     def _find_or_begin(self, job: Job, api: BatchApi) -> None:
         """A job of which it is not known whether the server began it."""
         since = datetime.fromtimestamp(job.made_at.timestamp() - FIND_HOURS * 3600, job.made_at.tzinfo)
-        if remote := api.find(job.id, since):
+        if remote := api.find(job.id, job.input_file, since):
             _execute(self._database, "submitted", id=job.id, remote=remote.name, remote_state=remote.state)
+        elif api.account != job.account:
+            raise self._gone(job, api, f"{api.place} lists no such batch")
         elif (job.asked_seconds or 0.0) > GRACE_SECONDS and noted(self._database, "asked", job.id):
             assert job.input_file is not None
             begin(self._database, api, job.id, job.input_file)
@@ -213,37 +242,59 @@ class BatchJobs:
     def _missing(self, job: Job, api: BatchApi, error: NoSuchBatchError) -> None:
         """The server has no such batch, or file: lost, if it says so for a while, to whoever submitted it."""
         if api.account != job.account:
-            raise ProfileError(f"{error}: job {job.id} was submitted with another key or address: bring that back")
-        seconds = self._missing_seconds(job, str(error))
-        if job.state != "lost" and seconds > LOST_SECONDS:
-            state = "lost" if job.state == "submitted" else "failed"
-            end(self._database, job.id, state, f"the server lost it: {error}")
+            raise self._gone(job, api, str(error))
+        self._lost(job, f"the server lost it: {error}")
 
-    def _missing_seconds(self, job: Job, reason: str) -> float:
-        """Note that something of a job is not there; for how long that is so."""
+    @staticmethod
+    def _gone(job: Job, api: BatchApi, said: str) -> ProfileError:
+        """That a server does not know a job that it should."""
+        other = f"job {job.id} was submitted with another key or address: bring that back, or "
+        return ProfileError(
+            f"{said}: {other if api.account != job.account else ''}give it up with `embeddings-pipeline "
+            f"batch-job forget {job.id[:8]}`"
+        )
+
+    def _lost(self, job: Job, reason: str) -> bool:
+        """Note that something of a job is not there. After a while it counts as lost, and its texts are free; what
+        comes back within weeks is kept all the same.
+        """
         [(seconds,)] = _execute(self._database, "missing", id=job.id, reason=reason)
-        return float(seconds)
+        is_lost = job.state == "lost" or seconds > LOST_SECONDS
+        if is_lost and job.state != "lost":
+            end(self._database, job.id, "lost", reason)
+        return is_lost
 
     def _fetch(self, job: Job, api: BatchApi) -> None:
         """Bring what was answered into the cache, and end the job."""
-        cache, told = open_cache(self._database, self._settings), set[bytes]()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "answers.jsonl"
+        cache, told = open_cache(self._database, self._settings), dict[bytes, str | None]()
+        unreadable: str | None = None
+        with room_for_file(job.collection) as folder:
+            path = folder / "answers.jsonl"
             for name in filter(None, (job.output_file, job.error_file)):
                 try:
                     api.download(name, path)
                 except NoSuchBatchError as error:
                     self._missing(job, api, error)
                     return
-                for lines in api.read(path):
-                    told.update(line.digest for line in lines)
+                before = len(told)
+                for lines in api.read(path, job.id):
+                    told |= {line.digest: line.why for line in lines if told.get(line.digest, "") is not None}
                     self._keep(job, cache, lines)
+                if len(told) == before and path.read_bytes().strip():
+                    unreadable = name
         failpoint("batch_job.fetched")
-        state, reason = ("failed", job.reason) if job.remote_state == "failed" else ("done", None)
-        if len(told) < job.remote_done:
-            reason = f"its files have {len(told):,} of the {job.remote_done:,} answers that the server counts"
-            if self._missing_seconds(job, reason) <= LOST_SECONDS:
-                raise OutageError(f"batch job {job.id}: {reason}; they are read again")
+        expected = job.remote_done or (job.texts if job.remote_state == "completed" else 0)
+        if unreadable and len(told) < max(expected, 1):  # the server has it yet
+            raise OutageError(
+                f"batch job {job.id}: what {api.place} gave as its file {unreadable} has no answer to it, and is read "
+                "again"
+            )
+        if len(told) < expected:
+            missing = f"its files have {len(told):,} of the {expected:,} answers that are due"
+            if not self._lost(job, missing):
+                raise OutageError(f"batch job {job.id}: {missing}; they are read again")
+            return
+        state, reason = ("failed", job.reason) if job.remote_state == "failed" else ("done", _why(told.values()))
         end(self._database, job.id, state, reason)
         failpoint("batch_job.done")
 
@@ -253,20 +304,22 @@ class BatchJobs:
         answered = {line.digest: line for line in reversed(lines) if line.vector is not None}
         vectors = {digest: line.vector for digest, line in answered.items() if line.vector is not None}
         fits = pack(vectors).keys()
-        known = cache.known_hashes(terms.fingerprint, terms.dimensions, list(vectors))
-        refused = [line.digest for line in lines if line.refused is not None or line.digest in vectors.keys() - fits]
+        refused = {line.digest: line for line in lines if line.refused and line.digest not in answered}
+        refused |= {digest: line for digest, line in answered.items() if digest not in fits}
         with self._database.session() as connection, connection.transaction():
-            asked = {"id": job.id, "hashes": list(vectors)}
+            asked = {"id": job.id, "hashes": [*vectors, *refused]}
             claims = dict(connection.execute(load_sql("batch_job/open_claims"), asked).fetchall())
-            new = {digest: vector for digest, vector in vectors.items() if digest in claims or digest not in known}
+            known = cache.known_hashes(terms.fingerprint, terms.dimensions, list(vectors))
+            new = {digest: vectors[digest] for digest in fits if digest in claims or digest not in known}
+            spoilt = [line for digest, line in refused.items() if line.tokens and digest in claims]
             if new:
-                kept = {digest: vector for digest, vector in new.items() if digest in fits}
-                self._put(cache, terms, kept, connection)
-                billed = self._bill(connection, job, [answered[digest] for digest in new], claims)
-                told = {"id": job.id, "hashes": list(kept), "texts": len(kept), "billed_tokens": billed}
+                self._put(cache, terms, new, connection)
+            if new or spoilt:
+                billed = self._bill(connection, job, [*(answered[digest] for digest in new), *spoilt], claims)
+                told = {"id": job.id, "hashes": list(new), "texts": len(new), "billed_tokens": billed}
                 connection.execute(load_sql("batch_job/answered"), {**told, "billed_usd": terms.usd(billed)})
             if refused:
-                connection.execute(load_sql("batch_job/refused"), {"id": job.id, "hashes": refused})
+                connection.execute(load_sql("batch_job/refused"), {"id": job.id, "hashes": list(refused)})
         failpoint("batch_job.kept")
 
     @staticmethod
@@ -292,6 +345,16 @@ class BatchJobs:
                 f"collection {terms.collection!r}: the embedding cache does not keep what batch jobs have answered; "
                 "mend EMBEDDING_CACHE_URL, or unset it: the answers stay with the server meanwhile, for 30 days"
             )
+
+
+def _why(whys: Iterable[str | None]) -> str | None:
+    """Why texts have no answer, in the words that most of them have."""
+    words = Counter(why for why in whys if why)
+    if not words:
+        return None
+    [(most, number)] = words.most_common(1)
+    others = words.total() - number
+    return f"{counted(number, 'text')} without an answer: {most}" + (f" (and {others:,} for others)" if others else "")
 
 
 def noted(database: Database, statement: str, job: str, **parameters: Any) -> bool:

@@ -1,17 +1,15 @@
 """Handing texts to the Batch API: which of them, in which files, and within which budget. See `batch_jobs.py`."""
 
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.encoders.batch_api import MOST_BYTES, MOST_TEXTS, BatchApi
+from embeddings_pipeline.encoders.batch_api import MOST_BYTES, MOST_TEXTS, BatchApi, room_for_file
 from embeddings_pipeline.encoders.batch_jobs import begin, end, noted
 from embeddings_pipeline.encoders.budget import Terms, affordable, budget_spent, check_price, purse, spent_today
 from embeddings_pipeline.encoders.cache import open_cache
@@ -21,6 +19,8 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import job_lock
 from embeddings_pipeline.store.retry import outage_attempts
 from embeddings_pipeline.store.sql import load_sql
+
+LEAST_TOKENS = 100_000  # of a job that is to be smaller than one that was refused
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,11 @@ class Submitter:
         """
         submitted, known = Submission(), self._known(list(texts))
         hashes = [digest for digest in texts if digest not in known]
+        most_tokens = self._most_tokens()
         while hashes:
-            part = self._part(hashes, texts)
-            done, spent = self._submit(part, texts, tokens, batches)
+            job = uuid.uuid4().hex
+            part = self._part(job, hashes, texts, tokens, most_tokens)
+            done, spent = self._submit(job, part, texts, tokens, batches)
             submitted += done
             if spent is not None:
                 raise self._purse.refuse(spent)
@@ -83,25 +85,45 @@ class Submitter:
         with self._database.session() as connection:
             return known | {row[0] for row in connection.execute(load_sql("cache/not_for_jobs"), parameters)}
 
-    def _part(self, hashes: Sequence[bytes], texts: Mapping[bytes, str]) -> list[bytes]:
+    def _most_tokens(self) -> float:
+        """Of a job: half of one that the server refused for its tokens while nothing else of ours waited there."""
+        parameters = {"account": self.terms.account, "model": self.terms.model}
+        with self._database.session() as connection:
+            row = connection.execute(load_sql("batch_job/refused_tokens"), parameters).fetchone()
+        return float("inf") if row is None or row[0] is None else max(LEAST_TOKENS, row[0] / 2)
+
+    def _part(
+        self,
+        job: str,
+        hashes: Sequence[bytes],
+        texts: Mapping[bytes, str],
+        tokens: Mapping[bytes, int],
+        most_tokens: float,
+    ) -> list[bytes]:
         """The first texts, as many as a file may have."""
-        size, number = 0, 0
+        size, counted, number = 0, 0.0, 0
         for digest in hashes[:MOST_TEXTS]:
-            size += len(self._line(digest, texts[digest]))
-            if size > MOST_BYTES and number:
+            size += len(self._line(job, digest, texts[digest]))
+            counted += tokens.get(digest, 0) * self.terms.ratio
+            if (size > MOST_BYTES or counted > most_tokens) and number:
                 break
             number += 1
         return list(hashes[:number])
 
-    def _line(self, digest: bytes, text: str) -> bytes:
-        return self._api.line(digest, (self._profile.document_prompt or "") + text)
+    def _line(self, job: str, digest: bytes, text: str) -> bytes:
+        return self._api.line(job, digest, (self._profile.document_prompt or "") + text)
 
     def _submit(
-        self, hashes: list[bytes], texts: Mapping[bytes, str], tokens: Mapping[bytes, int], batches: Sequence[int]
+        self,
+        job: str,
+        hashes: list[bytes],
+        texts: Mapping[bytes, str],
+        tokens: Mapping[bytes, int],
+        batches: Sequence[int],
     ) -> tuple[Submission, BudgetError | None]:
         """One job; and that the budget did not suffice for all."""
         prices = [self.terms.expected_usd(tokens.get(digest, 0)) for digest in hashes]
-        number, job = self._purse.hold(prices), uuid.uuid4().hex
+        number = self._purse.hold(prices)
         spent = self._purse.empty(prices[number]) if number < len(hashes) else None
         if not number:
             return Submission(), spent
@@ -156,10 +178,10 @@ class Submitter:
     def _hand_over(self, job: str, hashes: list[bytes], texts: Mapping[bytes, str]) -> None:
         """Upload the file, then have the server begin; each is noted before the next."""
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / f"{job}.jsonl"
+            with room_for_file(self.terms.collection) as folder:
+                path = folder / f"{job}.jsonl"
                 with path.open("wb") as file:
-                    file.writelines(self._line(digest, texts[digest]) for digest in hashes)
+                    file.writelines(self._line(job, digest, texts[digest]) for digest in hashes)
                 for attempt in outage_attempts(self.terms.collection, OutageError):
                     with attempt:
                         input_file = self._api.upload(path)

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 import psycopg
 
 from embeddings_pipeline.encoders.batch_api import MOST_TEXTS
-from embeddings_pipeline.encoders.batch_submit import Submission
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.shadow import (
@@ -49,22 +48,23 @@ def backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Ite
             attempt += 1
 
 
-def submit_batches(model: Collection, batches: Iterable[int], run: str) -> Submission:
-    """Submit what these batches lack to the Batch API, in files that are as large as they may be. A backfill afterwards
-    leaves those texts, and one that comes when they are answered writes them.
+def submit_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[list[int]]:
+    """Submit what these batches lack to the Batch API, in files that are as large as they may be; yields the batches of
+    each file. A backfill at once leaves those texts, and one that comes when they are answered writes them.
     """
     check_api(model.profile, "batch")
-    done, texts, group = Submission(), dict[bytes, str](), list[int]()
+    texts, group = dict[bytes, str](), list[int]()
     with while_kept(model), model.database.connect(autocommit=True) as reader:
         for batch in dict.fromkeys(batches):
             wanted = wanted_texts(read_batch(model, reader, batch, run, encode=True))
-            if len(texts) + len(wanted) > MOST_TEXTS:
-                done += submit_texts(model, texts, group)
+            if group and len(texts) + len(wanted) > MOST_TEXTS:
+                submit_texts(model, texts, group)
+                yield group
                 texts, group = {}, []
             texts |= wanted
             group.append(batch)
-        done += submit_texts(model, texts, group)
-    return done
+        submit_texts(model, texts, group)
+        yield group
 
 
 def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:

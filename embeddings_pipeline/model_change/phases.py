@@ -100,9 +100,9 @@ def backfill(
     not yet swapped, StaleRunError if it was given up meanwhile. By the Batch API, most of a batch comes later.
     """
     candidate, chosen = collection.with_model(expanded_change(collection, "backfill").candidate), list(batches)
-    if api == "batch":
-        submit_batches(candidate, chosen, run)
-    yield from backfill_batches(candidate, chosen, run)
+    # File by file: a job that has failed by the time its texts are backfilled leaves them to be asked about directly.
+    for group in submit_batches(candidate, chosen, run) if api == "batch" else [chosen]:
+        yield from backfill_batches(candidate, group, run)
 
 
 def swap(collection: Collection, run: str) -> Swapped:

@@ -54,7 +54,8 @@ def check_no_batch_jobs(connection: psycopg.Connection, name: str) -> None:
     if jobs:
         raise RefusedError(
             f"collection {name!r}: {counted(jobs, 'batch job')} {many(jobs, 'is')} at work, and paid for: wait for "
-            "them (`embeddings-pipeline batch-job list`), or end them with `batch-job cancel`, then `batch-job fetch`"
+            "them (`embeddings-pipeline batch-job list`), end them with `batch-job cancel`, then `batch-job fetch`, "
+            "or give them up with `batch-job forget`"
         )
 
 

@@ -1,5 +1,7 @@
 """What is handed to the Batch API: each text once, within its limits, a budget and what is allowed."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,26 @@ class TestSubmitting:
         assert submit(database, service, more).jobs == 4
         assert all(len(content) <= 3000 for content in service.batches.files.values())
         assert look_at_all(jobs) == ["done"] * 7
+
+    def test_a_job_that_is_too_large_for_the_account_is_followed_by_smaller_ones(
+        self, database: Database, service: EmbeddingServer, jobs: BatchJobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(batch_submit, "LEAST_TOKENS", 10)
+        service.batches.most_tokens = sum(map(tokens_of, TEXTS.values())) * 4 // 10
+        for _ in range(6):
+            submit(database, service)
+            look_at_all(jobs)
+        assert len(kept(database)) == 30 and billed_once(service)
+        sizes = [job["texts"] for job in reversed(jobs.listed())]
+        assert sizes[:4] == [30, 15, 15, 7] and len(sizes) <= 20
+
+    def test_no_text_ends_a_line_of_the_file(
+        self, database: Database, service: EmbeddingServer, jobs: BatchJobs
+    ) -> None:
+        text = "one\u2028two\u2029three\x85four\nfive"
+        submit(database, service, {content_hash(text): text})
+        [content] = service.batches.files.values()
+        assert len(content.decode().splitlines()) == 1 and json.loads(content)["body"]["input"] == [text]
 
     def test_the_prompt_dimensions_and_no_key_are_in_the_file(self, database: Database) -> None:
         with EmbeddingServer(key=KEY) as service:

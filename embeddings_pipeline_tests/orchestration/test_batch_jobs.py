@@ -1,19 +1,19 @@
 """The Batch API for a backfill and a change of the model: from a sync, the launchpad, the sensor and a terminal."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.prices import Api
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.batch_jobs import BatchJobs
+from embeddings_pipeline.encoders.batch_submit import Submission
 from embeddings_pipeline.errors import BudgetError, ConfigurationError, ProfileError, RefusedError, RunFailed
+from embeddings_pipeline.model_change import backfill
 from embeddings_pipeline.model_change.plan import price
 from embeddings_pipeline.model_change.state import candidate_profile, open_change
 from embeddings_pipeline.orchestration.batch_jobs import evaluate_jobs
@@ -26,10 +26,10 @@ from embeddings_pipeline.orchestration.sync import SyncResult, sync
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.pipeline.inventory import take_inventory
 from embeddings_pipeline.pipeline.removal import remove_collection
+from embeddings_pipeline.pipeline.submit import submit_texts
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import Done, run_here
+from embeddings_pipeline_tests.support.batch_jobs import FILMS, HOSTED, assert_once, of_films
 from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer, tokens_of
-from embeddings_pipeline_tests.support.hosted import SMALL
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
     by_name,
@@ -41,9 +41,7 @@ from embeddings_pipeline_tests.support.workbench import (
     make_films,
 )
 
-FILMS = 30
 APIS: tuple[Api, ...] = ("direct", "batch")
-HOSTED = {"name": "hosted", "provider": "openai", "model": SMALL, "dimensions": 32, "requests_per_minute": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -98,18 +96,8 @@ def later(database: Database, seconds: float = 61.0) -> None:
         )
 
 
-def of_films(service: EmbeddingServer) -> dict[str, int]:
-    """How often the films' texts were billed, without the canaries'."""
-    return {text: number for text, number in service.billed.items() if text.startswith("Film")}
-
-
 def asked_directly(service: EmbeddingServer) -> list[str]:
     return [text for body in service.bodies for text in body["input"] if text.startswith("Film")]
-
-
-def assert_once(database: Database, service: EmbeddingServer, number: int = FILMS) -> None:
-    assert len(committed(database)) == number
-    assert list(of_films(service).values()) == [1] * number
 
 
 class TestBackfill:
@@ -272,6 +260,30 @@ class TestModelChange:
         assert open_collection(one, project).profile.name == "hosted"
         assert set(of_films(service).values()) == {1}
 
+    def test_what_fails_while_more_is_submitted_is_not_asked_about_directly(
+        self,
+        database: Database,
+        service: EmbeddingServer,
+        project: Settings,
+        instance: dg.DagsterInstance,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        one = definition(profiles=by_name({**HOSTED, "url": service.url}))
+        sync(one, project, instance=instance)
+        service.batches.fail("fail", times=3)
+        monkeypatch.setattr(backfill, "MOST_TEXTS", 10)
+        jobs = BatchJobs(database, project, "films")
+
+        def submit_after_a_look(*arguments: Any) -> Submission:
+            for job in jobs.due(now=True):
+                jobs.look(job)
+            return submit_texts(*arguments)
+
+        monkeypatch.setattr(backfill, "submit_texts", submit_after_a_look)
+        assert switch(one, project, "hosted", api="batch", instance=instance).in_jobs == FILMS
+        assert [job["state"] for job in jobs.listed()] == ["submitted", "failed", "failed"]
+        assert asked_directly(service) == []
+
     def test_its_price_before_is_half(
         self, project: Settings, instance: dg.DagsterInstance, service: EmbeddingServer
     ) -> None:
@@ -313,8 +325,9 @@ class TestModelChange:
 
 class TestRefused:
     def test_a_model_that_is_no_service(self, run_sync: Callable[..., SyncResult]) -> None:
-        with pytest.raises(ConfigurationError, match="is of provider python: leave it out"):
-            run_sync(definition(profile=PROFILE), api="batch")
+        for dry_run in (False, True):
+            with pytest.raises(ConfigurationError, match="is of provider python: leave it out"):
+                run_sync(definition(profile=PROFILE), api="batch", dry_run=dry_run)
 
     def test_what_excludes_each_other_and_what_is_forbidden(
         self, project: Settings, run_sync: Callable[..., SyncResult], hosted: CollectionDefinition,
@@ -346,42 +359,3 @@ class TestRefused:
         run_sync(api="batch")
         with pytest.raises(RefusedError, match="1 batch job is at work, and paid for"):
             remove_collection(database, project, take_inventory(database, project, "films"))
-
-
-class TestTerminal:
-    @pytest.fixture
-    def command(self, project: Settings, hosted: CollectionDefinition, tmp_path: Path) -> Iterator[Callable[..., Done]]:
-        folder = tmp_path / "defs" / "films"
-        folder.mkdir(parents=True)
-        attributes = hosted.attributes.model_dump(exclude_defaults=True, mode="json")
-        written = yaml.safe_dump({"type": "embeddings_pipeline.EmbeddingCollection", "attributes": attributes})
-        (folder / "defs.yaml").write_text(written)
-        yield lambda *arguments: run_here(arguments, {"EMBEDDINGS_DEFS_DIR": str(folder.parent)})
-
-    def test_the_price_before_is_half(self, command: Callable[..., Done], service: EmbeddingServer) -> None:
-        direct, half = (
-            json.loads(command("sync", "--dry-run", "--json", "--api", api).stdout)["quote"]
-            for api in ("direct", "batch")
-        )
-        assert half["usd"] == pytest.approx(direct["usd"] / 2) and (half["jobs"], half["requests"]) == (1, 0)
-        told = command("sync", "--dry-run", "--api", "batch").stdout
-        assert "1 batch job, within 24 hours" in told and "half of which batch jobs cost" not in told.split(";")[0]
-        assert service.batches.uploads == service.requests == 0
-
-    def test_jobs_are_listed_fetched_and_cancelled(
-        self, database: Database, command: Callable[..., Done], service: EmbeddingServer
-    ) -> None:
-        service.batches.seconds = 3600
-        done = command("sync", "--api", "batch")
-        assert f"{FILMS} with batch jobs" in done.stdout, done.stderr
-        listed = command("batch-job", "list").stdout
-        assert "films (hosted): submitted" in listed and f"{FILMS} texts, 0 answered" in listed
-        assert f"1 at work, 0 of {FILMS} texts done" in command("status").stdout
-        [job] = json.loads(command("status", "--json").stdout)["batch_jobs"]
-        assert command("batch-job", "cancel", "nothing").stderr.startswith("error: no batch job")
-        assert command("batch-job", "cancel", job["id"][:8]).returncode == 0
-        assert command("batch-job", "fetch").stdout.startswith("0 batch jobs at work")
-        [job] = json.loads(command("batch-job", "list", "--json").stdout)
-        assert (job["state"], job["remote_state"], job["answered"]) == ("done", "cancelled", FILMS // 2)
-        assert f"{FILMS // 2} from the cache" in command("sync").stdout
-        assert_once(database, service)

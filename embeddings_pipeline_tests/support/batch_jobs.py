@@ -12,8 +12,10 @@ from embeddings_pipeline.encoders.cache import PostgresCache
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer, tokens_of
 from embeddings_pipeline_tests.support.hosted import SMALL, profile
-from embeddings_pipeline_tests.support.workbench import execute
+from embeddings_pipeline_tests.support.workbench import committed, execute
 
+FILMS = 30
+HOSTED = {"name": "hosted", "provider": "openai", "model": SMALL, "dimensions": 32, "requests_per_minute": 0}
 FINGERPRINT = "0123456789ab"
 TEXTS = {content_hash(text): text for text in (f"a film about number {n}" for n in range(30))}
 TERMS = Terms("films", FINGERPRINT, 64, SMALL, paid=True, usd_per_million=1.0)
@@ -56,3 +58,13 @@ def pass_time(database: Database, seconds: float) -> None:
 
 def billed_once(service: EmbeddingServer) -> bool:
     return set(service.billed) == set(TEXTS.values()) and set(service.billed.values()) == {1}
+
+
+def of_films(service: EmbeddingServer) -> dict[str, int]:
+    """How often the films' texts were billed, without the canaries'."""
+    return {text: number for text, number in service.billed.items() if text.startswith("Film")}
+
+
+def assert_once(database: Database, service: EmbeddingServer, number: int = FILMS) -> None:
+    assert len(committed(database)) == number
+    assert list(of_films(service).values()) == [1] * number

@@ -22,7 +22,8 @@ BATCH_FAULTS = (
     "some",  # every third text is answered with 500
     "missing",  # every third text is not in any file
     "duplicates",  # each answer twice
-    "others",  # beside its own, answers that nobody asked for, and a line that is none
+    "others",  # beside its own, answers that nobody asked for, and lines that are none
+    "odd",  # each third answer is one that no server gives
     "nan",  # each third vector is no number
     "lost",  # the server knows nothing of it as soon as it has begun it
     "cut create",  # it begins, and the connection is closed without an answer
@@ -31,10 +32,29 @@ BATCH_FAULTS = (
 )
 FILE_FAULTS = (
     "no file",  # 404
+    "page file",  # a page of HTML in its place
     "half file",  # half of it, as if that were all
     "cut file",  # the connection is closed in the middle
 )
 MOST_INPUTS, MOST_BYTES = 50_000, 200_000_000
+NO_LINES = (
+    "no JSON",
+    "[" * 100_000,
+    "5",
+    '{"custom_id": 7}',
+    '{"custom_id": "abc"}',
+    '{"custom_id": "' + "00" * 16 + '"}',
+)
+ODD: tuple[tuple[Any, Any], ...] = (  # status, body
+    ("200", {}),
+    ([1], {}),
+    (10**6, None),
+    (200, {"data": [{"index": 0, "embedding": [10**400]}], "usage": {"total_tokens": 10**30}}),
+    (404, "<html>"),
+    (None, None),
+)
+
+NO_BATCH = {"error": {"message": "No such batch.", "code": None}}
 
 Answer = Callable[[Mapping[str, Any]], tuple[int, Any, int]]
 """Request → status, body, and the tokens billed."""
@@ -45,6 +65,9 @@ class Batches:
 
     def __init__(self, answer: Answer) -> None:
         self.seconds = 0.0
+        self.latency = 0.0  # of what is asked, but for files
+        self.most_tokens: int | None = None  # that wait together
+        self.nameless = False  # whether what it makes has no name
         self.served = True  # else as a server that has no Batch API
         self.pages = False  # whether a page is all that it answers
         self.files: dict[str, bytes] = {}
@@ -72,7 +95,7 @@ class Batches:
             self.files[name] = content
             self.uploads += 1
         told = {"object": "file", "purpose": "batch", "filename": "texts.jsonl", "status": "processed"}
-        return {**told, "id": name, "bytes": len(content), "created_at": int(time.time())}
+        return {**told, "id": None if self.nameless else name, "bytes": len(content), "created_at": int(time.time())}
 
     def content(self, name: str) -> tuple[bytes | None, str | None]:
         """A file's bytes, and its fault."""
@@ -97,11 +120,16 @@ class Batches:
                 "created_at": int(time.time()),
                 "status": "in_progress",
                 "begun": time.monotonic(),
-                "fault": fault,
+                "tokens": sum(tokens_of_line(line) for line in self.files[body["input_file_id"]].splitlines()),
             }
+            waiting = [other["tokens"] for other in self.batches.values() if other["status"] == "in_progress"]
+            if self.most_tokens is not None and sum(waiting) + batch["tokens"] > self.most_tokens:
+                fault = "fail"
+            batch["fault"] = fault
             if fault != "lost":
                 self.batches[batch["id"]] = batch
-            return 200, _shown(batch), fault == "cut create"
+            shown = _shown(batch) | ({"id": None} if self.nameless else {})
+            return 200, shown, fault == "cut create"
 
     def look(self, name: str) -> dict[str, Any] | None:
         with self._lock:
@@ -121,14 +149,16 @@ class Batches:
         more = start + limit < len(newest)
         return {"object": "list", "data": [_shown(batch) for batch in page], "has_more": more}
 
-    def cancel(self, name: str) -> dict[str, Any] | None:
+    def cancel(self, name: str) -> tuple[int, Any]:
+        """Status and answer."""
         with self._lock:
             batch = self.batches.get(name)
             if batch is None:
-                return None
-            if batch["status"] == "in_progress":
-                self._work_off(batch, "cancelled")
-            return _shown(batch)
+                return 404, NO_BATCH
+            if batch["status"] != "in_progress" or time.monotonic() >= batch["begun"] + self.seconds:
+                return 400, {"error": {"message": "Cannot cancel a batch that has ended.", "code": None}}
+            self._work_off(batch, "cancelled")
+            return 200, _shown(batch)
 
     def forget(self, name: str) -> None:
         """As if the server had lost a batch."""
@@ -156,8 +186,14 @@ class Batches:
             elif not (fault == "missing" and place % 3 == 0):
                 self._work_off_one(request, fault if place % 3 == 0 or fault == "duplicates" else None, output, errors)
         if fault == "others":
-            output += [_line({"custom_id": "00" * 16}, 200, {"data": []}), "no JSON"]
-        counted = len(output) - (2 if fault == "others" else 0) - (len(output) // 2 if fault == "duplicates" else 0)
+            _, answer, _ = self._answer({**requests[0]["body"], "input": ["another's"]})
+            output += [_line({"custom_id": f"{job}{'00' * 16}"}, 200, answer) for job in ("", "0123abcd-")]
+            output += NO_LINES
+        counted = (
+            len(output)
+            - (2 + len(NO_LINES) if fault == "others" else 0)
+            - (len(output) // 2 if fault == "duplicates" else 0)
+        )
         batch |= {
             "status": ends,
             "output_file_id": self._file(output),
@@ -174,6 +210,8 @@ class Batches:
         status, body, _ = self._answer(request["body"])
         if fault == "nan" and status == 200:
             body["data"][0]["embedding"] = [float("nan")] * 8
+        if fault == "odd":
+            status, body = ODD[len(output) // 3 % len(ODD)]
         line = _line(request, status, body)
         (output if status == 200 else errors).extend([line] * (2 if fault == "duplicates" else 1))
 
@@ -201,6 +239,8 @@ class BatchRoutes:
         where = parts.path.strip("/").split("/")
         if not self._is_for_batches(where):
             return False
+        if where[1:2] == ["batches"]:
+            time.sleep(batches.latency)
         match where[1:]:
             case ["batches"]:
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -225,7 +265,7 @@ class BatchRoutes:
                 else:
                     self._json(status, answer)
             case ["batches", name, "cancel"]:
-                self._found(batches.cancel(name))
+                self._json(*batches.cancel(name))
         return True
 
     def _is_for_batches(self, where: list[str]) -> bool:
@@ -240,11 +280,14 @@ class BatchRoutes:
         return True
 
     def _found(self, value: Any) -> None:
-        self._json(404 if value is None else 200, value or {"error": {"message": "No such batch.", "code": None}})
+        self._json(404 if value is None else 200, value or NO_BATCH)
 
     def _content(self, content: bytes | None, fault: str | None) -> None:
         if content is None:
             self._json(404, {"error": {"message": "No such file.", "code": None}})
+            return
+        if fault == "page file":
+            self._html(200)
             return
         sent = content[: len(content) // 2] if fault else content
         self._head(200, "application/octet-stream", len(content if fault == "cut file" else sent), {})
@@ -268,7 +311,12 @@ def _line(request: Mapping[str, Any], status: int | None, body: Any, error: Any 
 
 
 def _shown(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name not in ("begun", "fault")}
+    return {name: value for name, value in batch.items() if name not in ("begun", "fault", "tokens")}
+
+
+def tokens_of_line(line: bytes) -> int:
+    """As `EmbeddingServer` counts them: a token is four bytes of a text."""
+    return sum(-(-len(text.encode()) // 4) for text in json.loads(line)["body"]["input"])
 
 
 def file_of(body: bytes, content_type: str) -> bytes:
