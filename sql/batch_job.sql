@@ -3,11 +3,11 @@
 
 
 -- name: insert
--- Parameters: collection, fingerprint, profile, account, batches, usd_per_million.
+-- Parameters: collection, fingerprint, profile, account, usd_per_million.
 
 INSERT INTO embeddings.batch_job
     (id, collection, fingerprint, profile, account, batches, texts, tokens, usd_per_million, usd)
-VALUES (%(id)s, %(collection)s, %(fingerprint)s, %(profile)s, %(account)s, %(batches)s, 0, 0, %(usd_per_million)s, 0)
+VALUES (%(id)s, %(collection)s, %(fingerprint)s, %(profile)s, %(account)s, '{}', 0, 0, %(usd_per_million)s, 0)
 
 
 -- name: claim
@@ -26,9 +26,10 @@ RETURNING content_hash
 
 
 -- name: claimed
--- How much a job has in all. Parameters: texts, tokens, usd.
+-- How much a job has in all, and of which batches. Parameters: texts, tokens, usd, batches.
 
-UPDATE embeddings.batch_job SET texts = %(texts)s, tokens = %(tokens)s, usd = %(usd)s WHERE id = %(id)s
+UPDATE embeddings.batch_job SET texts = %(texts)s, tokens = %(tokens)s, usd = %(usd)s, batches = %(batches)s
+WHERE id = %(id)s
 
 
 -- name: drop

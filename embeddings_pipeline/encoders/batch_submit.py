@@ -1,7 +1,7 @@
 """Handing texts to the Batch API: which of them, in which files, and within which budget. See `batch_jobs.py`."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from embeddings_pipeline.store.locks import job_lock
 from embeddings_pipeline.store.retry import outage_attempts
 from embeddings_pipeline.store.sql import load_sql
 
+OfBatches = Mapping[int, Iterable[bytes]]
+"""Batch of a collection → the content hashes of its texts."""
 LEAST_TOKENS = 100_000  # of a job that is to be smaller than one that was refused
 
 
@@ -58,9 +60,9 @@ class Submitter:
     def __exit__(self, *error: Any) -> None:
         self._api.__exit__(*error)
 
-    def submit(self, texts: Mapping[bytes, str], tokens: Mapping[bytes, int], batches: Sequence[int]) -> Submission:
-        """Submit those of the texts (by content hash; of these batches of the collection) that the cache does not know
-        and that nobody is asking about, with so many tokens each as counted here.
+    def submit(self, texts: Mapping[bytes, str], tokens: Mapping[bytes, int], batches: OfBatches) -> Submission:
+        """Submit those of the texts (by content hash) that the cache does not know and that nobody is asking about,
+        with so many tokens each as counted here. `batches`: which texts the collection's batches have.
 
         Raises BudgetError when the budget is spent: what it sufficed for is submitted. Else ProfileError, OutageError:
         then the jobs before are submitted, and that of the error may be.
@@ -119,7 +121,7 @@ class Submitter:
         hashes: list[bytes],
         texts: Mapping[bytes, str],
         tokens: Mapping[bytes, int],
-        batches: Sequence[int],
+        batches: OfBatches,
     ) -> tuple[Submission, BudgetError | None]:
         """One job; and that the budget did not suffice for all."""
         prices = [self.terms.expected_usd(tokens.get(digest, 0)) for digest in hashes]
@@ -141,7 +143,7 @@ class Submitter:
         return Submission(bool(claimed), len(claimed), usd), no_budget or spent
 
     def _prepare(
-        self, job: str, hashes: list[bytes], prices: list[float], tokens: Mapping[bytes, int], batches: Sequence[int]
+        self, job: str, hashes: list[bytes], prices: list[float], tokens: Mapping[bytes, int], batches: OfBatches
     ) -> tuple[list[bytes], BudgetError | None]:
         """Before anything is sent: the job and its claims, in one transaction. Which texts it has."""
         terms, spent = self.terms, None
@@ -151,7 +153,6 @@ class Submitter:
             "fingerprint": terms.fingerprint,
             "profile": Jsonb(asdict(self._profile)),
             "account": terms.account,
-            "batches": sorted(batches),
             "usd_per_million": terms.usd_per_million,
         }
         with self._database.session() as connection, connection.transaction():
@@ -168,8 +169,14 @@ class Submitter:
             released = {"holder": job, "fingerprint": terms.fingerprint, "hashes": list(answered)}
             connection.execute(load_sql("cache/release"), released)
             ours = [digest for digest in hashes if digest in claimed - answered]
-            counted = sum(tokens.get(digest, 0) for digest in ours)
-            told = {"texts": len(ours), "tokens": round(counted * terms.ratio), "usd": terms.expected_usd(counted)}
+            counted, has = sum(tokens.get(digest, 0) for digest in ours), set(ours)
+            told = {
+                "texts": len(ours),
+                "tokens": round(counted * terms.ratio),
+                "usd": terms.expected_usd(counted),
+                # What a limit left of the others is not followed up.
+                "batches": sorted(batch for batch, of_batch in batches.items() if not has.isdisjoint(of_batch)),
+            }
             statement = "batch_job/claimed" if ours else "batch_job/drop"
             connection.execute(load_sql(statement), {"id": job, **told})
         failpoint("batch_job.prepared")

@@ -53,18 +53,18 @@ def submit_batches(model: Collection, batches: Iterable[int], run: str) -> Itera
     each file. A backfill at once leaves those texts, and one that comes when they are answered writes them.
     """
     check_api(model.profile, "batch")
-    texts, group = dict[bytes, str](), list[int]()
+    texts, group = dict[bytes, str](), dict[int, dict[bytes, str]]()
     with while_kept(model), model.database.connect(autocommit=True) as reader:
         for batch in dict.fromkeys(batches):
             wanted = wanted_texts(read_batch(model, reader, batch, run, encode=True))
             if group and len(texts) + len(wanted) > MOST_TEXTS:
                 submit_texts(model, texts, group)
-                yield group
-                texts, group = {}, []
+                yield list(group)
+                texts, group = {}, {}
             texts |= wanted
-            group.append(batch)
+            group[batch] = wanted
         submit_texts(model, texts, group)
-        yield group
+        yield list(group)
 
 
 def _backfill_batches(model: Collection, batches: Iterable[int], run: str) -> Iterator[tuple[int, Backfilled]]:

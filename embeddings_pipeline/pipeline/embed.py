@@ -183,7 +183,7 @@ def _encode_group(collection: Collection, group: list[BatchPlan], options: Embed
         if texts:
             collection.ledger.note_attempts(batches)
             if options.api == "batch":
-                submit_texts(collection, texts, batches)
+                submit_texts(collection, texts, {plan.batch: plan.wanted for plan in group})
             made = embed_texts(collection, texts, force=options.force)
     seconds = time.perf_counter() - started
     not_asked = made.cached | made.in_jobs

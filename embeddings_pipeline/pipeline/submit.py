@@ -1,7 +1,7 @@
 """Handing a collection's texts to the Batch API, whose answers later runs find in the embedding cache."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from embeddings_pipeline.config.prices import Api, is_hosted
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.templates import clean, visible
 from embeddings_pipeline.encoders.batch_jobs import BatchJobs
-from embeddings_pipeline.encoders.batch_submit import Submission, Submitter
+from embeddings_pipeline.encoders.batch_submit import OfBatches, Submission, Submitter
 from embeddings_pipeline.encoders.limits import estimated_tokens, limits_of
 from embeddings_pipeline.encoders.tokens import count_tokens
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
@@ -49,8 +49,9 @@ def look_at_jobs(collection: Collection, progress: Progress = silent) -> None:
             log.warning("warning: collection %r: batch job %s: %s", collection.definition.name, job[:8], error)
 
 
-def submit_texts(collection: Collection, texts: Mapping[bytes, str], batches: Sequence[int]) -> Submission:
-    """Submit those of the texts (by content hash; of these batches) that are not answered and not submitted yet.
+def submit_texts(collection: Collection, texts: Mapping[bytes, str], batches: OfBatches) -> Submission:
+    """Submit those of the texts (by content hash) that are not answered and not submitted yet. `batches`: whose texts
+    they are.
 
     A text that may be too long for the model is left: what becomes of it is decided where it is asked about directly.
     Raises BudgetError, OutageError, ProfileError.

@@ -12,6 +12,7 @@ from embeddings_pipeline.config.prices import Api
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.batch_jobs import BatchJobs
 from embeddings_pipeline.encoders.batch_submit import Submission
+from embeddings_pipeline.encoders.budget import Purse
 from embeddings_pipeline.errors import BudgetError, ConfigurationError, ProfileError, RefusedError, RunFailed
 from embeddings_pipeline.model_change import backfill
 from embeddings_pipeline.model_change.plan import price
@@ -176,6 +177,21 @@ class TestBackfill:
         assert runs.count("films_batch_jobs") == 4
         assert_once(database, service)
         assert asked_directly(service) == []
+
+    def test_what_max_cost_left_is_not_followed_up(
+        self,
+        database: Database,
+        service: EmbeddingServer,
+        run_sync: Callable[..., SyncResult],
+        tick: Callable[..., Any],
+    ) -> None:
+        with pytest.raises(BudgetError, match="--max-cost"):
+            run_sync(api="batch", purse=Purse(10 * 15 * 1.3 * 0.01 / 1e6))  # of about ten texts, in batches of ten
+        [(batches,)] = execute(database, "SELECT batches FROM embeddings.batch_job")
+        assert set(batches) <= {0, 1}
+        for _ in range(8):
+            tick()
+        assert len(of_films(service)) <= 10 * len(batches) and len(committed(database)) == len(of_films(service))
 
     def test_after_jobs_that_answer_nothing_it_waits_longer_each_time(
         self,

@@ -31,7 +31,7 @@ def submit(
     of = profile(service, **terms.pop("profile", {}))
     tokens = {digest: tokens_of(text) for digest, text in texts.items()}
     with Submitter(database, settings or Settings(), of, Terms(**{**vars(TERMS), **terms})) as submitter:
-        return submitter.submit(texts, tokens, [0])
+        return submitter.submit(texts, tokens, {0: texts})
 
 
 def look_at_all(jobs: BatchJobs, **options: Any) -> list[str | None]:
