@@ -276,11 +276,12 @@ class BatchJobs:
                 except NoSuchBatchError as error:
                     self._missing(job, api, error)
                     return
-                before = len(told)
+                read = 0
                 for lines in api.read(path, job.id):
                     told |= {line.digest: line.why for line in lines if told.get(line.digest, "") is not None}
                     self._keep(job, cache, lines)
-                if len(told) == before and path.read_bytes().strip():
+                    read += len(lines)
+                if not read and path.stat().st_size:
                     unreadable = name
         failpoint("batch_job.fetched")
         expected = job.remote_done or (job.texts if job.remote_state == "completed" else 0)
