@@ -17,14 +17,15 @@ SET answers = spend.answers + 1, texts = spend.texts + excluded.texts, tokens = 
 
 
 -- name: today
--- What a collection's answers of this day have cost, with what batch jobs that were made today are still expected to cost;
+-- What a collection's answers of this day have cost, with what batch jobs that were made today are still expected to cost,
+-- lost ones too, which the server may bill all the same;
 -- and what those that are being asked for are expected to cost. Parameter: collection.
 
 SELECT (SELECT coalesce(sum(usd), 0) FROM embeddings.embedding_spend
         WHERE collection = %(collection)s AND day = (now() AT TIME ZONE 'UTC')::date)
      + (SELECT coalesce(sum(usd * greatest(0, texts - answered - refused) / nullif(texts, 0)), 0)
         FROM embeddings.batch_job
-        WHERE collection = %(collection)s AND ended_at IS NULL
+        WHERE collection = %(collection)s AND (ended_at IS NULL OR state = 'lost')
           AND made_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'),
        (SELECT coalesce(sum(usd), 0) FROM embeddings.embedding_claim
         WHERE collection = %(collection)s AND job IS NULL AND until >= now())

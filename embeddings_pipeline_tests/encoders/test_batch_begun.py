@@ -7,10 +7,11 @@ import pytest
 
 from embeddings_pipeline.encoders import batch_jobs as module
 from embeddings_pipeline.encoders.batch_jobs import BatchJobs
-from embeddings_pipeline.errors import ConfigurationError, OutageError, ProfileError
+from embeddings_pipeline.errors import BudgetError, ConfigurationError, OutageError, ProfileError
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.locks import job_lock
 from embeddings_pipeline_tests.support.batch_jobs import (
+    TEXTS,
     billed_once,
     claims,
     kept,
@@ -18,7 +19,7 @@ from embeddings_pipeline_tests.support.batch_jobs import (
     pass_time,
     submit,
 )
-from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer
+from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer, tokens_of
 from embeddings_pipeline_tests.support.hosted import one_line
 from embeddings_pipeline_tests.support.workbench import execute
 
@@ -129,6 +130,15 @@ class TestForgetting:
         assert (claims(database), jobs.listed()[0]["state"]) == (0, "lost")
         with pytest.raises(ConfigurationError, match="it has ended"):
             jobs.forget(job)
+
+    def test_a_budget_counts_what_a_forgotten_job_may_cost_yet(
+        self, database: Database, service: EmbeddingServer, jobs: BatchJobs
+    ) -> None:
+        budget = sum(map(tokens_of, TEXTS.values())) / 1e6 + 1e-9
+        submit(database, service, usd_per_day=budget)
+        jobs.forget(jobs.due(now=True)[0])
+        with pytest.raises(BudgetError, match="usd_per_day"):
+            submit(database, service, usd_per_day=budget)
 
     def test_what_a_forgotten_job_has_answered_all_the_same_is_kept(
         self, database: Database, service: EmbeddingServer, jobs: BatchJobs
