@@ -30,7 +30,8 @@ class Encoder(Protocol):
     """Turns texts into vectors. Implementations are safe to call from several threads.
 
     A class of the user's own (`provider: python`) is constructed with the `Profile` as its only argument, and may leave
-    `count_tokens` out; `OwnEncoder` looks at what it gives.
+    `count_tokens` out; `OwnEncoder` looks at what it gives. One that counts while it encodes has `encode_counted`
+    (`CountingEncoder`).
     """
 
     @property

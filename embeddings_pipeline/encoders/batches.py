@@ -4,23 +4,31 @@ Texts are sorted by their number of tokens and batched by a budget of tokens, so
 works on stays in the processor's cache; equal texts are encoded once; a long text is cut before it is tokenised.
 """
 
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from contextlib import closing
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.token_rows import Tokens
+from embeddings_pipeline.encoders.windows import Window, one_ahead, windows_of
 from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileError
 
-TEXTS_PER_WINDOW = 4096
-"""Texts that are tokenised and sorted together: bounds the memory of their tokens."""
 CHARACTERS_PER_TOKEN = 32
 """A text is cut to this many characters for each token that is read before it is tokenised (see `_tokenize`)."""
-CHARACTERS_COUNTED = 1_000_000
-"""Characters tokenised together in `count_tokens`, where nothing is cut."""
+CHARACTERS_TOGETHER = 1_000_000
+"""Characters that are tokenised together: bounds the memory of what is truncated."""
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")  # what libraries say
+
+Result = Callable[[], NDArray[np.floating]]
+"""Waits for the vectors of a pass that was begun."""
 
 
 class Use(NamedTuple):
@@ -30,12 +38,11 @@ class Use(NamedTuple):
     prompt: str
 
 
-class Tokens(NamedTuple):
-    """Texts as the model reads them, truncated."""
+class Counted(NamedTuple):
+    """Texts that were encoded."""
 
-    tokens: list[Any]  # of each text, in the form that the encoder's `_start` takes
-    lengths: list[int]
-    overflows: list[int]  # into how many further pieces of full length each text's remainder goes
+    vectors: NDArray[np.float32]
+    tokens: NDArray[np.int64]  # as `count_tokens` counts them
 
 
 class BatchEncoder(ABC):
@@ -75,88 +82,149 @@ class BatchEncoder(ABC):
         """Numbers of tokens of texts, prompts included, of which nothing is truncated."""
 
     @abstractmethod
-    def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Callable[[], NDArray[np.float32]]:
-        """Begin one pass of the model over one batch; what it returns waits for the vectors."""
+    def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Result:
+        """Begin one pass of the model over one batch. An error is raised here, or by the result."""
+
+    def _budget(self, window: Window, use: Use) -> int:
+        """Tokens of one pass over texts of this window, if the profile does not say."""
+        return self.tokens_per_batch
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(texts, self._documents)
+        return self._encode(texts, self._documents).vectors
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._encode(texts, self._queries)
+        return self._encode(texts, self._queries).vectors
+
+    def encode_counted(self, texts: Sequence[str]) -> Counted:
+        """What `encode_documents` and `count_tokens` give; each text is tokenised once."""
+        return self._encode(texts, self._documents, counted=True)
 
     def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        counts = np.zeros(len(texts), dtype=np.int64)
-        prompted = [self._documents.prompt + well_formed(text) for text in texts]
-        for part in _parts_of([len(text) for text in prompted], CHARACTERS_COUNTED):
+        return self._counted([self._documents.prompt + well_formed(text) for text in texts])
+
+    def _counted(self, prompted: list[str]) -> NDArray[np.int64]:
+        counts = np.zeros(len(prompted), dtype=np.int64)
+        for part in _parts_of([len(text) for text in prompted], CHARACTERS_TOGETHER):
             counts[part] = self._count(prompted[part])
         return counts
 
-    def _encode(self, texts: Sequence[str], use: Use) -> NDArray[np.float32]:
+    def _encode(self, texts: Sequence[str], use: Use, *, counted: bool = False) -> Counted:
         row_of: dict[str, int] = {}
         rows = [row_of.setdefault(text, len(row_of)) for text in texts]
         distinct = [well_formed(text) for text in row_of]
-        vectors = np.empty((len(distinct), self.dimensions), dtype=np.float32)
+        vectors = np.full((len(distinct), self.dimensions), np.nan, dtype=np.float32)  # what has no tokens keeps NaN
+        counts = np.zeros(len(distinct), dtype=np.int64)
+
+        def tokenized(part: slice) -> Window:
+            window = self._tokenize(distinct[part], use.prompt, counted=counted)
+            window.start = part.start
+            if window.counts is not None:
+                counts[part] = window.counts
+            return window
+
         try:
-            for start in range(0, len(distinct), TEXTS_PER_WINDOW):
-                window = slice(start, start + TEXTS_PER_WINDOW)
-                vectors[window] = self._encode_window(distinct[window], use)
+            with closing(one_ahead(tokenized, windows_of(len(distinct)))) as windows:
+                for places, made in self._passes(windows, use):
+                    vectors[places] = made
         except PipelineError:
             raise
         except Exception as error:
             raise self._failure(error, len(texts)) from error
-        return vectors[rows]
+        return Counted(vectors[rows], counts[rows])
 
     def _failure(self, error: Exception, texts: int) -> PipelineError:
         return PipelineError(f"Profile {self.profile.name}: {texts} texts could not be encoded: {first_line(error)}")
 
-    def _encode_window(self, texts: list[str], use: Use) -> NDArray[np.float32]:
-        """Encode batch by batch, longest texts first. Memory that runs out halves the batches that follow."""
-        texts, tokens, lengths = self._tokenize(texts, use.prompt)
-        vectors = np.full((len(texts), self.dimensions), np.nan, dtype=np.float32)  # what has no tokens keeps NaN
-        rest = deque(np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)].tolist())
-        budget = self.profile.tokens_per_batch or self.tokens_per_batch
-        running: deque[tuple[list[int], Callable[[], NDArray[np.float32]]]] = deque()
-        while rest or running:
-            while rest and len(running) < self.passes_at_once:
-                size = max(1, min(budget // int(lengths[rest[0]]), self.profile.batch_size or len(texts), len(rest)))
-                batch = [rest.popleft() for _ in range(size)]
-                running.append((batch, self._start([texts[i] for i in batch], [tokens[i] for i in batch], use)))
-            batch, result = running.popleft()
+    def _passes(self, windows: Iterator[Window], use: Use) -> Iterator[tuple[list[int], NDArray[np.floating]]]:
+        """Places of texts and their vectors, pass by pass; `passes_at_once` are under way, of whichever windows.
+
+        Memory that runs out halves the batches that follow in its window.
+        """
+        unfinished: deque[Window] = deque()
+        running: deque[tuple[Window, list[int], Result]] = deque()
+        while True:
+            while len(running) < self.passes_at_once:
+                if not unfinished:
+                    window = next(windows, None)
+                    if window is None:
+                        break
+                    window.budget = self.profile.tokens_per_batch or (self._budget(window, use) if window else 0)
+                    unfinished.append(window)
+                if window := unfinished[0]:
+                    batch = window.next_batch(self.profile.batch_size)
+                    running.append((window, batch, self._begun(window, batch, use)))
+                else:
+                    unfinished.popleft()
+            if not running:
+                return
+            window, batch, result = running.popleft()
             try:
-                vectors[batch] = result()
+                vectors = result()
             except (MemoryError, RuntimeError) as error:
                 if not self._out_of_memory(error):
                     raise
-                longest = int(lengths[batch[0]])
-                if len(batch) == 1:
-                    raise OutOfMemoryError(
-                        f"Profile {self.profile.name}: memory ran out while encoding one text of {longest} tokens on "
-                        f"{self.device}; free memory, or use a smaller model or max_length"
-                    ) from error
-                budget = longest * len(batch) // 2
-                rest = deque(sorted([*batch, *rest], key=lambda row: -lengths[row]))
-        return vectors
+                self._halve(window, batch, error)
+                if window not in unfinished:
+                    unfinished.appendleft(window)
+            else:
+                yield [window.start + row for row in batch], vectors
+
+    def _begun(self, window: Window, batch: list[int], use: Use) -> Result:
+        """Begin a pass. If memory runs out at once, its result says so, when those before it have ended."""
+        try:
+            return self._start([window.texts[row] for row in batch], [window.tokens[row] for row in batch], use)
+        except (MemoryError, RuntimeError) as error:
+            if not self._out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # what the pass had made
+            return partial(_fail, error)
+
+    def _halve(self, window: Window, batch: list[int], error: Exception) -> None:
+        if len(batch) == 1:
+            raise OutOfMemoryError(
+                f"Profile {self.profile.name}: memory ran out while encoding one text of "
+                f"{window.lengths[batch[0]]} tokens on {self.device}; free memory, or use a smaller model or max_length"
+            ) from error
+        traceback.clear_frames(error.__traceback__)
+        window.halve(batch)
 
     def _out_of_memory(self, error: Exception) -> bool:
         if isinstance(error, MemoryError):
             return True
-        return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc"))
+        return any(
+            words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+        )
 
-    def _tokenize(self, texts: list[str], prompt: str) -> tuple[list[str], list[Any], NDArray[np.int64]]:
-        """The texts without what is surely never read, each one's tokens, and its length in tokens.
+    def _tokenize(self, texts: list[str], prompt: str, *, counted: bool = False) -> Window:
+        """The texts without what is surely never read, each one's tokens and length; and, if they are wanted, counts.
 
-        A tokenizer takes a second for a megabyte of which 256 tokens are read, so a long text is cut first. Tokens
-        may be longer than the cut allows for (white space, a word of a thousand letters): a cut text that does not
-        give at least twice the tokens that are read is tokenised whole.
+        A tokenizer takes a second for a megabyte of which 256 tokens are read, so a long text is cut first, unless all
+        of it is counted. Tokens may be longer than the cut allows for (white space, a word of a thousand letters): a
+        cut text that does not give at least twice the tokens that are read is tokenised whole.
         """
-        limit = self._characters_read
+        limit = None if counted else self._characters_read
         cut = texts if limit is None else [text[:limit] for text in texts]
-        tokens, lengths, overflows = self._tokens([prompt + text for text in cut])
-        for row, overflow in enumerate(overflows):
-            if len(cut[row]) < len(texts[row]) and overflow < 2:
+        tokens, lengths, counts = self._tokens_of([prompt + text for text in cut])
+        for row, count in enumerate(counts or []):
+            if len(cut[row]) < len(texts[row]) and count < 2 * lengths[row]:
                 cut[row] = texts[row]
                 [tokens[row]], [lengths[row]], _ = self._tokens([prompt + texts[row]])
-        return cut, tokens, np.array(lengths)
+        if counted and counts is None:
+            counts = self._counted([prompt + text for text in texts]).tolist()
+        return Window(cut, tokens, np.array(lengths), counts)
+
+    def _tokens_of(self, prompted: list[str]) -> Tokens:
+        """As `_tokens`, a part of the texts at a time."""
+        whole = Tokens([], [], [])
+        for part in _parts_of(list(map(len, prompted)), CHARACTERS_TOGETHER):
+            tokens, lengths, counts = self._tokens(prompted[part])
+            whole.tokens.extend(tokens)
+            whole.lengths.extend(lengths)
+            if counts is None or whole.counts is None:
+                whole = whole._replace(counts=None)
+            else:
+                whole.counts.extend(counts)
+        return whole
 
 
 def check_dimensions(profile: Profile, dimensions: int | None) -> None:
@@ -197,6 +265,10 @@ def first_line(error: BaseException) -> str:
     """What the error says first; OpenVINO's errors begin with where in its code they come from."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("Exception from ")), type(error).__name__).strip()
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _parts_of(sizes: list[int], limit: int) -> Iterator[slice]:

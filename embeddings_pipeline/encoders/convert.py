@@ -21,7 +21,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.weights import weights_digest
 from embeddings_pipeline.encoders.batches import first_line
 from embeddings_pipeline.encoders.comparison import Vectors, likeness, reference
-from embeddings_pipeline.encoders.local import KNOWN, PRECISION_TEXTS, LocalEncoder, positions_of
+from embeddings_pipeline.encoders.local import KNOWN, PRECISION_TEXTS, READ, LocalEncoder, positions_of
 from embeddings_pipeline.encoders.openvino import (
     GRAPH,
     TOKENIZER,
@@ -34,7 +34,6 @@ from embeddings_pipeline.encoders.processor import has_bf16
 from embeddings_pipeline.errors import PipelineError, ProfileError
 from embeddings_pipeline.forks import end_with_parent
 
-INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999}
 """What vectors of the compared texts must keep, so that others keep 0.9999 as well."""
 KEPT_LENGTH = 0.01
@@ -104,8 +103,8 @@ def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
     model.truncate_dim = model_words(tried.profile).truncate_dim  # its own, whatever this profile shortens vectors to
     tokenizer: Any = tried.torches._tokenizer
     example = dict(tokenizer(["a short text", "a text that is a little longer"], padding=True, return_tensors="pt"))
-    if not INPUTS.issuperset(example):
-        raise Refused(f"it wants {', '.join(sorted(set(example) - INPUTS))} beside tokens")
+    if not READ.issuperset(example):
+        raise Refused(f"it wants {', '.join(sorted(set(example) - READ))} beside tokens")
     ready = _readiness(tried.torches, tuple(example))
     graph = _graph(model, example)
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
@@ -183,14 +182,16 @@ def _best(tried: _Tried, folder: Path, ready: Readiness) -> tuple[str, float]:
 
 def _check_tokens(encoder: OpenVinoEncoder, tried: _Tried) -> None:
     """Refused if the tokenizer that was written reads a text otherwise than the model's own."""
-    torches, texts = tried.torches, tried.texts
-    for use in (torches._documents, torches._queries):
-        ours = encoder._tokenize(texts, use.prompt)[1]
-        theirs = torches._tokenize(texts, use.prompt)[1]
-        if any(ids.tolist() != features["input_ids"] for (ids, _), features in zip(ours, theirs, strict=True)):
+    tokenizer: Any = tried.torches._tokenizer
+    for use in (tried.torches._documents, tried.torches._queries):
+        prompted = [use.prompt + text for text in tried.texts]
+        ours = encoder._tokenize(tried.texts, use.prompt, counted=True)
+        theirs = tokenizer(prompted, truncation=True, verbose=False)["input_ids"]
+        if [ids.tolist() for ids, _ in ours.tokens] != theirs:
             raise Refused("its tokenizer gives other tokens without transformers")
-    if not np.array_equal(encoder.count_tokens(texts), torches.count_tokens(texts)):
-        raise Refused("its tokenizer counts otherwise without transformers")
+        counts = [len(ids) for ids in tokenizer(prompted, verbose=False)["input_ids"]]
+        if ours.counts != counts or (use is tried.torches._documents and encoder._count(prompted) != counts):
+            raise Refused("its tokenizer counts otherwise without transformers")
 
 
 def _kept(encoder: OpenVinoEncoder, tried: _Tried, least: float) -> float:

@@ -1,18 +1,20 @@
 """Encoding on this machine with sentence-transformers and torch: on a GPU, and what OpenVINO cannot run.
 
-Faster than its own `encode`: batches are those of `BatchEncoder`, and matrix products run in 16 bits if the device has
-instructions for them.
+Faster than its own `encode`: batches are those of `BatchEncoder`; matrix products run in 16 bits if a processor has
+instructions for them, and on a GPU the whole model does. A GPU has its next passes before it has ended one, tokens are
+made meanwhile, and nobody waits for a copy.
 """
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
@@ -25,20 +27,26 @@ from embeddings_pipeline.config.weights import resolve_weights
 from embeddings_pipeline.encoders.batches import (
     CHARACTERS_PER_TOKEN,
     BatchEncoder,
-    Tokens,
+    Result,
     Use,
     check_dimensions,
     check_length,
     first_line,
     lowest_cosine,
 )
+from embeddings_pipeline.encoders.device import FEWEST_TOKENS, Link, useful_tokens
+from embeddings_pipeline.encoders.token_rows import Padding, TokenRows, Tokens
+from embeddings_pipeline.encoders.windows import Window
 from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
+
+log = logging.getLogger(__name__)
 
 Features = dict[str, Any]
 
 CPU_TOKENS_PER_BATCH = 1536
-GPU_TOKENS_PER_BATCH = 65_536
+PASSES_AHEAD = 3  # of a GPU, which are begun before the first one's vectors are asked for
+PASSES_TIMED = 3
 KEPT_COSINE = 0.99995
 """What 16 bits must keep of a few texts, so that others keep 0.9999 as well; else the model runs in float32."""
 PRECISION_TEXTS = (
@@ -53,6 +61,8 @@ PRECISION_TEXTS = (
 )
 KNOWN = (Transformer, Pooling, Dense, Normalize, LayerNorm, Dropout)
 """Modules of sentence-transformers that look at nothing but tokens; a pooling, at the prompt's length if it says so."""
+READ = {"input_ids", "attention_mask", "token_type_ids"}
+"""What `TokenRows` makes of texts."""
 LONGEST_ASKED = 40_000
 """Tokens up to which a model is asked, once it is loaded, what it makes of a text that is longer than it reads."""
 
@@ -61,10 +71,15 @@ class LocalEncoder(BatchEncoder):
     """A sentence-transformers model; see `Encoder` for the methods. Made by `load_encoder`."""
 
     def __init__(
-        self, profile: Profile, half: torch.dtype | Literal["auto"] | None = "auto", threads: int | None = None
+        self,
+        profile: Profile,
+        half: torch.dtype | Literal["auto"] | None = "auto",
+        threads: int | None = None,
+        pipelined: bool | None = None,
     ) -> None:
         """Load the model. `half`: the 16-bit type of matrix products, None for float32 throughout. `threads`: of a
-        processor, for all models of this process; None leaves them as they are.
+        processor, for all models of this process; None leaves them as they are. `pipelined`: whether the model is used
+        as on a GPU; None: if it is on one.
         """
         super().__init__(with_model_prompts(profile))
         profile = self.profile
@@ -72,22 +87,57 @@ class LocalEncoder(BatchEncoder):
         on_cpu = self.device.type == "cpu"
         if on_cpu and threads is not None:
             torch.set_num_threads(threads)
-        self.tokens_per_batch = CPU_TOKENS_PER_BATCH if on_cpu else GPU_TOKENS_PER_BATCH
+        self.pipelined = not on_cpu if pipelined is None else pipelined
+        self.passes_at_once = PASSES_AHEAD if self.pipelined else 1
+        self.tokens_per_batch = FEWEST_TOKENS if self.pipelined else CPU_TOKENS_PER_BATCH
+        self._found = not self.pipelined
         self.half = _half(profile, self.device) if half == "auto" else half
-        self.model = load_model(profile, self.device)
+        self.whole_in_half = False
+        self._link = Link(self.device)
+        self._lock, self._finding = ProcessLock(ended_first=True), ProcessLock()
+        self._process = os.getpid()
+        self._load()
+        check_dimensions(profile, self.model.get_embedding_dimension())
+        self._settle_precision(compared=half == "auto")
+
+    def _load(self) -> None:
+        """The model in float32, and what makes its tokens."""
+        self.model = load_model(self.profile, self.device)
         tokenizer = getattr(self.model, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
-        self._lock = ProcessLock(ended_first=True)
-        self._process = os.getpid()
+        self._rows = None if self._tokenizer is None else _token_rows(self._tokenizer)
+        self._tokenizing = ProcessLock(ended_first=True) if self._rows is None else self._rows.lock
         self._tokens_suffice = {use: self._ask_tokens_suffice(use) for use in (self._documents, self._queries)}
-        check_dimensions(profile, self.model.get_embedding_dimension())
-        if half == "auto" and on_cpu and self._cosine_of_half() < KEPT_COSINE:
+
+    def _settle_precision(self, *, compared: bool) -> None:
+        """Have in 16 bits what keeps the vectors there. On a GPU that is the whole model, or else its matrix products,
+        while embeddings, norms and residuals stay float32, as `gpu_precision` asks; on a processor, these or nothing.
+        """
+        half = self.half
+        if half is None:
+            return
+        if self.pipelined:
             self.half = None
-        if self.half is not None:
-            # Once here rather than by autocast in each batch. Embeddings, norms and residuals stay float32.
-            for module in self.model.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.to(self.half)
+            in_full = self.encode_documents(PRECISION_TEXTS)
+            self.half, self.whole_in_half = half, True
+            self.model.to(half)
+            if lowest_cosine(self.encode_documents(PRECISION_TEXTS), in_full) >= KEPT_COSINE:
+                return
+            self.whole_in_half = False
+            self._load()
+        if compared and not self.pipelined and self._cosine_of_half() < KEPT_COSINE:
+            self.half = None
+            return
+        # Once here rather than by autocast in each batch.
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(half)
+
+    @property
+    def attention(self) -> str | None:
+        """What computes the transformer's attention, as transformers calls it; `sdpa` is torch's own. None: no such."""
+        config = getattr(self.model.transformers_model, "config", None)
+        return getattr(config, "_attn_implementation", None)
 
     @property
     def max_length(self) -> int | None:
@@ -100,7 +150,9 @@ class LocalEncoder(BatchEncoder):
         return all(self._tokens_suffice.values())
 
     def _count(self, texts: list[str]) -> Sequence[int]:
-        with self._lock:
+        if self._rows is not None:
+            return self._rows.count(texts)
+        with self._tokenizing:
             if self._tokenizer is None:
                 features = [self.model.preprocess([text]) for text in texts]
                 return [f["input_ids"].numel() if "input_ids" in f else 0 for f in features]
@@ -115,52 +167,77 @@ class LocalEncoder(BatchEncoder):
     def _out_of_memory(self, error: Exception) -> bool:
         return isinstance(error, torch.OutOfMemoryError) or super()._out_of_memory(error)
 
-    def _start(self, texts: list[str], tokens: list[Features], use: Use) -> Callable[[], NDArray[np.float32]]:
+    def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Result:
         if self.device.type != "cpu" and self._process != os.getpid():
             raise ProfileError(
                 f"Profile {self.profile.name}: the model was loaded on {self.device} before this process was forked, "
                 "and cannot be used there after it: search first in the worker (without --preload), or set "
                 "EMBEDDING_DEVICE=cpu"
             )
-        return partial(compute, self._pass, texts, tokens, use)
+        return compute(self._pass, texts, tokens, use)
 
-    def _pass(self, texts: list[str], tokens: list[Features], use: Use) -> NDArray[np.float32]:
-        autocast = contextlib.nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
+    def _pass(self, texts: list[str], tokens: list[Any], use: Use) -> Result:
+        """A device is given the whole pass and works on it meanwhile; a processor has done it."""
+        mixed = self.half is not None and not self.whole_in_half
+        autocast = torch.autocast(self.device.type, dtype=self.half) if mixed else contextlib.nullcontext()
         with self._lock, torch.inference_mode(), autocast:
-            features = self._pad(tokens) if self._tokens_suffice[use] else self._preprocess(texts, use)
-            features = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+            features = self._padded(tokens) if self._tokens_suffice[use] else self._preprocess(texts, use)
+            features = {k: self._link.send(v) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
             vectors = self.model(features, task=use.task)["sentence_embedding"].float()
             if self.model.truncate_dim is not None:
                 vectors = vectors[:, : self.model.truncate_dim]
             if self.profile.normalize:
                 vectors = torch.nn.functional.normalize(vectors)
-            result: NDArray[np.float32] = vectors.cpu().numpy()
-        return result
+                if self.whole_in_half:
+                    vectors = vectors.half()  # as exact as the model, and half as much to copy
+            return self._link.fetch(vectors)
+
+    def _budget(self, window: Window, use: Use) -> int:
+        """On a GPU found with the first window that is more than the smallest pass, and kept."""
+        if self._found or window.lengths.sum() <= FEWEST_TOKENS:
+            return self.tokens_per_batch
+        with self._finding:
+            if not self._found:
+                rate = partial(self._rate, window, use)
+                self.tokens_per_batch = useful_tokens(rate, self._out_of_memory)
+                self._found = True
+                said = self.profile.name, self.device, self.tokens_per_batch
+                log.info("profile %s on %s: passes of %d tokens", *said)
+            return self.tokens_per_batch
+
+    def _rate(self, window: Window, use: Use, tokens: int) -> float:
+        """Texts a second, in passes of so many tokens over texts of the window's middle length."""
+        row = int(np.argsort(window.lengths)[len(window.lengths) // 2])
+        texts = max(1, tokens // max(1, int(window.lengths[row])))
+        batch, seconds = [row] * texts, []
+        for _ in range(1 + PASSES_TIMED):  # the first one takes memory, and does not count
+            began = time.perf_counter()
+            self._begun(window, batch, use)()
+            seconds.append(time.perf_counter() - began)
+        return texts / min(seconds[1:])
 
     @property
     def _characters_read(self) -> int | None:
-        tokenizer = self._tokenizer
-        if tokenizer is None or not tokenizer.is_fast or tokenizer.truncation_side != "right":
+        if self._rows is None or self._tokenizer is None or self._tokenizer.truncation_side != "right":
             return None
-        return CHARACTERS_PER_TOKEN * tokenizer.model_max_length
+        return CHARACTERS_PER_TOKEN * self._tokenizer.model_max_length
 
     def _tokens(self, texts: list[str]) -> Tokens:
+        if self._rows is not None:
+            return self._rows.read(texts)
         if self._tokenizer is None:  # a model without a transformer: any measure of length will do
-            return Tokens([{} for _ in texts], [1 + len(text) // 4 for text in texts], [0] * len(texts))
-        with self._lock:
-            encoded = self._tokenizer(texts, truncation=True, verbose=False)
-        features = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-        overflows = [len(encoding.overflowing) for encoding in encoded.encodings or []]
-        return Tokens(features, [len(one["input_ids"]) for one in features], overflows)
+            return Tokens([None for _ in texts], [1 + len(text) // 4 for text in texts], None)
+        counts = list(self._count(texts))
+        return Tokens([None for _ in texts], [min(n, self._tokenizer.model_max_length) for n in counts], counts)
 
-    def _pad(self, tokens: list[Features]) -> Features:
-        assert self._tokenizer is not None
-        rows = {key: [features[key] for features in tokens] for key in tokens[0]}
-        return dict(self._tokenizer.pad(rows, return_tensors="pt", verbose=False))
+    def _padded(self, tokens: list[Any]) -> Features:
+        assert self._rows is not None
+        return {name: torch.from_numpy(rows) for name, rows in self._rows.padded(tokens).items()}
 
     def _preprocess(self, texts: list[str], use: Use) -> Features:
         """As `encode_document` and `encode_query` do it."""
-        return dict(self.model.preprocess(texts, prompt=use.prompt or None, task=use.task))
+        with self._tokenizing:
+            return dict(self.model.preprocess(texts, prompt=use.prompt or None, task=use.task))
 
     def _ask_tokens_suffice(self, use: Use) -> bool:
         """Whether padded tokens are all that the model's own `preprocess` makes of a text, so that it can be skipped.
@@ -168,9 +245,9 @@ class LocalEncoder(BatchEncoder):
         It is not so for chat templates, prompts that pooling leaves out, lengths of one task alone, or models without
         a transformer, or with several.
         """
-        if self._tokenizer is None:
+        if self._rows is None:
             return False
-        texts = ["a short text", "a text that is a little longer, with a number: 12"]
+        texts = list(PRECISION_TEXTS)
         if self.max_length is not None and self.max_length <= LONGEST_ASKED:
             texts.append("a " * (self.max_length + 1))
         try:
@@ -180,7 +257,7 @@ class LocalEncoder(BatchEncoder):
             raise ProfileError(
                 f"Profile {self.profile.name}: {self.profile.model} takes no {use.task}: {first_line(error)}"
             ) from error
-        ours = self._pad(self._tokenize(texts, use.prompt)[1])
+        ours = self._padded(self._tokenize(texts, use.prompt).tokens)
         return theirs.keys() == ours.keys() and all(torch.equal(torch.as_tensor(theirs[k]), ours[k]) for k in ours)
 
     def _prompt_counts(self) -> bool:
@@ -264,6 +341,20 @@ def _device(profile: Profile) -> torch.device:
             "EMBEDDING_DEVICE=cpu, or leave it out"
         ) from error
     return device
+
+
+def _token_rows(tokenizer: PreTrainedTokenizerBase) -> TokenRows | None:
+    """The tokenizer without what transformers does around it; None if it is not a fast one, or then reads otherwise."""
+    inputs, padding = tokenizer.model_input_names, tokenizer.pad_token_id
+    if not tokenizer.is_fast or padding is None or not READ.issuperset(inputs):
+        return None
+    length = tokenizer.model_max_length if tokenizer.model_max_length < NO_LIMIT else None
+    fill = Padding(tokenizer.padding_side, padding, tokenizer.pad_token_type_id)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    rows = TokenRows(backend, inputs, length, tokenizer.truncation_side, fill)
+    texts = [*PRECISION_TEXTS, "a " * (length + 1 if length is not None and length <= LONGEST_ASKED else 1)]
+    theirs = tokenizer(texts, truncation=length is not None, verbose=False)["input_ids"]
+    return rows if [ids.tolist() for ids, _ in rows.read(texts).tokens] == theirs else None
 
 
 def _half(profile: Profile, device: torch.device) -> torch.dtype | None:

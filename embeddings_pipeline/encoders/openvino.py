@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.batches import (
     CHARACTERS_PER_TOKEN,
     BatchEncoder,
-    Tokens,
     Use,
     check_dimensions,
     check_length,
 )
+from embeddings_pipeline.encoders.token_rows import Padding, TokenRows, Tokens
 from embeddings_pipeline.forks import ProcessLock, left_alone_in_children
 
 GRAPH, TOKENIZER = "model.xml", "tokenizer.json"
@@ -72,9 +72,14 @@ class OpenVinoEncoder(BatchEncoder):
         self.precision = precision
         self._ready = ready
         self._threads = threads
-        self._lock = ProcessLock(ended_first=True)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.no_padding()
+        self._lock = ProcessLock()
+        self._rows = TokenRows(
+            Tokenizer.from_file(str(folder / TOKENIZER)),
+            ready.inputs,
+            self.max_length,
+            ready.truncation_side,
+            Padding(ready.padding_side, ready.pad_token, ready.pad_type),
+        )
         self._graph = core().read_model(folder / GRAPH)  # whatever becomes of the folder
         self._engine = _Engine(self._graph, precision, threads)
 
@@ -99,23 +104,10 @@ class OpenVinoEncoder(BatchEncoder):
         return CHARACTERS_PER_TOKEN * self.max_length
 
     def _tokens(self, texts: list[str]) -> Tokens:
-        with self._lock:
-            if self.max_length is None:
-                self._tokenizer.no_truncation()
-            else:
-                self._tokenizer.enable_truncation(self.max_length, direction=self._ready.truncation_side)
-            encodings = self._tokenizer.encode_batch_fast(texts)
-        overflows = [len(encoding.overflowing) for encoding in encodings]
-        return Tokens([self._row(encoding) for encoding in encodings], [len(one) for one in encodings], overflows)
-
-    def _row(self, encoding: Encoding) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        types = np.array(encoding.type_ids, np.int64) if "token_type_ids" in self._ready.inputs else None
-        return np.array(encoding.ids, np.int64), types
+        return self._rows.read(texts)
 
     def _count(self, texts: list[str]) -> Sequence[int]:
-        with self._lock:
-            self._tokenizer.no_truncation()
-            return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        return self._rows.count(texts)
 
     def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Callable[[], NDArray[np.float32]]:
         passing = self._engine_here().start(partial(self._padded, tokens))
@@ -134,15 +126,7 @@ class OpenVinoEncoder(BatchEncoder):
         most = self.max_length or self._ready.positions or longest + TOKENS_STEP
         width = max(longest, min(_up_to(TOKENS_STEP, longest), most))
         height = len(tokens) if len(tokens) <= ROWS_STEP else _up_to(ROWS_STEP, len(tokens))
-        filled = {"input_ids": self._ready.pad_token, "token_type_ids": self._ready.pad_type, "attention_mask": 0}
-        inputs = {name: np.full((height, width), filled[name], np.int64) for name in self._ready.inputs}
-        for row, (ids, types) in enumerate([*tokens, *[tokens[-1]] * (height - len(tokens))]):
-            place = slice(width - len(ids), None) if self._ready.padding_side == "left" else slice(len(ids))
-            inputs["input_ids"][row, place] = ids
-            inputs["attention_mask"][row, place] = 1
-            if types is not None:
-                inputs["token_type_ids"][row, place] = types
-        return list(inputs.values())
+        return list(self._rows.padded(tokens, width, height).values())
 
     def _engine_here(self) -> "_Engine":
         """What runs the model in this process: a forked one has none of its parent's threads, so it makes its own."""

@@ -4,23 +4,23 @@ import logging
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embeddings_pipeline.config.prices import Api, is_hosted
-from embeddings_pipeline.encoders.base import HARMLESS, Encoder, OnAnswer, PoisonTextsError, tokens_read
+from embeddings_pipeline.config.prices import Api, is_hosted, is_paid
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.encoders.base import Encoder, OnAnswer, tokens_read
 from embeddings_pipeline.encoders.batch_api import MOST_TEXTS
-from embeddings_pipeline.errors import OutageError, OutOfMemoryError, PipelineError, ProfileError
-from embeddings_pipeline.forks import compute
+from embeddings_pipeline.encoders.processor import is_cpu
 from embeddings_pipeline.pipeline.attempts import each_batch, failure_noted
 from embeddings_pipeline.pipeline.canaries import remember
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.encode import Encoding, count_tokens, counts_while_encoding, encode, refused
 from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.paid import answers_of
 from embeddings_pipeline.pipeline.submit import check_api, submit_texts
@@ -34,14 +34,12 @@ from embeddings_pipeline.pipeline.vectors import (
     vectors_there,
 )
 from embeddings_pipeline.progress import count
-from embeddings_pipeline.store.vector_range import NOT_A_VECTOR, usable, why_not
 
 log = logging.getLogger(__name__)
 
-MOST_HELPLESS = 10  # texts without a vector, of which none has one alone either
 TEXTS_TOGETHER = 1000  # of several batches in one call of `embed_texts`; a kill loses no more
 FIRST_TEXTS, TEXTS_AT_ONCE = 128, 512  # in one call of the encoder, which sorts them by length
-HOSTED_TEXTS = 8192  # instead, for a hosted model: so many that requests are full, and many are under way at once
+MANY_TEXTS = 8192  # instead, for a hosted model or a GPU: requests and passes are full, and many are under way at once
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def embed_batches(
     """
     check_api(collection.profile, options.api)
     encoded: dict[int, tuple[BatchPlan, Encoded]] = {}
-    together = HOSTED_TEXTS if is_hosted(collection.profile) else TEXTS_TOGETHER
+    together = MANY_TEXTS if _takes_many(collection.profile) else TEXTS_TOGETHER
     if options.api == "batch":
         together = MOST_TEXTS
 
@@ -224,45 +222,41 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
     """
     encoder, hosted = collection.encoder(), is_hosted(collection.profile)
     digests, values = list(texts), list(texts.values())
-    tokens = dict(zip(digests, count_tokens(encoder, values), strict=True))
-    _note_truncated(collection, encoder, tokens)
-    bad: dict[bytes, str] = {}
+    made = Encoding()
+    if is_paid(collection.profile) or not counts_while_encoding(encoder):
+        made.tokens = dict(zip(digests, count_tokens(encoder, values), strict=True))
     cached: set[bytes] = set()
     answers = answers_of(collection, encoder, force=force)
 
-    def encode(wanted: Mapping[bytes, str], on_answer: OnAnswer | None = None) -> NDArray[np.float32]:
-        hashes, values = list(wanted), list(wanted.values())
-        made = _encode(encoder, hashes, values, bad, on_answer if hosted else None)
-        _encode_alone(encoder, hashes, values, made, bad)
-        return made
-
     def answer(wanted: Mapping[bytes, str], on_answer: OnAnswer) -> dict[bytes, NDArray[np.float32]]:
-        made = zip(wanted, encode(wanted, on_answer), strict=True)
-        return {digest: vector for digest, vector in made if digest not in bad}
+        vectors = zip(wanted, encode(encoder, wanted, made, on_answer if hosted else None), strict=True)
+        return {digest: vector for digest, vector in vectors if digest not in made.bad}
 
     parts = []
-    for part in _parts(len(values), HOSTED_TEXTS if hosted else FIRST_TEXTS):
+    for part in _parts(len(values), MANY_TEXTS if _takes_many(collection.profile) else FIRST_TEXTS):
         wanted = dict(zip(digests[part], values[part], strict=True))
         if answers is None:
-            parts.append(encode(wanted))
+            parts.append(encode(encoder, wanted, made))
         else:
-            vectors_of, known = answers.of(wanted, tokens, answer)
+            vectors_of, known = answers.of(wanted, made.tokens, answer)
             nothing = np.zeros(encoder.dimensions, np.float32)
             parts.append(np.stack([vectors_of.get(digest, nothing) for digest in wanted]))
             cached |= known
         count(len(wanted))
+    bad, tokens = made.bad, _counted(encoder, texts, made.tokens)
+    _note_truncated(collection, encoder, tokens)
     matrix, in_jobs = np.concatenate(parts), answers.in_jobs if answers else set()
     if in_jobs:
         matrix = matrix[[digest not in in_jobs for digest in digests]]
         digests = [digest for digest in digests if digest not in in_jobs]
-    refused = _refused(collection, encoder, digests, matrix, bad)
-    for step, reasons in (("encode", bad), ("store", refused)):
+    not_kept = refused(collection, encoder, digests, matrix, bad)
+    for step, reasons in (("encode", bad), ("store", not_kept)):
         poison = {digest: (texts[digest], reason) for digest, reason in reasons.items()}
         collection.ledger.quarantine(collection.fingerprint, poison, step=step)
-    bad |= refused
+    bad |= not_kept
     stored_as = np.float16 if collection.model.destination.storage == "halfvec" else np.float32
     with np.errstate(over="ignore"):  # of refused ones
-        vectors = Vectors(hash_array(digests), matrix.astype(stored_as))
+        vectors = Vectors(hash_array(digests), matrix.astype(stored_as, copy=False))
     if bad:
         vectors = vectors.chosen(np.array([digest not in bad for digest in digests]))
     if len(vectors):
@@ -272,6 +266,18 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
             log.warning("collection %r: the canaries could not be encoded: %s", collection.definition.name, error)
     usd = answers.usd if answers else 0.0
     return Encoded(vectors, bad, tokens, tokens_read(encoder, collection.profile), cached - bad.keys(), usd, in_jobs)
+
+
+def _counted(encoder: Encoder, texts: Mapping[bytes, str], tokens: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Numbers of tokens of all texts: those of `tokens`, and of what was not encoded (a cache knew it, or it is bad)."""
+    rest = {digest: text for digest, text in texts.items() if digest not in tokens}
+    counts = dict(zip(rest, count_tokens(encoder, list(rest.values())), strict=True)) if rest else {}
+    return {digest: tokens[digest] if digest in tokens else counts[digest] for digest in texts}
+
+
+def _takes_many(profile: Profile) -> bool:
+    """Whether the model is fast only if it is given many texts at once."""
+    return is_hosted(profile) or (profile.provider == "local" and not is_cpu(profile))
 
 
 def _parts(texts: int, first: int) -> Iterator[slice]:
@@ -295,101 +301,6 @@ def _note_truncated(collection: Collection, encoder: Encoder, tokens: Mapping[by
     if most is not None:
         longer = {digest: count for digest, count in tokens.items() if count > most}
         collection.ledger.note_truncated(collection.fingerprint, longer)
-
-
-def _encode(
-    encoder: Encoder, digests: list[bytes], texts: list[str], bad: dict[bytes, str], on_answer: OnAnswer | None = None
-) -> NDArray[np.float32]:
-    """Vectors of `texts`; those that fail by themselves get zeros and a reason in `bad` (rule 7). on_answer: for an
-    encoder that takes it.
-    """
-    told: dict[str, Any] = {} if on_answer is None else {"on_answer": on_answer}
-    try:
-        return compute(partial(encoder.encode_documents, **told), texts)
-    except PoisonTextsError as error:
-        bad |= {digests[place]: reason for place, reason in error.reasons.items()}
-        return np.where(np.isnan(error.vectors), np.float32(0), error.vectors)
-    except Exception as error:
-        if _no_texts_fault(error):
-            raise
-        if len(texts) == 1:
-            if not _works(encoder):
-                raise
-            bad[digests[0]] = _reason(error, texts[0])
-            return np.zeros((1, encoder.dimensions), np.float32)
-        half = len(texts) // 2
-        first = _encode(encoder, digests[:half], texts[:half], bad, on_answer)
-        return np.concatenate([first, _encode(encoder, digests[half:], texts[half:], bad, on_answer)])
-
-
-def count_tokens(encoder: Encoder, texts: list[str]) -> list[int]:
-    """As the encoder counts them; 0 for a text that it cannot count."""
-    try:
-        counts: list[int] = encoder.count_tokens(texts).tolist()
-    except Exception as error:
-        if _no_texts_fault(error):
-            raise
-        half = len(texts) // 2
-        return [0] if half == 0 else count_tokens(encoder, texts[:half]) + count_tokens(encoder, texts[half:])
-    return counts
-
-
-def _no_texts_fault(error: Exception) -> bool:
-    return isinstance(error, OutageError | ProfileError) and not isinstance(error, OutOfMemoryError)
-
-
-def _encode_alone(
-    encoder: Encoder, digests: list[bytes], texts: list[str], vectors: NDArray, bad: dict[bytes, str]
-) -> None:
-    """Put what the model gives for a text alone in the place of what is no vector: with some models and processors that
-    is because of the longer texts beside it. Ends after the first few for which that does not help.
-    """
-    helpless = 0
-    for row in np.flatnonzero(~usable(vectors)) if len(texts) > 1 else ():
-        if digests[row] in bad:
-            continue
-        vectors[row] = _encode(encoder, [digests[row]], [texts[row]], bad)[0]
-        helpless += not usable(vectors[row : row + 1])[0]
-        if helpless == MOST_HELPLESS:
-            break
-
-
-def _refused(
-    collection: Collection, encoder: Encoder, digests: list[bytes], vectors: NDArray, bad: dict[bytes, str]
-) -> dict[bytes, str]:
-    """Why vectors of texts that are not bad cannot be stored. Those that are none at all become `bad`.
-
-    ProfileError if a harmless text's vector cannot be stored either: then it is the model that does not fit.
-    """
-    storage = collection.model.destination.storage
-    reasons = {digests[row]: reason for row, reason in why_not(vectors, storage).items() if digests[row] not in bad}
-    bad |= {digest: reason for digest, reason in reasons.items() if reason == NOT_A_VECTOR}
-    refused = {digest: reason for digest, reason in reasons.items() if reason != NOT_A_VECTOR}
-    if refused and len(refused) + len(bad) == len(digests):
-        for reason in why_not(encoder.encode_documents([HARMLESS]), storage).values():
-            if reason != NOT_A_VECTOR:
-                raise ProfileError(
-                    f"Profile {collection.profile.name}: no vector of {collection.profile.model} can be stored: of "
-                    f"{HARMLESS!r} {reason}"
-                )
-    return refused
-
-
-def _reason(error: BaseException, text: str) -> str:
-    if isinstance(error, MemoryError | OutOfMemoryError):
-        return f"memory ran out for this text of {len(text):,} characters alone: `chunk:` splits long texts"
-    if type(error) is PipelineError and error.__cause__ is not None:  # of the model, or of a class of the user's own
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
-
-
-def _works(encoder: Encoder) -> bool:
-    """Whether the encoder takes a harmless text: if not, the texts are not to blame."""
-    try:
-        encoder.encode_documents([HARMLESS])
-    except Exception:
-        return False
-    return True
 
 
 def has_limit(collection: Collection) -> bool:

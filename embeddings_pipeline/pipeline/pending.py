@@ -11,7 +11,8 @@ from embeddings_pipeline.encoders.base import tokens_read
 from embeddings_pipeline.encoders.limits import limits_of
 from embeddings_pipeline.encoders.tokens import count_tokens as count_hosted
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.embed import EmbedOptions, count_tokens, has_limit, plan_texts
+from embeddings_pipeline.pipeline.embed import EmbedOptions, has_limit, plan_texts
+from embeddings_pipeline.pipeline.encode import count_tokens
 from embeddings_pipeline.pipeline.figures import Embedded
 from embeddings_pipeline.pipeline.quote import Quote, Quoter
 from embeddings_pipeline.pipeline.render import texts_table

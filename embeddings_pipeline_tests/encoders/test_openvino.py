@@ -257,7 +257,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
 profile, folder, ready = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 encoder = OpenVinoEncoder(Profile(**profile), folder, Readiness(**ready), "f32", threads=2)
-tokens, together = encoder._tokenize(["one two"], "")[1], Barrier(encoder._engine.streams)
+tokens, together = encoder._tokenize(["one two"], "").tokens, Barrier(encoder._engine.streams)
 def inputs():
     together.wait()
     return encoder._padded(tokens)
