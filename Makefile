@@ -11,7 +11,7 @@ ARGS ?=
 export DAGSTER_HOME := $(CURDIR)
 export CATALOGUE QUERY HOST PORT
 
-.PHONY: help run ui test test-fast coverage bench profile chaos migration-drill docs lint clean
+.PHONY: help run ui test test-fast coverage bench bench-gpu profile chaos migration-drill docs lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-fast  the tests that need neither Dagster nor processes of their own"
 	@echo "make coverage   the whole suite, and which lines it ran"
 	@echo "make bench      the benchmarks beside their peers (CATALOGUE=…, ARGS=--without-peers)"
+	@echo "make bench-gpu  the encoder on a GPU beside sentence-transformers in float16 (ARGS='--texts 20000')"
 	@echo "make profile    where a sync's time goes: a table and a flame graph in profile/ (CATALOGUE=…, ARGS='--changed 1')"
 	@echo "make chaos      kill whatever works at 50 random moments, then compare with a clean build; then 50 times a sync"
 	@echo "                on a hosted model, and count what was billed (ARGS='--rounds 5')"
@@ -61,6 +62,10 @@ ui:
 bench:
 	@.ci/install test
 	@$(PY) benchmarks/bench.py "$$CATALOGUE" $(ARGS)
+
+bench-gpu:
+	@.ci/install run
+	@$(PY) benchmarks/bench_gpu.py $(ARGS)
 
 profile:
 	@.ci/install bench

@@ -205,8 +205,8 @@ def _profile_section() -> str:
             "## A profile",
             _wrapped(
                 "`profile:` is a name, or a mapping with these keys; `profiles:` maps names to such mappings, without "
-                "`name`. The fingerprint covers the weights, `provider`, `dimensions`, `normalize`, `document_prompt`, "
-                "`max_length` and `bidirectional`: a change of one of these makes another model. "
+                "`name`. The fingerprint covers the model's files, `provider`, `dimensions`, `normalize`, "
+                "`document_prompt`, `max_length`, `bidirectional` and `weights`: a change of one makes another model. "
                 "`embeddings-pipeline profile show NAME` prints it. What a local model's own files say where the "
                 "profile says nothing: [A model's own words](../how-to/changing-the-model.md#a-models-own-words)."
             ),

@@ -22,7 +22,7 @@ from embeddings_pipeline.cli.profile_choice import (
     open_chosen,
     profile_named,
 )
-from embeddings_pipeline.cli.profile_words import SAME_COSINE, described, description_lines
+from embeddings_pipeline.cli.profile_words import described, description_lines
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import DatabaseError, ProfileError
 
@@ -129,7 +129,7 @@ def test(
     if unlike := [result["profile"] for result in results if result.get("as_sentence_transformers") is False]:
         raise ProfileError(
             f"the vectors of {', '.join(unlike)} are not those of sentence-transformers' encode_document and "
-            f"encode_query (cosine below {SAME_COSINE}): do not use it, and report it"
+            "encode_query (see the cosines): do not use it, and report it"
         )
 
 

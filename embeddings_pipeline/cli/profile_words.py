@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from embeddings_pipeline.config.settings import Settings
 
 SAME_COSINE = 0.9999  # to sentence-transformers in float32; 16-bit products keep it
+SAME_COSINE_IN_8_BITS = 0.99
 
 
 def described(profile: "Profile", settings: "Settings") -> dict[str, Any]:
@@ -44,7 +45,7 @@ def described(profile: "Profile", settings: "Settings") -> dict[str, Any]:
         "normalized_by": "model" if words.normalizes else "profile" if profile.normalize else None,
         "cosine_to_encode_document": likeness.documents,
         "cosine_to_encode_query": likeness.queries,
-        "as_sentence_transformers": min(likeness) >= SAME_COSINE,
+        "as_sentence_transformers": min(likeness) >= (SAME_COSINE_IN_8_BITS if profile.weights else SAME_COSINE),
         "differences": differences(profile, words),
         "warning": model_warning(profile),
     }

@@ -12,10 +12,11 @@ from embeddings_pipeline.config.weights import resolve_weights, weights_digest
 def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
     """12 hex characters that differ whenever the profile's document vectors could differ.
 
-    BLAKE2b over provider, weights, dimensions, normalisation, document prompt, maximum length and attention. The
-    weights of a local model are the contents of its files, its own prompts among them, wherever they lie; of other
-    providers, the model's name and revision. The document prompt is the one that is used, the profile's or the model's
-    own. Left out: a profile's query prompt (stored vectors do not know it), device, precision and batch settings.
+    BLAKE2b over provider, weights, dimensions, normalisation, document prompt, maximum length, attention, and whether
+    weights are in 8 bits. The weights of a local model are the contents of its files, its own prompts among them,
+    wherever they lie; of other providers, the model's name and revision. The document prompt is the one that is used,
+    the profile's or the model's own. Left out: a profile's query prompt (stored vectors do not know it), device,
+    precision and batch settings.
 
     With `state_dir`, digests of files are taken from `weights_digests.json` there, by path, size and time of the last
     change, so that a model of gigabytes is read once; `keep_digests` writes that file. Raises ProfileError where the
@@ -26,7 +27,7 @@ def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
         weights = weights_digest(resolve_weights(profile), code=profile.trust_remote_code, state_dir=state_dir)
     else:
         weights = f"{profile.model}@{profile.revision or ''}"
-    parts = {
+    parts: dict[str, object] = {
         "provider": profile.provider,
         "weights": weights,
         "dimensions": profile.dimensions,
@@ -35,4 +36,6 @@ def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
         "max_length": profile.max_length,
         "bidirectional": profile.bidirectional,
     }
+    if profile.weights is not None:  # left out otherwise, as in fingerprints from before there was a choice
+        parts["weights_in"] = profile.weights
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -120,7 +120,7 @@ def other_settings(declared: Profile, current: Profile) -> str:
     Empty if it is the weights. Raises ProfileError as `model_words`.
     """
     declared, current = with_model_prompts(declared), with_model_prompts(current)
-    keys = ("document_prompt", "max_length", "normalize", "dimensions", "bidirectional")
+    keys = ("document_prompt", "max_length", "normalize", "dimensions", "bidirectional", "weights")
     return ", ".join(
         f"{key} {json.dumps(getattr(declared, key))}, not {json.dumps(getattr(current, key))}"
         for key in keys

@@ -43,7 +43,7 @@ def _load(profile: Profile, settings: Settings) -> Encoder:
         from embeddings_pipeline.encoders.own import OwnEncoder
 
         return OwnEncoder(profile, enabled=settings.embedding_enabled is not False or not is_paid(profile))
-    if is_cpu(profile):
+    if profile.weights is not None or is_cpu(profile):
         from embeddings_pipeline.encoders.conversion import openvino_encoder
 
         if encoder := openvino_encoder(profile, settings):

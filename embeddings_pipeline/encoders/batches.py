@@ -4,7 +4,6 @@ Texts are sorted by their number of tokens and batched by a budget of tokens, so
 works on stays in the processor's cache; equal texts are encoded once; a long text is cut before it is tokenised.
 """
 
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -176,8 +175,7 @@ class BatchEncoder(ABC):
         except (MemoryError, RuntimeError) as error:
             if not self._out_of_memory(error):
                 raise
-            traceback.clear_frames(error.__traceback__)  # what the pass had made
-            return partial(_fail, error)
+            return partial(_fail, error.with_traceback(None))  # and so without what the pass had made
 
     def _halve(self, window: Window, batch: list[int], error: Exception) -> None:
         if len(batch) == 1:
@@ -185,7 +183,6 @@ class BatchEncoder(ABC):
                 f"Profile {self.profile.name}: memory ran out while encoding one text of "
                 f"{window.lengths[batch[0]]} tokens on {self.device}; free memory, or use a smaller model or max_length"
             ) from error
-        traceback.clear_frames(error.__traceback__)
         window.halve(batch)
 
     def _out_of_memory(self, error: Exception) -> bool:

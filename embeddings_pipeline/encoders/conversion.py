@@ -61,15 +61,22 @@ def openvino_encoder(profile: Profile, settings: Settings) -> OpenVinoEncoder | 
     """The profile's encoder on this processor. None, and a line in the log, if torch is to run the model.
 
     The first time a process of its own converts the model, which takes some seconds, and compares its vectors with
-    those of sentence-transformers. Raises ProfileError if the profile does not fit the model, or the model's files do
-    not stay as they are meanwhile.
+    those of sentence-transformers. Raises ProfileError if the profile does not fit the model, if it wants weights that
+    torch cannot run, or if the model's files do not stay as they are meanwhile.
     """
     for _ in range(ATTEMPTS):
         weights = weights_digest(resolve_weights(profile), state_dir=settings.state_dir)
         try:
-            return _Conversion(profile, settings, weights).encoder()
+            conversion = _Conversion(profile, settings, weights)
+            encoder = conversion.encoder()
         except FilesChanged:
             continue
+        if encoder is None and profile.weights is not None:
+            raise ProfileError(
+                f"Profile {profile.name}: `weights: {profile.weights}` is for what OpenVINO can run, and "
+                f"{profile.model} is not: {conversion.reason}; leave it out"
+            )
+        return encoder
     raise ProfileError(
         f"Profile {profile.name}: the files of {profile.model} change while they are read; try again when they are "
         "complete"
@@ -85,8 +92,10 @@ class _Conversion:
         self._threads = settings.embedding_threads or share_of_cores()
         self._kept = settings.state_dir / "encoders"
         self._told = False
+        self.reason: str | None = None  # why OpenVINO does not run it
         attention = "-bidirectional" if profile.bidirectional else ""
-        self._place = self._kept / f"{weights}{attention}"
+        bits = f"-{profile.weights}" if profile.weights else ""
+        self._place = self._kept / f"{weights}{attention}{bits}"
         self._verdict = self._kept / "verdicts" / f"{self._verdict_name()}.json"
 
     def _verdict_name(self) -> str:
@@ -130,7 +139,9 @@ class _Conversion:
         if verdict.precision is None:
             if verdict.libraries != _libraries():
                 return None
-            log.info("profile %s runs on torch: %s", self._profile.name, verdict.reason)
+            self.reason = verdict.reason
+            if self._profile.weights is None:
+                log.info("profile %s runs on torch: %s", self._profile.name, verdict.reason)
             return verdict
         return verdict if manifest is not None and manifest["files"] == verdict.files else None
 
@@ -231,7 +242,9 @@ class _Conversion:
 
     def _keep_verdict(self, verdict: Verdict, *, lasting: bool = True) -> None:
         if verdict.precision is None:
-            log.warning("profile %s runs on torch, not on OpenVINO: %s", self._profile.name, verdict.reason)
+            self.reason = verdict.reason
+            if self._profile.weights is None:
+                log.warning("profile %s runs on torch, not on OpenVINO: %s", self._profile.name, verdict.reason)
             if not lasting:
                 return
             verdict = replace(verdict, libraries=_libraries())

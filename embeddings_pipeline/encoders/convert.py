@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +35,9 @@ from embeddings_pipeline.encoders.processor import has_bf16
 from embeddings_pipeline.errors import PipelineError, ProfileError
 from embeddings_pipeline.forks import end_with_parent
 
-KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999}
-"""What vectors of the compared texts must keep, so that others keep 0.9999 as well."""
-KEPT_LENGTH = 0.01
+KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999, "i8": 0.99}
+"""What vectors of the compared texts must keep, so that others keep 0.9999 as well; in 8 bits, as much as is usual."""
+KEPT_LENGTH = {"bf16": 0.01, "f32": 0.01, "i8": 0.05}
 LONGEST_COMPARED = 512
 WORDS = "one of the films that he had seen in a small town by the sea was about two brothers and a lost dog , "
 
@@ -107,6 +108,8 @@ def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
         raise Refused(f"it wants {', '.join(sorted(set(example) - READ))} beside tokens")
     ready = _readiness(tried.torches, tuple(example))
     graph = _graph(model, example)
+    if tried.profile.weights == "int8":
+        _to_int8(graph)
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     openvino().save_model(graph, folder / GRAPH)
     try:
@@ -129,6 +132,25 @@ def _graph(model: SentenceTransformer, example: Mapping[str, torch.Tensor]) -> A
     if len(graph.inputs) != len(example):
         raise Refused(f"its graph takes {len(graph.inputs)} of the inputs {', '.join(example)}")
     return graph
+
+
+def _to_int8(graph: Any) -> None:
+    """Have the weights of matrix products in 8 bits: whole numbers from -127 to 127, and a scale for each output."""
+    ops = import_module("openvino.opset13")
+    for product in graph.get_ordered_ops():
+        if product.get_type_name() != "MatMul":
+            continue
+        weights = product.input_value(1).get_node()
+        if weights.get_type_name() == "Convert":
+            weights = weights.input_value(0).get_node()
+        if weights.get_type_name() != "Constant" or len(weights.shape) != 2:
+            continue
+        numbers = weights.get_data().astype(np.float32)
+        inputs = 1 if product.get_attributes()["transpose_b"] else 0
+        largest = np.abs(numbers).max(axis=inputs, keepdims=True)
+        scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        whole = ops.convert(ops.constant(np.rint(numbers / scale).astype(np.int8)), "f32")
+        product.input(1).replace_source_output(ops.multiply(whole, ops.constant(scale)).output(0))
 
 
 def _readiness(encoder: LocalEncoder, inputs: tuple[str, ...]) -> Readiness:
@@ -170,11 +192,11 @@ class _Graph(torch.nn.Module):
 def _best(tried: _Tried, folder: Path, ready: Readiness) -> tuple[str, float]:
     """The fastest precision that keeps the vectors, and their lowest cosine. Refused if none does."""
     reasons = []
-    for precision in ("bf16", "f32") if has_bf16() else ("f32",):
+    for precision in ("i8",) if tried.profile.weights else ("bf16", "f32") if has_bf16() else ("f32",):
         try:
             encoder = OpenVinoEncoder(tried.profile, folder, ready, precision, tried.threads)
             _check_tokens(encoder, tried)
-            return precision, _kept(encoder, tried, KEPT_COSINE[precision])
+            return precision, _kept(encoder, tried)
         except (Refused, PipelineError, RuntimeError) as error:
             reasons.append(f"{first_line(error)} ({precision})")
     raise Refused("; ".join(reasons))
@@ -194,15 +216,15 @@ def _check_tokens(encoder: OpenVinoEncoder, tried: _Tried) -> None:
             raise Refused("its tokenizer counts otherwise without transformers")
 
 
-def _kept(encoder: OpenVinoEncoder, tried: _Tried, least: float) -> float:
+def _kept(encoder: OpenVinoEncoder, tried: _Tried) -> float:
     """The lowest cosine. Refused if that, or a vector's length, is not kept."""
-    texts, theirs = tried.texts, tried.theirs
+    texts, theirs, least = tried.texts, tried.theirs, KEPT_COSINE[encoder.precision]
     lowest = min(likeness(encoder, texts, theirs))
     if not lowest >= least:
         raise Refused(f"the cosine to sentence-transformers' vectors is {lowest}, and must be {least}")
     if not encoder.profile.normalize:
         ours, wanted = (np.linalg.norm(v, axis=1) for v in (encoder.encode_documents(texts), theirs.documents))
-        if not np.allclose(ours, wanted, rtol=KEPT_LENGTH):
+        if not np.allclose(ours, wanted, rtol=KEPT_LENGTH[encoder.precision]):
             raise Refused("its vectors are not as long as those of sentence-transformers")
     return lowest
 

@@ -41,6 +41,16 @@ OpenVINO makes code and keeps it.
 """
 
 
+PRECISIONS = {
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "f32": {"INFERENCE_PRECISION_HINT": "f32"},
+    "i8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64},
+}
+"""Of matrix products, as OpenVINO is told. `i8`: weights in 8 bits, by numbers that are brought to 8 bits too, 64 at a
+time, if the processor has instructions for that; else in float32.
+"""
+
+
 @dataclass(frozen=True)
 class Readiness:
     """What a converted model's own files do not say, and its encoder must know."""
@@ -65,7 +75,7 @@ class OpenVinoEncoder(BatchEncoder):
     tokens_per_batch = 1024  # more is no faster, and takes more memory
 
     def __init__(self, profile: Profile, folder: Path, ready: Readiness, precision: str, threads: int) -> None:
-        """Load the model in `folder`. `precision`: `bf16` or `f32`, of matrix products; `threads`: all together."""
+        """Load the model in `folder`. `precision`: one of PRECISIONS; `threads`: all together."""
         super().__init__(profile)
         check_dimensions(profile, min(profile.dimensions, ready.dimensions))  # fewer: a Matryoshka model's
         check_length(profile, ready.positions)
@@ -141,11 +151,7 @@ class _Engine:
 
     def __init__(self, graph: Any, precision: str, threads: int) -> None:
         self.process = os.getpid()
-        how = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_NUM_THREADS": threads,
-        }
+        how = {**PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": threads}
         compiled = core().compile_model(graph, "CPU", how)
         self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: SimpleQueue[tuple[ProcessLock, Any]] = SimpleQueue()

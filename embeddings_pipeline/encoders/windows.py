@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 FIRST_TEXTS, MOST_TEXTS = 512, 4096
 """Texts of a window: bounds the memory of their tokens. The first window is a small one, and the next has twice as
 many texts, so that the model has work soon.
+"""
+EVEN_TOKENS, EVEN_LENGTHS = 8_192, 0.75
+"""A batch of more than so many tokens has no text that is shorter than this share of its longest: of the rest a large
+batch would be padding.
 """
 T = TypeVar("T")
 U = TypeVar("U")
@@ -38,9 +43,14 @@ class Window:
         return bool(self._rest)
 
     def next_batch(self, most_texts: int | None) -> list[int]:
-        """Rows of the longest texts that are left, and are no more than this, and than the budget."""
+        """Rows of the longest texts that are left, no more than this and than the budget, of about one length."""
         longest = int(self.lengths[self._rest[0]])
         size = max(1, min(self.budget // longest, most_texts or len(self._rest), len(self._rest)))
+        few = max(1, EVEN_TOKENS // longest)
+        for place, row in enumerate(islice(self._rest, few, size), few):
+            if self.lengths[row] < EVEN_LENGTHS * longest:
+                size = place
+                break
         return [self._rest.popleft() for _ in range(size)]
 
     def halve(self, batch: list[int]) -> None:

@@ -269,7 +269,7 @@ def embed_texts(collection: Collection, texts: dict[bytes, str], *, force: bool 
 
 
 def _counted(encoder: Encoder, texts: Mapping[bytes, str], tokens: Mapping[bytes, int]) -> dict[bytes, int]:
-    """Numbers of tokens of all texts: those of `tokens`, and of what was not encoded (a cache knew it, or it is bad)."""
+    """Numbers of tokens of all texts: `tokens`, and those of what was not encoded (it was in a cache, or it is bad)."""
     rest = {digest: text for digest, text in texts.items() if digest not in tokens}
     counts = dict(zip(rest, count_tokens(encoder, list(rest.values())), strict=True)) if rest else {}
     return {digest: tokens[digest] if digest in tokens else counts[digest] for digest in texts}

@@ -202,6 +202,7 @@ def test_the_fingerprint_is_12_hex_characters_and_follows_what_changes_vectors()
         {"document_prompt": "passage: "},
         {"max_length": 128},
         {"bidirectional": True},
+        {"weights": "int8"},
     ]
     prints = [fingerprint(MINILM), *(fingerprint(replace(MINILM, **change)) for change in fields)]  # type: ignore[arg-type]
     assert len(set(prints)) == len(prints)
@@ -246,3 +247,13 @@ def test_a_state_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> No
     (tmp_path / "state").write_text("a file")
     assert fingerprint(MINILM, tmp_path / "state") == fingerprint(MINILM)
     keep_digests(tmp_path / "state")
+
+
+def test_weights_in_8_bits_are_for_local_models_on_a_processor() -> None:
+    own = {"name": "mine", "provider": "local", "model": "/models/mine", "dimensions": 8, "weights": "int8"}
+    with pytest.raises(ProfileError, match=r"Profile mine: .*`weights: int8` is for provider local"):
+        resolve_profile({**own, "provider": "openai"}, Settings())
+    with pytest.raises(ProfileError, match=r"Profile mine: .*`weights: int8` runs on a processor, not on cuda"):
+        resolve_profile(own, Settings(embedding_device="cuda"))
+    with pytest.raises(ProfileError, match=r"Profile mine: weights: .*int8"):
+        resolve_profile({**own, "weights": "int4"}, Settings())

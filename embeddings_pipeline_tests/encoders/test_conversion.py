@@ -340,3 +340,36 @@ print(getattr(encoder, "precision", None), abs(encoder.encode_documents(["a dog"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": most}
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True, timeout=200)
     assert done.stdout in {f"{precision} True\n" for precision in precisions}
+
+
+def test_weights_in_8_bits_are_another_conversion_with_its_own_vectors(load: Load, mine: Profile, state: Path) -> None:
+    whole, eight = load(mine), load(replace(mine, weights="int8"))
+    assert isinstance(whole, OpenVinoEncoder) and isinstance(eight, OpenVinoEncoder) and eight.precision == "i8"
+    folders = [each for each in (state / "encoders").iterdir() if (each / "manifest.json").exists()]
+    [small] = [each for each in folders if each.name.endswith("-int8")]
+    assert len(folders) == 2 and 'element_type="i8"' in (small / "model.xml").read_text()
+    alike = lowest_cosine(eight.encode_documents(WORDS), LocalEncoder(mine, half=None).encode_documents(WORDS))
+    assert 0.99 <= alike < 0.99999
+    again = load(replace(mine, weights="int8"))
+    assert lowest_cosine(again.encode_documents(WORDS), eight.encode_documents(WORDS)) > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"trust_remote_code": True}, "trust_remote_code lets the model run code of its own"),
+        ({"model": StaticEmbedding}, "it has no tokenizer of the fast kind"),
+    ],
+    ids=["trust_remote_code", "a static model"],
+)
+def test_weights_in_8_bits_that_openvino_cannot_run_are_refused_each_time(
+    settings: dict[str, Any], reason: str, load: Load, mine: Profile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if "model" in settings:
+        static = StaticEmbedding(tokenizer_of(tmp_path / "tokenizer").backend_tokenizer, embedding_dim=32)
+        SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"))
+        settings = {"model": str(tmp_path / "static")}
+    for _ in range(2):
+        with pytest.raises(ProfileError, match=f"^Profile mine: `weights: int8` is for .*: {reason}; leave it out$"):
+            load(replace(mine, weights="int8", **settings))
+        assert "runs on torch" not in caplog.text

@@ -1,0 +1,349 @@
+"""The path of a GPU, run on the processor: the same vectors, passes ahead, tokens ahead, passes as large as it pays."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from embeddings_pipeline.config.profiles import BUILT_IN, Profile
+from embeddings_pipeline.encoders import batches, local
+from embeddings_pipeline.encoders.batches import lowest_cosine
+from embeddings_pipeline.encoders.device import FEWEST_TOKENS, MOST_TOKENS, useful_tokens
+from embeddings_pipeline.encoders.local import KEPT_COSINE, PASSES_AHEAD, LocalEncoder
+from embeddings_pipeline.encoders.windows import MOST_TEXTS, Window, one_ahead, windows_of
+from embeddings_pipeline.errors import OutOfMemoryError, PipelineError
+from embeddings_pipeline.pipeline.encode import Encoding, encode
+from embeddings_pipeline_tests.support.tiny_models import WORDS, sentence_model
+
+TEXTS = [" ".join(words * (1 + n % 9)) for n, words in enumerate(product(WORDS, repeat=4))][:3000]
+"""Of three windows, and of 6 to 38 tokens."""
+FAILS = "ten ten ten ten"  # which is in none of them
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    folder = sentence_model(tmp_path_factory.mktemp("tiny"), Pooling(32, "mean"))
+    return Profile(name="tiny", provider="local", model=str(folder), dimensions=32, device="cpu")
+
+
+@pytest.fixture
+def encoder(profile: Profile) -> LocalEncoder:
+    return LocalEncoder(profile, half=None, pipelined=True)
+
+
+@pytest.fixture(scope="module")
+def theirs(profile: Profile) -> np.ndarray:
+    return SentenceTransformer(profile.model, device="cpu").encode(TEXTS, batch_size=256, normalize_embeddings=True)
+
+
+def before_each_pass(encoder: LocalEncoder, look: Callable[[torch.Tensor], None]) -> None:
+    encoder.model[0].register_forward_pre_hook(lambda module, arguments: look(arguments[0]["input_ids"]))
+
+
+def passes_of(encoder: LocalEncoder) -> list[int]:
+    """How many tokens each pass has, padding included."""
+    passes: list[int] = []
+    before_each_pass(encoder, lambda ids: passes.append(ids.numel()))
+    return passes
+
+
+def test_vectors_are_those_of_sentence_transformers_in_the_order_given(
+    encoder: LocalEncoder, theirs: np.ndarray
+) -> None:
+    vectors, tokens = encoder.encode_counted(TEXTS)
+    assert vectors.dtype == np.float32
+    assert lowest_cosine(vectors, theirs) >= 0.99999
+    assert tokens.tolist() == encoder.count_tokens(TEXTS).tolist()
+
+
+def test_passes_are_begun_before_the_first_one_is_asked_for(
+    encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.encode_documents(TEXTS)  # its passes have their size now
+    happened: list[str] = []
+    fetch = encoder._link.fetch
+
+    def noted(tensor: torch.Tensor) -> Callable[[], Any]:
+        happened.append("begun")
+        numbers = fetch(tensor)
+        return lambda: (happened.append("asked for"), numbers())[1]
+
+    monkeypatch.setattr(encoder._link, "fetch", noted)
+    encoder.profile = replace(encoder.profile, tokens_per_batch=4096)
+    encoder.encode_documents(TEXTS)
+    assert happened[: PASSES_AHEAD + 2] == ["begun"] * PASSES_AHEAD + ["asked for", "begun"]
+    under_way = np.cumsum([1 if what == "begun" else -1 for what in happened])
+    assert under_way.max() == PASSES_AHEAD and under_way[-1] == 0
+
+
+def test_a_thread_makes_the_tokens_of_what_comes_and_no_more(
+    encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.profile = replace(encoder.profile, tokens_per_batch=8192)
+    windows: weakref.WeakSet[Window] = weakref.WeakSet()
+    made_by, held = set(), []
+    tokenize = encoder._tokenize
+
+    def noted(*arguments: Any, **settings: Any) -> Window:
+        window = tokenize(*arguments, **settings)
+        windows.add(window)
+        made_by.add(threading.current_thread().name.rpartition("_")[0])
+        return window
+
+    monkeypatch.setattr(encoder, "_tokenize", noted)
+    before_each_pass(encoder, lambda ids: held.append(len(windows)))
+    texts = [f"{text} {number}" for number in range(4) for text in TEXTS]  # a number is an unknown word
+    assert len(windows_of(len(texts))) == 6
+    encoder.encode_documents(texts)
+    assert made_by == {"tokens"}
+    assert max(held) <= 4  # one that is read, two whose passes are under way, one that comes
+
+
+@pytest.mark.parametrize(
+    ("rates", "found"),
+    [
+        ([100, 190, 350, 360, 700], 4 * FEWEST_TOKENS),  # twice as much gave 3 % more: not looked beyond
+        ([100, 90], FEWEST_TOKENS),
+        ([100, 200, None], 2 * FEWEST_TOKENS),  # memory ended
+        ([None], FEWEST_TOKENS),
+        ([2.0**n for n in range(20)], MOST_TOKENS),
+    ],
+)
+def test_a_pass_is_doubled_while_it_pays(rates: list[float | None], found: int) -> None:
+    coming: Iterator[float | None] = iter(rates)
+
+    def rate(tokens: int) -> float:
+        known = next(coming)
+        if known is None:
+            raise MemoryError
+        return known
+
+    assert useful_tokens(rate, lambda error: isinstance(error, MemoryError)) == found
+
+
+def test_an_error_that_is_not_memory_is_not_taken_for_the_end_of_memory() -> None:
+    def rate(tokens: int) -> float:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        useful_tokens(rate, lambda error: isinstance(error, MemoryError))
+
+
+def test_the_size_of_passes_is_found_with_the_first_texts_that_need_it_and_kept(
+    encoder: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device whose passes take the same time whatever their size, and which has memory for 33,000 tokens."""
+
+    def little_memory(ids: torch.Tensor) -> None:
+        if ids.numel() > 33_000:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    passes = passes_of(encoder)
+    before_each_pass(encoder, little_memory)
+    monkeypatch.setattr(local, "time", SimpleNamespace(perf_counter=lambda: float(len(passes))))
+    encoder.encode_queries(["one two"])
+    assert passes == [4]
+    assert lowest_cosine(encoder.encode_documents(TEXTS), theirs) >= 0.99999
+    assert encoder.tokens_per_batch == 32_768
+    tried = len([tokens for tokens in passes if tokens > 33_000])
+    assert tried == 1
+    del passes[:]
+    encoder.encode_documents(TEXTS)
+    assert sum(passes) < 1.2 * encoder.count_tokens(TEXTS).sum()  # nothing is tried again
+    assert max(passes) <= 32_768
+
+
+def test_the_profiles_word_on_tokens_counts(encoder: LocalEncoder) -> None:
+    encoder.profile = replace(encoder.profile, tokens_per_batch=1000)
+    passes = passes_of(encoder)
+    encoder.encode_documents(TEXTS)
+    assert max(passes) <= 1000 and sum(passes) < 1.2 * encoder.count_tokens(TEXTS).sum()
+
+
+def test_memory_that_runs_out_in_the_middle_halves_that_window_and_loses_nothing(
+    encoder: LocalEncoder, theirs: np.ndarray
+) -> None:
+    encoder.profile = replace(encoder.profile, tokens_per_batch=8000)
+    passes = passes_of(encoder)
+    failed: list[int] = []
+
+    def fail_twice(ids: torch.Tensor) -> None:
+        if len(passes) in (3, 4):  # while others are under way
+            failed.append(ids.numel())
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    before_each_pass(encoder, fail_twice)
+    assert lowest_cosine(encoder.encode_documents(TEXTS), theirs) >= 0.99999
+    assert len(failed) == 2
+    assert max(passes[-2:]) > 4000  # the next windows have whole passes again
+
+
+def test_what_a_failed_pass_had_made_is_let_go_before_the_next_one(encoder: LocalEncoder) -> None:
+    encoder.profile = replace(encoder.profile, tokens_per_batch=8000)
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def fail_once(module: Any, arguments: Any, features: Any) -> None:
+        alive.append(bool(kept) and kept[0]() is not None)
+        if not kept:
+            kept.append(weakref.ref(features["token_embeddings"]))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    encoder.model[0].register_forward_hook(fail_once)
+    encoder.encode_documents(TEXTS)
+    assert len(alive) > 2 and not any(alive)
+
+
+def test_memory_too_small_for_one_text_says_so(encoder: LocalEncoder) -> None:
+    def fail(ids: torch.Tensor) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    before_each_pass(encoder, fail)
+    with pytest.raises(OutOfMemoryError, match="one text of 4 tokens"):
+        encoder.encode_documents(["one two", "one"])
+
+
+@pytest.mark.parametrize("step", ["pass", "tokens"])
+def test_a_failing_text_in_the_middle_is_alone_to_blame(
+    step: str, encoder: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = f"{TEXTS[2111]} {FAILS}"
+    if step == "pass":
+        [ids, _] = encoder._tokens([FAILS]).tokens[0]
+        before_each_pass(encoder, lambda rows: fail_if(bool((rows.unfold(1, 4, 1) == ids[1]).all(dim=2).any())))
+    else:
+        read = encoder._tokens
+        monkeypatch.setattr(encoder, "_tokens", lambda texts: fail_if(bad in texts) or read(texts))
+    texts = {text.encode(): text for text in [*TEXTS[:2111], bad, *TEXTS[2112:]]}
+    made = Encoding()
+    vectors = encode(encoder, texts, made)
+    assert made.bad == {bad.encode(): "RuntimeError: a text that fails"}
+    assert len(made.tokens) == len(texts) - 1
+    others = np.arange(len(TEXTS)) != 2111
+    assert lowest_cosine(vectors[others], theirs[others]) >= 0.99999
+
+
+def fail_if(condition: bool) -> None:
+    if condition:
+        raise RuntimeError("a text that fails")
+
+
+def test_an_error_is_one_line_and_leaves_the_encoder_as_it_was(encoder: LocalEncoder, theirs: np.ndarray) -> None:
+    passes = passes_of(encoder)
+    before_each_pass(encoder, lambda ids: fail_if(len(passes) == 9))
+    with pytest.raises(PipelineError, match=r"^Profile tiny: 3000 texts could not be encoded: a text that fails$"):
+        encoder.encode_documents(TEXTS)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokens")]
+    assert lowest_cosine(encoder.encode_documents(TEXTS), theirs) >= 0.99999
+
+
+def test_several_threads_get_the_vectors_that_one_gets_and_find_the_size_once(
+    encoder: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches: list[int] = []
+    rate = encoder._rate
+    monkeypatch.setattr(encoder, "_rate", lambda *arguments: searches.append(arguments[-1]) or rate(*arguments))
+    parts = [slice(start, start + 750) for start in range(0, 3000, 750)] * 2
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda part: encoder.encode_documents(TEXTS[part]), parts))
+    assert all(lowest_cosine(vectors, theirs[part]) >= 0.99999 for part, vectors in zip(parts, made, strict=True))
+    assert len(searches) == len(set(searches)) >= 2
+
+
+def test_memory_ends_as_it_began(encoder: LocalEncoder) -> None:
+    def grown(rounds: int) -> int:
+        for _ in range(rounds):
+            encoder.encode_counted(TEXTS)
+        return psutil.Process().memory_info().rss
+
+    before = grown(3)
+    assert grown(8) - before < 24 << 20
+
+
+def test_the_whole_model_runs_in_16_bits_if_that_keeps_its_vectors() -> None:
+    minilm = replace(BUILT_IN["minilm"], device="cpu")
+    encoder = LocalEncoder(minilm, half=torch.float16, pipelined=True)
+    assert encoder.whole_in_half and encoder.attention == "sdpa"
+    assert {parameter.dtype for parameter in encoder.model.parameters()} == {torch.float16}
+    texts = ["A shark.", "Dinosaurs break out of a theme park. " * 40, "海の映画"]
+    vectors = encoder.encode_documents(texts)
+    assert vectors.dtype == np.float32 and (vectors == vectors.astype(np.float16)).all()
+    full = LocalEncoder(minilm, half=None).encode_documents(
+        ["A shark.", "Dinosaurs break out of a theme park. " * 40, "海の映画"]
+    )
+    assert lowest_cosine(vectors, full) >= 0.9999
+
+
+def test_else_only_its_matrix_products_do(tmp_path: Path) -> None:
+    folder = sentence_model(tmp_path, Pooling(32, ("cls", "mean")))
+    profile = Profile(name="two poolings", provider="local", model=str(folder), dimensions=64, device="cpu")
+    encoder = LocalEncoder(profile, half=torch.bfloat16, pipelined=True)
+    assert not encoder.whole_in_half
+    types = {type(module): module.weight.dtype for module in encoder.model.modules() if hasattr(module, "weight")}
+    assert types[torch.nn.Linear] == torch.bfloat16 and types[torch.nn.LayerNorm] == torch.float32
+    full = LocalEncoder(profile, half=None).encode_documents(WORDS)
+    assert KEPT_COSINE > lowest_cosine(encoder.encode_documents(WORDS), full) > 0.99
+
+
+def test_one_ahead_is_in_order_and_ends_when_it_is_closed() -> None:
+    begun: list[int] = []
+
+    def square(number: int) -> int:
+        begun.append(number)
+        return number * number
+
+    assert list(one_ahead(square, range(5))) == [0, 1, 4, 9, 16]
+    assert list(one_ahead(square, [])) == [] and list(one_ahead(square, [7])) == [49]
+    del begun[:]
+    squares = one_ahead(square, range(100))
+    assert [next(squares), next(squares)] == [0, 1]
+    squares.close()
+    assert begun[-1] <= 3
+
+
+def test_large_batches_have_texts_of_about_one_length_and_small_ones_any() -> None:
+    lengths = np.repeat([200, 170, 140, 60, 10], 100)
+    small = [(136, 60, 10), (64, 10, 10)]  # 8,192 tokens, and the rest
+    window = Window([""] * 500, [None] * 500, lengths, None, budget=1_000_000)
+    batches = []
+    while window:
+        batches.append([int(lengths[row]) for row in window.next_batch(None)])
+    assert [(len(batch), batch[0], batch[-1]) for batch in batches] == [(200, 200, 170), (100, 140, 140), *small]
+
+
+@pytest.mark.parametrize("texts", [0, 1, 512, 513, 40_000])
+def test_windows_have_every_text_once(texts: int) -> None:
+    places = [place for part in windows_of(texts) for place in range(texts)[part]]
+    assert places == list(range(texts))
+    assert all(part.stop - part.start <= MOST_TEXTS for part in windows_of(texts))
+
+
+def test_texts_are_tokenised_in_parts_of_bounded_size(encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "CHARACTERS_TOGETHER", 200)
+    together: list[int] = []
+    read = encoder._tokens
+    monkeypatch.setattr(encoder, "_tokens", lambda texts: together.append(sum(map(len, texts))) or read(texts))
+    texts = [*TEXTS[:50], "one " * 300, *TEXTS[50:60]]
+    vectors, tokens = encoder.encode_counted(texts)
+    assert sorted(together)[-1] == 1200 and sorted(together)[-2] <= 200
+    assert tokens[50] == 302 and np.isfinite(vectors).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_these_vectors(profile: Profile, theirs: np.ndarray) -> None:
+    encoder = LocalEncoder(replace(profile, device="cuda"))
+    assert encoder.pipelined and encoder.half == torch.float16
+    assert lowest_cosine(encoder.encode_documents(TEXTS), theirs) >= 0.9999
+    assert encoder.tokens_per_batch >= FEWEST_TOKENS
