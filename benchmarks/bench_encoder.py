@@ -1,7 +1,7 @@
 """Compare our encoders with `SentenceTransformer.encode` in float32 with its defaults, on the same texts.
 
     python benchmarks/bench_encoder.py movies.csv [--rows 2000] [--columns title overview genres]
-        [--encoders openvino-bf16 openvino-f32 torch]
+        [--encoders openvino-bf16 openvino-f32 openvino-int8 torch]
 
 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 holds all of them to AVX2, ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI to
 AVX-512 without bfloat16. All sides take turns in one process, because machines are noisy; medians are reported, as a
@@ -119,16 +119,16 @@ def compared(
 
 
 def encoder_named(name: str, profile: Profile, settings: Settings) -> Encoder:
-    """`torch`, or OpenVINO in a precision, whatever the verdict on this processor was."""
+    """`torch`, or OpenVINO in a precision, whatever the verdict on this processor was, or with weights in 8 bits."""
     from embeddings_pipeline.encoders.local import LocalEncoder
     from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
 
     if name == "torch":
         return LocalEncoder(profile)
-    encoder = load_encoder(profile, settings)
+    encoder = load_encoder(replace(profile, weights="int8") if name == "openvino-int8" else profile, settings)
     if not isinstance(encoder, OpenVinoEncoder):
         raise SystemExit("OpenVINO does not run this model here: see the log")
-    return encoder.in_precision(name.removeprefix("openvino-"))
+    return encoder if encoder.profile.weights else encoder.in_precision(name.removeprefix("openvino-"))
 
 
 if __name__ == "__main__":

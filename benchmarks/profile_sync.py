@@ -33,7 +33,7 @@ SAMPLES_PER_SECOND = 100
 STEPS = (
     ("starting PostgreSQL", r"\(embeddings_pipeline/store/server/"),
     ("imports", r"\(<frozen importlib|\(<frozen zipimport"),
-    ("tokens", r"^\w*token\w* \(embeddings_pipeline/encoders/|\(tokenizers/|tokenization"),
+    ("tokens", r"^\w*token\w* \(embeddings_pipeline/encoders/|encoders/token_rows|\(tokenizers/|tokenization"),
     ("encode", r"\(embeddings_pipeline/encoders/"),
     ("hash", r"^\w*(hash|digest)\w* \(embeddings_pipeline/"),
     ("render", r"\(embeddings_pipeline/(pipeline/render|config/template)"),

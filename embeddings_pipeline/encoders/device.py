@@ -33,7 +33,7 @@ class Link:
         here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         here.copy_(tensor, non_blocking=True)
         copied = torch.cuda.Event(blocking=True)  # whoever waits leaves the core to others
-        copied.record()
+        copied.record(torch.cuda.current_stream(self._device))
 
         def numbers() -> NDArray[np.floating]:
             copied.synchronize()
