@@ -41,7 +41,7 @@ OpenVINO makes code and keeps it.
 """
 
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "f32": {"INFERENCE_PRECISION_HINT": "f32"},
     "i8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64},
