@@ -1,5 +1,8 @@
 """The path of a GPU, run on the processor: the same vectors, passes ahead, tokens ahead, passes as large as it pays."""
 
+import json
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -368,3 +371,27 @@ def test_a_gpu_gives_these_vectors(profile: Profile, theirs: np.ndarray) -> None
     assert encoder.pipelined and encoder.half == torch.float16
     assert lowest_cosine(encoder.encode_documents(TEXTS), theirs) >= 0.9999
     assert encoder.tokens_per_batch >= FEWEST_TOKENS
+
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_gpu.py"
+
+
+def benchmark(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(BENCHMARK), *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=BENCHMARK.parents[1], timeout=250)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_the_benchmark_says_that_no_gpu_is_here() -> None:
+    done = benchmark()
+    assert (done.returncode, done.stdout) == (77, "")
+    assert done.stderr.startswith("no GPU that torch ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_and_finds_both_sides_alike() -> None:
+    done = benchmark("--device", "cpu", "--texts", "40", "--rounds", "1", "--batch-sizes", "16", "--models", "minilm")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["min_cosine"] >= 0.999 > report["mean_cosine_of_neighbours"]
+    assert report["ours_tokens_per_s"] > 0 and report["sentence_transformers_texts_per_s"]["16"] > 0
