@@ -44,6 +44,13 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 @pytest.fixture
 def encoder(profile: Profile) -> LocalEncoder:
+    """Its passes are small, so that there are many."""
+    return LocalEncoder(replace(profile, tokens_per_batch=8000), half=None, pipelined=True)
+
+
+@pytest.fixture
+def finding(profile: Profile) -> LocalEncoder:
+    """It has to find how large its passes are."""
     return LocalEncoder(profile, half=None, pipelined=True)
 
 
@@ -75,7 +82,6 @@ def test_vectors_are_those_of_sentence_transformers_in_the_order_given(
 def test_passes_are_begun_before_the_first_one_is_asked_for(
     encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder.encode_documents(TEXTS)  # its passes have their size now
     happened: list[str] = []
     fetch = encoder._link.fetch
 
@@ -90,7 +96,6 @@ def test_passes_are_begun_before_the_first_one_is_asked_for(
         return asked_for
 
     monkeypatch.setattr(encoder._link, "fetch", noted)
-    encoder.profile = replace(encoder.profile, tokens_per_batch=4096)
     encoder.encode_documents(TEXTS)
     assert happened[: PASSES_AHEAD + 2] == ["begun"] * PASSES_AHEAD + ["asked for", "begun"]
     under_way = np.cumsum([1 if what == "begun" else -1 for what in happened])
@@ -100,7 +105,6 @@ def test_passes_are_begun_before_the_first_one_is_asked_for(
 def test_a_thread_makes_the_tokens_of_what_comes_and_no_more(
     encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder.profile = replace(encoder.profile, tokens_per_batch=8192)
     windows: weakref.WeakSet[Window] = weakref.WeakSet()
     made_by, held = set(), []
     tokenize = encoder._tokenize
@@ -151,7 +155,7 @@ def test_an_error_that_is_not_memory_is_not_taken_for_the_end_of_memory() -> Non
 
 
 def test_the_size_of_passes_is_found_with_the_first_texts_that_need_it_and_kept(
-    encoder: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    finding: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a device whose passes take the same time whatever their size, and which has memory for 33,000 tokens."""
 
@@ -159,32 +163,31 @@ def test_the_size_of_passes_is_found_with_the_first_texts_that_need_it_and_kept(
         if ids.numel() > 33_000:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    passes = passes_of(encoder)
-    before_each_pass(encoder, little_memory)
+    passes = passes_of(finding)
+    before_each_pass(finding, little_memory)
     monkeypatch.setattr(local, "time", SimpleNamespace(perf_counter=lambda: float(len(passes))))
-    encoder.encode_queries(["one two"])
+    finding.encode_queries(["one two"])
     assert passes == [4]
-    assert lowest_cosine(encoder.encode_documents(TEXTS), theirs) >= 0.99999
-    assert encoder.tokens_per_batch == 32_768
+    assert lowest_cosine(finding.encode_documents(TEXTS), theirs) >= 0.99999
+    assert finding.tokens_per_batch == 32_768
     tried = len([tokens for tokens in passes if tokens > 33_000])
     assert tried == 1
     del passes[:]
-    monkeypatch.setattr(encoder, "_rate", None)  # nothing is tried again
-    encoder.encode_documents(TEXTS)
+    monkeypatch.setattr(finding, "_rate", None)  # nothing is tried again
+    finding.encode_documents(TEXTS)
     assert max(passes) <= 32_768
 
 
-def test_the_profiles_word_on_tokens_counts(encoder: LocalEncoder) -> None:
-    encoder.profile = replace(encoder.profile, tokens_per_batch=1000)
-    passes = passes_of(encoder)
-    encoder.encode_documents(TEXTS)
-    assert max(passes) <= 1000 and sum(passes) < 1.2 * encoder.count_tokens(TEXTS).sum()
+def test_the_profiles_word_on_tokens_counts(finding: LocalEncoder) -> None:
+    finding.profile = replace(finding.profile, tokens_per_batch=1000)
+    passes = passes_of(finding)
+    finding.encode_documents(TEXTS)
+    assert max(passes) <= 1000 and sum(passes) < 1.2 * finding.count_tokens(TEXTS).sum()
 
 
 def test_memory_that_runs_out_in_the_middle_halves_that_window_and_loses_nothing(
     encoder: LocalEncoder, theirs: np.ndarray
 ) -> None:
-    encoder.profile = replace(encoder.profile, tokens_per_batch=8000)
     passes = passes_of(encoder)
     failed: list[int] = []
 
@@ -200,7 +203,6 @@ def test_memory_that_runs_out_in_the_middle_halves_that_window_and_loses_nothing
 
 
 def test_what_a_failed_pass_had_made_is_let_go_before_the_next_one(encoder: LocalEncoder) -> None:
-    encoder.profile = replace(encoder.profile, tokens_per_batch=8000)
     kept: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
 
@@ -264,19 +266,19 @@ def test_an_error_is_one_line_and_leaves_the_encoder_as_it_was(encoder: LocalEnc
 
 
 def test_several_threads_get_the_vectors_that_one_gets_and_find_the_size_once(
-    encoder: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    finding: LocalEncoder, theirs: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searches: list[int] = []
-    rate = encoder._rate
+    rate = finding._rate
 
     def noted(window: Window, use: Any, tokens: int) -> float:
         searches.append(tokens)
         return rate(window, use, tokens)
 
-    monkeypatch.setattr(encoder, "_rate", noted)
+    monkeypatch.setattr(finding, "_rate", noted)
     parts = [slice(start, start + 750) for start in range(0, 3000, 750)] * 2
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda part: encoder.encode_documents(TEXTS[part]), parts))
+        made = list(pool.map(lambda part: finding.encode_documents(TEXTS[part]), parts))
     assert all(lowest_cosine(vectors, theirs[part]) >= 0.99999 for part, vectors in zip(parts, made, strict=True))
     assert len(searches) == len(set(searches)) >= 2
 
