@@ -43,8 +43,9 @@ LOOKS = {
     "quarantine list": ("quarantine", "list"),
     "search": ("search", "Film 7 number 7"),
     "faiss": ("search", "Film 7 number 7", "--faiss"),
+    "evaluate": ("evaluate", "--self"),
 }
-NEEDS_VECTORS = {"profile plan", "search", "faiss"}
+NEEDS_VECTORS = {"profile plan", "search", "faiss", "evaluate"}
 SERVERS_OWN = "nspname ~ '^pg_(toast_)?temp_'"  # a session's temporary tables have their schema for good
 CATALOGS = {
     "pg_namespace": f"NOT {SERVERS_OWN}",
