@@ -101,14 +101,21 @@ def evaluate(
             indexes=cast("list[Index]", index or []),
             vectors=asked,
         )
-    for name, why in chosen.left_out.items():
-        tell(f"left out: {name}: {why}")
+    for line in chosen.told:
+        tell(f"warning: {line}")
     with progress_bar("evaluate", show=not as_json, unit="query") as progress:
         evaluation = run_evaluation(definition, settings, judgements, chosen.ways, progress)
-    for told in evaluation.told:
-        tell(f"warning: {told}")
+    for line in evaluation.told:
+        tell(f"warning: {line}")
     if as_json:
-        print_json({**evaluation.as_dict(), "left_out": chosen.left_out, "smoke_test": by_itself})
+        print_json(
+            {
+                **evaluation.as_dict(),
+                "left_out": chosen.left_out,
+                "uncovered": chosen.uncovered,
+                "smoke_test": by_itself,
+            }
+        )
     else:
         _print(evaluation, SMOKE_TEST if by_itself else None)
     if queries is None and not by_itself and (missed := floor_missed(definition, evaluation)):

@@ -48,8 +48,7 @@ def build_evaluation(definition: CollectionDefinition) -> list[dg.AssetsDefiniti
             assert golden is not None  # `evaluation:` names it
             chosen = choose_ways(definition, collection.settings, golden)
             evaluation = evaluate(definition, collection.settings, golden, chosen.ways)
-        left_out = [f"left out: {name}: {why}" for name, why in chosen.left_out.items()]
-        for told in [*evaluation.told, *left_out]:
+        for told in [*chosen.told, *evaluation.told]:
             context.log.warning(told)
         found = _check(context, definition, collection.database, evaluation) if has_floor else []
         return dg.MaterializeResult(metadata=evaluation_metadata(evaluation), check_results=found)

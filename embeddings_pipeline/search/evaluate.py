@@ -6,7 +6,7 @@ evaluation = evaluate(definition, settings, judgements, chosen.ways)
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import visible
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, VectorIndexError
+from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.progress import Progress, silent
 from embeddings_pipeline.search.hits import Hits
 from embeddings_pipeline.search.judgements import JudgedQuery, Judgements, read_judgements
@@ -82,10 +83,23 @@ def floor_missed(definition: CollectionDefinition, evaluation: "Evaluation") -> 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Ways to measure, the first one as `search` goes by default; and why others were left out, by name."""
+    """Ways to measure, the first one as `search` goes by default; why others were left out, by name; and by profile how
+    many items cannot be found under it, since their vectors are missing.
+    """
 
     ways: tuple[Way, ...]
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str]
+    uncovered: dict[str, int]
+
+    @property
+    def told(self) -> list[str]:
+        """What a person should know of the choice."""
+        left = [f"left out: {name}: {why}" for name, why in self.left_out.items()]
+        missing = [
+            f"profile {name!r} has no vectors of {counted(items, 'item')}, which no search finds"
+            for name, items in self.uncovered.items()
+        ]
+        return [*missing, *left]
 
 
 @dataclass(frozen=True)
@@ -151,9 +165,10 @@ def choose_ways(
     """
     names = list(definition.attributes.vectors)
     each = vectors or [*((name,) for name in names), *([tuple(names)] if len(names) > 1 else [])]
+    kept = kept_models(definition, settings)
     ways: list[Way] = []
     left_out: dict[str, str] = {}
-    for way in (Way(*of) for of in product(profiles or kept_profiles(definition, settings), indexes or INDEXES, each)):
+    for way in (Way(*of) for of in product(profiles or list(kept) or [None], indexes or INDEXES, each)):
         try:
             _try(definition, settings, way, judgements.queries[0].text)
             ways.append(way)
@@ -165,24 +180,32 @@ def choose_ways(
         raise ConfigurationError(
             f"collection {definition.name!r}: no way of searching answers: {next(iter(left_out.values()))}"
         )
-    return Chosen(tuple(ways), left_out)
+    chosen = {way.profile: kept[way.profile] for way in ways if way.profile in kept}
+    covered = {name: coverage(open_database_to_read(settings), model).missing for name, model in chosen.items()}
+    return Chosen(tuple(ways), left_out, {str(name): items for name, items in covered.items() if items})
 
 
 def _try(definition: CollectionDefinition, settings: Settings, way: Way, query: str) -> None:
-    legs = way.search(definition, settings, query, k=1).explanation.legs
-    if why := [reason for leg in legs if leg.answered_by != way.index for reason in leg.fell_back]:
-        raise VectorIndexError(f"collection {definition.name!r}: {way.index} does not answer: {why[0]}")
+    if why := _another_way(way, way.search(definition, settings, query, k=1)):
+        raise VectorIndexError(f"collection {definition.name!r}: {way.index} does not answer: {why}")
 
 
-def kept_profiles(definition: CollectionDefinition, settings: Settings) -> list[str | None]:
-    """The profiles whose vectors are kept, the current one first; by fingerprint where a name is of several."""
+def _another_way(way: Way, hits: Hits) -> str | None:
+    """Why a search did not go the way that it was asked to go; None if it did."""
+    elsewhere = [leg for leg in hits.explanation.legs if leg.answered_by != way.index]
+    return next((reason for leg in elsewhere for reason in leg.fell_back), None)
+
+
+def kept_models(definition: CollectionDefinition, settings: Settings) -> dict[str | None, Model]:
+    """The models whose vectors are kept, the current one first, by profile; by fingerprint if two have one name."""
     with open_database_to_read(settings).session() as connection:
         current = current_model(connection, definition)
         models = [current, *shadow_models(connection, definition)] if current else []
     names = [model.profile.name for model in models]
-    prints = [model.destination.fingerprint for model in models]
-    told = [name if names.count(name) == 1 else other for name, other in zip(names, prints, strict=True)]
-    return [*told] or [None]  # then a search says why
+    return {
+        name if names.count(name) == 1 else model.destination.fingerprint: model
+        for name, model in zip(names, models, strict=True)
+    }
 
 
 def evaluate(
@@ -204,7 +227,7 @@ def evaluate(
             hits = way.search(definition, settings, query.text, k=DEPTH, encode=encode)
             seconds.append(time.perf_counter() - began + encode.spared)
             rankings.append([hit.item_key for hit in hits])
-            fell_back += any(leg.answered_by != way.index for leg in hits.explanation.legs)
+            fell_back += _another_way(way, hits) is not None
         values = measured([query.relevant for query in judgements.queries], rankings)
         p50, p95 = np.percentile(np.array(seconds) * 1000, [50, 95])
         figures = {name: figure(each) for name, each in values.items()}
@@ -218,11 +241,7 @@ def evaluate(
 def missing_items(definition: CollectionDefinition, settings: Settings, judgements: Judgements) -> int:
     """How many of the relevant items the collection does not have. ConfigurationError if it has none of them."""
     wanted, name = judgements.items, definition.name
-    with open_database_to_read(settings).session() as connection:
-        model = current_model(connection, definition)
-        assert model is not None, "choose_ways has searched"
-        tables = model.destination.tables
-        [(known, example)] = connection.execute(tables.statement("search/known"), {"keys": list(wanted)}).fetchall()
+    [(known, example)] = _rows(definition, settings, "search/known", {"keys": list(wanted)})
     if not known:
         raise ConfigurationError(
             f"{judgements.source}: collection {name!r} has none of the {counted(len(wanted), 'item')} that it names, "
@@ -261,13 +280,20 @@ def self_judgements(definition: CollectionDefinition, settings: Settings) -> Jud
     column = next((title for title in (*TITLES, *used) if title in columns), None)
     if column is None:
         raise ConfigurationError(f"collection {name!r} has no `columns:`, so that no item has a title to ask for")
-    with open_database_to_read(settings).session() as connection:
-        model = current_model(connection, definition)
-        if model is None:
-            raise DatabaseError(f"collection {name!r} has no items yet; run `embeddings-pipeline sync` first")
-        statement = model.destination.tables.statement("search/titles")
-        rows = connection.execute(statement, {"column": column, "number": SELF_QUERIES}).fetchall()
+    rows = _rows(definition, settings, "search/titles", {"column": column, "number": SELF_QUERIES})
     queries = [JudgedQuery(title, dict.fromkeys(keys, 1)) for title, keys in rows if visible(title)]
     if not queries:
         raise ConfigurationError(f"collection {name!r}: no item has a {column!r} to ask for")
     return Judgements(f"its own items' {column!r}", tuple(queries))
+
+
+def _rows(
+    definition: CollectionDefinition, settings: Settings, statement: str, parameters: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    with open_database_to_read(settings).session() as connection:
+        model = current_model(connection, definition)
+        if model is None:
+            raise DatabaseError(
+                f"collection {definition.name!r} has no items yet; run `embeddings-pipeline sync` first"
+            )
+        return connection.execute(model.destination.tables.statement(statement), parameters).fetchall()

@@ -15,6 +15,7 @@ from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.model_change.phases import add_model
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.shadow import backfill_batch
 from embeddings_pipeline.search.evaluate import Way, choose_ways, evaluate, self_judgements
 from embeddings_pipeline.search.judgements import JudgedQuery, Judgements
 from embeddings_pipeline.search.measures import MRR, NDCG, RECALL
@@ -84,12 +85,15 @@ def test_a_better_way_is_told_from_a_worse_one(made: Callable[..., Collection], 
 def test_a_shadow_model_is_side_by_side_and_its_queries_are_encoded_once(made: Callable[..., Collection]) -> None:
     one = made(**TWO)
     add_model(one, candidate_profile(one, "wide"))
-    for batch in one.ledger.batches():
-        from embeddings_pipeline.pipeline.shadow import backfill_batch
-
-        [shadow] = one.ledger.shadow_models()
+    [shadow] = one.ledger.shadow_models()
+    first, *others = one.ledger.batches()
+    backfill_batch(one.with_model(shadow), first, "run")
+    incomplete = choose_ways(one.definition, one.settings, golden(1))
+    assert incomplete.told[0] == "profile 'wide' has no vectors of 15 items, which no search finds"
+    for batch in others:
         backfill_batch(one.with_model(shadow), batch, "run")
     chosen = choose_ways(one.definition, one.settings, golden(1))
+    assert chosen.uncovered == {}
     assert names(chosen.ways)[-3:] == ["wide pgvector base", "wide pgvector title", "wide pgvector base+title"]
     assert list(chosen.left_out) == ["wide faiss base", "wide faiss title", "wide faiss base+title"]
     assert "kept beside the current one" in chosen.left_out["wide faiss base"]
@@ -103,6 +107,7 @@ def test_what_cannot_answer_is_left_out_unless_it_was_asked_for(made: Callable[.
     one = made(faiss=False)
     chosen = choose_ways(one.definition, one.settings, golden(1))
     assert names(chosen.ways) == ["test pgvector base"] and list(chosen.left_out) == ["test faiss base"]
+    assert chosen.told[0].startswith("left out: test faiss base: ")
     for options, error, words in (
         ({"indexes": ["faiss"]}, VectorIndexError, "sync"),
         ({"profiles": ["wide"]}, ConfigurationError, "has no vectors of profile 'wide'"),
