@@ -242,6 +242,8 @@ def missing_items(definition: CollectionDefinition, settings: Settings, judgemen
     """How many of the relevant items the collection does not have. ConfigurationError if it has none of them."""
     wanted, name = judgements.items, definition.name
     [(known, example)] = _rows(definition, settings, "search/known", {"keys": list(wanted)})
+    if example is None:
+        raise DatabaseError(f"collection {name!r} has no items yet; run `embeddings-pipeline sync` first")
     if not known:
         raise ConfigurationError(
             f"{judgements.source}: collection {name!r} has none of the {counted(len(wanted), 'item')} that it names, "
@@ -283,7 +285,7 @@ def self_judgements(definition: CollectionDefinition, settings: Settings) -> Jud
     rows = _rows(definition, settings, "search/titles", {"column": column, "number": SELF_QUERIES})
     queries = [JudgedQuery(title, dict.fromkeys(keys, 1)) for title, keys in rows if visible(title)]
     if not queries:
-        raise ConfigurationError(f"collection {name!r}: no item has a {column!r} to ask for")
+        raise ConfigurationError(f"collection {name!r} has no item with a {column!r} to ask for")
     return Judgements(f"its own items' {column!r}", tuple(queries))
 
 
@@ -294,6 +296,6 @@ def _rows(
         model = current_model(connection, definition)
         if model is None:
             raise DatabaseError(
-                f"collection {definition.name!r} has no items yet; run `embeddings-pipeline sync` first"
+                f"collection {definition.name!r} has no vectors yet; run `embeddings-pipeline sync` first"
             )
         return connection.execute(model.destination.tables.statement(statement), parameters).fetchall()

@@ -14,7 +14,7 @@ from embeddings_pipeline.errors import ConfigurationError, DatabaseError, Profil
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.model_change.phases import add_model
 from embeddings_pipeline.model_change.state import candidate_profile
-from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.shadow import backfill_batch
 from embeddings_pipeline.search.evaluate import Way, choose_ways, evaluate, self_judgements
 from embeddings_pipeline.search.judgements import JudgedQuery, Judgements
@@ -142,8 +142,12 @@ def test_a_collection_without_vectors_or_with_other_weights(database: Database, 
     make_films(database, films(3))
     with pytest.raises(DatabaseError, match="no vectors yet"):
         choose_ways(definition(), settings, golden(1))
-    with pytest.raises(DatabaseError, match="no items yet"):
+    with pytest.raises(DatabaseError, match="no vectors yet"):
         self_judgements(definition(), settings)
+    collection = open_collection(definition(), settings)
+    collection.ledger.full_scan(collection.source)
+    with pytest.raises(DatabaseError, match="no items yet"):
+        evaluate(definition(), settings, golden(1), [Way()])
     sync_once(definition(), settings)
     execute(database, """UPDATE embeddings.model SET profile = jsonb_set(profile, '{model}', '"gone:Encoder"')""")
     other = definition(profile={**PROFILE, "document_prompt": "x: "})
