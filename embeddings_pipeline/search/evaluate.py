@@ -168,7 +168,8 @@ def choose_ways(
     kept = kept_models(definition, settings)
     ways: list[Way] = []
     left_out: dict[str, str] = {}
-    for way in (Way(*of) for of in product(profiles or list(kept) or [None], indexes or INDEXES, each)):
+    asked: Sequence[str | None] = profiles or [*kept] or [None]  # None: a search says what is not there
+    for way in (Way(*of) for of in product(asked, indexes or INDEXES, each)):
         try:
             _try(definition, settings, way, judgements.queries[0].text)
             ways.append(way)
