@@ -1,6 +1,15 @@
 """Words for people that depend on a number."""
 
-IRREGULAR = {"batch": "batches", "is": "are", "has": "have", "lacks": "lack", "was": "were"}
+IRREGULAR = {
+    "batch": "batches",
+    "is": "are",
+    "counts": "count",
+    "gives": "give",
+    "has": "have",
+    "lacks": "lack",
+    "query": "queries",
+    "was": "were",
+}
 
 
 def many(number: float, word: str) -> str:

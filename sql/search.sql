@@ -137,6 +137,25 @@ ORDER BY array_position({names}::text[], text.vector_name)
 SELECT FROM {item} WHERE item_key = %(item_key)s AND committed_hash IS NOT NULL
 
 
+-- name: known
+-- How many of these keys are items', and the key of any item. Parameter: keys.
+
+SELECT (SELECT count(*) FROM {item} WHERE item_key = ANY (%(keys)s) AND committed_hash IS NOT NULL),
+       (SELECT item_key FROM {item} WHERE committed_hash IS NOT NULL LIMIT 1)
+
+
+-- name: titles
+-- Some of the texts that a column of the payload has, always the same, each with the items that have it. Parameters:
+-- column, number.
+
+SELECT payload ->> %(column)s AS title, array_agg(item_key ORDER BY item_key)
+FROM {item}
+WHERE committed_hash IS NOT NULL AND btrim(payload ->> %(column)s) <> ''
+GROUP BY title
+ORDER BY md5(payload ->> %(column)s)
+LIMIT %(number)s
+
+
 -- name: payload_is_behind
 -- Whether the payload of a batch lacks one of these columns, since it was committed for another definition: seen from one
 -- item of each such batch, for its items are committed together. Parameters: collection, definition_hash, columns.

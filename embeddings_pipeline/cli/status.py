@@ -178,10 +178,10 @@ def _checks(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     for label, check in zip(["checks", *[""] * len(checks)], checks, strict=False):
         if check["passed"] is None:
-            yield label, f"{check['name']:<12}  never run; `sync --full` runs it"
+            yield label, f"{check['name']:<14}  never run; `sync --full` runs it"
         elif check["passed"]:
-            yield label, f"{check['name']:<12}  passed {ago(check['age_seconds'])}"
+            yield label, f"{check['name']:<14}  passed {ago(check['age_seconds'])}"
         else:
             found = "FAILED" if check["severity"] == "error" else "warned"
             told = "; ".join(filter(None, (check["description"], check["remedy"])))
-            yield label, f"{check['name']:<12}  {found} {ago(check['age_seconds'])}: {told}"
+            yield label, f"{check['name']:<14}  {found} {ago(check['age_seconds'])}: {told}"

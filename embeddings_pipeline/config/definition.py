@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from embeddings_pipeline.config.evaluation import EvaluationRules
 from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, whole_number
 from embeddings_pipeline.config.filters import Filter, check_filters
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
@@ -185,7 +186,7 @@ class ModelChangeRules(_Strict):
     """What a change of the model has to reach before it swaps, and how long it can be undone."""
 
     least_recall: Number = Field(default=0.95, description="Recall@10 of the new ANN index against an exact search.")
-    golden_tolerance: Number = Field(default=0.02, description="How much nDCG@10 of golden_queries.jsonl may drop.")
+    golden_tolerance: Number = Field(default=0.02, description="How much nDCG@10 of the golden queries may drop.")
     grace_hours: Number = Field(default=24, description="From the swap until the previous model may be dropped.")
 
     def model_post_init(self, _: Any) -> None:
@@ -257,6 +258,9 @@ class CollectionAttributes(_Strict):
     recommend: RecommendRules = Field(default_factory=RecommendRules, description="How recommendations are ranked.")
     interactions: InteractionsDefinition | None = Field(
         default=None, description="What people did with items: `recommend` reads a person's history there."
+    )
+    evaluation: EvaluationRules | None = Field(
+        default=None, description="How good searches are, measured with judged queries. Left out: it is not measured."
     )
     model_change: ModelChangeRules = Field(default_factory=ModelChangeRules, description="Changes of the model.")
 

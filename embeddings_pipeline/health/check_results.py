@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.templates import clean
@@ -12,6 +13,7 @@ from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.sql import load_sql
 
 Severity = Literal["error", "warning"]
+SEARCH_QUALITY = "search_quality"
 
 REMEDIES = {  # every check, in the order in which they are shown
     "coverage": "run `embeddings-pipeline sync --collection {name}`",
@@ -22,17 +24,24 @@ REMEDIES = {  # every check, in the order in which they are shown
     "freshness": "see whether the sensor and the daily refresh are on and why runs fail, or run "
     "`embeddings-pipeline sync --collection {name}`",
     "index_parity": "run `embeddings-pipeline sync --collection {name}`, which builds the index again",
+    SEARCH_QUALITY: "see `embeddings-pipeline evaluate --collection {name}`; `sync --full` measures again",
     "agreement": "run `embeddings-pipeline sync --full --collection {name}`",
     "model_drift": "go back to the library, the processor or the service that made the vectors, or run "
     "`embeddings-pipeline sync --force --collection {name}`",
 }
 
 
-def checks_of(profile: Profile | None) -> list[str]:
+def checks_of(definition: CollectionDefinition, profile: Profile | None) -> list[str]:
     """The checks of a collection with this profile, or before its first model: nothing is spent on a model of one's
-    own.
+    own, and how good searches are is checked if a floor is declared.
     """
-    return [name for name in REMEDIES if name != "spend" or (profile is not None and is_paid(profile))]
+    evaluation = definition.attributes.evaluation
+    without = set()
+    if profile is None or not is_paid(profile):
+        without.add("spend")
+    if evaluation is None or evaluation.least_ndcg is None:
+        without.add(SEARCH_QUALITY)
+    return [name for name in REMEDIES if name not in without]
 
 
 def remedy(check: str, collection: str) -> str:

@@ -81,7 +81,7 @@ def empty_status(definition: CollectionDefinition) -> dict[str, Any]:
         "faiss": dict(NO_FAISS),
         "last_scan": None,
         "failures": [],
-        "checks": [{"name": name, **NEVER_RUN} for name in checks_of(None)],
+        "checks": [{"name": name, **NEVER_RUN} for name in checks_of(definition, None)],
         "under_way": [],
         "batch_jobs": [],
         "definition": None,
@@ -200,7 +200,7 @@ def _failures(subject: Subject) -> dict[str, Any]:
 
 def _checks(subject: Subject) -> dict[str, Any]:
     """The last result of each check; `passed` is null for one that was never run."""
-    names = checks_of(subject.model.profile if subject.model else None)
+    names = checks_of(subject.definition, subject.model.profile if subject.model else None)
     last = {result.name: result for result in last_results(subject.database, subject.name, names)}
 
     def shown(name: str) -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """Is the candidate good enough to take over? Coverage, what its index finds, and both models compared.
 
-If `golden_queries.jsonl` lies beside the collection's `defs.yaml` (a line each: `{"query": "…", "relevant":
-["item key", …]}`), both models answer its queries, and nDCG@10 decides [1]; without it, how far the nearest ten of the
-two agree is told, and decides nothing.
-
-[1] Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20(4), 2002.
+If the collection has golden queries (`evaluation:`, or a file `golden_queries.jsonl` beside its `defs.yaml`), both
+models answer them as `evaluate` asks them, and nDCG@10 decides; without them, how far the nearest ten of the two agree
+is told, and decides nothing.
 """
 
-import json
-import math
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,14 +14,16 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.index.exact import TIE, nearest, unit
 from embeddings_pipeline.index.snapshot import vector_blocks
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.search.nearest import nearest_items, nearest_texts
+from embeddings_pipeline.search.evaluate import Evaluation, Way, evaluate, golden_judgements
+from embeddings_pipeline.search.measures import NDCG
+from embeddings_pipeline.search.nearest import nearest_texts
 from embeddings_pipeline.store.copy_binary import copy_out
 
-GOLDEN = "golden_queries.jsonl"
+log = logging.getLogger(__name__)
+
 SAMPLES = 100  # texts whose neighbours are compared
 NEAREST = 10
 BINS = 20
@@ -53,18 +52,10 @@ class Gate:
         return plot(self.histogram_current, self.histogram_candidate)
 
 
-@dataclass(frozen=True)
-class GoldenQuery:
-    """A query and the keys of the items that answer it."""
-
-    query: str
-    relevant: tuple[str, ...]
-
-
 def measure_gate(current: Collection, candidate: Collection) -> Gate:
     """Compare the candidate with the current model, both of the same collection. Nothing is written."""
     limits = current.definition.attributes.model_change
-    golden = golden_queries(current)
+    golden = _evaluated(current, candidate)
     with current.database.connect() as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
@@ -75,7 +66,8 @@ def measure_gate(current: Collection, candidate: Collection) -> Gate:
         before, after = (_neighbours(connection, model, name, samples) for model in (current, candidate))
         recall = _recall(connection, candidate, name, samples, after)
     both = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(before.ids, after.ids, strict=True)]
-    ndcg = [_ndcg(model, golden, name) for model in (current, candidate)] if golden else [None, None]
+    ndcg = [way.figures[NDCG].mean for way in golden.ways] if golden else [None, None]
+    golden_queries = golden.queries if golden else 0
     missing = lacking - quarantined
     refused = []
     if texts > quarantined + excused and not samples:
@@ -92,7 +84,7 @@ def measure_gate(current: Collection, candidate: Collection) -> Gate:
         refused.append(f"its index finds {recall:.1%} of the nearest ten, and {limits.least_recall:.1%} are asked for")
     if ndcg[0] is not None and ndcg[1] is not None and ndcg[1] < ndcg[0] - limits.golden_tolerance:
         refused.append(
-            f"nDCG@10 of {len(golden)} golden queries drops from {ndcg[0]:.3f} to {ndcg[1]:.3f}, by more than "
+            f"nDCG@10 of {golden_queries} golden queries drops from {ndcg[0]:.3f} to {ndcg[1]:.3f}, by more than "
             f"{limits.golden_tolerance}"
         )
     return Gate(
@@ -103,37 +95,24 @@ def measure_gate(current: Collection, candidate: Collection) -> Gate:
         round(float(np.mean(both)), 4) if both else None,
         ndcg[0] if ndcg[0] is None else round(ndcg[0], 4),
         ndcg[1] if ndcg[1] is None else round(ndcg[1], 4),
-        len(golden),
+        golden_queries,
         _histogram(before.scores),
         _histogram(after.scores),
         refused,
     )
 
 
-def golden_queries(collection: Collection) -> list[GoldenQuery]:
-    """The collection's golden queries; none without the file. ConfigurationError names a line that is wrong."""
-    path = collection.definition.path and collection.definition.path.parent / GOLDEN
-    if path is None or not path.is_file():
-        return []
-    queries = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            said = json.loads(line.decode())
-            query, relevant = said["query"], said["relevant"]
-            if not isinstance(query, str) or not query.strip() or not isinstance(relevant, list) or not relevant:
-                raise ValueError("a text, and a list of at least one key")
-            queries.append(GoldenQuery(query, tuple(map(_key, relevant))))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(
-                f'{path}, line {number}: a line is {{"query": "…", "relevant": ["item key", …]}} in UTF-8 ({error!r})'
-            ) from error
-    return queries
-
-
-def _key(value: object) -> str:
-    return json.dumps(list(map(str, value)), ensure_ascii=False) if isinstance(value, list) else str(value)
+def _evaluated(current: Collection, candidate: Collection) -> Evaluation | None:
+    """Both models by the golden queries, if there are any."""
+    definition = current.definition
+    if (golden := golden_judgements(definition)) is None:
+        return None
+    first = next(iter(definition.attributes.vectors))
+    ways = [Way(model.fingerprint, vectors=(first,)) for model in (current, candidate)]
+    evaluation = evaluate(definition, current.settings, golden, ways)
+    for told in evaluation.told:
+        log.warning("warning: golden queries of collection %r: %s", definition.name, told)
+    return evaluation
 
 
 def _coverage(connection: psycopg.Connection, model: Collection) -> tuple[int, int, int]:
@@ -188,18 +167,6 @@ def _recall(
         good = sum(text_id != own and score >= min(tenth) - TIE for text_id, score in hits)
         hit, wanted = hit + min(int(good), len(tenth)), wanted + len(tenth)
     return hit / wanted if wanted else 1.0
-
-
-def _ndcg(model: Collection, golden: Sequence[GoldenQuery], name: str) -> float:
-    vectors = model.encoder().encode_queries([each.query for each in golden])
-    gains = []
-    with model.database.connect(autocommit=True) as connection:
-        for each, vector in zip(golden, vectors, strict=True):
-            hits = nearest_items(connection, model.definition, model.model, name, vector, NEAREST)
-            gain = sum(1 / math.log2(rank + 2) for rank, hit in enumerate(hits) if hit.item_key in each.relevant)
-            best = sum(1 / math.log2(rank + 2) for rank in range(min(NEAREST, len(each.relevant))))
-            gains.append(gain / best if best else 0.0)
-    return float(np.mean(gains))
 
 
 def _histogram(scores: NDArray) -> list[int]:

@@ -13,7 +13,6 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.encoders.base import HARMLESS
 from embeddings_pipeline.errors import ModelChangeError, ProfileError, profile_command
-from embeddings_pipeline.model_change.gate import golden_queries
 from embeddings_pipeline.model_change.state import (
     ModelChange,
     candidate_destination,
@@ -22,6 +21,7 @@ from embeddings_pipeline.model_change.state import (
     progress,
 )
 from embeddings_pipeline.pipeline.collection import Collection
+from embeddings_pipeline.search.evaluate import golden_judgements, missing_items
 from embeddings_pipeline.store.destination.base import MOST_DIMENSIONS, Destination
 from embeddings_pipeline.store.destination.rights import check_rights
 from embeddings_pipeline.store.sql import load_sql
@@ -93,7 +93,8 @@ def _check_place(collection: Collection, profile: Profile) -> Destination:
         current.check_candidate(connection, candidate, is_kept=is_kept)
         if not is_kept:
             _check_disk(connection, collection, candidate)
-    golden_queries(collection)  # what is wrong with them is said now, not after the backfill
+    if golden := golden_judgements(collection.definition):  # what is wrong is said now, not after the backfill
+        missing_items(collection.definition, collection.settings, golden)
     return candidate
 
 

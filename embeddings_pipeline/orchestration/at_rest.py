@@ -69,7 +69,9 @@ def dagster_is_at_rest(collection: Collection) -> bool:
 def look_first(collection: Collection) -> Look | None:
     """Scan the source, and see whether there is anything to do. None if that fails: the run that does so shows why."""
     database, name, ledger = collection.database, collection.definition.name, collection.ledger
-    checks = checks_of(resolve_profile(collection.definition.declared_profile, collection.settings))
+    checks = checks_of(
+        collection.definition, resolve_profile(collection.definition.declared_profile, collection.settings)
+    )
     try:
         with failure_kept(database, name, "scan"):
             scan = ledger.full_scan(collection.source)

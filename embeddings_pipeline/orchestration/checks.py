@@ -12,7 +12,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.spend import DAYS, spend
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.health.audit import audit, build_again
-from embeddings_pipeline.health.check_results import CheckResult, Severity, note_result
+from embeddings_pipeline.health.check_results import SEARCH_QUALITY, CheckResult, Severity, note_result
 from embeddings_pipeline.health.coverage import coverage, uncovered_batches
 from embeddings_pipeline.health.drift import LEAST_COSINE, measure
 from embeddings_pipeline.health.failures import failures as failures_of
@@ -32,6 +32,11 @@ from embeddings_pipeline.wording import counted, many, texts_and_items
 
 QUICK = ("coverage", "integrity", "quarantine", "truncation", "spend", "freshness", "index_parity")
 NIGHTLY = ("agreement", "model_drift")
+ASSETS_OF_CHECKS = {
+    **dict.fromkeys(NIGHTLY, "audit"),
+    "index_parity": "faiss_index",
+    SEARCH_QUALITY: "evaluation",
+}  # the others' is pgvector_index
 FEW_IN_QUARANTINE = 10  # so many are a warning, whatever share of all texts that is
 NAMED_IN_QUARANTINE = 3
 LATE_MINUTES = 60  # a change that has been seen and not committed for so long
@@ -41,10 +46,8 @@ SCAN_HOURS = 26  # since the last full scan: a day, and what it may take
 def check_keys(definition: CollectionDefinition, names: tuple[str, ...]) -> list[dg.AssetCheckKey]:
     """The keys of checks by name."""
 
-    def asset_of(name: str) -> str:
-        return "audit" if name in NIGHTLY else "faiss_index" if name == "index_parity" else "pgvector_index"
-
-    return [dg.AssetCheckKey(asset_key(definition, asset_of(name)), name) for name in names]
+    assets = [ASSETS_OF_CHECKS.get(name, "pgvector_index") for name in names]
+    return [dg.AssetCheckKey(asset_key(definition, asset), name) for name, asset in zip(names, assets, strict=True)]
 
 
 def build_audit(definition: CollectionDefinition) -> dg.AssetsDefinition:

@@ -11,6 +11,7 @@ from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.orchestration.assets import build_assets
 from embeddings_pipeline.orchestration.batch_jobs import build_batch_jobs, has_batch_jobs
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
+from embeddings_pipeline.orchestration.evaluation import build_evaluation
 from embeddings_pipeline.orchestration.interactions import build_cooccurrence_asset
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
 from embeddings_pipeline.orchestration.names import AUTOMATION, asset_key, batch_assets, job_name, job_tags
@@ -37,6 +38,7 @@ def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
             *build_assets(definition, profile),
             build_audit(definition),
             *build_migration_assets(definition),
+            *build_evaluation(definition),
             *([build_batch_jobs(definition)] if with_batch_jobs else []),
             *([build_cooccurrence_asset(definition)] if definition.attributes.interactions else []),
         ],
@@ -52,8 +54,8 @@ def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
 
 
 def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_jobs: bool = False) -> list[Any]:
-    """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them; and
-    `…_batch_jobs`, `…_cooccurrence`.
+    """`…_scan`, `…_batches` (partitioned), `…_index` with the quick checks, and `…_audit` with all of them and the
+    evaluation; and `…_batch_jobs`, `…_cooccurrence`.
     """
 
     def select(*names: str) -> dg.AssetSelection:
@@ -65,6 +67,7 @@ def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_
         return dg.define_asset_job(job_name(definition, name), selection, description=description, **tags)
 
     indexes = (asset_key(definition, name) for name in ("pgvector_index", "faiss_index"))
+    last = ["audit", *(["evaluation"] if definition.attributes.evaluation else [])]
     return [
         job("scan", select("item_ledger").without_checks(), "Step 1: look for new, changed and vanished items."),
         job(
@@ -79,7 +82,7 @@ def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_
         ),
         job(
             "audit",
-            select("audit") | dg.AssetSelection.checks_for_assets(*indexes),
+            select(*last) | dg.AssetSelection.checks_for_assets(*indexes),
             "Step 4: compare every copy with the next, and run every check. What disagrees becomes dirty.",
         ),
         *([job("batch_jobs", select("batch_jobs"), FETCHES)] if with_batch_jobs else []),

@@ -17,7 +17,8 @@ FOR_TAG = "for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
 COLLECTION_TAG = "collection"
 BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
-ASSETS = ("item_ledger", *BATCH_STEPS, "pgvector_index", "faiss_index", "audit", "batch_jobs", "cooccurrence")
+_AFTER_BATCHES = ("pgvector_index", "faiss_index", "audit", "evaluation", "batch_jobs", "cooccurrence")
+ASSETS = ("item_ledger", *BATCH_STEPS, *_AFTER_BATCHES)
 
 
 def asset_path(definition: CollectionDefinition, name: str) -> list[str]:

@@ -91,7 +91,7 @@ class _Sync:
 
     def _check_again(self) -> None:
         """A check that failed the last time, and that no run of ours has run since: what it says now is told."""
-        last = last_results(self.collection.database, self.definition.name, checks_of(self.declared))
+        last = last_results(self.collection.database, self.definition.name, checks_of(self.definition, self.declared))
         failed = {check.name: check for check in last if check.failed and check.name not in self.runner.checked}
         if again := [name for name in failed if name in QUICK or name == "model_drift"]:
             self.progress("checking", 0, 0)

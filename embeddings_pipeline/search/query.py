@@ -39,6 +39,7 @@ ATTEMPTS = 3  # a model may be switched between reading its name and asking its 
 Wanted = Mapping[str, NDArray[np.float32]]
 # Of a model, within a session: what makes them, outside of it.
 Preparation = Callable[[psycopg.Connection, Model], Callable[[], Wanted]]
+QueryEncoder = Callable[[CollectionDefinition, Settings, Model, Profile, str], NDArray[np.float32]]
 
 
 def search(
@@ -51,20 +52,22 @@ def search(
     vectors: str | list[str] | None = None,
     index: Literal["pgvector", "faiss"] = "pgvector",
     profile: str | None = None,
+    encode: QueryEncoder | None = None,
 ) -> Hits:
     """The `k` items nearest to `query`, best first, by the collection's current model.
 
     `where`: a condition on the columns of `filters:`, as `search/where.py` has it. `vectors`: which of the items'
     vectors, one or several (an item counts by its nearest); the first one if left out. `index`: where to look; hits
     from FAISS are joined to live rows and to what has come since the index was built; if it is still of a previous
-    model, PostgreSQL answers. `profile`: another model that is kept beside the current one.
+    model, PostgreSQL answers. `profile`: another model that is kept beside the current one. `encode`: in the place of
+    `encode_query`.
     """
     request = checked_request(definition, k, where, vectors, index, profile)
-    text = checked_query(query)
+    text, vector_of = checked_query(query), encode or encode_query
 
     def prepare(connection: psycopg.Connection, model: Model) -> Callable[[], Wanted]:
         runnable = _runnable(connection, definition, settings, model)
-        return lambda: dict.fromkeys(request.vectors, _encode(definition, settings, model, runnable, text))
+        return lambda: dict.fromkeys(request.vectors, vector_of(definition, settings, model, runnable, text))
 
     return _answer(definition, settings, request, prepare)
 
@@ -225,9 +228,10 @@ def _shadow_model(
     )
 
 
-def _encode(
+def encode_query(
     definition: CollectionDefinition, settings: Settings, model: Model, profile: Profile, query: str
 ) -> NDArray[np.float32]:
+    """A query's vector under a model, whose vectors `profile` makes here. ProfileError if it is no direction."""
     [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
     length = np.linalg.norm(vector.astype(np.float64))
     if not (np.isfinite(length) and length > 0):

@@ -43,8 +43,9 @@ LOOKS = {
     "quarantine list": ("quarantine", "list"),
     "search": ("search", "Film 7 number 7"),
     "faiss": ("search", "Film 7 number 7", "--faiss"),
+    "evaluate": ("evaluate", "--self"),
 }
-NEEDS_VECTORS = {"profile plan", "search", "faiss"}
+NEEDS_VECTORS = {"profile plan", "search", "faiss", "evaluate"}
 SERVERS_OWN = "nspname ~ '^pg_(toast_)?temp_'"  # a session's temporary tables have their schema for good
 CATALOGS = {
     "pg_namespace": f"NOT {SERVERS_OWN}",
@@ -170,7 +171,7 @@ def test_where_nothing_is_committed_yet_what_is_declared_now_counts(
     now = {"profile": "wide", "storage": "vector"}
     for name, command in LOOKS.items():
         done = look(*command, **now)
-        assert done.returncode == (name in ("profile plan", "faiss")), done.stderr
+        assert done.returncode == (name in ("profile plan", "faiss", "evaluate")), done.stderr
     assert json.loads(look(*LOOKS["dry run"], **now).stdout)["left"] == 12
     assert "makes them with wide" in look("profile", "status", **now).stdout
     assert "*" not in look("profile", "list", **now).stdout

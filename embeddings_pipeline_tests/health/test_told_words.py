@@ -35,7 +35,7 @@ def test_what_a_check_found(database: Database) -> None:
 def test_what_was_spent_is_a_check_of_paid_models_alone(database: Database) -> None:
     note_result(database, "films", CheckResult("spend", False, "error", "too much"))
     found = {
-        name: [result.name for result in last_results(database, "films", checks_of(BUILT_IN[name]))]
+        name: [result.name for result in last_results(database, "films", checks_of(definition(), BUILT_IN[name]))]
         for name in ("openai", "minilm")
     }
     assert found == {"openai": ["spend"], "minilm": []}

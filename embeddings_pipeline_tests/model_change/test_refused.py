@@ -191,3 +191,20 @@ class TestRefused:
         roll_back(collection, "back")
         with pytest.raises(ConfigurationError, match="line 1"):
             begin(collection, "wide")
+        (tmp_path / "golden_queries.jsonl").write_text('{"query": "a", "relevant": ["tt0111161"]}')
+        with pytest.raises(ConfigurationError, match="has none of the 1 item that it names, such as 'tt0111161'"):
+            begin(collection, "wide")
+
+    def test_the_queries_of_the_evaluation_decide_too_and_missing_items_are_told(
+        self, database, settings, tmp_path, caplog
+    ) -> None:
+        make_films(database, films(25))
+        attributes = definition(evaluation={"queries": "judged.jsonl"}).attributes
+        collection = sync_once(CollectionDefinition(attributes, tmp_path / "defs.yaml"), settings)[0]
+        judged = [{"query": f"Film {n} number {n}", "relevant": {n: 2, "gone": 1}} for n in range(1, 6)]
+        (tmp_path / "judged.jsonl").write_text("\n".join(map(json.dumps, judged)))
+        begin(collection, "wide")
+        backfill_all(collection)
+        gate = swap(collection, "swap").gate
+        assert gate.golden_queries == 5 and gate.ndcg_current == gate.ndcg_candidate > 0.7
+        assert "1 of 6 relevant items is not in the collection" in caplog.text

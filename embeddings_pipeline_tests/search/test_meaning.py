@@ -13,6 +13,9 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.index import faiss_build
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.search.evaluate import choose_ways, evaluate, self_judgements
+from embeddings_pipeline.search.judgements import JudgedQuery, Judgements
+from embeddings_pipeline.search.measures import HIT_RATE, NDCG, RECALL
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.load import load_file
@@ -70,6 +73,21 @@ def test_a_description_in_other_words_finds_the_film(
 ) -> None:
     hits = search(load_collections()["items"], catalogue, query, k=3, index=index)
     assert QUERIES[query] in [hit.item["title"] for hit in hits]
+
+
+def test_the_evaluation_says_that_descriptions_find_their_films(catalogue: Settings) -> None:
+    with CATALOGUE.open(newline="", encoding="utf-8") as file:
+        keys = {row["title"]: row["id"] for row in csv.DictReader(file)}
+    items = load_collections()["items"]
+    golden = Judgements("golden", tuple(JudgedQuery(query, {keys[title]: 1}) for query, title in QUERIES.items()))
+    chosen = choose_ways(items, catalogue, golden)
+    evaluation = evaluate(items, catalogue, golden, chosen.ways)
+    assert [way.name for way in evaluation.ways] == ["minilm pgvector base", "minilm faiss base"]
+    for way in evaluation.ways:
+        figure = way.figures[NDCG]
+        assert 0.85 < figure.mean <= figure.high <= 1 and way.figures[RECALL].mean == 1
+    by_title = evaluate(items, catalogue, self_judgements(items, catalogue), chosen.ways[:1]).ways[0]
+    assert by_title.figures[HIT_RATE].mean > 0.9
 
 
 def test_the_catalogue_is_whole_and_its_facts_are_plausible() -> None:
