@@ -15,37 +15,47 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import date
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_search import made_up, texts_of
 from bench_store import remove
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.definition import CollectionAttributes, CollectionDefinition
+from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.words import FusionDefinition
-from embeddings_pipeline.index.bm25_build import _Index
+from embeddings_pipeline.index.bm25_build import write_words
+from embeddings_pipeline.index.bm25_read import open_words
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.pgvector import ensure_index
+from embeddings_pipeline.index.snapshot import snapshot
+from embeddings_pipeline.index.terms import query_words, stems_of
 from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.search.fusion import fused
 from embeddings_pipeline.search.hits import Hit
 from embeddings_pipeline.search.query import search
+from embeddings_pipeline.store.copy_binary import copy_in, jsonb
 from embeddings_pipeline.store.database import open_database
+from embeddings_pipeline.store.destination.table import TableDestination
 
 K, CANDIDATES, SAMPLES = 10, 100, 10_000
+QUERIES, VOCABULARY, ROWS_AT_A_TIME = 100, 500_000, 50_000
 FUSIONS = (1, 2, 5, 10, 20, 60, 100)
-WORDS = {"language": "english"}
+STOP_WORDS = 150  # of the made-up words: English has about as many
 
 
 def main() -> int:
@@ -60,6 +70,10 @@ def main() -> int:
         settings = Settings(database_url=None, embeddings_state_dir=folder)
         if arguments.command == "judged":
             judged(settings, arguments.folder)
+        elif arguments.command == "latency":
+            latency(settings, arguments.items)
+        else:
+            built(settings, arguments.items)
     return 0
 
 
@@ -73,12 +87,12 @@ def state_folder() -> Iterator[Path]:
         remove(folder)
 
 
-def definition(**others: Any) -> CollectionDefinition:
+def definition(stop_words: list[str] | None = None, **others: Any) -> CollectionDefinition:
     attributes: dict[str, Any] = {
         "name": "bench",
         "source": {"table": "documents", "key": ["id"]},
         "vectors": {"base": "{title}. {text}"},
-        "words": WORDS,
+        "words": {"stop_words": stop_words} if stop_words else {},
         "profile": "minilm",
         **others,
     }
@@ -89,7 +103,7 @@ def definition(**others: Any) -> CollectionDefinition:
 
 
 def judged(settings: Settings, folder: Path) -> None:
-    """A line for each way of searching: nDCG@10 with its confidence interval, and what fusion adds to the better leg."""
+    """A line for each way of searching: nDCG@10 with its confidence interval, and what joining adds to the better."""
     one = definition()
     with (folder / "documents.csv").open(encoding="utf-8") as file:
         rows = [(row["id"], row["title"], row["text"]) for row in csv.DictReader(file)]
@@ -113,12 +127,11 @@ def judged(settings: Settings, folder: Path) -> None:
 
 
 def tell(one: CollectionDefinition, settings: Settings, queries: Sequence[dict[str, Any]]) -> None:
-    elsewhere = settings.model_copy(update={"embeddings_state_dir": settings.state_dir / "elsewhere"})
-    (settings.state_dir / "elsewhere").mkdir()
-    (settings.state_dir / "elsewhere" / "encoders").symlink_to(settings.state_dir / "encoders")
-    os.environ["DATABASE_URL"] = open_database(settings).url
-    elsewhere = elsewhere.model_copy(update={"database_url": Settings().database_url})
-    ways = {"dense": (settings, "dense"), "text, BM25": (settings, "text"), "text, tsvector": (elsewhere, "text")}
+    ways = {
+        "dense": (settings, "dense"),
+        "text, BM25": (settings, "text"),
+        "text, tsvector": (beside(settings), "text"),
+    }
     hits: dict[str, list[list[Hit]]] = {}
     for name, (here, mode) in ways.items():
         hits[name] = [list(search(one, here, query["query"], k=CANDIDATES, mode=mode)) for query in queries]  # type: ignore[arg-type]
@@ -138,6 +151,14 @@ def tell(one: CollectionDefinition, settings: Settings, queries: Sequence[dict[s
             line += f" {(values - better).mean():+.3f} | {interval(values - better)} |"
         print(line)
     print(f"\nk by 10-fold cross-validation: {crossed(scores, 'BM25')}; {crossed(scores, 'tsvector')}")
+
+
+def beside(settings: Settings) -> Settings:
+    """As on a machine without the files: PostgreSQL answers."""
+    folder = settings.state_dir / "elsewhere"
+    folder.mkdir()
+    (folder / "encoders").symlink_to(settings.state_dir / "encoders")
+    return Settings(database_url=open_database(settings).url, embeddings_state_dir=folder)
 
 
 def measured(queries: Sequence[dict[str, Any]], found: Sequence[Sequence[Hit]]) -> NDArray[np.float64]:
@@ -167,10 +188,173 @@ def crossed(scores: dict[str, NDArray[np.float64]], leg: str) -> str:
     folds = np.random.default_rng(0).permutation(len(of_k[FUSIONS[0]])) % 10
     held_out, chosen = [], []
     for fold in range(10):
-        k = max(FUSIONS, key=lambda k: of_k[k][folds != fold].mean())  # noqa: B023
+        k = max(FUSIONS, key=lambda k: of_k[k][folds != fold].mean())
         chosen.append(k)
         held_out.append(of_k[k][folds == fold])
     return f"{leg} {np.concatenate(held_out).mean():.3f} (k of the folds: {sorted(chosen)})"
+
+
+# --- made-up texts -------------------------------------------------------------------------------------------------
+
+
+@cache
+def vocabulary() -> list[str]:
+    """Made-up words, the most frequent ones first."""
+    random, letters = np.random.default_rng(0), np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return ["".join(letters[random.integers(0, 26, length)]) for length in random.integers(2, 11, VOCABULARY)]
+
+
+def made_up_texts(number: int, seed: int = 1) -> Iterator[list[str]]:
+    """Texts of 60 words on average, in blocks; the words are as frequent as Zipf's law has it."""
+    random, words = np.random.default_rng(seed), vocabulary()
+    for start in range(0, number, ROWS_AT_A_TIME):
+        lengths = random.integers(20, 101, min(ROWS_AT_A_TIME, number - start))
+        chosen = np.exp(random.random(int(lengths.sum())) * np.log(VOCABULARY)).astype(np.int64) - 1
+        each = [words[n] for n in chosen.tolist()]
+        ends = np.cumsum(lengths).tolist()
+        yield [" ".join(each[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+def fill(collection: Collection, number: int, vectors: NDArray) -> None:
+    """The rows of items, texts and vectors, as commits write them."""
+    table, done = collection.model.destination, 0
+    with collection.database.connect() as connection:
+        for block in made_up_texts(number):
+            rows = slice(done, done + len(block))
+            keys = texts_of(str(n) for n in range(rows.start, rows.stop))
+            names, hashes = np.full(len(block), b"base"), np.zeros((len(block), 16), np.uint8)
+            items = {"item_key": keys, "batch": np.arange(rows.start, rows.stop) // 1000, "seen_hash": hashes}
+            payload = jsonb(texts_of("{}" for _ in block))
+            copy_in(connection, table.tables.item, {**items, "committed_hash": hashes, "payload": payload})
+            texts = {"item_key": keys, "vector_name": names, "chunk": np.zeros(len(block), np.int64)}
+            texts |= {"content_hash": hashes, "text": texts_of(block), "blank": np.zeros(len(block), np.bool_)}
+            copy_in(connection, table.tables.text, texts)
+            found = connection.execute("SELECT id FROM embeddings.bench_text ORDER BY id DESC LIMIT %s", [len(block)])
+            ids = np.array([row[0] for row in found][::-1])
+            embeddings = {"text_id": ids, "vector_name": names, "content_hash": hashes, "embedding": vectors[rows]}
+            copy_in(connection, table.identifier, embeddings, storage=table.storage)
+            done += len(block)
+    with collection.database.connect(autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE")
+
+
+# --- milliseconds --------------------------------------------------------------------------------------------------
+
+
+def latency(settings: Settings, number: int) -> None:
+    """A line for each mode and place: p50 and p95 of `search(…)` in this process, MiniLM's encoding included."""
+    one = definition(vocabulary()[:STOP_WORDS])
+    collection = open_collection(one, settings)
+    try:
+        fill(collection, number, made_up(number, 1)[0])
+        began = time.perf_counter()
+        ensure_words(collection.database, one)
+        print(f"{number:,} items; seconds for the words in PostgreSQL {time.perf_counter() - began:.0f}", end="")
+        began = time.perf_counter()
+        ensure_index(collection.database, collection.model.destination, one.attributes.index, ["base"])
+        print(f", for the HNSW index {time.perf_counter() - began:.0f}", end="")
+        began = time.perf_counter()
+        build(collection.database, collection.model.destination, settings.state_dir / "faiss", one.attributes.words)
+        print(f", for the generation {time.perf_counter() - began:.0f}\n")
+        queries = [" ".join(text.split()[:8]) for block in made_up_texts(QUERIES, seed=2) for text in block]
+        print(
+            "| mode | vectors by | words by | least hits | p50 | p95 | of it encoding |\n|---|---|---|---|---|---|---|"
+        )
+        away = beside(settings)
+        for mode, index, here in (
+            ("dense", "pgvector", settings),
+            ("dense", "faiss", settings),
+            ("text", "pgvector", settings),
+            ("text", "pgvector", away),
+            ("hybrid", "pgvector", settings),
+            ("hybrid", "faiss", settings),
+            ("hybrid", "pgvector", away),
+        ):
+            milliseconds, encoding, counts, answered = [], [], [], ("", "")
+            for _ in range(2):  # the first round warms the caches
+                milliseconds.clear()
+                for query in queries:
+                    began = time.perf_counter()
+                    hits = search(one, here, query, k=K, mode=mode, index=index)  # type: ignore[arg-type]
+                    milliseconds.append(1000 * (time.perf_counter() - began))
+                    encoding.append(hits.explanation.milliseconds["encode"])
+                    counts.append(len(hits))
+                    by = [leg.answered_by for leg in hits.explanation.legs]
+                    answered = (by[0] if mode != "text" else "", by[-1] if mode != "dense" else "")
+            p50, p95 = statistics.median(milliseconds), statistics.quantiles(milliseconds, n=20)[-1]
+            of_it = statistics.median(encoding)
+            print(f"| {mode} | {answered[0]} | {answered[1]} | {min(counts)} | {p50:.1f} | {p95:.1f} | {of_it:.1f} |")
+            sys.stdout.flush()
+    finally:
+        collection.database.close()
+
+
+# --- the build of BM25 files ---------------------------------------------------------------------------------------
+
+
+def built(settings: Settings, number: int) -> None:
+    """Seconds and peak memory of a process that builds a generation, whose vectors have two dimensions, and seconds of
+    another that opens its words.
+    """
+    small = {"name": "small", "provider": "python", "model": "bench_words:Two", "dimensions": 2}
+    one = definition(vocabulary()[:STOP_WORDS], profile=small, index={"method": "none"})
+    sys.modules["bench_words"] = sys.modules["__main__"]  # the encoder is this file's class
+    collection = open_collection(one, settings)
+    try:
+        fill(collection, number, np.random.default_rng(1).standard_normal((number, 2)).astype(np.float16))
+        for what, function in (("BM25 files", build_words), ("opening", time_opening)):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                print(f"{what} of {number:,} texts: {pool.submit(function, settings, one).result()}")
+    finally:
+        collection.database.close()
+
+
+class Two:
+    """An encoder that is never asked."""
+
+    dimensions = 2
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+
+
+def build_words(settings: Settings, one: CollectionDefinition) -> str:
+    words, database = one.attributes.words, open_database(settings)
+    with database.connect(autocommit=True) as connection:
+        [(fingerprint,)] = connection.execute("SELECT fingerprint FROM embeddings.collection").fetchall()
+    table = TableDestination("bench", fingerprint, 2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory(dir=settings.state_dir) as folder, snapshot(database, table) as connection:
+        assert words is not None
+        files = write_words(connection, table, ["base"], words, Path(folder))
+    seconds, busy = time.perf_counter() - began, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    part = files.parts["base"]
+    build(database, table, settings.state_dir / "faiss", words)
+    return (
+        f"{seconds:.0f} s ({busy:.0f} s of one core), peak {peak / 2**20:.2f} GiB ({before / 2**20:.2f} before), "
+        f"{part.terms:,} terms, {part.average_length:.0f} terms a text, {part.bytes / 2**20:.0f} MiB"
+    )
+
+
+def time_opening(settings: Settings, one: CollectionDefinition) -> str:
+    import bm25s  # noqa: F401
+
+    began = time.perf_counter()
+    opened = open_words(settings.state_dir / "faiss", one.name)
+    seconds = time.perf_counter() - began
+    assert opened is not None
+    words, texts = one.attributes.words, [text for block in made_up_texts(QUERIES, seed=2) for text in block]
+    assert words is not None
+    queries = [query_words(" ".join(text.split()[:8]), words) for text in texts]
+    part, milliseconds = opened.parts["base"], []
+    for query in [*queries, *queries]:
+        began = time.perf_counter()
+        part.best(part.scores(stems_of(query, opened.stem)), CANDIDATES)
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    p50, p95 = statistics.median(milliseconds[QUERIES:]), statistics.quantiles(milliseconds[QUERIES:], n=20)[-1]
+    return f"{seconds:.2f} s, checksums included; the best {CANDIDATES} of it p50 {p50:.1f} ms, p95 {p95:.1f} ms"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ WHERE class.oid = to_regclass(format('embeddings.%%I', %(collection)s::text || '
 
 
 -- name: create
--- {described}: what `state` gives.
+-- {described}: what `state` gives; {table}: the texts' table, as a literal. Who may read the texts may read their words.
 
 CREATE TABLE {words} (
     text_id     bigint PRIMARY KEY,
@@ -51,7 +51,19 @@ COMMENT ON TABLE {words} IS {described};
 CREATE TRIGGER words_of_new_texts AFTER INSERT ON {text}
     REFERENCING NEW TABLE AS new_texts FOR EACH STATEMENT EXECUTE FUNCTION embeddings.keep_words({described});
 CREATE TRIGGER words_of_gone_texts AFTER DELETE ON {text}
-    REFERENCING OLD TABLE AS gone_texts FOR EACH STATEMENT EXECUTE FUNCTION embeddings.keep_words()
+    REFERENCING OLD TABLE AS gone_texts FOR EACH STATEMENT EXECUTE FUNCTION embeddings.keep_words();
+DO $$
+DECLARE
+    reader text;
+BEGIN
+    FOR reader IN
+        SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END
+        FROM pg_class CROSS JOIN LATERAL aclexplode(relacl)
+        WHERE pg_class.oid = {table}::regclass AND privilege_type = 'SELECT' AND grantee <> relowner
+    LOOP
+        EXECUTE 'GRANT SELECT ON {words} TO ' || reader;
+    END LOOP;
+END $$
 
 
 -- name: drop

@@ -41,7 +41,7 @@ class FusionDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    k: Number = Field(default=60.0, description="The higher, the less the first ranks count before the later ones.")
+    k: Number = Field(default=20.0, description="The higher, the less the first ranks count before the later ones.")
     weights: FusionWeights = Field(default_factory=FusionWeights, description="`dense` and `text`.")
 
     def model_post_init(self, _: Any) -> None:

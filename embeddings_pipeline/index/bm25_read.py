@@ -45,13 +45,12 @@ class Bm25:
         """Ids and scores of the `n` best texts that have a term; equal ones by their ids. only: of these texts."""
         if only is not None:
             scores = np.where(np.isin(self.ids, only), scores, 0)
-        if n < len(scores):
-            least = np.partition(scores, -n)[-n]
-            above = np.flatnonzero(scores > max(least, 0))
-            tied = np.flatnonzero(scores == least)[: n - len(above)] if least > 0 else above[:0]
-            rows = np.concatenate([above, tied])
-        else:
-            rows = np.flatnonzero(scores > 0)
+        rows = np.flatnonzero(scores > 0)
+        found = scores[rows]
+        if n < len(rows):
+            least = np.partition(found, -n)[-n]
+            above, tied = np.flatnonzero(found > least), np.flatnonzero(found == least)
+            rows = rows[np.concatenate([above, tied[: n - len(above)]])]
         rows = rows[np.lexsort((rows, -scores[rows]))]
         return self.ids[rows], scores[rows]
 

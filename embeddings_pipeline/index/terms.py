@@ -30,7 +30,7 @@ MOST_TERMS = 500  # of a query: its first ones
 STOP_WORDS = {
     "danish": "DANISH",
     "dutch": "DUTCH",
-    "english": "EN",
+    "english": "EN_PLUS",
     "french": "FRENCH",
     "german": "GERMAN",
     "italian": "ITALIAN",

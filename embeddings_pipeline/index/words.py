@@ -70,7 +70,8 @@ def ensure_words(database: Database, definition: CollectionDefinition) -> bool:
                 if state is None:
                     _ensure_configuration(connection, words)
                     described = sql.Literal(configuration_of(words))
-                    _exclusively(database, tables, tables.statement("words/create", described=described))
+                    table = sql.Literal(f"embeddings.{name}_text")
+                    _exclusively(database, tables, tables.statement("words/create", described=described, table=table))
                 _fill(connection, tables, configuration_of(words), deadline)
                 _ensure_index(connection, tables)
     except (psycopg.Error, ModelChangeError) as error:

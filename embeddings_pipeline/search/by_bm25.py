@@ -17,7 +17,7 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
-from embeddings_pipeline.search.by_tsvector import EVERY, WordsQuery, ranked_hits
+from embeddings_pipeline.search.by_tsvector import EVERY, ranked_hits, tsquery_of
 from embeddings_pipeline.search.hits import Hit, Leg
 from embeddings_pipeline.search.nearest import GROWTH, leg_of, texts_per_item
 from embeddings_pipeline.search.selectivity import Filter
@@ -39,7 +39,7 @@ def bm25_leg(
     settings: Settings,
     model: Model,
     names: Sequence[str],
-    query: WordsQuery,
+    words: Sequence[str],
     k: int,
     *,
     filtered: Filter | None = None,
@@ -50,14 +50,18 @@ def bm25_leg(
     from embeddings_pipeline.index.terms import stems_of
 
     began = time.perf_counter()
-    index = _index(connection, definition, settings)
-    if isinstance(index, str):
-        return index
+    found = _index(connection, definition, settings)
+    if isinstance(found, str):
+        return found
+    index, is_current = found
+    is_current = is_current and index.manifest.fingerprint == model.destination.fingerprint
     if missing := [name for name in names if name not in index.parts]:
         return f"the BM25 files have no words of {' and '.join(missing)}"
-    terms = stems_of(query.words, index.stem)
+    terms = stems_of(words, index.stem)
     scores = {name: index.parts[name].scores(terms) for name in names}
-    asked = _Asked(connection, model, index, list(names), query, terms, scores, filtered)
+    # What is current needs no look at what came later.
+    tsquery = "" if is_current else tsquery_of(connection, definition, words)
+    asked = _Asked(connection, model, index, list(names), tsquery, terms, scores, filtered)
     n = 2 * k * texts_per_item(definition) + 10  # what is gone by now is among them
     among, only = n, None
     if filtered:
@@ -87,7 +91,7 @@ class _Asked:
     model: Model
     index: "WordsIndex"
     names: list[str]
-    query: WordsQuery
+    tsquery: str  # asked of what came later; empty: of nothing
     terms: list[str]
     scores: dict[str, NDArray[np.float32]]
     filtered: Filter | None
@@ -118,9 +122,9 @@ class _Asked:
     def _changed(self, name: str, n: int) -> list[tuple[int, float]]:
         """Of what came later: ids and scores."""
         part, manifest = self.index.parts[name], self.index.manifest
-        if not self.query.tsquery:
+        if not self.tsquery:
             return []
-        parameters = {"words": self.query.tsquery, "name": name, "texts": n}
+        parameters = {"words": self.tsquery, "name": name, "texts": n}
         parameters |= {"newest": manifest.newest_text, "lacking": manifest.lacking, **self.condition.parameters}
         statement = self.model.destination.statement("search/changed_by_words", condition=self.condition.statement)
         rows = self.connection.execute(statement, parameters).fetchall()
@@ -137,7 +141,10 @@ class _Asked:
         return np.array(ids, np.int64)
 
 
-def _index(connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings) -> "WordsIndex | str":
+def _index(
+    connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings
+) -> "tuple[WordsIndex, bool] | str":
+    """The files, and whether they are of the very texts that the table has; or why they cannot be asked."""
     from embeddings_pipeline.index.bm25_read import open_words
     from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 
@@ -151,6 +158,7 @@ def _index(connection: psycopg.Connection, definition: CollectionDefinition, set
         return "there are no BM25 files here"
     if words is None or index.stem != words.stem:
         return "the BM25 files have other stems than are declared now"
-    if standing(connection, definition.name, index.manifest) is Standing.FOREIGN:
+    stands = standing(connection, definition.name, index.manifest)
+    if stands is Standing.FOREIGN:
         return f"the BM25 files are {why_foreign(connection, index.manifest)}"
-    return index
+    return index, stands is Standing.CURRENT

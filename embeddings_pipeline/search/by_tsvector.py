@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
@@ -20,20 +19,12 @@ from embeddings_pipeline.store.sql import load_sql
 EVERY = Condition(sql.SQL("true"))
 
 
-@dataclass(frozen=True)
-class WordsQuery:
-    """What a query asks of words: as they are typed, and as PostgreSQL's text search has them ("": it has none)."""
-
-    words: tuple[str, ...]
-    tsquery: str
-
-
-def words_query(connection: psycopg.Connection, definition: WordsDefinition, words: Sequence[str]) -> WordsQuery:
-    """Any of these words."""
-    parameters = {"configuration": configuration_of(definition), "words": " ".join(words)}
+def tsquery_of(connection: psycopg.Connection, definition: CollectionDefinition, words: Sequence[str]) -> str:
+    """Any of these words, as PostgreSQL's text search asks for it; empty if it takes none of them for a word."""
+    declared = definition.attributes.words or WordsDefinition()
+    parameters = {"configuration": configuration_of(declared), "words": " ".join(words)}
     lexemes = [row[0] for row in connection.execute(load_sql("search/lexemes"), parameters)]
-    quoted = ("'" + lexeme.replace("\\", "\\\\").replace("'", "''") + "'" for lexeme in lexemes)
-    return WordsQuery(tuple(words), " | ".join(quoted))
+    return " | ".join("'" + lexeme.replace("\\", "\\\\").replace("'", "''") + "'" for lexeme in lexemes)
 
 
 def tsvector_leg(
@@ -41,26 +32,27 @@ def tsvector_leg(
     definition: CollectionDefinition,
     model: Model,
     names: Sequence[str],
-    query: WordsQuery,
+    words: Sequence[str],
     k: int,
     *,
     filtered: Filter | None = None,
     fell_back: Sequence[str] = (),
 ) -> tuple[list[Hit], Leg]:
-    """The `k` best items, each with its best text; fewer only if no more match. `names`: of the vectors whose texts
-    are looked at. `filtered`: of items that meet its condition. `fell_back`: what was tried before, and why not.
+    """The `k` best items that have any of the words (`query_words`), each with its best text; fewer only if no more
+    match. `names`: of the vectors whose texts are looked at. `filtered`: of items that meet its condition.
+    `fell_back`: what was tried before, and why that did not do.
     """
     began, table, texts = time.perf_counter(), model.destination, k * texts_per_item(definition) + 10
     condition = filtered.condition if filtered else None
     ranked = table.statement("search/by_words", **parts_of(condition, table.tables))
-    parameters: dict[str, object] = {"words": query.tsquery, "names": list(names)}
+    parameters: dict[str, object] = {"words": tsquery_of(connection, definition, words), "names": list(names)}
     parameters |= condition.parameters if condition else {}
     while True:
         hits, given = ranked_hits(connection, model, ranked, {**parameters, "texts": texts}, k)
         if len(hits) >= k or given < texts:
             break
         texts *= GROWTH
-    how = f"ts_rank of {len(query.words)} words"
+    how = f"ts_rank of {len(words)} words"
     return hits, leg_of(hits, ", ".join(names), "tsvector", how, given, began, list(fell_back))
 
 

@@ -15,7 +15,7 @@ from embeddings_pipeline.index.words import WordsState, configuration_of, words_
 from embeddings_pipeline.search.arguments import Request
 from embeddings_pipeline.search.by_bm25 import bm25_leg
 from embeddings_pipeline.search.by_faiss import faiss_leg
-from embeddings_pipeline.search.by_tsvector import tsvector_leg, words_query
+from embeddings_pipeline.search.by_tsvector import tsvector_leg
 from embeddings_pipeline.search.fusion import candidates, fused
 from embeddings_pipeline.search.hits import Hit, Leg, best_of
 from embeddings_pipeline.search.nearest import nearest_leg
@@ -97,10 +97,9 @@ class Asking:
             return NO_WORDS_YET
         with self.connection.transaction():
             self.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            query = words_query(self.connection, words, query_words(text, words))
-            of = (self.connection, self.definition)
-            found = bm25_leg(*of, self.settings, self.model, names, query, k, filtered=self.filtered)
+            of, typed = (self.connection, self.definition), query_words(text, words)
+            found = bm25_leg(*of, self.settings, self.model, names, typed, k, filtered=self.filtered)
             if not isinstance(found, str):
                 return found
             why = [f"{found}: PostgreSQL answered"]
-            return tsvector_leg(*of, self.model, names, query, k, filtered=self.filtered, fell_back=why)
+            return tsvector_leg(*of, self.model, names, typed, k, filtered=self.filtered, fell_back=why)

@@ -147,7 +147,7 @@ def test_both_legs_are_joined_by_their_ranks_and_said(settings: Settings, typed:
     assert set(text.ranks) == {"3", "11"} and len(hits) == 4
     for hit in hits:
         ranks = [leg.ranks[hit.item_key][0] for leg in (dense, text) if hit.item_key in leg.ranks]
-        assert hit.score == pytest.approx(sum(1 / (60 + rank) for rank in ranks))
+        assert hit.score == pytest.approx(sum(1 / (20 + rank) for rank in ranks))
     scores = [hit.score for hit in hits]
     assert scores == sorted(scores, reverse=True)
     elsewhere = search(typed, without_files(settings), "Gundam records", k=4)
