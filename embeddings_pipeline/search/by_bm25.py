@@ -62,7 +62,7 @@ def bm25_leg(
     # What is current needs no look at what came later.
     tsquery = "" if is_current else tsquery_of(connection, definition, words)
     asked = _Asked(connection, model, index, list(names), tsquery, terms, scores, filtered)
-    n = 2 * k * texts_per_item(definition) + 10  # what is gone by now is among them
+    n = (1 if is_current else 2) * k * texts_per_item(definition) + 10  # what is gone by now is among them
     among, only = n, None
     if filtered:
         if filtered.prefers_lookup(n, texts_per_item(definition), asked=ASKED):
