@@ -37,11 +37,11 @@ from embeddings_pipeline.config.definition import CollectionAttributes, Collecti
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.words import FusionDefinition
+from embeddings_pipeline.index import faiss_build
 from embeddings_pipeline.index.bm25_build import write_words
 from embeddings_pipeline.index.bm25_read import open_words
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.pgvector import ensure_index
-from embeddings_pipeline.index.snapshot import snapshot
 from embeddings_pipeline.index.terms import query_words, stems_of
 from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
@@ -325,22 +325,30 @@ class Two:
 
 
 def build_words(settings: Settings, one: CollectionDefinition) -> str:
-    words, database = one.attributes.words, open_database(settings)
+    """The whole generation is built; what its words took, and the peak of all."""
+    database, took = open_database(settings), []
+
+    def timed(*arguments: Any) -> Any:
+        began, cpu = time.perf_counter(), time.process_time()
+        written = write_words(*arguments)
+        took.append((time.perf_counter() - began, time.process_time() - cpu))
+        return written
+
+    faiss_build.write_words = timed
     with database.connect(autocommit=True) as connection:
         [(fingerprint,)] = connection.execute("SELECT fingerprint FROM embeddings.collection").fetchall()
-    table = TableDestination("bench", fingerprint, 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory(dir=settings.state_dir) as folder, snapshot(database, table) as connection:
-        assert words is not None
-        files = write_words(connection, table, ["base"], words, Path(folder))
-    seconds, busy = time.perf_counter() - began, time.process_time() - cpu
+    manifest = build(
+        database, TableDestination("bench", fingerprint, 2), settings.state_dir / "faiss", one.attributes.words
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    part = files.parts["base"]
-    build(database, table, settings.state_dir / "faiss", words)
+    [(seconds, busy)] = took
+    assert manifest.words is not None
+    part = manifest.words.parts["base"]
     return (
         f"{seconds:.0f} s ({busy:.0f} s of one core), peak {peak / 2**20:.2f} GiB ({before / 2**20:.2f} before), "
-        f"{part.terms:,} terms, {part.average_length:.0f} terms a text, {part.bytes / 2**20:.0f} MiB"
+        f"{part.terms:,} terms, {part.average_length:.0f} terms a text, {part.bytes / 2**20:.0f} MiB; "
+        f"with FAISS {manifest.seconds:.0f} s"
     )
 
 
