@@ -142,6 +142,8 @@ def definition() -> str:
         if name is not None:
             parts.append(_model_section(f"attributes.{key}", nested[name]))
     parts.append(_model_section("attributes.filters.COLUMN", nested["FilterDefinition"]))
+    parts.append(_model_section("attributes.words.fusion", nested["FusionDefinition"]))
+    parts.append(_model_section("attributes.words.fusion.weights", nested["FusionWeights"]))
     parts.append(_profile_section())
     return "\n\n".join(parts) + "\n"
 

@@ -43,9 +43,12 @@ class CollectionClient:
         vectors: str | list[str] | None = None,
         index: Literal["pgvector", "faiss"] = "pgvector",
         profile: str | None = None,
+        mode: Literal["dense", "text", "hybrid"] | None = None,
     ) -> "Hits":
-        """The `k` items nearest in meaning, best first: `Hit(item_key, score, item, text, …)`, the score a cosine.
+        """The `k` best items, best first: `Hit(item_key, score, item, text, …)`.
 
+        `mode`: `dense`, the nearest in meaning, scored by their cosine; `text`, those with the query's words; `hybrid`,
+        both rankings joined. Left out: hybrid if the collection has `words:`, else dense.
         `where`: a condition on the columns of `filters:`, as `{"release_year": {"gte": 2000}, "genres": ["Drama"]}`; as
         many items as meet it are found. `vectors`: which of the items' vectors, one or several; the first if left out.
         `index`: where to look. `profile`: a shadow model's. The first search loads the model. What is returned is a
@@ -63,6 +66,7 @@ class CollectionClient:
                 vectors=vectors,
                 index=index,
                 profile=profile,
+                mode=mode,
             )
 
     def similar(

@@ -16,7 +16,8 @@ ORDER BY collection.name
 SELECT class.relname, class.relkind::text, pg_total_relation_size(class.oid)
 FROM pg_class AS class
 WHERE class.relnamespace = to_regnamespace('embeddings') AND class.relkind IN ('r', 'v')
-  AND (class.relname IN (%(collection)s::text, %(collection)s::text || '_item', %(collection)s::text || '_text')
+  AND (class.relname IN (%(collection)s::text, %(collection)s::text || '_item', %(collection)s::text || '_text',
+                         %(collection)s::text || '_text_words')
        OR class.relname ~ ('^' || %(collection)s::text || '_(vector|current|written|hash|lacking)_[0-9a-f]+$'))
 ORDER BY class.relkind = 'r', class.relname
 

@@ -48,3 +48,15 @@ FROM (SELECT text_id, embedding <=> %(query)s::{type} AS distance FROM changed) 
 WHERE distance <> 'NaN'
 ORDER BY distance
 FETCH FIRST %(n)s ROWS WITH TIES
+
+
+-- name: texts
+-- The texts that have a vector, in the order of their ids. {vector_name}: a literal.
+
+COPY (
+    SELECT text.id, text.text
+    FROM {text} AS text
+    JOIN {vector} AS vector ON vector.text_id = text.id
+    WHERE text.vector_name = {vector_name}
+    ORDER BY text.id
+) TO STDOUT

@@ -1,7 +1,7 @@
 -- Queries: nearest neighbours, exact or by an index. {vector_name}: a literal; {type}: halfvec(n) or vector(n).
 -- {joined}, {matching}: what a filter adds to the tables and to the condition, empty without one; {condition}: the filter
--- itself; {compare_all}: empty, or what no ANN index knows; {names}: vector names; {nearest}: one of the statements
--- that give texts and their distance.
+-- itself; {compare_all}: empty, or what no ANN index knows; {names}: vector names; {nearest}, {ranked}: one of the
+-- statements that give texts and their distance, or their score.
 
 
 -- name: hits
@@ -170,3 +170,62 @@ SELECT EXISTS (
     WHERE batch.collection = %(collection)s AND batch.definition_hash IS DISTINCT FROM %(definition_hash)s
       AND NOT item.payload ?& %(columns)s::text[]
 )
+
+
+-- name: lexemes
+-- What PostgreSQL's text search makes of words. Parameters: configuration, words.
+
+SELECT lexeme FROM unnest(to_tsvector(%(configuration)s::regconfig, %(words)s))
+
+
+-- name: by_words
+-- The texts that have any of these words, best first; those that score the same in the order of their ids. The table is
+-- called as a filter's tables are joined to it. Parameters: words (a tsquery), names, texts.
+
+SELECT vector.text_id, ts_rank(vector.words, %(words)s::tsquery, 1)::double precision AS score
+FROM {words} AS vector {joined}
+WHERE vector.words @@ %(words)s::tsquery AND vector.vector_name = ANY (%(names)s::text[]) {matching}
+ORDER BY score DESC, text_id
+LIMIT %(texts)s
+
+
+-- name: changed_by_words
+-- The texts that came after a generation and have any of these words. Parameters: newest, lacking, words, name, texts.
+
+SELECT text.id, text.text
+FROM {words} AS words
+JOIN {text} AS text ON text.id = words.text_id
+JOIN {item} AS item ON item.item_key = text.item_key
+WHERE words.words @@ %(words)s::tsquery AND words.vector_name = %(name)s
+  AND (words.text_id > %(newest)s OR words.text_id = ANY (%(lacking)s::bigint[])) AND ({condition})
+ORDER BY ts_rank(words.words, %(words)s::tsquery, 1) DESC, text.id
+LIMIT %(texts)s
+
+
+-- name: given
+-- Texts whose scores are known. Parameters: ids, scores.
+
+SELECT text_id, score
+FROM unnest(%(ids)s::bigint[], %(scores)s::double precision[]) AS given (text_id, score)
+
+
+-- name: ranked_hits
+-- Items of the texts that another statement gives (text_id, score): each once, with its best text, if that is there and
+-- has a vector; and how many texts were given. Parameters: k, and that statement's.
+
+WITH ranked AS MATERIALIZED (
+    {ranked}
+), best AS (
+    SELECT DISTINCT ON (text.item_key)
+        text.item_key, ranked.score, item.payload, text.text, text.vector_name, text.chunk, text.id
+    FROM ranked
+    JOIN {text} AS text ON text.id = ranked.text_id
+    JOIN {vector} AS vector ON vector.text_id = ranked.text_id
+    JOIN {item} AS item ON item.item_key = text.item_key
+    WHERE {condition}
+    ORDER BY text.item_key, ranked.score DESC, text.id
+)
+SELECT counted.texts, hit.item_key, hit.score, hit.payload, hit.text, hit.vector_name, hit.chunk
+FROM (SELECT count(*) AS texts FROM ranked) AS counted
+LEFT JOIN (SELECT * FROM best ORDER BY score DESC, id LIMIT %(k)s) AS hit ON true
+ORDER BY hit.score DESC, hit.id

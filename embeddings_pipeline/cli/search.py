@@ -1,4 +1,4 @@
-"""`search` and `similar`: the items nearest in meaning to a text, or to an item."""
+"""`search` and `similar`: the items that fit a text in meaning or words, and those nearest to an item."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -24,6 +24,10 @@ from embeddings_pipeline.config.settings import Settings, load_settings
 if TYPE_CHECKING:
     from embeddings_pipeline.search.hits import Explanation, Hit, Hits
 
+WORDS = ("bm25", "tsvector")
+
+WORDS = ("bm25", "tsvector")  # what answers by words
+
 KOption = Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")]
 WhereOption = Annotated[
     list[str] | None,
@@ -41,6 +45,13 @@ FaissOption = Annotated[bool, typer.Option("--faiss", help="Ask the FAISS index 
 ProfileOption = Annotated[
     str | None, typer.Option(help="Another model that `profile add` keeps; left out: the current one.")
 ]
+ModeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="`dense`: by meaning; `text`: by words; `hybrid`: both, joined. Left out: hybrid if the collection has "
+        "`words:`, else dense."
+    ),
+]
 ExplainOption = Annotated[
     bool, typer.Option("--explain", help="Say what was asked, what fell back and why, ranks, scores and times.")
 ]
@@ -54,19 +65,26 @@ def search(
     vector: VectorOption = None,
     faiss: FaissOption = False,
     profile: ProfileOption = None,
+    mode: ModeOption = None,
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The items nearest in meaning, best first, with their cosine."""
+    """The best items for some words: by meaning, with their cosine; by the words themselves; or by both, joined."""
     settings = load_settings()
     definition = chosen_collection(collection_name)
     condition = where_of_words(definition, where or [])
     start_database(settings)
     from embeddings_pipeline.search.query import search as run_search
 
-    with waiting("loading the model"):
+    with waiting("searching" if mode == "text" else "loading the model"):
         hits = run_search(
-            *(definition, settings, query), k=k, where=condition, vectors=vector, index=_index(faiss), profile=profile
+            *(definition, settings, query),
+            k=k,
+            where=condition,
+            vectors=vector,
+            index=_index(faiss),
+            profile=profile,
+            mode=mode,  # type: ignore[arg-type]
         )
     _print(hits, definition, settings, explain=explain, as_json=as_json)
 
@@ -155,8 +173,10 @@ def _print(hits: "Hits", definition: CollectionDefinition, settings: Settings, *
         print_json({"hits": listed, "explanation": _explained(hits.explanation)} if explain else listed)
         return
     for hit in hits:
-        print_hit(hit, definition.attributes.columns)
-    if not hits and hits.explanation.expected_matches is not None:
+        print_hit(hit, definition.attributes.columns, digits=4 if hits.explanation.mode == "hybrid" else 3)
+    if not hits and hits.explanation.mode == "text":
+        print("nothing found: no text has a word of the query, or none whose item meets the condition")
+    elif not hits and hits.explanation.expected_matches is not None:
         print("nothing found: no item that has a vector meets the condition")
     elif not hits:
         from embeddings_pipeline.search.query import nothing_found
@@ -177,13 +197,14 @@ def _explained(explanation: "Explanation") -> dict[str, Any]:
 
 def explanation_lines(explanation: "Explanation") -> list[str]:
     """What a search did, for people."""
-    lines = ["", f"model {explanation.profile} ({explanation.fingerprint})"]
+    lines = ["", f"mode {explanation.mode}, model {explanation.profile} ({explanation.fingerprint})"]
+    lines += [f"fell back: {why}" for why in explanation.fell_back]
     if explanation.expected_matches is not None:
         lines.append(f"filter: about {explanation.expected_matches} items are expected to meet it")
     for leg in explanation.legs:
         lines.append(
-            f"vector {leg.vector_name}: {leg.answered_by}, {leg.how}; {leg.texts} texts of {len(leg.ranks)} items; "
-            f"{leg.milliseconds:.1f} ms"
+            f"{'words of' if leg.answered_by in WORDS else 'vector'} {leg.vector_name}: {leg.answered_by}, {leg.how}; "
+            f"{leg.texts} texts of {len(leg.ranks)} items; {leg.milliseconds:.1f} ms"
             if leg.vector_name
             else f"{leg.answered_by}: {leg.how}; {len(leg.ranks)} items; {leg.milliseconds:.1f} ms"
         )
@@ -193,12 +214,12 @@ def explanation_lines(explanation: "Explanation") -> list[str]:
     return lines
 
 
-def print_hit(hit: "Hit", columns: Sequence[str]) -> None:
+def print_hit(hit: "Hit", columns: Sequence[str], *, digits: int = 3) -> None:
     """Score, key and first column of the payload, then the rest and the text that was near, cut to the terminal."""
     payload = [(column, hit.item.get(column)) for column in columns]
     shown = [_shown(*each) for each in payload if each[1] is not None]
     first, rest = shown[:1], [*shown[1:], printable(hit.text)]
-    print_cut("  ".join([f"{hit.score:.3f}", printable(hit.item_key), *first]), " · ".join(["", *rest]))
+    print_cut("  ".join([f"{hit.score:.{digits}f}", printable(hit.item_key), *first]), " · ".join(["", *rest]))
 
 
 def _shown(column: str, value: object) -> str:

@@ -18,6 +18,7 @@ from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolv
 from embeddings_pipeline.config.recommending import InteractionsDefinition, RecommendRules, check_recommending
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
+from embeddings_pipeline.config.words import WordsDefinition
 from embeddings_pipeline.errors import did_you_mean
 
 COMPONENT_TYPE = "embeddings_pipeline.EmbeddingCollection"
@@ -235,6 +236,9 @@ class CollectionAttributes(_Strict):
         description="Columns of the payload that searches may filter by → `number`, `text`, `boolean`, `timestamp`, "
         "`texts`, or a mapping with that as `type`. Adding or removing one embeds nothing.",
     )
+    words: WordsDefinition | None = Field(
+        default=None, description="A lexical index, so that searches find words as well as meaning. Left out: none."
+    )
     profile: ProfileChoice | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
     )
@@ -360,6 +364,7 @@ class CollectionDefinition:
                 "destination": {"table", "key", "column"},
                 "index": True,
                 "filters": True,
+                "words": {"language", "stemmer"},
             },
             exclude_defaults=True,
         )

@@ -65,6 +65,7 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
 Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float)]
 YesOrNo = Annotated[bool, BeforeValidator(_yes_or_no, json_schema_input_type=bool)]
 Text = Annotated[str, AfterValidator(_not_blank)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 Columns = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),

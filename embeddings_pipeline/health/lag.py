@@ -3,23 +3,27 @@
 from datetime import datetime
 
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.bm25_read import open_words
 from embeddings_pipeline.index.faiss_delta import has_grown
 from embeddings_pipeline.index.faiss_read import current_or_none, open_index, read_manifest
 from embeddings_pipeline.index.filters import filters_fit
 from embeddings_pipeline.index.pgvector import indexes_fit
 from embeddings_pipeline.index.standing import Standing, standing, why_foreign
+from embeddings_pipeline.index.words import words_fit
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.models import collection_state
 
 
 def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
     """Whether an index is missing, of another kind than declared, or behind the table. `verify`: or damaged."""
-    return not _pgvector_fits(collection) or faiss_standing(collection, verify=verify) is not Standing.CURRENT
+    if not _pgvector_fits(collection) or not _bm25_fits(collection, verify=verify):
+        return True
+    return faiss_standing(collection, verify=verify) is not Standing.CURRENT
 
 
 def indexes_due(collection: Collection) -> bool:
     """Whether it is time to build an index. Not if FAISS is behind by a little: searches take that from the table."""
-    if not _pgvector_fits(collection):
+    if not _pgvector_fits(collection) or not _bm25_fits(collection):
         return True
     stands = faiss_standing(collection)
     if stands is not Standing.BEHIND:
@@ -35,7 +39,23 @@ def _pgvector_fits(collection: Collection) -> bool:
             return False
         config = collection.definition.attributes
         fit = indexes_fit(connection, collection.model.destination, config.index, config.vectors)
-        return fit and filters_fit(connection, collection.definition)
+        return fit and filters_fit(connection, collection.definition) and words_fit(connection, collection.definition)
+
+
+def _bm25_fits(collection: Collection, *, verify: bool = False) -> bool:
+    """Whether the generation, if there is one, has the words that are declared. `verify`: its files are read, too."""
+    folder, words = collection.settings.state_dir / "faiss", collection.definition.attributes.words
+    try:
+        manifest = read_manifest(folder, collection.definition.name)
+        if verify:
+            open_words(folder, collection.definition.name)
+    except VectorIndexError:
+        return False
+    if manifest is None:  # which `faiss_standing` says
+        return True
+    return (manifest.words and manifest.words.stem) == (words and words.stem) and (manifest.words is None) == (
+        words is None
+    )
 
 
 def faiss_standing(collection: Collection, *, verify: bool = False) -> Standing:

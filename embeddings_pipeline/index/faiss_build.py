@@ -14,9 +14,11 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from embeddings_pipeline.config.words import WordsDefinition
 from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.forks import compute
+from embeddings_pipeline.index.bm25_build import write_words
 from embeddings_pipeline.index.exact import SAME, nearest, unit
 from embeddings_pipeline.index.faiss_delta import newest_text, texts_lacking
 from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder, publish, write_file
@@ -41,8 +43,9 @@ POINTS_PER_LIST = 64  # k-means needs 39 or more (faiss.ClusteringParameters.min
 ROWS_AT_A_TIME = 65_536
 
 
-def build(database: Database, table: Destination, folder: Path) -> Manifest:
-    """Index every vector of the current model table and publish it as a generation below `folder`.
+def build(database: Database, table: Destination, folder: Path, words: WordsDefinition | None = None) -> Manifest:
+    """Index every vector of the current model table and publish it as a generation below `folder`; with `words`, the
+    words of their texts as well.
 
     The vectors and the version are of one snapshot. Returns the generation that is current afterwards: the new one, or
     the one that another process published meanwhile from a newer version. Whatever fails, and wherever the process is
@@ -53,7 +56,7 @@ def build(database: Database, table: Destination, folder: Path) -> Manifest:
     parent = folder / table.collection
     try:
         with build_folder(parent) as building:
-            manifest = _write_generation(database, table, building, newest_text(database, table))
+            manifest = _write_generation(database, table, building, newest_text(database, table), words)
             failpoint("faiss.publish")
             return publish(parent, building, manifest, functools.partial(_standing_now, database, table))
     except OSError as error:
@@ -64,7 +67,9 @@ def build(database: Database, table: Destination, folder: Path) -> Manifest:
         ) from error
 
 
-def _write_generation(database: Database, table: Destination, folder: Path, newest: int) -> Manifest:
+def _write_generation(
+    database: Database, table: Destination, folder: Path, newest: int, words: WordsDefinition | None
+) -> Manifest:
     """The files of every vector name, in `folder`; their manifest, which has no number yet. newest: `newest_text`."""
     began = time.perf_counter()
     with snapshot(database, table) as connection:
@@ -78,6 +83,7 @@ def _write_generation(database: Database, table: Destination, folder: Path, newe
         counts = vector_counts(connection, table)
         lacking = texts_lacking(connection, table, newest)
         vectors = {name: _write_vectors(connection, table, name, rows, folder) for name, rows in counts.items()}
+        lexical = write_words(connection, table, list(counts), words, folder) if words else None
     return Manifest(
         collection=table.collection,
         generation="",
@@ -93,6 +99,7 @@ def _write_generation(database: Database, table: Destination, folder: Path, newe
         lacking=lacking,
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(time.perf_counter() - began, 3),
+        words=lexical,
     )
 
 

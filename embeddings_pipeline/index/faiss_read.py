@@ -4,8 +4,9 @@ index = open_index(state_dir / "faiss", "items")
 scores, ids = index.search("base", queries, k=10)
 
 On disk, below `<folder>/<collection>/`: `<generation>/` with `manifest.json` and, a vector name, `<name>.faiss` and
-`<name>.ids.npy` (text ids in the order of the index); `CURRENT`, which names the generation that counts; `.lock`, held
-while one is published. A generation never changes: readers need no lock.
+`<name>.ids.npy` (text ids in the order of the index), and with `words:` the files of `bm25_build`; `CURRENT`, which
+names the generation that counts; `.lock`, held while one is published. A generation never changes: readers need no
+lock.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
 TUNED_FOR = 50  # vectors; asked for more, an index of lists looks into more of them
-FORMAT = 3  # of manifest.json and the files that it names
+FORMAT = 4  # of manifest.json and the files that it names
+READ_TOO = (3,)  # earlier formats, which say nothing else
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,27 @@ class VectorFiles:
 
 
 @dataclass(frozen=True)
+class WordsPart:
+    """What a generation holds of the words of one vector name's texts."""
+
+    texts: int
+    terms: int
+    average_length: float  # of a text, in terms
+    bytes: int
+    files: dict[str, str]  # file name → SHA-256
+
+
+@dataclass(frozen=True)
+class WordsFiles:
+    """The lexical index of a generation."""
+
+    stem: str | None  # the stemmer's language
+    parts: dict[str, WordsPart]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What a generation was made from. `checksum` covers all the rest, and through `vectors` every file."""
+    """What a generation was made from. `checksum` covers all the rest, and through `vectors` and `words` every file."""
 
     collection: str
     generation: str
@@ -57,6 +78,7 @@ class Manifest:
     lacking: list[int]  # older texts that had no vector, and may have got one since
     built_at: str  # ISO 8601, UTC
     seconds: float
+    words: WordsFiles | None = None  # with `words:`
     checksum: str = ""
 
     @property
@@ -153,16 +175,22 @@ def _read_manifest(generation: Path) -> Manifest:
     path = generation / "manifest.json"
     try:
         content = json.loads(path.read_bytes())
-        if content.pop("format") != FORMAT:
+        if content.pop("format") not in (*READ_TOO, FORMAT):
             raise VectorIndexError(f"{path} is of another version of embeddings-pipeline; {BUILD_AGAIN}")
         if content["checksum"] != checksum_of(content):
             raise VectorIndexError(f"{path} is damaged: its checksum differs; {BUILD_AGAIN}")
         vectors = {name: VectorFiles(**each) for name, each in content.pop("vectors").items()}
-        return Manifest(vectors=vectors, **content)
+        return Manifest(vectors=vectors, words=_words_files(content.pop("words", None)), **content)
     except OSError as error:
         raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {BUILD_AGAIN}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise VectorIndexError(f"{path} is damaged: it is no manifest; {BUILD_AGAIN}") from error
+
+
+def _words_files(content: dict[str, Any] | None) -> WordsFiles | None:
+    if content is None:
+        return None
+    return WordsFiles(content["stem"], {name: WordsPart(**each) for name, each in content["parts"].items()})
 
 
 def current_or_none(parent: Path) -> Manifest | None:
@@ -255,7 +283,7 @@ def _open(generation: Path, checksum: str) -> FaissIndex:
     parts: dict[str, tuple[Any, NDArray[np.int64]]] = {}
     for name, described in manifest.vectors.items():
         for file, expected in described.files.items():
-            _verify(generation / file, expected)
+            verify(generation / file, expected)
         mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # vectors stay in the page cache, shared by all processes
         path = generation / f"{name}.faiss"
         try:
@@ -266,7 +294,8 @@ def _open(generation: Path, checksum: str) -> FaissIndex:
     return FaissIndex(manifest, parts)
 
 
-def _verify(path: Path, expected: str) -> None:
+def verify(path: Path, expected: str) -> None:
+    """VectorIndexError if a file is not there, or not the one that was written."""
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()

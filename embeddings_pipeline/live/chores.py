@@ -17,6 +17,7 @@ from embeddings_pipeline.health.lag import indexes_due
 from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.index.filters import ensure_filters
 from embeddings_pipeline.index.pgvector import ensure_index
+from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import INDEXING, SCANNING, claim, let_go
 from embeddings_pipeline.store.retry import comes_of_outage, what_it_says
@@ -124,8 +125,9 @@ class Chores:
                 with failure_kept(collection.database, name, "pgvector_index"):
                     ensure_index(collection.database, table, config.index, list(config.vectors))
                     ensure_filters(collection.database, collection.definition)
+                    ensure_words(collection.database, collection.definition)
                 with failure_kept(collection.database, name, "faiss_index"):
-                    build_faiss(collection.database, table, collection.settings.state_dir / "faiss")
+                    build_faiss(collection.database, table, collection.settings.state_dir / "faiss", config.words)
             finally:
                 let_go(connection, name, INDEXING)
         self._due_since, self._index_at = None, time.monotonic() + INDEX_SECONDS

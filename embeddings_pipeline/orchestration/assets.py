@@ -15,6 +15,7 @@ from embeddings_pipeline.errors import ConfigurationError
 from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.index.filters import ensure_filters
 from embeddings_pipeline.index.pgvector import ensure_index
+from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.orchestration.asset_metadata import (
     as_markdown,
     faiss_metadata,
@@ -212,26 +213,28 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
         """The approximate index that PostgreSQL searches with, one for each vector name. Built beside the one in use
         and swapped in when it is valid; nothing is done if it is there and fits. And the indexes that `filters:`
-        asks for.
+        and `words:` ask for.
         """
         with failures_kept(definition, "pgvector_index"):
             collection = open_logged(context, pipeline, definition)
             config = definition.attributes
             report = ensure_index(collection.database, collection.model.destination, config.index, list(config.vectors))
             ensure_filters(collection.database, definition)
+            ensure_words(collection.database, definition)
         return dg.MaterializeResult(metadata=index_metadata(report))
 
     @dg.asset(**options("faiss_index", {"faiss"}, ["pgvector_table"], partitioned=False))
     def faiss_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:
         """A FAISS index for fast local search, built from the table (never from the model) and published whole, with
-        checksums. The last three generations stay.
+        checksums, and with `words:` a BM25 index of the same texts. The last three generations stay.
 
         Numbers: `recall_at_10` is the share of the ten nearest vectors that it finds, compared with an exact search.
         """
         with failures_kept(definition, "faiss_index"):
             collection = open_logged(context, pipeline, definition)
             folder = collection.settings.state_dir / "faiss"
-            manifest = build_faiss(collection.database, collection.model.destination, folder)
+            words = definition.attributes.words
+            manifest = build_faiss(collection.database, collection.model.destination, folder, words)
         location = dg.MetadataValue.path(str(folder / definition.name / manifest.generation))
         return dg.MaterializeResult(metadata={**faiss_metadata(manifest), "folder": location})
 

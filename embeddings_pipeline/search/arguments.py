@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.templates import visible
@@ -12,6 +12,7 @@ from embeddings_pipeline.search.where import condition_of
 from embeddings_pipeline.store.condition import Condition
 
 MOST_HITS = 1000
+Mode = Literal["dense", "text", "hybrid"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Request:
     index: str  # pgvector, or faiss
     profile: str | None
     condition: Condition | None
+    mode: Mode = "dense"
 
 
 def checked_query(query: object) -> str:
@@ -35,7 +37,13 @@ def checked_query(query: object) -> str:
 
 
 def checked_request(
-    definition: CollectionDefinition, k: object, where: object, vectors: object, index: object, profile: object
+    definition: CollectionDefinition,
+    k: object,
+    where: object,
+    vectors: object,
+    index: object,
+    profile: object,
+    mode: object = "dense",
 ) -> Request:
     """The request. ConfigurationError names an argument that has a value that it cannot have."""
     if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= MOST_HITS:
@@ -45,7 +53,23 @@ def checked_request(
     if profile is not None and not (isinstance(profile, str) and profile.strip()):
         raise unusable("profile", profile, "the name of a profile, or None for the current model's")
     condition = condition_of(definition, where)
-    return Request(int(k), _vector_names(definition, vectors), str(index), profile, condition)
+    names = _vector_names(definition, vectors)
+    return Request(int(k), names, str(index), profile, condition, _mode(definition, mode))
+
+
+def _mode(definition: CollectionDefinition, mode: object) -> Mode:
+    """How to look; None is for what the definition has indexes for."""
+    has_words = definition.attributes.words is not None
+    if mode is None:
+        return "hybrid" if has_words else "dense"
+    if mode not in get_args(Mode):
+        raise unusable("mode", mode, "'dense', 'text' or 'hybrid', or None for what the collection has indexes for")
+    if mode != "dense" and not has_words:
+        raise ConfigurationError(
+            f"collection {definition.name!r} has no lexical index, which mode {mode!r} needs: add `words: {{}}` in "
+            f"{definition.path or 'defs.yaml'}, and sync"
+        )
+    return mode  # type: ignore[return-value]
 
 
 def _vector_names(definition: CollectionDefinition, vectors: object) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ class ExactNumber(Decimal):
 
 @dataclass(frozen=True)
 class Hit:
-    """One of the nearest items: `score` is the cosine of its nearest text, `item` its payload, `text` that text.
+    """One of the best items: `score` is the cosine of its nearest text, `item` its payload, `text` that text. Found by
+    words, the score is what BM25 or ts_rank gives; by both, the sum of reciprocal ranks.
 
     Numbers of the payload are as the database has them: an int, or a Decimal with every digit. `vector_name` and
     `chunk` say which of the item's texts was nearest.
@@ -40,8 +41,8 @@ class Hit:
 class Leg:
     """What one way of looking found."""
 
-    vector_name: str  # empty if it asked no vectors
-    answered_by: Literal["pgvector", "faiss", "cooccurrence", "popularity"]
+    vector_name: str  # empty if it asked no vectors; of words several, parted by commas
+    answered_by: Literal["pgvector", "faiss", "bm25", "tsvector", "cooccurrence", "popularity"]
     how: str  # for people: what was compared, or which index was asked
     texts: int  # nearest texts that were looked at
     milliseconds: float
@@ -58,6 +59,8 @@ class Explanation:
     legs: tuple[Leg, ...] = ()
     expected_matches: int | None = None  # items that meet the filter, as the planner estimates; None without one
     milliseconds: dict[str, float] = field(default_factory=dict)  # of encoding, and of searching
+    mode: str = "dense"
+    fell_back: tuple[str, ...] = ()  # why a leg that was wanted is not among `legs`
 
 
 class Hits(list[Hit]):

@@ -20,11 +20,10 @@ from embeddings_pipeline.encoders import load_encoder
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, profile_command
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.health.activity import Activity, described, under_way
-from embeddings_pipeline.search.arguments import Request, checked_query, checked_request, key_text
-from embeddings_pipeline.search.by_faiss import faiss_leg
-from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of
-from embeddings_pipeline.search.nearest import nearest_leg
-from embeddings_pipeline.search.selectivity import Filter, filter_of
+from embeddings_pipeline.search.arguments import Mode, Request, checked_query, checked_request, key_text
+from embeddings_pipeline.search.hits import Explanation, Hits
+from embeddings_pipeline.search.legs import Asking
+from embeddings_pipeline.search.selectivity import filter_of
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import CollectionTables
@@ -52,24 +51,28 @@ def search(
     vectors: str | list[str] | None = None,
     index: Literal["pgvector", "faiss"] = "pgvector",
     profile: str | None = None,
+    mode: Mode | None = None,
     encode: QueryEncoder | None = None,
 ) -> Hits:
-    """The `k` items nearest to `query`, best first, by the collection's current model.
+    """The `k` best items for `query`, best first, by the collection's current model.
 
-    `where`: a condition on the columns of `filters:`, as `search/where.py` has it. `vectors`: which of the items'
-    vectors, one or several (an item counts by its nearest); the first one if left out. `index`: where to look; hits
-    from FAISS are joined to live rows and to what has come since the index was built; if it is still of a previous
-    model, PostgreSQL answers. `profile`: another model that is kept beside the current one. `encode`: in the place of
-    `encode_query`.
+    `mode`: `dense`, the nearest in meaning; `text`, those with the query's words, which loads no model; `hybrid`, both
+    rankings joined, which is also meant by None if the definition has `words:`. `where`: a condition on the columns of
+    `filters:`, as `search/where.py` has it. `vectors`: which of the items' vectors, one or several (an item counts by
+    its nearest); the first one if left out. `index`: where to look for vectors; hits from FAISS are joined to live rows
+    and to what has come since the index was built; if it is still of a previous model, PostgreSQL answers. `profile`:
+    another model that is kept beside the current one. `encode`: in the place of `encode_query`.
     """
-    request = checked_request(definition, k, where, vectors, index, profile)
+    request = checked_request(definition, k, where, vectors, index, profile, mode)
     text, vector_of = checked_query(query), encode or encode_query
 
     def prepare(connection: psycopg.Connection, model: Model) -> Callable[[], Wanted]:
+        if request.mode == "text":
+            return dict
         runnable = _runnable(connection, definition, settings, model)
         return lambda: dict.fromkeys(request.vectors, vector_of(definition, settings, model, runnable, text))
 
-    return _answer(definition, settings, request, prepare)
+    return _answer(definition, settings, request, prepare, text=text)
 
 
 def similar(
@@ -104,9 +107,12 @@ def _answer(
     request: Request,
     prepare: Preparation,
     *,
+    text: str = "",
     without: str | None = None,
 ) -> Hits:
-    """The best items by all legs. No session is held while a model works. `without`: an item that is left out."""
+    """The best items by all legs. No session is held while a model works. `text`: whose words are looked for, unless
+    the request is for vectors alone. `without`: an item that is left out.
+    """
     database = open_database_to_read(settings)
     for attempt in range(ATTEMPTS):
         try:
@@ -122,49 +128,28 @@ def _answer(
                 filtered = filter_of(connection, tables, condition) if condition else None
                 if condition:
                     tell_if_behind(connection, definition, tables, condition)
-                found = [
-                    ask_leg(connection, definition, settings, request, model, name, vector, more, is_shadow, filtered)
-                    for name, vector in wanted.items()
-                ]
-            hits = [hit for hits, _ in found for hit in hits if hit.item_key != without]
+                asking = Asking(connection, definition, settings, request, model, is_shadow, filtered)
+                if request.mode == "hybrid":
+                    found = asking.by_both(wanted, text, more)
+                elif request.mode == "text":
+                    found = asking.by_words(text, more)
+                else:
+                    found = asking.by_vectors(wanted, more)
             seconds = {"encode": encoded - began, "search": time.perf_counter() - encoded}
             explanation = Explanation(
                 model.profile.name,
                 model.destination.fingerprint,
-                tuple(leg for _, leg in found),
+                found.legs,
                 filtered.items if filtered else None,
                 milliseconds={key: round(1000 * value, 3) for key, value in seconds.items()},
+                mode=request.mode,
+                fell_back=found.fell_back,
             )
-            return Hits(best_of(hits, request.k), explanation)
+            return Hits([hit for hit in found.hits if hit.item_key != without][: request.k], explanation)
         except psycopg.errors.UndefinedTable:
             if attempt + 1 == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
-
-
-def ask_leg(
-    connection: psycopg.Connection,
-    definition: CollectionDefinition,
-    settings: Settings,
-    request: Request,
-    model: Model,
-    name: str,
-    vector: NDArray[np.float32],
-    k: int,
-    is_shadow: bool,
-    filtered: Filter | None,
-) -> tuple[list[Hit], Leg]:
-    fell_back = []
-    if request.index == "faiss":
-        found: tuple[list[Hit], Leg] | str = "FAISS has no vectors of a model that is kept beside the current one"
-        if not is_shadow:
-            with connection.transaction():  # what it reads is of one moment
-                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                found = faiss_leg(connection, definition, settings, model, name, vector, k, filtered)
-        if not isinstance(found, str):
-            return found
-        fell_back.append(f"{found}: PostgreSQL answered")
-    return nearest_leg(connection, definition, model, name, vector, k, filtered=filtered, fell_back=fell_back)
 
 
 def tell_if_behind(

@@ -23,7 +23,8 @@ from embeddings_pipeline.index.filters import expression_of
 from embeddings_pipeline.search.arguments import MOST_HITS, Request, checked_request
 from embeddings_pipeline.search.history import Taste, taste_of
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, exact_cursor
-from embeddings_pipeline.search.query import ask_leg, model_to_ask, tell_if_behind
+from embeddings_pipeline.search.legs import Asking
+from embeddings_pipeline.search.query import model_to_ask, tell_if_behind
 from embeddings_pipeline.search.ranking import best_match, blended, diverse, matrix, mean_direction
 from embeddings_pipeline.search.selectivity import filter_of
 from embeddings_pipeline.store.condition import Condition
@@ -184,9 +185,9 @@ class _Asking:
         filtered = filter_of(self.connection, self.model.destination.tables, self.condition)
         most = max(self.request.k, self.most // len(asked))
         hits: dict[str, Hit] = {}
+        of = (self.connection, self.definition, self.settings, self.request, self.model, self.is_shadow)
         for vector in asked:
-            arguments = (self.connection, self.definition, self.settings, self.request, self.model, name, vector)
-            found, leg = ask_leg(*arguments, most, self.is_shadow, filtered)
+            found, leg = Asking(*of, filtered).dense_leg(name, vector, most)
             hits |= {hit.item_key: hit for hit in found}
             candidates.legs.append(leg)
         vectors = self._vectors(name, list(hits))

@@ -4,6 +4,7 @@
 say them, but for those that stand for the same everywhere (`statement` of a collection's tables and of a destination):
 
     {item}, {text}, {view}   the collection's tables, and the view of its current model
+    {words}                  the words of its texts, if its definition has `words:`
     {vector}                 a model's vectors: text_id, vector_name, content_hash, embedding
     {written}                text_id and content_hash of the texts that have their vector
     {hash}                   the table where that is noted

@@ -143,13 +143,13 @@ def test_opening_is_done_once_a_generation(database, folder, table):
 def watched_hashing(monkeypatch):
     """The names of the files that are hashed from now on."""
     hashed: list[str] = []
-    verify = faiss_read._verify
+    verify = faiss_read.verify
 
     def watched(path, expected):
         hashed.append(path.name)
         verify(path, expected)
 
-    monkeypatch.setattr(faiss_read, "_verify", watched)
+    monkeypatch.setattr(faiss_read, "verify", watched)
     return hashed
 
 

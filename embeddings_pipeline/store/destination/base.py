@@ -78,12 +78,18 @@ class CollectionTables:
         return sql.Identifier("embeddings", f"{self.collection}_text")
 
     @property
+    def words(self) -> sql.Identifier:
+        """The words of the texts: there with `words:` alone."""
+        return sql.Identifier("embeddings", f"{self.collection}_text_words")
+
+    @property
     def view(self) -> sql.Identifier:
         return sql.Identifier("embeddings", self.collection)
 
     def statement(self, name: str, **others: sql.Composable) -> sql.Composed:
-        """The statement NAME of `sql/` with {item}, {text}, {view} and what else it needs filled in."""
-        return sql.SQL(load_sql(name)).format(item=self.item, text=self.text, view=self.view, **others)
+        """The statement NAME of `sql/` with {item}, {text}, {words}, {view} and what else it needs filled in."""
+        names = {"item": self.item, "text": self.text, "words": self.words, "view": self.view}
+        return sql.SQL(load_sql(name)).format(**{**names, **others})
 
     def are_made(self, connection: psycopg.Connection) -> bool:
         """Whether both tables are there."""
