@@ -23,6 +23,7 @@ from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.wording import counted
 
 if TYPE_CHECKING:
+    from embeddings_pipeline.search.arguments import Mode
     from embeddings_pipeline.search.evaluate import Evaluation, Index
     from embeddings_pipeline.search.judgements import Judgements
     from embeddings_pipeline.search.measures import Difference, Figure
@@ -69,6 +70,15 @@ VectorsOption = Annotated[
     ),
 ]
 
+ModesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mode",
+        click_type=click.Choice(["dense", "text", "hybrid"]),
+        help="Only this one, also several; left out: each that the collection has indexes for.",
+    ),
+]
+
 
 def evaluate(
     queries: QueriesOption = None,
@@ -78,6 +88,7 @@ def evaluate(
     profile: ProfilesOption = None,
     index: IndexesOption = None,
     vectors: VectorsOption = None,
+    mode: ModesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How good searches are, by judged queries: nDCG@10, recall@100, MRR, hit rate and latency of each way of searching
@@ -100,6 +111,7 @@ def evaluate(
             profiles=profile or (),
             indexes=cast("list[Index]", index or []),
             vectors=asked,
+            modes=cast("list[Mode]", mode or []),
         )
     for line in chosen.told:
         tell(f"warning: {line}")

@@ -22,8 +22,10 @@ from embeddings_pipeline.config.templates import visible
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, VectorIndexError
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.progress import Progress, silent
+from embeddings_pipeline.search.arguments import Mode
 from embeddings_pipeline.search.hits import Hits
 from embeddings_pipeline.search.judgements import JudgedQuery, Judgements, read_judgements
+from embeddings_pipeline.search.legs import ALONE
 from embeddings_pipeline.search.measures import DEPTH, NDCG, Difference, Figure, Values, difference, figure, measured
 from embeddings_pipeline.search.query import encode_query, search
 from embeddings_pipeline.store.database import open_database_to_read
@@ -34,6 +36,7 @@ Index = Literal["pgvector", "faiss"]
 INDEXES: tuple[Index, ...] = get_args(Index)
 GOLDEN = "golden_queries.jsonl"
 SELF_QUERIES = 200
+BY_DEFAULT: tuple[Mode, ...] = ("hybrid", "dense", "text")  # first what `search` does if there are words
 TITLES = ("title", "name")  # columns that name an item, if it has them
 
 
@@ -44,11 +47,13 @@ class Way:
     profile: str | None = None
     index: Index = "pgvector"
     vectors: tuple[str, ...] = ()  # empty: the first
+    mode: Mode = "dense"
 
     @property
     def name(self) -> str:
-        """`minilm pgvector base+title`."""
-        return " ".join(filter(None, (self.profile, self.index, "+".join(self.vectors))))
+        """`minilm pgvector base+title`, and the mode before the vectors unless it is dense; `text base`."""
+        asked = (self.mode,) if self.mode == "text" else (self.profile, self.index, self.mode)
+        return " ".join(each for each in (*asked, "+".join(self.vectors)) if each and each != "dense")
 
     def search(self, definition: CollectionDefinition, settings: Settings, query: str, **options: Any) -> Hits:
         """As the function `search`."""
@@ -157,11 +162,13 @@ def choose_ways(
     profiles: Sequence[str] = (),
     indexes: Sequence[Index] = (),
     vectors: Sequence[tuple[str, ...]] = (),
+    modes: Sequence[Mode] = (),
 ) -> Chosen:
-    """Every combination of these. Left out: each profile that is kept, each index, each vector and all together.
+    """Every combination of these. Left out: each profile that is kept, each index, each vector and all together, and
+    each mode that the definition has indexes for.
 
     Each is tried once, which loads what it needs. One that was not asked for by name is left out if it cannot answer;
-    for any other that is a ConfigurationError, ProfileError or VectorIndexError.
+    for any other that is a ConfigurationError, DatabaseError, ProfileError or VectorIndexError.
     """
     names = list(definition.attributes.vectors)
     each = vectors or [*((name,) for name in names), *([tuple(names)] if len(names) > 1 else [])]
@@ -169,12 +176,17 @@ def choose_ways(
     ways: list[Way] = []
     left_out: dict[str, str] = {}
     asked: Sequence[str | None] = profiles or [*kept] or [None]  # None: a search says what is not there
-    for way in (Way(*of) for of in product(asked, indexes or INDEXES, each)):
+    has_words = definition.attributes.words is not None
+    for mode, *of in product(modes or (BY_DEFAULT if has_words else ("dense",)), asked, indexes or INDEXES, each):
+        way = Way(*of, mode)
+        if mode == "text" and (way.profile, way.index) != (asked[0], (indexes or INDEXES)[0]):
+            continue  # words are the same whatever the model and the index of vectors
         try:
             _try(definition, settings, way, judgements.queries[0].text)
             ways.append(way)
-        except (ProfileError, VectorIndexError) as error:
-            if profiles if isinstance(error, ProfileError) else indexes:
+        except (DatabaseError, ProfileError, VectorIndexError) as error:
+            named = {ProfileError: profiles, VectorIndexError: indexes, DatabaseError: modes or mode == "dense"}
+            if named[type(error)]:
                 raise
             left_out[way.name] = str(error)
     if not ways:
@@ -188,13 +200,18 @@ def choose_ways(
 
 def _try(definition: CollectionDefinition, settings: Settings, way: Way, query: str) -> None:
     if why := _another_way(way, way.search(definition, settings, query, k=1)):
-        raise VectorIndexError(f"collection {definition.name!r}: {way.index} does not answer: {why}")
+        of_words = way.mode != "dense" and why.endswith(ALONE)
+        raise (DatabaseError if of_words else VectorIndexError)(
+            f"collection {definition.name!r}: {'the words do' if of_words else f'{way.index} does'} not answer: {why}"
+        )
 
 
 def _another_way(way: Way, hits: Hits) -> str | None:
     """Why a search did not go the way that it was asked to go; None if it did."""
-    elsewhere = [leg for leg in hits.explanation.legs if leg.answered_by != way.index]
-    return next((reason for leg in elsewhere for reason in leg.fell_back), None)
+    elsewhere = [leg for leg in hits.explanation.legs if leg.answered_by in INDEXES and leg.answered_by != way.index]
+    return next((reason for leg in elsewhere for reason in leg.fell_back), None) or next(
+        iter(hits.explanation.fell_back), None
+    )
 
 
 def kept_models(definition: CollectionDefinition, settings: Settings) -> dict[str | None, Model]:

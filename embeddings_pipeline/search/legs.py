@@ -24,6 +24,7 @@ from embeddings_pipeline.store.models import Model
 
 log = logging.getLogger(__name__)
 
+ALONE = "vectors alone answered"
 NO_WORDS_YET = "the words of its texts are not in PostgreSQL yet: `embeddings-pipeline sync` brings them there"
 
 
@@ -69,7 +70,7 @@ class Asking:
         found = self._text_leg(text, candidates(k))
         if isinstance(found, str):
             log.warning("warning: collection %r: %s; vectors alone answer", self.definition.name, found)
-            return Found(dense.hits[:k], dense.legs, (f"{found}; vectors alone answered",))
+            return Found(dense.hits[:k], dense.legs, (f"{found}; {ALONE}",))
         return Found(fused(dense.hits, found[0], words.fusion)[:k], (*dense.legs, found[1]))
 
     def dense_leg(self, name: str, vector: NDArray[np.float32], k: int) -> tuple[list[Hit], Leg]:

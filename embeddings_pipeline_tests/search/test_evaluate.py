@@ -12,6 +12,7 @@ from embeddings_pipeline.config.definition import COMPONENT_TYPE, CollectionDefi
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, VectorIndexError
 from embeddings_pipeline.index.faiss_build import build
+from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.model_change.phases import add_model
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
@@ -69,6 +70,28 @@ def test_each_index_and_vector_is_a_way_and_the_first_is_how_search_goes(made: C
     assert first.figures[NDCG].mean == 1 and 0 < first.p50_ms <= first.p95_ms
     assert {way.figures[RECALL].mean for way in evaluation.ways} == {1}
     assert evaluation.told == []
+
+
+def test_words_and_both_together_are_ways_too(made: Callable[..., Collection], database: Database) -> None:
+    one = made(faiss=False, words={})
+    chosen = choose_ways(one.definition, one.settings, golden(1), indexes=["pgvector"])
+    assert names(chosen.ways) == ["test pgvector base"]  # the words are not in PostgreSQL yet
+    assert set(chosen.left_out) == {"test pgvector hybrid base", "text base"}
+    with pytest.raises(DatabaseError, match="the words do not answer"):
+        choose_ways(one.definition, one.settings, golden(1), indexes=["pgvector"], modes=["hybrid"])
+    ensure_words(database, one.definition)
+    build(database, one.model.destination, one.settings.state_dir / "faiss", one.definition.attributes.words)
+    ways = choose_ways(one.definition, one.settings, golden(1)).ways
+    assert names(ways) == [
+        "test pgvector hybrid base",
+        "test faiss hybrid base",
+        "test pgvector base",
+        "test faiss base",
+        "text base",
+    ]
+    evaluation = evaluate(one.definition, one.settings, golden(1, 2, 3), ways)
+    assert [way.fell_back for way in evaluation.ways] == [0] * 5
+    assert evaluation.ways[-1].figures[NDCG].mean > 0.5
 
 
 def test_a_better_way_is_told_from_a_worse_one(made: Callable[..., Collection], database: Database) -> None:
@@ -223,7 +246,7 @@ def test_json_has_everything(command: Callable[..., Done], tmp_path: Path) -> No
     said = json.loads(command("--queries", str(file), "--index", "pgvector", "--index", "faiss", "--json").stdout)
     assert (said["collection"], said["queries"], said["smoke_test"], said["left_out"]) == ("films", 3, False, {})
     first, second = said["ways"]
-    assert first["way"] == {"profile": "test", "index": "pgvector", "vectors": ["base"]}
+    assert first["way"] == {"profile": "test", "index": "pgvector", "vectors": ["base"], "mode": "dense"}
     assert set(first["figures"]) == {"ndcg_at_10", "recall_at_100", "mrr", "hit_rate_at_10"}
     assert set(second["against_first"]["ndcg_at_10"]) == {"mean", "low", "high", "p"}
     assert first["against_first"] is None and first["p95_ms"] >= first["p50_ms"] > 0
