@@ -23,9 +23,10 @@ INSTRUCTIONS = (
     'may name: {"release_year": {"gte": 2000}, "genres": {"any": ["Drama"]}, "not": {"director": "Michael Bay"}}.'
 )
 
-Query = Annotated[str, Field(max_length=LONGEST_QUERY, description="What to look for, in words.")]
+# Their limits are those of the requests, which say in one line what is wrong.
+Query = Annotated[str, Field(description=f"What to look for, in words; at most {LONGEST_QUERY} characters.")]
 Collection = Annotated[str | None, Field(description="Left out: the only one, or `items`.")]
-K = Annotated[int, Field(ge=1, le=MOST_HITS, description="How many items.")]
+K = Annotated[int, Field(description=f"How many items, 1 to {MOST_HITS}.")]
 Where = Annotated[dict[str, Any] | None, Field(description="A condition on the collection's filters.")]
 ItemKey = Annotated[str | int, Field(description="An item's key, as a hit has it.")]
 
