@@ -166,7 +166,7 @@ def phases(arguments: argparse.Namespace, database: Database, folder: Path, clie
 
 
 def ask(address: str, items: int, number: int) -> None:
-    """Ask with so many clients until stdin is closed. A line names a phase; `tell` has it told what was done in that."""
+    """Ask with so many clients until stdin is closed. A line names a phase; after `tell` that phase is reported."""
     phase = ["before"]
     took: dict[str, list[float]] = {}
     failures: dict[str, list[str]] = {}

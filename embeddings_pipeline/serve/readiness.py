@@ -76,6 +76,8 @@ class Readiness:
             try:
                 self._look()
             except (PipelineError, psycopg.Error) as error:
+                if self._ended.is_set():
+                    return
                 self._tell(what_it_says(error) if isinstance(error, psycopg.Error) else str(error))
                 self._state = State(time.monotonic())
             except Exception:

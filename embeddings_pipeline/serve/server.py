@@ -4,11 +4,13 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from embeddings_pipeline.config.settings import Settings
@@ -58,6 +60,9 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # no other gets signals
+            yield
+            return
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -92,7 +97,7 @@ def run_server(options: ServeOptions, settings: Settings, started: Callable[[str
         try:
             service = Service(settings, options.at_once)
             started(address_of(listening))
-            _server(make_app(service, options.key)).run(sockets=[listening])
+            make_server(make_app(service, options.key)).run(sockets=[listening])
             return service.close()
         finally:
             use.leave()
@@ -103,9 +108,10 @@ def address_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _server(app: object) -> _Server:
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """A server that is not running yet."""
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http=Protocol,
         ws="none",
         lifespan="on",
