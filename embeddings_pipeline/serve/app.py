@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from embeddings_pipeline.serve.agents import VERSION, make_agents, routes_of
 from embeddings_pipeline.serve.answers import ERRORS, Answer, on_error, on_http_error, on_mistakes
 from embeddings_pipeline.serve.gate import LARGEST_BODY, Gate
+from embeddings_pipeline.serve.looks import add_page
 from embeddings_pipeline.serve.requests import (
     CollectionsAnswer,
     ErrorAnswer,
@@ -59,6 +60,7 @@ def make_app(service: Service, key: str | None) -> ASGIApp:
     app.router.routes.extend(routes)
     _add_searches(app, service)
     _add_states(app, service)
+    add_page(app)
     for kind in ERRORS:
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(Exception, on_error)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embeddings_pipeline.serve.answers import Failure
+from embeddings_pipeline.serve.looks import FILES
 from embeddings_pipeline.serve.metrics import LEFT, Metrics
 
 LARGEST_BODY = 4 << 20  # a condition may have 100,000 values
 BODY_SECONDS = 10.0  # in which a body has to come
 # What tells nothing of what is kept here.
-OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect", *FILES})
 OPEN_FOLDER = "/static-offline-docs/"
 NAMED = OPEN | {"/search", "/similar", "/collections", "/metrics", "/mcp"}  # with figures of their own
 LOCAL_NAMES = ("localhost", "")
@@ -29,7 +30,7 @@ class _LeftError(Exception):
     """The client has left before its request was whole."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(Exception):
     """Why a request is not let in."""
 

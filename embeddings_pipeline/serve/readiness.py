@@ -15,6 +15,7 @@ from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import DatabaseError, PipelineError
 from embeddings_pipeline.search.query import search
+from embeddings_pipeline.serve.searches import patiently
 from embeddings_pipeline.serve.served import Served
 from embeddings_pipeline.store.database import open_database_to_read
 from embeddings_pipeline.store.models import current_model
@@ -52,7 +53,7 @@ class Readiness:
         self._state = State(time.monotonic())
         self._loaded: dict[str, str] = {}  # collection → fingerprint that has answered here
         self._failed: dict[str, tuple[str, float]] = {}  # collection → fingerprint that could not, and when
-        self._told = ""
+        self._told, self._loading = "", False
 
     def start(self) -> None:
         self._thread.start()
@@ -64,7 +65,9 @@ class Readiness:
     def state(self) -> State:
         """What is known; nothing counts any more if the last look was long ago."""
         state = self._state
-        return state if time.monotonic() - state.at < LATEST_SECONDS else State(state.at)
+        if time.monotonic() - state.at < LATEST_SECONDS:
+            return state
+        return replace(state, models=False) if self._loading else State(state.at)
 
     def check_database(self) -> None:
         """DatabaseError if the last look found none: nobody has to wait for that once more."""
@@ -73,8 +76,9 @@ class Readiness:
 
     def _run(self) -> None:
         while not self._ended.is_set():
+            self._refresh()
             try:
-                self._look()
+                patiently(self._look, time.monotonic(), lambda: not self._ended.is_set())
             except (PipelineError, psycopg.Error) as error:
                 if self._ended.is_set():
                     return
@@ -85,8 +89,13 @@ class Readiness:
                 self._state = State(time.monotonic())
             self._ended.wait(LOOK_SECONDS)
 
+    def _refresh(self) -> None:
+        try:
+            self._served.refresh()
+        except PipelineError as error:  # what was read before stays in force
+            log.error("error: %s", error)
+
     def _look(self) -> None:
-        self._served.refresh()
         database = open_database_to_read(self._settings)
         collections = self._served.collections
         with database.session() as connection:
@@ -119,6 +128,7 @@ class Readiness:
         failed, at = self._failed.get(name, ("", 0.0))
         if failed == fingerprint and time.monotonic() - at < RELOAD_SECONDS:
             return
+        self._loading = True
         try:
             if not paid:
                 search(definition, self._settings, "ready?", k=1)
@@ -128,3 +138,5 @@ class Readiness:
         except PipelineError as error:
             log.error("error: %s", error)
             self._failed[name] = fingerprint, time.monotonic()
+        finally:
+            self._loading = False

@@ -89,15 +89,25 @@ class HitsAnswer(BaseModel):
     explanation: dict[str, Any] | None = Field(None, description="Only with `explain`.")
 
 
+class Way(BaseModel):
+    """One of the ways to search a collection."""
+
+    label: str
+    fields: dict[str, str] = Field(description="What a request has besides to be answered in that way.")
+
+
 class CollectionAnswer(BaseModel):
     """A collection that may be searched."""
 
     name: str
     columns: list[str] = Field(description="What hits have as `item`.")
-    filters: dict[str, str] = Field(description="What `where` may name, with the type of each.")
+    filters: dict[str, dict[str, str]] = Field(
+        description="What `where` may name: the `type` of each, and of texts in one text the `separator` of them."
+    )
     vectors: list[str]
     profile: str | None = Field(description="The current model's; null without vectors.")
     fingerprint: str | None
+    ways: list[Way] = Field(description="The current model by PostgreSQL, by FAISS, and each shadow model.")
 
 
 class CollectionsAnswer(BaseModel):

@@ -17,7 +17,7 @@ from embeddings_pipeline.errors import DatabaseError, PipelineError
 from embeddings_pipeline.store.retry import is_outage
 from embeddings_pipeline.store.session import end_statements
 
-THREADS = 8  # more of them wait for each other: a search is Python's own work by half
+THREADS = 16  # as many as a process has sessions; they wait for PostgreSQL, or for a hosted model, most of the time
 PATIENCE_SECONDS = 10.0  # for a database that restarts
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two attempts, and between two cancellations
 
@@ -102,10 +102,17 @@ class _Search(Generic[T]):
                 raise LeftError("whoever asked has left")
             self._thread = threading.get_ident()
         try:
-            return self._patiently()
+            return patiently(self._ask, self._began, self._goes_on)
         finally:
             with self._mutex:
                 self._thread = None
+
+    def _goes_on(self) -> bool:
+        """Whether it is to be tried again, which is counted."""
+        if self.left:
+            return False
+        self._tried_again()
+        return True
 
     def cancel_statement(self) -> bool:
         """Cancel what its thread waits for in PostgreSQL; whether it is still at work."""
@@ -115,18 +122,21 @@ class _Search(Generic[T]):
             end_statements([self._thread])
             return True
 
-    def _patiently(self) -> T:
-        """A search only reads: after a lost session it is made once more, and so on while the database restarts."""
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return self._ask()
-            except (PipelineError, psycopg.Error) as error:
-                if self.left or not lost_database(error) or time.monotonic() - self._began > PATIENCE_SECONDS:
-                    raise
-            self._tried_again()
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+
+def patiently(ask: Callable[[], T], began: float, goes_on: Callable[[], bool] = lambda: True) -> T:
+    """What `ask` returns, which only reads: after a lost session it is called once more, and so on while the database
+    restarts. `began`: by `time.monotonic()`.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return ask()
+        except (PipelineError, psycopg.Error) as error:
+            is_late = time.monotonic() - began > PATIENCE_SECONDS
+            if is_late or not lost_database(error) or not goes_on():
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def lost_database(error: BaseException | None) -> bool:

@@ -28,16 +28,16 @@ class Served:
         return self._collections
 
     def refresh(self) -> None:
-        """Look whether a file has changed, and read them again if so."""
+        """Read them again if a file has changed. ConfigurationError, once, if the folder is gone."""
         state = self._look()
         if state == self._state:
             return
+        self._state = state
         defined = read_collections(self._folder)
         for mistake in defined.mistakes.values():
             log.warning("warning: %s", mistake)
         kept = {name: each for name, each in self._collections.items() if each.path in defined.mistakes}
         self._collections = without_sample({**kept, **defined.collections})
-        self._state = state
 
     def find(self, name: str | None) -> CollectionDefinition:
         """The collection of that name; without one, the only one or `items`."""

@@ -3,6 +3,9 @@
 from functools import partial
 from typing import Any
 
+import psycopg
+
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.serve.metrics import Metrics
 from embeddings_pipeline.serve.readiness import Readiness
@@ -10,7 +13,7 @@ from embeddings_pipeline.serve.requests import SearchRequest, SimilarRequest
 from embeddings_pipeline.serve.searches import Searches
 from embeddings_pipeline.serve.served import Served
 from embeddings_pipeline.store.database import open_database_to_read
-from embeddings_pipeline.store.models import current_model
+from embeddings_pipeline.store.models import current_model, shadow_models
 
 
 class Service:
@@ -42,18 +45,23 @@ class Service:
         return {"collections": await self.searches.run(self._collections)}
 
     def _collections(self) -> list[dict[str, Any]]:
-        answers = []
         with open_database_to_read(self.settings).session() as connection:
-            for name, definition in sorted(self.served.collections.items()):
-                model, attributes = current_model(connection, definition), definition.attributes
-                answers.append(
-                    {
-                        "name": name,
-                        "columns": list(attributes.columns),
-                        "filters": {column: each.type for column, each in attributes.filters.items()},
-                        "vectors": list(attributes.vectors),
-                        "profile": model.profile.name if model else None,
-                        "fingerprint": model.destination.fingerprint if model else None,
-                    }
-                )
-        return answers
+            return [_described(connection, each) for _, each in sorted(self.served.collections.items())]
+
+
+def _described(connection: psycopg.Connection, definition: CollectionDefinition) -> dict[str, Any]:
+    attributes, model = definition.attributes, current_model(connection, definition)
+    shadows = shadow_models(connection, definition) if model else []
+    return {
+        "name": definition.name,
+        "columns": list(attributes.columns),
+        "filters": {name: each.model_dump(exclude_defaults=True) for name, each in attributes.filters.items()},
+        "vectors": list(attributes.vectors),
+        "profile": model.profile.name if model else None,
+        "fingerprint": model.destination.fingerprint if model else None,
+        "ways": [
+            {"label": "PostgreSQL", "fields": {}},
+            {"label": "FAISS", "fields": {"index": "faiss"}},
+            *({"label": each.profile.name, "fields": {"profile": each.profile.name}} for each in shadows),
+        ],
+    }

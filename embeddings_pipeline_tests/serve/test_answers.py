@@ -38,7 +38,8 @@ def test_collections_say_what_may_be_asked(served: Settings) -> None:
     with serving(served) as service:
         [films] = service.get("/collections").json()["collections"]
     assert (films["name"], films["columns"], films["vectors"]) == ("films", ["title", "revenue"], ["base"])
-    assert films["filters"] == {"revenue": "number", "title": "text"}
+    assert films["filters"] == {"revenue": {"type": "number"}, "title": {"type": "text"}}
+    assert [way["fields"] for way in films["ways"]] == [{}, {"index": "faiss"}]
     assert films["profile"] == "test" and re.fullmatch("[0-9a-f]{12}", films["fingerprint"])
 
 

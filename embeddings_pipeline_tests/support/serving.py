@@ -29,7 +29,7 @@ class Serving:
 
     def client(self, **options: Any) -> httpx.Client:
         headers = {} if self.key is None else {"Authorization": b"Bearer " + self.key.encode()}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, **{"timeout": 60, **options})
 
     def get(self, path: str) -> httpx.Response:
         with self.client() as client:
