@@ -93,20 +93,20 @@ def test_a_question_its_filters_and_what_is_similar(films: Settings, browser: "B
         assert "A story about number 7" in first.inner_text() and re.search(r"[01]\.\d{3}", first.inner_text())
         first.get_by_role("button", name="Filter: genres has Crime1").click()
         page.get_by_role("button", name="Remove the filter genres has Crime1").wait_for()
-        says(page, "PostgreSQL: 8 hits; FAISS: 8 hits")
+        says(page, "PostgreSQL: 9 hits; FAISS: 9 hits")
         assert all(int(key) % 3 == 1 for key in keys(page, "PostgreSQL"))
         first.get_by_role("button", name="Filter: revenue ≥ 1007").click()
-        says(page, "PostgreSQL: 6 hits")
+        says(page, "PostgreSQL: 7 hits")
         page.get_by_role("button", name="revenue ≥ 1007: make it ≤").click()
         says(page, "PostgreSQL: 3 hits")
         page.get_by_role("button", name="Remove the filter revenue ≤ 1007").click()
-        says(page, "PostgreSQL: 8 hits")
+        says(page, "PostgreSQL: 9 hits")
         first.get_by_role("button", name="Similar to Film 7").click()
         page.get_by_text("similar to Film 7").wait_for()
-        says(page, "PostgreSQL: 7 hits")
+        says(page, "PostgreSQL: 8 hits")
         assert "7" not in keys(page, "PostgreSQL")
-        page.get_by_label("FAISS").uncheck()
-        says(page, r"^PostgreSQL: 7 hits$")
+        page.get_by_role("checkbox", name="FAISS").uncheck()
+        says(page, r"^PostgreSQL: 8 hits$")
 
 
 def test_what_is_in_the_database_is_text_and_keeps_its_digits(films: Settings, browser: "Browser") -> None:
@@ -157,7 +157,7 @@ def test_it_asks_for_the_key_and_keeps_it_for_the_tab_alone(films: Settings, bro
         for key in ("wrong", KEY):
             page.get_by_label("This service wants its key").fill(key)
             page.get_by_role("button", name="Use it").click()
-        page.get_by_label("FAISS").wait_for()
+        page.get_by_role("checkbox", name="FAISS").wait_for()
         ask(page, "Film 7 number 7")
         says(page, "PostgreSQL: 10 hits")
         assert page.evaluate("Object.keys(localStorage).length") == 0 and KEY not in page.url
@@ -172,6 +172,6 @@ def test_another_model_is_one_column_more(served: Settings, one: CollectionDefin
     backfill_all(collection)
     assert execute(collection.database, "SELECT count(*) FROM embeddings.model") == [(2,)]
     with serving(served) as service, opened(browser, service) as page:
-        page.get_by_label("FAISS").uncheck()
+        page.get_by_role("checkbox", name="FAISS").uncheck()
         ask(page, "Film 7 number 7")
         says(page, "PostgreSQL: 10 hits; other: 10 hits")
