@@ -22,29 +22,18 @@ from embeddings_pipeline_tests.support.command_line import PROJECT, run_process
 from embeddings_pipeline_tests.support.serving import write_definitions
 from embeddings_pipeline_tests.support.workbench import PROFILE, definition, films, make_films, sync_once, wait_until
 
-SLOW = """
-import time
-from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
-
-class SlowEncoder(DeterministicEncoder):
-    def encode_queries(self, texts):
-        time.sleep(1.0 if "slowly" in texts[0] else 0.0)
-        return super().encode_queries(texts)
-"""
-
 
 @pytest.fixture
 def environment(open_folder: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """A deployment of its own with 25 films, on an embedded server of its own."""
     folder = open_folder / f"serve-{os.getpid()}-{abs(hash(tmp_path)) % 10_000}"
     folder.mkdir(mode=0o711)
-    (tmp_path / "slow_encoder.py").write_text(SLOW)
     settings = Settings(database_url=None, embeddings_state_dir=folder)
     database = open_database(settings)
     ensure_schema(database)
     make_films(database, films(25))
-    sync_once(definition(), settings)
-    slow = definition(profile={**PROFILE, "model": "slow_encoder:SlowEncoder"})
+    slow = definition(profile={**PROFILE, "model": "embeddings_pipeline_tests.support.deterministic:SlowEncoder"})
+    sync_once(slow, settings)
     write_definitions(tmp_path / "defs", slow)
     database.close()
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "DAGSTER_HOME") if name in os.environ}
@@ -52,7 +41,6 @@ def environment(open_folder: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
         **kept,
         "EMBEDDINGS_STATE_DIR": str(folder),
         "EMBEDDINGS_DEFS_DIR": str(tmp_path / "defs"),
-        "PYTHONPATH": str(tmp_path),
         "PYTHONWARNINGS": "ignore",
     }
 
