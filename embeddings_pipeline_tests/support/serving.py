@@ -28,7 +28,7 @@ class Serving:
     key: str | None
 
     def client(self, **options: Any) -> httpx.Client:
-        headers = {} if self.key is None else {"Authorization": b"Bearer " + self.key.encode()}
+        headers = {} if self.key is None else {b"Authorization": b"Bearer " + self.key.encode()}
         return httpx.Client(base_url=self.url, headers=headers, trust_env=False, **{"timeout": 60, **options})
 
     def get(self, path: str) -> httpx.Response:
