@@ -3,9 +3,10 @@ PostgreSQL is killed.
 
     python benchmarks/bench_serve.py [--items 100000] [--clients 16] [--seconds 20] [--index hnsw]
 
-No model runs: vectors are computed from the numbers in a text, so that a query for a row has one right answer under
-each model, its own row, and every answer is looked at. The service, the clients and this script are a process each, and
-the embedded server is one of its own below a temporary folder. A line of JSON a phase.
+No model runs: vectors are computed from the numbers in a text, so that a query for a row finds its own row, or a
+neighbour where the ANN index misses that; the other model's vectors are far from both, and every answer is looked at.
+The service, the clients and this script are a process each, and the embedded server is one of its own below a temporary
+folder. A line of JSON a phase.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from drill_workers import RIGHT, SUBTOPICS, TOPICS
+from drill_workers import SUBTOPICS, TOPICS
 from drill_workers import definition as number_definition
 
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
@@ -47,6 +48,7 @@ INSERT INTO films (id, title)
 SELECT n, 'topic ' || n %% %(topics)s || ' sub ' || n / %(topics)s %% %(subtopics)s || ' film ' || n
 FROM generate_series(1, %(rows)s) AS n
 """
+NEAR = 0.8  # cosine: a row's own text has 1, its neighbours 0.9, and vectors of the other model about 0.3
 GOALS = {"searches_per_second": 100, "p99_ms": 250}
 
 
@@ -170,7 +172,7 @@ def ask(address: str, items: int, number: int) -> None:
     phase = ["before"]
     took: dict[str, list[float]] = {}
     failures: dict[str, list[str]] = {}
-    wrong: dict[str, int] = {}
+    wrong, missed = dict[str, int](), dict[str, int]()
 
     def client(seed: int) -> None:
         chance, connection = random.Random(seed), http.client.HTTPConnection(address, timeout=60)
@@ -186,8 +188,9 @@ def ask(address: str, items: int, number: int) -> None:
                 if response.status != 200:
                     raise OSError(f"{response.status} {answer}")
                 best = answer["hits"][0]
-                if (best["item_key"], len(answer["hits"])) != (str(row), 10) or best["score"] < RIGHT:
+                if len(answer["hits"]) != 10 or best["score"] < NEAR:
                     wrong[now] = wrong.get(now, 0) + 1
+                missed[now] = missed.get(now, 0) + (best["item_key"] != str(row))
                 took.setdefault(now, []).append(1000 * (time.perf_counter() - began))
             except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
                 failures.setdefault(now, []).append(repr(error))
@@ -210,6 +213,7 @@ def ask(address: str, items: int, number: int) -> None:
             "longest_ms": round(done[-1], 1),
             "failed": len(failed),
             "wrong": wrong.get(name, 0),
+            "own_row_first": round(1 - missed.get(name, 0) / len(done), 4),
             "said": failed[:2],
         }
         print(json.dumps(told), flush=True)

@@ -20,6 +20,7 @@ from embeddings_pipeline.serve.requests import (
     CollectionsAnswer,
     ErrorAnswer,
     HitsAnswer,
+    RecommendRequest,
     SearchRequest,
     SimilarRequest,
 )
@@ -78,6 +79,11 @@ def _add_searches(app: FastAPI, service: Service) -> None:
     @app.post("/similar", response_model=None, responses={200: {"model": HitsAnswer}, **MISTAKES}, tags=["search"])
     async def similar(request: SimilarRequest) -> Response:
         """The items nearest in meaning to an item, itself left out. It needs no model."""
+        return Answer(await service.ask(request))
+
+    @app.post("/recommend", response_model=None, responses={200: {"model": HitsAnswer}, **MISTAKES}, tags=["search"])
+    async def recommend(request: RecommendRequest) -> Response:
+        """Items for somebody; without anything that they liked, what is popular. It needs no model."""
         return Answer(await service.ask(request))
 
     @app.get(

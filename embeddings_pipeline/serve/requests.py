@@ -8,8 +8,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.search.arguments import MOST_HITS
+from embeddings_pipeline.search.history import MOST_SEEN
 from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.query import search, similar
+from embeddings_pipeline.search.recommend import recommend
 from embeddings_pipeline.serve.served import Served
 
 LONGEST_QUERY = 10_000  # characters; a model reads no more of a query than of a text
@@ -22,10 +24,11 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[StrictStr, AfterValidator(_whole)]
+ItemKey = Text | StrictInt | list[Text | StrictInt]
 
 
 class _Request(BaseModel):
-    """What searches and similar items have in common. Each field but `collection` and `explain` is search's own."""
+    """What all have in common. Each field but `collection` and `explain` is search's own."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,13 +61,39 @@ class SearchRequest(_Request):
 class SimilarRequest(_Request):
     """The items nearest in meaning to an item, itself left out."""
 
-    item_key: Text | StrictInt | list[Text | StrictInt] = Field(
-        description="The item's key, as a hit has it; or the values of several key columns."
-    )
+    item_key: ItemKey = Field(description="The item's key, as a hit has it; or the values of several key columns.")
 
     def answer(self, served: Served, settings: Settings) -> dict[str, Any]:
         definition = served.find(self.collection)
         return _answer(definition, similar(definition, settings, self.item_key, **self._arguments()), self.explain)
+
+
+class PastInteraction(BaseModel):
+    """What somebody thought of an item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: ItemKey
+    weight: float = Field(1.0, description="Below 0 for what was disliked.")
+    at: Text | None = Field(None, description="When; without a zone UTC's.", examples=["2026-01-31"])
+
+
+class RecommendRequest(_Request):
+    """Items for somebody: near what they liked, new to them, and not all alike."""
+
+    liked: list[ItemKey] = Field([], max_length=MOST_SEEN, description="Keys of items.")
+    disliked: list[ItemKey] = Field([], max_length=MOST_SEEN, description="Keys of items.")
+    history: list[ItemKey | PastInteraction] = Field([], max_length=MOST_SEEN)
+    user: Text | StrictInt | None = Field(None, description="Whose history to read from `interactions:`.")
+    strategy: Literal["mean", "best"] | None = Field(
+        None, description="`mean`: near the middle of what was liked; `best`: near any one of it."
+    )
+    diversity: float | None = Field(None, description="From 0, the best whatever they have in common, to 1.")
+    half_life_days: float | None = Field(None, description="After so many days an interaction counts half.")
+
+    def answer(self, served: Served, settings: Settings) -> dict[str, Any]:
+        definition = served.find(self.collection)
+        return _answer(definition, recommend(definition, settings, **self._arguments()), self.explain)
 
 
 class HitAnswer(BaseModel):

@@ -17,7 +17,7 @@ from embeddings_pipeline.errors import DatabaseError, PipelineError
 from embeddings_pipeline.store.retry import is_outage
 from embeddings_pipeline.store.session import end_statements
 
-THREADS = 16  # as many as a process has sessions; they wait for PostgreSQL, or for a hosted model, most of the time
+THREADS = 8  # with more of them at once, some wait for Python's lock far longer than others
 PATIENCE_SECONDS = 10.0  # for a database that restarts
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two attempts, and between two cancellations
 

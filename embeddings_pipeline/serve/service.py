@@ -9,7 +9,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.serve.metrics import Metrics
 from embeddings_pipeline.serve.readiness import Readiness
-from embeddings_pipeline.serve.requests import SearchRequest, SimilarRequest
+from embeddings_pipeline.serve.requests import RecommendRequest, SearchRequest, SimilarRequest
 from embeddings_pipeline.serve.searches import Searches
 from embeddings_pipeline.serve.served import Served
 from embeddings_pipeline.store.database import open_database_to_read
@@ -34,7 +34,7 @@ class Service:
         self.readiness.close()
         return self.searches.close()
 
-    async def ask(self, request: SearchRequest | SimilarRequest) -> dict[str, Any]:
+    async def ask(self, request: SearchRequest | SimilarRequest | RecommendRequest) -> dict[str, Any]:
         """What is found. Raises what searches raise, and TooManyError."""
         self.readiness.check_database()
         return await self.searches.run(partial(request.answer, self.served, self.settings))

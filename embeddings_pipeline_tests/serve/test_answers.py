@@ -10,6 +10,7 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.search.query import search, similar
+from embeddings_pipeline.search.recommend import recommend
 from embeddings_pipeline_tests.support.serving import Serving, serving, write_definitions
 from embeddings_pipeline_tests.support.workbench import definition, sync_once
 
@@ -31,6 +32,9 @@ def test_hits_are_those_that_python_finds(served: Settings, one: CollectionDefin
         for item_key in (7, "7"):
             found = keys(service.post("/similar", item_key=item_key, k=4, collection="films"))
             assert found == [hit.item_key for hit in similar(one, served, "7", k=4)]
+        liked = {"liked": [7], "history": ["9", {"item": 11, "weight": -2, "at": "2026-01-31"}], "k": 4, "diversity": 0}
+        hits = recommend(one, served, **liked)
+        assert keys(service.post("/recommend", **liked)) == [hit.item_key for hit in hits]
         assert "explanation" not in service.post("/search", query="a story").json()
 
 
@@ -64,6 +68,11 @@ MISTAKES = [
     ("/similar", {"item_key": ""}, 422, "item_key"),
     ("/similar", {"item_key": "a\0b"}, 422, "item_key"),
     ("/similar", {"query": "x"}, 422, "item_key.*query: there is no such field"),
+    ("/recommend", {}, 422, "nothing was liked"),
+    ("/recommend", {"liked": ["7"], "history": [{"item": 3, "weight": float("nan")}]}, 422, "weight"),
+    ("/recommend", {"liked": ["7"], "history": [{"film": 3}]}, 422, "history"),
+    ("/recommend", {"liked": "7"}, 422, "liked"),
+    ("/recommend", {"liked": [7], "diversity": 2}, 422, "diversity"),
     ("/nothing", {}, 404, "/nothing: not found"),
 ]
 
@@ -134,5 +143,7 @@ def test_the_documents_load_nothing_from_the_network(served: Settings) -> None:
         for asset in re.findall(r'(?:src|href)="(/[^"]+)"', page):
             assert service.get(asset).status_code == 200
         schema = service.get("/openapi.json").json()
-    assert {"/search", "/similar", "/collections", "/healthz", "/readyz", "/metrics"} <= set(schema["paths"])
+    assert {"/search", "/similar", "/recommend", "/collections", "/healthz", "/readyz", "/metrics"} <= set(
+        schema["paths"]
+    )
     assert schema["paths"]["/search"]["post"]["responses"].keys() >= {"200", "404", "422", "429", "503"}
