@@ -32,7 +32,12 @@ def test_hits_are_those_that_python_finds(served: Settings, one: CollectionDefin
         for item_key in (7, "7"):
             found = keys(service.post("/similar", item_key=item_key, k=4, collection="films"))
             assert found == [hit.item_key for hit in similar(one, served, "7", k=4)]
-        liked = {"liked": [7], "history": ["9", {"item": 11, "weight": -2, "at": "2026-01-31"}], "k": 4, "diversity": 0}
+        liked: dict[str, Any] = {
+            "liked": [7],
+            "history": ["9", {"item": 11, "weight": -2, "at": "2026-01-31"}],
+            "k": 4,
+            "diversity": 0,
+        }
         hits = recommend(one, served, **liked)
         assert keys(service.post("/recommend", **liked)) == [hit.item_key for hit in hits]
         assert "explanation" not in service.post("/search", query="a story").json()
