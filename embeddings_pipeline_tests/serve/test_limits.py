@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +19,18 @@ def under_way(service: Serving) -> int:
     return service.service.searches.under_way
 
 
-def leave(service: Serving) -> None:
+TOOL = {"name": "search", "arguments": {"query": "a story"}}
+ASKED: dict[str, dict[str, Any]] = {
+    "/search": {"query": "a story"},
+    "/mcp": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": TOOL},
+}
+
+
+def leave(service: Serving, path: str = "/search") -> None:
     """Ask, and hang up before there is an answer."""
-    with service.client(timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
-        client.post("/search", json={"query": "a story"})
+    accepted = {"Accept": "application/json, text/event-stream"}
+    with service.client(timeout=1.0) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(path, json=ASKED[path], headers=accepted)
 
 
 def waiting(database: Database) -> int:
@@ -44,22 +53,23 @@ def test_more_searches_than_may_be_are_told_to_come_again(served: Settings) -> N
         assert 'status="429"} 5.0' in service.get("/metrics").text
 
 
-def test_what_a_client_waited_for_is_cancelled_when_it_leaves(served: Settings, database: Database) -> None:
+@pytest.mark.parametrize("path", ASKED)
+def test_what_a_client_waited_for_is_cancelled_when_it_leaves(served: Settings, database: Database, path: str) -> None:
     with serving(served, at_once=2) as service:
         with database.connect() as connection:
             connection.execute("LOCK TABLE embeddings.films_item IN ACCESS EXCLUSIVE MODE")
-            leave(service)
+            leave(service, path)
             wait_until(lambda: under_way(service) == 0, 10)  # though nobody has let go of the table
             assert waiting(database) == 0
         assert service.post("/search", query="a story").status_code == 200
-        assert 'requests_total{path="/search",status="499"} 1.0' in service.get("/metrics").text
+        assert f'requests_total{{path="{path}",status="499"}} 1.0' in service.get("/metrics").text
 
 
 def test_a_place_is_given_back_only_when_the_search_has_ended(served: Settings) -> None:
     with serving(served, at_once=1) as service:
         DeterministicEncoder.seconds_per_call = 2.0
         began = time.monotonic()
-        leave(service)
+        leave(service)  # after one second of two
         assert under_way(service) == 1
         assert service.post("/search", query="a story").status_code == 429
         wait_until(lambda: under_way(service) == 0, 10)
