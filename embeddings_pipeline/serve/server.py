@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ MOST_CONNECTIONS = 500
 KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep an idle connection: who closes first, never fails
 END_SECONDS = 30  # for requests under way when it is to end
 SAME_LINE_SECONDS = 60.0
+SWITCH_SECONDS = 0.001  # after which a thread hands Python's lock on: the event loop waits for searches less long
 
 
 class Protocol(H11Protocol):
@@ -91,6 +93,7 @@ def run_server(options: ServeOptions, settings: Settings, started: Callable[[str
     ConfigurationError if the port is taken, DatabaseError if there was never an embedded database.
     """
     listening = listen(options)
+    sys.setswitchinterval(SWITCH_SECONDS)
     with listening:
         open_database_to_read(settings)
         use = join_database(settings)
