@@ -12,7 +12,7 @@ COPY embeddings_pipeline embeddings_pipeline
 COPY sql sql
 RUN --mount=type=cache,target=/root/.cache \
     pip install --disable-pip-version-check -c constraints.txt uv \
-    && uv pip install --system --torch-backend "$TORCH_BACKEND" -c constraints.txt torch==2.13.0 .
+    && uv pip install --system --torch-backend "$TORCH_BACKEND" -c constraints.txt torch==2.13.0 '.[serve]'
 
 # The collections: `defs/` of the checkout that the image is built from. The package itself is the installed one.
 RUN mkdir -p /app/home /state && mv embeddings_pipeline/defs /app/home/defs && rm -r embeddings_pipeline sql \

@@ -11,12 +11,13 @@ ARGS ?=
 export DAGSTER_HOME := $(CURDIR)
 export CATALOGUE QUERY HOST PORT
 
-.PHONY: help run ui test test-fast coverage bench bench-gpu profile chaos migration-drill docs lint clean
+.PHONY: help run ui serve test test-fast coverage bench bench-gpu profile chaos migration-drill docs lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run        load the sample catalogue (CATALOGUE=another.csv), embed it, search it (QUERY='…')"
 	@echo "make ui         the Dagster UI on http://$(HOST):$(PORT) (PORT=…); Ctrl-C ends it"
+	@echo "make serve      searches over HTTP, on http://$(HOST):8000 (PORT=…)"
 	@echo "make test       the whole test suite (ARGS='-k name')"
 	@echo "make test-fast  the tests that need neither Dagster nor processes of their own"
 	@echo "make coverage   the whole suite, and which lines it ran"
@@ -58,6 +59,11 @@ coverage:
 ui:
 	@.ci/install run
 	@exec $(PY) -m embeddings_pipeline ui --host "$$HOST" --port "$$PORT"
+
+serve: export PORT := 8000
+serve:
+	@.ci/install serve
+	@exec $(PY) -m embeddings_pipeline serve --host "$$HOST" --port "$$PORT"
 
 bench:
 	@.ci/install test

@@ -27,6 +27,7 @@ INCLUDED = {
     "run": (),
     "test": ("run",),
     "bench": ("run",),
+    "serve": ("run",),
     "docs": ("run",),
     "dev": ("run", "test", "docs"),
 }  # by what is asked for

@@ -8,9 +8,10 @@ For programs:
         for hit in items.search("a man ages backwards", k=5):
             print(hit.score, hit.item["title"])
 
-Each folder is a room, and imports only rooms below it: cli, orchestration, model_change, search, health, pipeline,
-ledger, index, encoders, store, config. docs/architecture.md has the rules that the code cites by number ("rule 3"),
-the words, what each room owns, and a table of questions ("what makes a batch dirty?") with the place of each answer.
+Each folder is a room, and imports only rooms below it: cli, serve, orchestration, live, model_change, search, health,
+pipeline, ledger, index, encoders, store, config. docs/architecture.md has the rules that the code cites by number
+("rule 3"), the words, what each room owns, and a table of questions ("what makes a batch dirty?") with the place of
+each answer.
 """
 
 from importlib import import_module
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         DatabaseError,
         LakeError,
         ModelChangeError,
+        NotFoundError,
         OutageError,
         OutOfMemoryError,
         PipelineError,
@@ -47,6 +49,7 @@ __all__ = [
     "Hits",
     "LakeError",
     "ModelChangeError",
+    "NotFoundError",
     "OutOfMemoryError",
     "OutageError",
     "PipelineError",

@@ -13,6 +13,10 @@ class ConfigurationError(PipelineError):
     """A `defs.yaml`, a setting or a template says something that cannot be done."""
 
 
+class NotFoundError(ConfigurationError):
+    """A collection or an item that somebody names is not there."""
+
+
 class DatabaseError(PipelineError):
     """The pipeline's database cannot be used: unreachable, too old, or without the rights it needs."""
 

@@ -25,6 +25,7 @@ from embeddings_pipeline.cli import (
     psql,
     quarantine,
     search,
+    serve,
     status,
     sync,
     ui,
@@ -48,6 +49,7 @@ for command in (
     search.similar,
     search.recommend,
     evaluate.evaluate,
+    serve.serve,
     live.live,
     ui.ui,
     init.init,
@@ -117,7 +119,7 @@ def _exit_code(error: BaseException) -> int:
 def _long_work(arguments: list[str]) -> str | None:
     """The command's name, if it is one that comes to an end without a person and is no program's."""
     name = " ".join(arguments[: 2 if arguments[:1] and arguments[0] in GROUPS else 1])
-    return None if name in ("", "ui", "psql", "init", "live") or "--json" in arguments else name
+    return None if name in ("", "ui", "psql", "init", "live", "serve") or "--json" in arguments else name
 
 
 def _help_of(error: click.ClickException) -> str:

@@ -98,7 +98,7 @@ def read_collections(folder: Path = PACKAGE_DEFS) -> Defined:
     collections: dict[str, CollectionDefinition] = {}
     mistakes: dict[Path, ConfigurationError] = {}
     twice = set()
-    for path in _files(folder, mistakes):
+    for path in definition_files(folder, mistakes):
         try:
             for collection in _read(path):
                 if collection.name in collections:
@@ -113,12 +113,13 @@ def read_collections(folder: Path = PACKAGE_DEFS) -> Defined:
     return Defined({name: each for name, each in collections.items() if name not in twice}, mistakes)
 
 
-def _files(folder: Path, mistakes: dict[Path, ConfigurationError]) -> list[Path]:
+def definition_files(folder: Path, mistakes: dict[Path, ConfigurationError] | None = None) -> list[Path]:
     """Every `defs.yaml`, a link to nothing among them. A folder that cannot be looked into is a mistake."""
+    noted = {} if mistakes is None else mistakes
 
     def is_closed(error: OSError) -> None:
         path = Path(error.filename) / "defs.yaml"
-        mistakes[path] = ConfigurationError(f"{path}: its folder cannot be read: {error.strerror}")
+        noted[path] = ConfigurationError(f"{path}: its folder cannot be read: {error.strerror}")
 
     files = []
     for here, folders, names in os.walk(folder, onerror=is_closed):

@@ -58,7 +58,15 @@ def revealed(secret: SecretStr | str | None) -> str | None:
     return secret.get_secret_value() if isinstance(secret, SecretStr) else secret
 
 
-SECRETS = ("database_url", "openai_api_key", "openai_base_url", "lake_uri", "alert_webhook_url", "embedding_cache_url")
+SECRETS = (
+    "database_url",
+    "openai_api_key",
+    "openai_base_url",
+    "lake_uri",
+    "alert_webhook_url",
+    "embedding_cache_url",
+    "serve_api_key",
+)
 
 
 class Settings(BaseSettings):
@@ -86,6 +94,7 @@ class Settings(BaseSettings):
     embeddings_defs_dir: Path | None = None
     embeddings_keep_days: int | None = Field(default=None, ge=0)
     embedding_cache_url: Secret = None
+    serve_api_key: Secret = None
     embedding_cache_days: int | None = Field(default=None, ge=0, le=36_500)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -17,7 +17,7 @@ from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import load_encoder
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, profile_command
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, NotFoundError, ProfileError, profile_command
 from embeddings_pipeline.forks import compute
 from embeddings_pipeline.health.activity import Activity, described, under_way
 from embeddings_pipeline.search.arguments import Mode, Request, checked_query, checked_request, key_text
@@ -262,7 +262,7 @@ def _vectors_of(
     is_known = connection.execute(table.tables.statement("search/is_item"), {"item_key": item_key}).fetchone()
     name, shown = definition.name, reprlib.repr(item_key)
     if is_known is None:
-        raise ConfigurationError(f"collection {name!r} has no item {shown}: an item's key is what a hit names, as text")
+        raise NotFoundError(f"collection {name!r} has no item {shown}: an item's key is what a hit names, as text")
     raise ConfigurationError(
         f"collection {name!r}: item {shown} has no vector {' or '.join(request.vectors)} to compare others with: "
         f"its text is blank, in quarantine or not embedded yet; see `embeddings-pipeline status --collection {name}`"

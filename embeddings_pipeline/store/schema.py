@@ -27,8 +27,10 @@ def ensure_schema(database: Database) -> None:
     missing, or the schema comes from a newer version of this package, or from one before 0.1.
     """
     with _mutex:
-        if database.url in _current_schemas and _is_current(database):
-            return
+        if database.url in _current_schemas:
+            with database.session() as connection:
+                if is_current(connection):
+                    return
         with database.connect() as connection:
             try:
                 if _version(connection) != schema_versions()[-1][0]:
@@ -71,9 +73,9 @@ def forget_schemas() -> None:
     _current_schemas.clear()
 
 
-def _is_current(database: Database) -> bool:
-    with database.session() as connection:
-        return _version(connection) == schema_versions()[-1][0]
+def is_current(connection: psycopg.Connection) -> bool:
+    """Whether the schema is there, of this version."""
+    return _version(connection) == schema_versions()[-1][0]
 
 
 def _version(connection: psycopg.Connection) -> int:

@@ -85,6 +85,14 @@ class DeterministicEncoder:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+class SlowEncoder(DeterministicEncoder):
+    """For another process, whose hooks nobody reaches: a query that begins with `slowly` takes three seconds."""
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        time.sleep(3.0 if texts[0].startswith("slowly") else 0.0)
+        return super().encode_queries(texts)
+
+
 @functools.lru_cache(maxsize=50_000)
 def _places(word: str, dimensions: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=5 * _DIMENSIONS_PER_WORD).digest()
