@@ -60,3 +60,26 @@ COPY (
     WHERE text.vector_name = {vector_name}
     ORDER BY text.id
 ) TO STDOUT
+
+
+-- name: items
+-- The committed items, in the order of their keys.
+
+COPY (
+    SELECT item_key, payload::text FROM {item} WHERE committed_hash IS NOT NULL ORDER BY item_key COLLATE "C"
+) TO STDOUT
+
+
+-- name: item_texts
+-- The texts that have a vector, in the order of their ids: each with the place of its item in `items`, from 0.
+
+COPY (
+    SELECT text.id, item.place, text.vector_name, text.chunk, text.text
+    FROM (
+        SELECT item_key, row_number() OVER (ORDER BY item_key COLLATE "C") - 1 AS place
+        FROM {item} WHERE committed_hash IS NOT NULL
+    ) AS item
+    JOIN {text} AS text ON text.item_key = item.item_key
+    JOIN {vector} AS vector ON vector.text_id = text.id
+    ORDER BY text.id
+) TO STDOUT

@@ -18,8 +18,8 @@ from embeddings_pipeline.cli.console import (
     size,
     tell,
 )
-from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.config.settings import Settings, load_settings
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError
 from embeddings_pipeline.health.activity import Activity, described
 from embeddings_pipeline.wording import counted
 
@@ -37,7 +37,11 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
     from embeddings_pipeline.store.database import was_used
 
     settings = load_settings()
-    database = database_to_read(settings) if was_used(settings) else None
+    try:
+        database = database_to_read(settings) if was_used(settings) else None
+    except DatabaseError:
+        _tell_of_files(settings)
+        raise
     try:
         collections = chosen_collections(collection_name)
     except ConfigurationError:
@@ -61,6 +65,16 @@ def status(collection_name: EachCollectionOption = None, as_json: JsonOption = F
     if collection_name is None and database is not None:
         _name_undefined(database)
     check_all_defined(collection_name)
+
+
+def _tell_of_files(settings: Settings) -> None:
+    """Which collections' searches are answered while the database cannot be reached, and from when."""
+    from embeddings_pipeline.index.faiss_read import current_or_none
+
+    for name in defined_collections().collections:
+        manifest = current_or_none(settings.state_dir / "faiss" / name)
+        if manifest is not None and manifest.items is not None:
+            tell(f"note: {name}: searches are answered meanwhile, from files of {manifest.built_at}")
 
 
 def _growth_text(grown: "DagsterSize") -> str:

@@ -23,6 +23,7 @@ from embeddings_pipeline.index.exact import SAME, nearest, unit
 from embeddings_pipeline.index.faiss_delta import newest_text, texts_lacking
 from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder, publish, write_file
 from embeddings_pipeline.index.faiss_read import Manifest, VectorFiles
+from embeddings_pipeline.index.items_file import write_items
 from embeddings_pipeline.index.snapshot import (
     BUILD_AGAIN,
     snapshot,
@@ -84,6 +85,7 @@ def _write_generation(
         lacking = texts_lacking(connection, table, newest)
         vectors = {name: _write_vectors(connection, table, name, rows, folder) for name, rows in counts.items()}
         lexical = write_words(connection, table, list(counts), words, folder) if words else None
+        items = write_items(connection, table, folder)
     return Manifest(
         collection=table.collection,
         generation="",
@@ -100,6 +102,7 @@ def _write_generation(
         built_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(time.perf_counter() - began, 3),
         words=lexical,
+        items=items,
     )
 
 

@@ -139,6 +139,8 @@ def _sync_folder(folder: Path) -> None:
 class HashingWriter:
     """A file that knows the SHA-256 of what was written."""
 
+    closed = False  # pyarrow asks for this, and where it stands
+
     def __init__(self, file: Any) -> None:
         self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
         self.error: OSError | None = None
@@ -152,3 +154,9 @@ class HashingWriter:
         self.hash.update(data)
         self.bytes += len(data)
         return len(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        """It is flushed once, at its end."""

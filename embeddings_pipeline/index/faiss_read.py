@@ -12,6 +12,7 @@ lock.
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.snapshot import BUILD_AGAIN
 
 TUNED_FOR = 50  # vectors; asked for more, an index of lists looks into more of them
-FORMAT = 4  # of manifest.json and the files that it names
-READ_TOO = (3,)  # earlier formats, which say nothing else
+FORMAT = 5  # of manifest.json and the files that it names
+READ_TOO = (3, 4)  # earlier formats, which say nothing else
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,16 @@ class WordsFiles:
 
 
 @dataclass(frozen=True)
+class ItemFiles:
+    """What a generation holds of items and texts: see `items_file`."""
+
+    items: int
+    texts: int
+    bytes: int
+    files: dict[str, str]  # file name → SHA-256
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a generation was made from. `checksum` covers all the rest, and through `vectors` and `words` every file."""
 
@@ -79,6 +90,7 @@ class Manifest:
     built_at: str  # ISO 8601, UTC
     seconds: float
     words: WordsFiles | None = None  # with `words:`
+    items: ItemFiles | None = None  # of a generation of format 5
     checksum: str = ""
 
     @property
@@ -180,7 +192,8 @@ def _read_manifest(generation: Path) -> Manifest:
         if content["checksum"] != checksum_of(content):
             raise VectorIndexError(f"{path} is damaged: its checksum differs; {BUILD_AGAIN}")
         vectors = {name: VectorFiles(**each) for name, each in content.pop("vectors").items()}
-        return Manifest(vectors=vectors, words=_words_files(content.pop("words", None)), **content)
+        words, items = _words_files(content.pop("words", None)), content.pop("items", None)
+        return Manifest(vectors=vectors, words=words, items=ItemFiles(**items) if items else None, **content)
     except OSError as error:
         raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {BUILD_AGAIN}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -244,6 +257,17 @@ class FaissIndex:
             found_scores[:, : rows.shape[1]][hit] = scores[hit]
             found_ids[:, : rows.shape[1]][hit] = ids[rows[hit]]
         return found_scores, found_ids
+
+    def vectors(self, vector_name: str, text_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The vectors (n, dimension), of length 1, of those of these texts that are here."""
+        import faiss
+
+        index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
+        if isinstance(index, faiss.IndexIVF):
+            index.make_direct_map()  # once: else it does not know in which list a row is
+        rows = np.flatnonzero(np.isin(ids, np.array(text_ids, np.int64)))
+        found = [index.reconstruct(int(row)) for row in rows]
+        return np.stack(found) if found else np.zeros((0, self.manifest.dimension), np.float32)
 
     def ids(self, vector_name: str) -> NDArray[np.int64]:
         """The text ids (n,) of a vector name, in no order; none if there is no such name."""

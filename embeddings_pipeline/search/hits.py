@@ -79,12 +79,16 @@ def best_of(hits: Iterable[Hit], k: int) -> list[Hit]:
     return list(best.values())[:k]
 
 
-def exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
-    """A cursor that reads the numbers of JSON with all their digits."""
-    cursor = connection.cursor()
-    set_json_loads(partial(json.loads, parse_float=ExactNumber, parse_int=_whole_number), context=cursor)
-    return cursor
-
-
 def _whole_number(digits: str) -> int | ExactNumber:
     return int(digits) if len(digits) < MOST_DIGITS else ExactNumber(digits)
+
+
+exact_json = partial(json.loads, parse_float=ExactNumber, parse_int=_whole_number)
+"""Reads JSON, the numbers with all their digits."""
+
+
+def exact_cursor(connection: psycopg.Connection) -> psycopg.Cursor:
+    """A cursor that reads JSON as `exact_json` does."""
+    cursor = connection.cursor()
+    set_json_loads(exact_json, context=cursor)
+    return cursor

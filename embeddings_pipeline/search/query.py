@@ -5,6 +5,7 @@ import reprlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,17 +16,17 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
-from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, NotFoundError, ProfileError, profile_command
-from embeddings_pipeline.forks import compute
 from embeddings_pipeline.health.activity import Activity, described, under_way
 from embeddings_pipeline.search.arguments import Mode, Request, checked_query, checked_request, key_text
+from embeddings_pipeline.search.encoding import query_vector
+from embeddings_pipeline.search.from_files import Outage, answer_from_files, is_outage
 from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.legs import Asking
 from embeddings_pipeline.search.selectivity import filter_of
 from embeddings_pipeline.store.condition import Condition
-from embeddings_pipeline.store.database import Database, open_database_to_read
+from embeddings_pipeline.store.database import Database, one_line, open_database_to_read
 from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.models import Model, collection_state, current_model, made_by, shadow_models
 from embeddings_pipeline.store.vector_range import why_not
@@ -72,7 +73,7 @@ def search(
         runnable = _runnable(connection, definition, settings, model)
         return lambda: dict.fromkeys(request.vectors, vector_of(definition, settings, model, runnable, text))
 
-    return _answer(definition, settings, request, prepare, text=text)
+    return _answer_from_somewhere(definition, settings, request, prepare, text=text)
 
 
 def similar(
@@ -98,7 +99,33 @@ def similar(
         wanted = _vectors_of(connection, definition, model, key, request)
         return lambda: wanted
 
-    return _answer(definition, settings, request, prepare, without=key)
+    return _answer_from_somewhere(definition, settings, request, prepare, without=key)
+
+
+_outages: dict[tuple[str | None, Path], Outage] = {}  # of this process, by database
+
+
+def _answer_from_somewhere(
+    definition: CollectionDefinition,
+    settings: Settings,
+    request: Request,
+    prepare: Preparation,
+    *,
+    text: str = "",
+    without: str | None = None,
+) -> Hits:
+    """As `_answer`; while the database cannot be reached, from the published files, if they can say."""
+    outage = _outages.setdefault((revealed(settings.database_url), settings.state_dir), Outage())
+    known = outage.known(lambda: open_database_to_read(settings))
+    if known is None:
+        try:
+            return _answer(definition, settings, request, prepare, text=text, without=without)
+        except (DatabaseError, psycopg.OperationalError) as error:
+            if not is_outage(error):
+                raise
+            known = error if isinstance(error, DatabaseError) else DatabaseError(one_line(error))
+            outage.began(known)
+    return answer_from_files(definition, settings, request, known, text=text, item_key=without)
 
 
 def _answer(
@@ -217,15 +244,9 @@ def encode_query(
     definition: CollectionDefinition, settings: Settings, model: Model, profile: Profile, query: str
 ) -> NDArray[np.float32]:
     """A query's vector under a model, whose vectors `profile` makes here. ProfileError if it is no direction."""
-    [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
-    length = np.linalg.norm(vector.astype(np.float64))
-    if not (np.isfinite(length) and length > 0):
-        raise ProfileError(
-            f"collection {definition.name!r}: profile {profile.name!r} gives a vector that is not finite, or zero, for "
-            f"the query {reprlib.repr(query)}: nothing can be compared with it; ask in other words"
-        )
+    vector = query_vector(definition, profile, settings, query)
     if why_not(vector[None, :], model.destination.storage):  # a cosine is the same at any length
-        return (vector / length).astype(np.float32)
+        return (vector / np.linalg.norm(vector.astype(np.float64))).astype(np.float32)
     return vector
 
 

@@ -32,7 +32,7 @@ class Pooler:
     One user and one database. `freeze` lets it take in what comes and pass nothing on, as a network that is gone.
     """
 
-    def __init__(self, database: Database, *, by_session: bool = False) -> None:
+    def __init__(self, database: Database, *, by_session: bool = False, port: int = 0) -> None:
         parts = database.parts
         self._server = f"{parts['host']}/.s.PGSQL.{parts.get('port', 5432)}"
         self._by_session = by_session
@@ -40,7 +40,7 @@ class Pooler:
         self._mutex = threading.Lock()
         self._flows = threading.Event()
         self._flows.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.url = url_of(parts | {"host": "127.0.0.1", "port": str(self._listener.getsockname()[1])})
         threading.Thread(target=self._accept, daemon=True).start()
 
