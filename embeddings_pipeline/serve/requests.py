@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.search.arguments import MOST_HITS
+from embeddings_pipeline.search.arguments import MOST_HITS, Mode
 from embeddings_pipeline.search.history import MOST_SEEN
 from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.query import search, similar
@@ -52,6 +52,9 @@ class SearchRequest(_Request):
     """The items nearest in meaning to a text."""
 
     query: Text = Field(max_length=LONGEST_QUERY, description="What to look for, in words.")
+    mode: Mode | None = Field(
+        None, description="By meaning (`dense`), by words (`text`), or by both; left out: as the collection has it."
+    )
 
     def answer(self, served: Served, settings: Settings) -> dict[str, Any]:
         definition = served.find(self.collection)

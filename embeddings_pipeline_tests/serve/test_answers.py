@@ -29,6 +29,8 @@ def test_hits_are_those_that_python_finds(served: Settings, one: CollectionDefin
         assert json.loads(answer.text)["hits"][0]["item"] == {"title": "Film 25", "revenue": 9007199254740993}
         assert answer.json()["explanation"]["legs"][0]["ranks"][hits[0].item_key]["rank"] == 1
         assert answer.json()["fingerprint"] == hits.explanation.fingerprint
+        dense = service.post("/search", query="number 7", k=3, mode="dense", explain=True)
+        assert (len(keys(dense)), dense.json()["explanation"]["mode"]) == (3, "dense")
         for item_key in (7, "7"):
             found = keys(service.post("/similar", item_key=item_key, k=4, collection="films"))
             assert found == [hit.item_key for hit in similar(one, served, "7", k=4)]
@@ -69,6 +71,8 @@ MISTAKES = [
     ("/search", {"query": "x", "profile": "others"}, 422, "no vectors of profile 'others'"),
     ("/search", {"query": "x", "index": "lucene"}, 422, "index: "),
     ("/search", {"query": "x", "collection": "film"}, 404, "no collection 'film'.*did you mean 'films'"),
+    ("/search", {"query": "x", "mode": "words"}, 422, "mode: "),
+    ("/search", {"query": "x", "mode": "text"}, 422, "no lexical index"),
     ("/similar", {"item_key": "99"}, 404, "no item '99'"),
     ("/similar", {"item_key": ""}, 422, "item_key"),
     ("/similar", {"item_key": "a\0b"}, 422, "item_key"),
