@@ -177,8 +177,9 @@ def choose_ways(
     left_out: dict[str, str] = {}
     asked: Sequence[str | None] = profiles or [*kept] or [None]  # None: a search says what is not there
     has_words = definition.attributes.words is not None
-    for mode, *of in product(modes or (BY_DEFAULT if has_words else ("dense",)), asked, indexes or INDEXES, each):
-        way = Way(*of, mode)
+    wanted: Sequence[Mode] = modes or (BY_DEFAULT if has_words else ("dense",))
+    for mode, profile, index, some in product(wanted, asked, indexes or INDEXES, each):
+        way = Way(profile, index, some, mode)
         if mode == "text" and (way.profile, way.index) != (asked[0], (indexes or INDEXES)[0]):
             continue  # words are the same whatever the model and the index of vectors
         try:

@@ -26,7 +26,7 @@ from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.legs import Asking
 from embeddings_pipeline.search.selectivity import filter_of
 from embeddings_pipeline.store.condition import Condition
-from embeddings_pipeline.store.database import Database, one_line, open_database_to_read
+from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.models import Model, collection_state, current_model, made_by, shadow_models
 from embeddings_pipeline.store.vector_range import why_not
@@ -123,8 +123,13 @@ def _answer_from_somewhere(
         except (DatabaseError, psycopg.OperationalError) as error:
             if not is_outage(error):
                 raise
-            known = error if isinstance(error, DatabaseError) else DatabaseError(one_line(error))
-            outage.began(known)
+            try:
+                open_database_to_read(settings).connect().close()
+            except DatabaseError as gone:
+                known = gone
+                outage.began(known)
+            else:
+                raise  # the server is there: a session was lost, or all were busy
     return answer_from_files(definition, settings, request, known, text=text, item_key=without)
 
 

@@ -15,7 +15,16 @@ from embeddings_pipeline.store.sql import load_sql
 PACKAGE = Path(embeddings_pipeline.__file__).parent
 SQL = PACKAGE.parent / "sql"
 FILES = sorted(path.stem for path in SQL.glob("*.sql"))
-RELATIONS = {"{item}", "{text}", "{view}", "{vector}", "{written}", "{hash}", "{lacking}"}  # see store/sql.py
+RELATIONS = {
+    "{words}",
+    "{item}",
+    "{text}",
+    "{view}",
+    "{vector}",
+    "{written}",
+    "{hash}",
+    "{lacking}",
+}  # store/sql.py
 NAMED = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
