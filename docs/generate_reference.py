@@ -150,16 +150,16 @@ def definition() -> str:
 
 def _model_section(title: str, schema: Mapping[str, Any]) -> str:
     described = inspect.cleandoc(schema.get("description", ""))
-    return "\n\n".join([f"## {title}", _wrapped(described), _table(KEYS, _rows(schema))])
+    return "\n\n".join([f"## {title}", _wrapped(described), _table(KEYS, _rows(schema, title))])
 
 
-def _rows(schema: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The properties of a model: key, type, default, meaning."""
+def _rows(schema: Mapping[str, Any], title: str = "attributes") -> list[tuple[str, str, str, str]]:
+    """The properties of a model, whose section has that title: key, type, default, meaning."""
     required = set(schema.get("required", ()))
     return [
         (
             f"`{key}`",
-            _type(value, key),
+            _type(value, f"{title}.{key}"),
             "required" if key in required else _default_of(value),
             value.get("description", ""),
         )
@@ -173,19 +173,19 @@ def _default_of(value: Mapping[str, Any]) -> str:
     return "" if default is None or isinstance(default, dict | list) else f"`{json.dumps(default)}`"
 
 
-def _type(value: Mapping[str, Any], key: str) -> str:
+def _type(value: Mapping[str, Any], path: str) -> str:
     if (name := _referenced(value)) is not None:
-        return "[mapping](#a-profile)" if name == "Profile" else f"[mapping](#attributes{key})"
+        return "[mapping](#a-profile)" if name == "Profile" else f"[mapping](#{_anchor(path)})"
     if "enum" in value:
         return " or ".join(f"`{one}`" for one in value["enum"])
     if "const" in value:
         return f"`{value['const']}`"
     if choices := value.get("anyOf") or value.get("oneOf"):
-        return " or ".join(dict.fromkeys(_type(one, key) for one in choices if one.get("type") != "null"))
+        return " or ".join(dict.fromkeys(_type(one, path) for one in choices if one.get("type") != "null"))
     names = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
     kind = value.get("type", "")
     if kind == "array":
-        return f"list of {_type(value.get('items', {}), key) or 'values'}"
+        return f"list of {_type(value.get('items', {}), path) or 'values'}"
     return names.get(kind, "mapping" if kind == "object" else "")
 
 
