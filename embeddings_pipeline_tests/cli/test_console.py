@@ -247,7 +247,7 @@ def test_help_shows_the_text_of_each_parameter(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["serch"], "error: No such command 'serch'. Did you mean 'search'? (see `embeddings-pipeline --help`)"),
+        (["simlar"], "error: No such command 'simlar'. Did you mean 'similar'? (see `embeddings-pipeline --help`)"),
         (["profile", "swich"], "error: No such command 'swich'. Did you mean 'switch'? (see `embeddings-pipeline pro"),
         (["search", "-k", "1001", "x"], "error: Invalid value for '-k': 1001 is not in the range 1<=x<=1000. (see `"),
         (["search"], "error: Missing argument 'QUERY'. (see `embeddings-pipeline search --help`)"),

@@ -100,7 +100,7 @@ def test_what_an_earlier_version_left_in_the_lake_or_stored_is_made_anew(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        for module in ("embed", "vectors"):
+        for module in ("encode", "vectors"):
             earlier.setattr(f"embeddings_pipeline.pipeline.{module}.why_not", lambda vectors, storage: {})
         earlier.setitem(LENGTHS, "LOUD", 1)
         earlier.setitem(LENGTHS, "VAST", 1)
