@@ -96,6 +96,7 @@ def test_it_is_told_once_and_the_database_is_asked_again_after_a_while(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    embedded: None,
 ) -> None:
     monkeypatch.setattr(from_files, "AGAIN_SECONDS", 0.2)
     pooler = Pooler(database, by_session=True)
