@@ -183,7 +183,7 @@ def _print(hits: "Hits", definition: CollectionDefinition, settings: Settings, *
 
         print(printable(nothing_found(definition, settings)))
     if explain:
-        for line in explanation_lines(hits.explanation):
+        for line in explanation_lines(hits):
             print(printable(line))
 
 
@@ -195,8 +195,9 @@ def _explained(explanation: "Explanation") -> dict[str, Any]:
     return {**vars(explanation), "legs": legs}
 
 
-def explanation_lines(explanation: "Explanation") -> list[str]:
-    """What a search did, for people."""
+def explanation_lines(hits: "Hits") -> list[str]:
+    """What a search did, for people: of each leg, where it has the items that are shown."""
+    explanation, found = hits.explanation, {hit.item_key for hit in hits}
     lines = ["", f"mode {explanation.mode}, model {explanation.profile} ({explanation.fingerprint})"]
     lines += [f"fell back: {why}" for why in explanation.fell_back]
     if explanation.expected_matches is not None:
@@ -209,7 +210,7 @@ def explanation_lines(explanation: "Explanation") -> list[str]:
             else f"{leg.answered_by}: {leg.how}; {len(leg.ranks)} items; {leg.milliseconds:.1f} ms"
         )
         lines += [f"  fell back: {why}" for why in leg.fell_back]
-        lines += [f"  {rank}. {key}  {score:.4f}" for key, (rank, score) in leg.ranks.items()]
+        lines += [f"  {rank}. {key}  {score:.4f}" for key, (rank, score) in leg.ranks.items() if key in found]
     lines.append(", ".join(f"{name} {value:.1f} ms" for name, value in explanation.milliseconds.items()))
     return lines
 

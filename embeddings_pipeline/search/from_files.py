@@ -43,6 +43,7 @@ class Outage:
     def __init__(self) -> None:
         self._error: DatabaseError | None = None
         self._again = 0.0
+        self._told: set[str] = set()  # collections
         self._mutex = ProcessLock()
 
     def known(self, database: Callable[[], Database]) -> DatabaseError | None:
@@ -58,16 +59,22 @@ class Outage:
             return error
         with self._mutex:
             self._error = None
+            self._told.clear()
         log.warning("warning: the database answers again")
         return None
 
     def began(self, error: DatabaseError) -> None:
-        """Note a failure; the first one is told."""
+        """Note a failure."""
         with self._mutex:
-            first, self._error = self._error is None, error
-            self._again = time.monotonic() + AGAIN_SECONDS
+            self._error, self._again = error, time.monotonic() + AGAIN_SECONDS
+
+    def tell(self, definition: CollectionDefinition, what: str) -> None:
+        """What answers meanwhile, once for each collection."""
+        with self._mutex:
+            first = definition.name not in self._told
+            self._told.add(definition.name)
         if first:
-            log.warning("warning: %s; searches are answered from the published files meanwhile", error)
+            log.warning("warning: collection %r: %s", definition.name, what)
 
 
 def is_outage(error: BaseException) -> bool:
@@ -80,6 +87,7 @@ def answer_from_files(
     definition: CollectionDefinition,
     settings: Settings,
     request: Request,
+    outage: Outage,
     why: DatabaseError,
     *,
     text: str = "",
@@ -92,6 +100,7 @@ def answer_from_files(
         raise why  # there is nothing here, or what is asked for needs the database
     files = _Files(definition, settings, request, items)
     legs, fell_back = list[Leg](), [_told(items, why)]
+    outage.tell(definition, fell_back[0])
     rankings: dict[str, list[Hit]] = {}
     vectors: Mapping[str, NDArray[np.float32]] = {}
     try:
@@ -107,9 +116,13 @@ def answer_from_files(
         rankings.setdefault("dense", []).extend(hits)
         legs.append(leg)
     if request.mode != "dense":
-        hits, leg = files.by_words(text, k)
-        rankings["text"] = hits
-        legs.append(leg)
+        try:
+            rankings["text"], leg = files.by_words(text, k)
+            legs.append(leg)
+        except DatabaseError as error:
+            if not vectors:
+                raise
+            fell_back.append(f"{error}: vectors alone answered")
     found = _joined(definition, rankings)
     hits = [hit for hit in found if hit.item_key != item_key][: request.k]
     manifest, milliseconds = items.manifest, {"search": round(1000 * (time.perf_counter() - began), 3)}

@@ -130,7 +130,7 @@ def _answer_from_somewhere(
                 outage.began(known)
             else:
                 raise  # the server is there: a session was lost, or all were busy
-    return answer_from_files(definition, settings, request, known, text=text, item_key=without)
+    return answer_from_files(definition, settings, request, outage, known, text=text, item_key=without)
 
 
 def _answer(

@@ -4,8 +4,9 @@ Candidates come from the vectors; from what the same people liked, for items wit
 if there are too few. They are scored together (`ranking.py`), and each way that was gone is a leg of the explanation.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.recommending import Strategy
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError, unusable
+from embeddings_pipeline.errors import ConfigurationError, shown, unusable
 from embeddings_pipeline.index.filters import expression_of
 from embeddings_pipeline.search.arguments import MOST_HITS, Request, checked_request
 from embeddings_pipeline.search.history import Taste, taste_of
@@ -32,6 +33,9 @@ from embeddings_pipeline.store.copy_binary import copy_out
 from embeddings_pipeline.store.database import open_database_to_read
 from embeddings_pipeline.store.models import Model
 from embeddings_pipeline.store.source import Source
+from embeddings_pipeline.wording import counted, many
+
+log = logging.getLogger(__name__)
 
 CANDIDATES, LEAST_CANDIDATES = 5, 100  # for each that is wanted, and at least
 ASKED_OF_BEST = 5  # liked items around which `best` looks; all of them count
@@ -156,15 +160,19 @@ class _Asking:
 
     def recommended(self, taste: Taste) -> tuple[list[Hit], list[Leg]]:
         """The hits in their order, and the legs."""
-        named = replace(self.condition, columns=self.condition.columns | frozenset(self.wishes.blend))
-        tell_if_behind(self.connection, self.definition, self.model.destination.tables, named)
+        tables = self.model.destination.tables
+        if columns := self.condition.columns | frozenset(self.wishes.blend):
+            tell_if_behind(self.connection, self.definition, tables, replace(self.condition, columns=columns))
+        of = (self.connection, self.definition, self.settings, self.request, self.model, self.is_shadow)
+        asking = Asking(*of, filter_of(self.connection, tables, self.condition))
         candidates, vectors = _Candidates(), dict[str, NDArray[np.float32]]()
         without_vector = dict(taste.liked)
         for name in self.request.vectors:
             known = self._vectors(name, list(taste.weights))
             without_vector = {key: weight for key, weight in without_vector.items() if key not in known}
-            vectors = {**self._near(candidates, name, taste, known), **vectors}
+            vectors = {**self._near(asking, candidates, name, taste, known), **vectors}
         if without_vector:
+            self._tell_of_unknown(list(without_vector))
             self._cooccurring(candidates, without_vector)
         if len(candidates.likeness) < self.request.k:
             self._popular(candidates)
@@ -173,7 +181,12 @@ class _Asking:
     # --- by vectors ---
 
     def _near(
-        self, candidates: _Candidates, name: str, taste: Taste, known: Mapping[str, NDArray[np.float32]]
+        self,
+        asking: Asking,
+        candidates: _Candidates,
+        name: str,
+        taste: Taste,
+        known: Mapping[str, NDArray[np.float32]],
     ) -> dict[str, NDArray[np.float32]]:
         """Add the items near what was liked; their vectors."""
         (liked, weights), disliked = _part(taste.liked, known), _part(taste.disliked, known)
@@ -182,12 +195,10 @@ class _Asking:
         direction = mean_direction(liked, weights, *disliked)
         best = self.wishes.strategy == "best" or not direction.any()
         asked = liked[np.argsort(-weights, kind="stable")[:ASKED_OF_BEST]] if best else direction[None, :]
-        filtered = filter_of(self.connection, self.model.destination.tables, self.condition)
         most = max(self.request.k, self.most // len(asked))
         hits: dict[str, Hit] = {}
-        of = (self.connection, self.definition, self.settings, self.request, self.model, self.is_shadow)
         for vector in asked:
-            found, leg = Asking(*of, filtered).dense_leg(name, vector, most)
+            found, leg = asking.dense_leg(name, vector, most)
             hits |= {hit.item_key: hit for hit in found}
             candidates.legs.append(leg)
         vectors = self._vectors(name, list(hits))
@@ -209,49 +220,46 @@ class _Asking:
         places, directions = rows["place"][usable] - 1, rows["direction"][usable] / lengths[usable, None]
         return {keys[place]: direction for place, direction in zip(places, directions, strict=True)}
 
+    def _tell_of_unknown(self, keys: list[str]) -> None:
+        """Say which of these the collection does not have."""
+        there = self._hits(keys)
+        if unknown := [key for key in keys if key not in there]:
+            log.warning(
+                "warning: collection %r: of what was liked, %s %s not there: %s",
+                *(self.definition.name, counted(len(unknown), "item"), many(len(unknown), "is"), shown(unknown)),
+            )
+
     # --- by what others liked ---
 
     def _cooccurring(self, candidates: _Candidates, weights: Mapping[str, float]) -> None:
         """Add what those liked who liked these items, which have no vector."""
+        began = time.perf_counter()
         parameters = {"item_keys": list(weights), "weights": list(weights.values())}
         scores = self._asked("cooccurring", parameters)
         total = sum(weights.values())
         how = f"what the same people liked as {len(weights)} items without a vector"
-        self._add(candidates, "cooccurrence", how, lambda: {key: score / total for key, score in scores.items()})
+        self._add(candidates, "cooccurrence", how, {key: score / total for key, score in scores.items()}, began)
 
     def _popular(self, candidates: _Candidates) -> None:
         """Add what has the highest values in the columns of the blend, or, without one, what most people liked."""
-        tables = self.model.destination.tables
-
-        def highest() -> dict[str, float]:
-            keys: dict[str, float] = {}
-            for column in self.wishes.blend:
-                statement = tables.statement(
-                    "recommend/highest", condition=self.condition.statement, value=self._value(column)
-                )
-                parameters = {**self.condition.parameters, "most": self.most}
-                keys |= {row[0]: 0.0 for row in self.connection.execute(statement, parameters)}
-            return keys
-
-        if self.wishes.blend:
-            how = f"the highest {', '.join(self.wishes.blend)}"
-            self._add(candidates, "popularity", how, highest)
-            return
-        people = self._asked("most_liked", {})
-        most = max(people.values(), default=1.0)
-        how = "what most people liked"
-        self._add(candidates, "popularity", how, lambda: {key: count / most for key, count in people.items()})
+        began, scores, how = time.perf_counter(), dict[str, float](), f"the highest {', '.join(self.wishes.blend)}"
+        parameters = {**self.condition.parameters, "most": self.most}
+        for column in self.wishes.blend:
+            statement = self.model.destination.tables.statement(
+                "recommend/highest", condition=self.condition.statement, value=self._value(column)
+            )
+            scores |= {row[0]: 0.0 for row in self.connection.execute(statement, parameters)}
+        if not self.wishes.blend:
+            people, how = self._asked("most_liked", {}), "what most people liked"
+            scores = {key: count / max(people.values()) for key, count in people.items()}
+        self._add(candidates, "popularity", how, scores, began)
 
     def _asked(self, name: str, parameters: Mapping[str, Any]) -> dict[str, float]:
         statement = self.model.destination.tables.statement(f"recommend/{name}", condition=self.condition.statement)
         own = {"collection": self.definition.name, "most": self.most}
         return dict(self.connection.execute(statement, {**self.condition.parameters, **own, **parameters}).fetchall())
 
-    def _add(
-        self, candidates: _Candidates, answered_by: str, how: str, scores_of: Callable[[], dict[str, float]]
-    ) -> None:
-        began = time.perf_counter()
-        scores = scores_of()
+    def _add(self, candidates: _Candidates, answered_by: str, how: str, scores: dict[str, float], began: float) -> None:
         new = [key for key in scores if key not in candidates.hits]
         hits = self._hits(new)
         scores = {key: score for key, score in scores.items() if key in candidates.hits or key in hits}

@@ -1,7 +1,6 @@
 """The example of clips on a hosted model, as its page says it; the test server stands in for OpenAI."""
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import PROJECT, run_here
+from embeddings_pipeline_tests.support.command_line import PROJECT, run_words
 from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer
 from embeddings_pipeline_tests.support.hosted import KEY
 from embeddings_pipeline_tests.support.workbench import execute
@@ -39,19 +38,8 @@ def openai(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embed
 @pytest.fixture
 def clips(openai: EmbeddingServer) -> CollectionDefinition:
     """The collection; its table is there."""
-    assert run("examples/clips/load.py") == f"clips: {CLIPS:,}, {REMOVED} of them removed\n"
+    assert run_words("examples/clips/load.py") == f"clips: {CLIPS:,}, {REMOVED} of them removed\n"
     return load_collections(EXAMPLE)["clips"]
-
-
-def run(arguments: str) -> str:
-    """What the interpreter prints, given these arguments; it has to end well."""
-    words = tuple(shlex.split(arguments))
-    if words[:2] == ("-m", "embeddings_pipeline") and words[2] != "psql":  # which prints past Python
-        done = run_here(words[2:])
-    else:
-        done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-    return done.stdout
 
 
 def of_clips(server: EmbeddingServer) -> list[str]:
@@ -64,7 +52,7 @@ def test_the_page_does_what_it_says_and_pays_for_each_clip_once(database: Databa
     blocks = PAGE.read_text(encoding="utf-8").split("```")[1::2]
     blocks = [block for block in blocks if block.startswith("\n") and "embedding_server" not in block]
     commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", "\n".join(blocks), re.MULTILINE)
-    said = [run(command) for command in commands]
+    said = [run_words(command) for command in commands]
     assert len(commands) == 13
     _, dry, first, rest, found, status, cached, spend, _, removed, _, back, anew = said
     assert f"in all: {KEPT:,} texts to encode (0 more are in the cache)" in dry and "1 request, $0.00" in dry
@@ -90,7 +78,7 @@ def test_the_price_needs_no_key(
     clips: CollectionDefinition, openai: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert f"{KEPT:,} texts to encode" in run("-m embeddings_pipeline sync --dry-run")
+    assert f"{KEPT:,} texts to encode" in run_words("-m embeddings_pipeline sync --dry-run")
     assert openai.requests == 0
 
 

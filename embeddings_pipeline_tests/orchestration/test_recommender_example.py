@@ -1,9 +1,6 @@
 """The example of a recommender, as its page says it."""
 
 import re
-import shlex
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -13,22 +10,11 @@ from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import PROJECT, run_here
+from embeddings_pipeline_tests.support.command_line import PROJECT, run_words
 from embeddings_pipeline_tests.support.workbench import execute
 
 PAGE = PROJECT / "docs" / "how-to" / "recommend.md"
 EXAMPLE = PROJECT / "examples" / "recommender"
-
-
-def run(arguments: str) -> str:
-    """What the interpreter prints, given these arguments; it has to end well."""
-    words = tuple(shlex.split(arguments))
-    if words[:2] == ("-m", "embeddings_pipeline") and words[2] != "psql":  # which prints past Python
-        done = run_here(words[2:])
-    else:
-        done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-    return done.stdout
 
 
 @pytest.mark.timeout(600)
@@ -37,10 +23,10 @@ def test_the_page_does_what_it_says(database: Database, project: Settings, monke
     blocks = PAGE.read_text(encoding="utf-8").split("```")[1::2]
     commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", "\n".join(blocks), re.MULTILINE)
     assert len(commands) == 7
-    loaded, synced, _, mine, recent, explained, popular = (run(command) for command in commands)
+    loaded, synced, _, mine, recent, explained, popular = (run_words(command) for command in commands)
     assert loaded == "films: 460; ratings: 6,000 of 200 people\n" and "460 texts embedded" in synced
     assert len(mine.splitlines()) == len(recent.splitlines()) == 5
-    assert "vector base: pgvector" in explained and "popularity: the highest revenue" in popular + run(
+    assert "vector base: pgvector" in explained and "popularity: the highest revenue" in popular + run_words(
         "-m embeddings_pipeline recommend -k 3 --explain"
     )
     [(people, pairs)] = execute(

@@ -106,7 +106,7 @@ def test_it_is_told_once_and_the_database_is_asked_again_after_a_while(
     with caplog.at_level(logging.WARNING):
         for _ in range(5):
             assert search(published, through, "walruses", k=1)[0].item_key in ("3", "4")
-    assert sum("searches are answered from the published files" in text for text in caplog.messages) == 1
+    assert sum("answered from files that are 0 minutes old" in text for text in caplog.messages) == 1
     execute(database, "UPDATE films SET overview = 'a walrus of today' WHERE id = 1")
     sync_once(published, settings)
     again = Pooler(database, by_session=True, port=port)
@@ -120,7 +120,7 @@ def test_it_is_told_once_and_the_database_is_asked_again_after_a_while(
 
 
 def test_what_needs_the_database_is_refused(
-    published: CollectionDefinition, settings: Settings, down: Settings, database: Database
+    published: CollectionDefinition, settings: Settings, down: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     for asked in ({"where": {"revenue": {"gt": 1}}}, {"profile": "other"}):
         with pytest.raises(DatabaseError, match="cannot be used"):
@@ -128,6 +128,7 @@ def test_what_needs_the_database_is_refused(
     elsewhere = down.model_copy(update={"embeddings_state_dir": settings.state_dir / "elsewhere"})
     with pytest.raises(DatabaseError, match="cannot be used"):
         search(published, elsewhere, "lamp")
+    assert not caplog.messages  # nothing is said to answer that does not
 
 
 def test_another_model_s_vectors_are_never_asked(
@@ -139,6 +140,19 @@ def test_another_model_s_vectors_are_never_asked(
     hits = search(other, down, "lamp", mode="hybrid")
     assert hits and [leg.answered_by for leg in hits.explanation.legs] == ["bm25"]
     assert "words alone answered" in hits.explanation.fell_back[1]
+
+
+def test_words_that_were_not_published_leave_it_to_the_vectors(
+    database: Database, settings: Settings, down: Settings
+) -> None:
+    make_films(database, FILMS)
+    collection, _ = sync_once(with_words(), settings)
+    build(database, collection.model.destination, settings.state_dir / "faiss")
+    hits = search(with_words(), down, "a lamp in Berlin", k=2)
+    assert [leg.answered_by for leg in hits.explanation.legs] == ["faiss"] and len(hits) == 2
+    assert "vectors alone answered" in hits.explanation.fell_back[1]
+    with pytest.raises(DatabaseError, match="the files have no words"):
+        search(with_words(), down, "lamp", mode="text")
 
 
 def test_long_items_take_no_places_of_others(database: Database, settings: Settings, down: Settings) -> None:

@@ -165,6 +165,17 @@ def test_popularity_counts_by_its_share(there: CollectionDefinition, settings: S
     assert keys(few) == ["3", "7"]  # filled up with what has no vector
 
 
+def test_what_is_liked_and_not_there_is_told(
+    rated: CollectionDefinition, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    recommend(rated, settings, liked=[1, 7, 99], k=1)  # the last but one has no text
+    [told] = caplog.messages
+    assert "of what was liked, 1 item is not there: ['99']" in told
+    caplog.clear()
+    recommend(rated, settings, liked=[1, 7], k=1)
+    assert not caplog.messages
+
+
 def test_nothing_to_go_by_is_told(there: CollectionDefinition, settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match="nothing was liked, and nothing says what is popular"):
         recommend(there, settings)

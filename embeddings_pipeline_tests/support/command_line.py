@@ -1,6 +1,7 @@
 """`embeddings-pipeline …` in a process of its own, or in this one, which saves the seconds that imports take."""
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,3 +33,14 @@ def run_here(arguments: tuple[str, ...], environment: Mapping[str, str] | None =
             raise done.exception
         stderr += f"{line}\n"
     return Done(arguments, done.exit_code, done.stdout, stderr)
+
+
+def run_words(arguments: str) -> str:
+    """What the interpreter prints, given the words that follow it on a page; it has to end well."""
+    words = tuple(shlex.split(arguments))
+    if words[:2] == ("-m", "embeddings_pipeline") and words[2] != "psql":  # which prints past Python
+        done = run_here(words[2:])
+    else:
+        done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout
