@@ -37,13 +37,14 @@ class CollectionClient:
     def search(
         self,
         query: str,
-        k: int = 10,
+        k: int | None = None,
         *,
         where: Mapping[str, Any] | None = None,
         vectors: str | list[str] | None = None,
         index: Literal["pgvector", "faiss"] = "pgvector",
         profile: str | None = None,
         mode: Literal["dense", "text", "hybrid"] | None = None,
+        rerank: bool | None = None,
     ) -> "Hits":
         """The `k` best items, best first: `Hit(item_key, score, item, text, …)`.
 
@@ -51,8 +52,10 @@ class CollectionClient:
         both rankings joined. Left out: hybrid if the collection has `words:`, else dense.
         `where`: a condition on the columns of `filters:`, as `{"release_year": {"gte": 2000}, "genres": ["Drama"]}`; as
         many items as meet it are found. `vectors`: which of the items' vectors, one or several; the first if left out.
-        `index`: where to look. `profile`: a shadow model's. The first search loads the model. What is returned is a
-        list, with an `explanation`. Raises PipelineError, in one line that names the remedy.
+        `index`: where to look. `profile`: a shadow model's. `rerank`: have a cross-encoder put the first hits into
+        order; left out: if ENABLE_RERANKER says so. `k` left out: 10, or RETURN_TOP_K if hits are reranked. The first
+        search loads the model. What is returned is a list, with an `explanation`. Raises PipelineError, in one line
+        that names the remedy.
         """
         from embeddings_pipeline.search.query import search
 
@@ -67,6 +70,7 @@ class CollectionClient:
                 index=index,
                 profile=profile,
                 mode=mode,
+                rerank=rerank,
             )
 
     def similar(

@@ -24,8 +24,6 @@ from embeddings_pipeline.config.settings import Settings, load_settings
 if TYPE_CHECKING:
     from embeddings_pipeline.search.hits import Explanation, Hit, Hits
 
-WORDS = ("bm25", "tsvector")
-
 WORDS = ("bm25", "tsvector")  # what answers by words
 
 KOption = Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")]
@@ -52,6 +50,13 @@ ModeOption = Annotated[
         "`words:`, else dense."
     ),
 ]
+RerankOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rerank/--no-rerank",
+        help="Have a cross-encoder put the first hits into order, or not. Left out: as `ENABLE_RERANKER` says.",
+    ),
+]
 ExplainOption = Annotated[
     bool, typer.Option("--explain", help="Say what was asked, what fell back and why, ranks, scores and times.")
 ]
@@ -59,13 +64,19 @@ ExplainOption = Annotated[
 
 def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")],
-    k: KOption = 10,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "-k", min=1, max=1000, help="How many items. Left out: 10, or `RETURN_TOP_K` (20) if they are reranked."
+        ),
+    ] = None,
     collection_name: CollectionOption = None,
     where: WhereOption = None,
     vector: VectorOption = None,
     faiss: FaissOption = False,
     profile: ProfileOption = None,
     mode: ModeOption = None,
+    rerank: RerankOption = None,
     explain: ExplainOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,6 +96,7 @@ def search(
             index=_index(faiss),
             profile=profile,
             mode=mode,  # type: ignore[arg-type]
+            rerank=rerank,
         )
     _print(hits, definition, settings, explain=explain, as_json=as_json)
 
@@ -192,7 +204,11 @@ def _explained(explanation: "Explanation") -> dict[str, Any]:
     for leg in explanation.legs:
         ranks = {key: {"rank": rank, "score": score} for key, (rank, score) in leg.ranks.items()}
         legs.append({**vars(leg), "ranks": ranks})
-    return {**vars(explanation), "legs": legs}
+    rerank = explanation.rerank
+    if rerank is None:
+        return {**vars(explanation), "legs": legs}
+    before = {key: {"rank": rank, "score": score} for key, (rank, score) in rerank.ranks.items()}
+    return {**vars(explanation), "legs": legs, "rerank": {**vars(rerank), "ranks": before}}
 
 
 def explanation_lines(hits: "Hits") -> list[str]:
@@ -211,6 +227,15 @@ def explanation_lines(hits: "Hits") -> list[str]:
         )
         lines += [f"  fell back: {why}" for why in leg.fell_back]
         lines += [f"  {rank}. {key}  {score:.4f}" for key, (rank, score) in leg.ranks.items() if key in found]
+    if rerank := explanation.rerank:
+        lines.append(
+            f"rerank: {rerank.model}, {rerank.how}; {rerank.scored} of {rerank.candidates} hits scored; "
+            f"{rerank.milliseconds:.1f} ms"
+            if rerank.model
+            else f"rerank: {rerank.how}"
+        )
+        lines += [f"  fell back: {why}" for why in rerank.fell_back]
+        lines += [f"  was {rank}. {key}  {score:.4f}" for key, (rank, score) in rerank.ranks.items() if key in found]
     lines.append(", ".join(f"{name} {value:.1f} ms" for name, value in explanation.milliseconds.items()))
     return lines
 

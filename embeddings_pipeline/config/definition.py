@@ -16,6 +16,7 @@ from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, wh
 from embeddings_pipeline.config.filters import Filter, check_filters
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
 from embeddings_pipeline.config.recommending import InteractionsDefinition, RecommendRules, check_recommending
+from embeddings_pipeline.config.reranking import RerankRules
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import RENDERING_RULES, Template
 from embeddings_pipeline.config.words import WordsDefinition
@@ -239,6 +240,7 @@ class CollectionAttributes(_Strict):
     words: WordsDefinition | None = Field(
         default=None, description="A lexical index, so that searches find words as well as meaning. Left out: none."
     )
+    rerank: RerankRules = Field(default_factory=RerankRules, description="Searches that ask for a reranker.")
     profile: ProfileChoice | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
     )

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     embedding_cache_url: Secret = None
     serve_api_key: Secret = None
     embedding_cache_days: int | None = Field(default=None, ge=0, le=36_500)
+    enable_reranker: bool | None = None
+    rerank_model: str | None = None
+    rerank_top_k: int | None = Field(default=None, ge=1, le=1000)
+    return_top_k: int | None = Field(default=None, ge=1, le=1000)
+    rerank_batch_size: int | None = Field(default=None, ge=1, le=10_000)
+    rerank_milliseconds: int | None = Field(default=None, ge=0)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, which checks nothing; a secret among the new values is hidden too."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from embeddings_pipeline.config.paths import expanded
 from embeddings_pipeline.config.profiles import BUILT_IN, MINILM, Profile
+from embeddings_pipeline.config.reranking import Reranker
 from embeddings_pipeline.errors import ProfileError
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _ways_out(profile: Profile) -> str:
     others = [name for name, built_in in BUILT_IN.items() if built_in.provider == "local" and name != profile.name]
+    variable, instead = "EMBEDDING_MODEL", f"use another profile ({', '.join(others)})"
+    if isinstance(profile, Reranker):
+        variable, instead = "RERANK_MODEL", "search without a reranker"
     return (
-        f"set EMBEDDING_MODEL=/path/to/{profile.model.rstrip('/').rsplit('/', 1)[-1]} (a folder with its files), start "
-        f"once on a machine with network access to huggingface.co, or use another profile ({', '.join(others)})"
+        f"set {variable}=/path/to/{profile.model.rstrip('/').rsplit('/', 1)[-1]} (a folder with its files), start "
+        f"once on a machine with network access to huggingface.co, or {instead}"
     )
 
 

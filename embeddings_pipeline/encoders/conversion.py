@@ -53,11 +53,23 @@ class Verdict:
     libraries: Mapping[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What models are made ready, and by what."""
+
+    converter: str  # the module whose process converts and compares
+    place: str  # what the name of its folder ends with
+    runner: type[OpenVinoEncoder]
+
+
+ENCODERS = Kind("embeddings_pipeline.encoders.convert", "", OpenVinoEncoder)
+
+
 class FilesChanged(Exception):
     """The model's files are not those that were to be converted."""
 
 
-def openvino_encoder(profile: Profile, settings: Settings) -> OpenVinoEncoder | None:
+def openvino_encoder(profile: Profile, settings: Settings, kind: Kind = ENCODERS) -> OpenVinoEncoder | None:
     """The profile's encoder on this processor. None, and a line in the log, if torch is to run the model.
 
     The first time a process of its own converts the model, which takes some seconds, and compares its vectors with
@@ -67,7 +79,7 @@ def openvino_encoder(profile: Profile, settings: Settings) -> OpenVinoEncoder | 
     for _ in range(ATTEMPTS):
         weights = weights_digest(resolve_weights(profile), state_dir=settings.state_dir)
         try:
-            conversion = _Conversion(profile, settings, weights)
+            conversion = _Conversion(profile, settings, weights, kind)
             encoder = conversion.encoder()
         except FilesChanged:
             continue
@@ -86,8 +98,9 @@ def openvino_encoder(profile: Profile, settings: Settings) -> OpenVinoEncoder | 
 class _Conversion:
     """One profile's model, in its place in the state folder."""
 
-    def __init__(self, profile: Profile, settings: Settings, weights: str) -> None:
+    def __init__(self, profile: Profile, settings: Settings, weights: str, kind: Kind) -> None:
         self._profile = profile
+        self._kind = kind
         self._weights = weights
         self._threads = settings.embedding_threads or share_of_cores()
         self._kept = settings.state_dir / "encoders"
@@ -95,7 +108,7 @@ class _Conversion:
         self.reason: str | None = None  # why OpenVINO does not run it
         attention = "-bidirectional" if profile.bidirectional else ""
         bits = f"-{profile.weights}" if profile.weights else ""
-        self._place = self._kept / f"{weights}{attention}{bits}"
+        self._place = self._kept / f"{weights}{attention}{bits}{kind.place}"
         self._verdict = self._kept / "verdicts" / f"{self._verdict_name()}.json"
 
     def _verdict_name(self) -> str:
@@ -126,7 +139,7 @@ class _Conversion:
             return None
         ready = Readiness(**manifest["readiness"])
         try:
-            return OpenVinoEncoder(self._profile, folder, ready, verdict.precision, self._threads)
+            return self._kind.runner(self._profile, folder, ready, verdict.precision, self._threads)
         except RuntimeError as error:
             self._keep_verdict(Verdict(None, f"it cannot be loaded: {first_line(error)}"), lasting=False)
             return None
@@ -204,7 +217,7 @@ class _Conversion:
         task = {**task, "profile": asdict(profile), "weights": self._weights, "threads": self._threads}
         (Path(temporary) / "task.json").write_text(json.dumps({**task, "answer": str(answer)}), "utf-8")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "embeddings_pipeline.encoders.convert", f"{temporary}/task.json"]
+        command = [sys.executable, "-m", self._kind.converter, f"{temporary}/task.json"]
         try:
             done = subprocess.run(
                 command,

@@ -7,11 +7,12 @@ imports neither torch nor OpenVINO's tools, and outlives what they may do.
 import json
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,25 +40,12 @@ KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999, "i8": 0.99}
 """What vectors of the compared texts must keep, so that others keep 0.9999 as well; in 8 bits, as much as is usual."""
 KEPT_LENGTH = {"bf16": 0.01, "f32": 0.01, "i8": 0.05}
 LONGEST_COMPARED = 512
+T = TypeVar("T")
 WORDS = "one of the films that he had seen in a small town by the sea was about two brothers and a lost dog , "
 
 
 class Refused(Exception):
     """Why a model is not for OpenVINO."""
-
-
-def main(file: Path) -> None:
-    """Do what the file asks for, and write the answer where it says."""
-    task = json.loads(file.read_text("utf-8"))
-    try:
-        answer = answer_to(task)
-    except Refused as error:
-        answer = {"reason": str(error), "lasting": True}
-    except ProfileError as error:  # torch will say the same
-        answer = {"reason": str(error)}
-    if weights_digest(Path(task["profile"]["model"])) != task["weights"]:
-        answer = {"changed": True}
-    Path(task["answer"]).write_text(json.dumps(answer), "utf-8")
 
 
 def answer_to(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,29 +92,35 @@ def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
     model.truncate_dim = model_words(tried.profile).truncate_dim  # its own, whatever this profile shortens vectors to
     tokenizer: Any = tried.torches._tokenizer
     example = dict(tokenizer(["a short text", "a text that is a little longer"], padding=True, return_tensors="pt"))
-    if not READ.issuperset(example):
-        raise Refused(f"it wants {', '.join(sorted(set(example) - READ))} beside tokens")
     ready = _readiness(tried.torches, tuple(example))
-    graph = _graph(model, example)
+    transformer: Any = model[0]
+    graph = graph_of(transformer.model, _Graph(model, tuple(example)), example)
     if tried.profile.weights == "int8":
         _to_int8(graph)
+    return ready, *written(graph, tokenizer, folder, partial(_best, tried, folder, ready))
+
+
+def written(graph: Any, tokenizer: Any, folder: Path, best: Callable[[], T]) -> T:
+    """What `best` says of graph and tokenizer in the folder; weights are in 16 bits, unless it refuses those."""
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     openvino().save_model(graph, folder / GRAPH)
     try:
-        return ready, *_best(tried, folder, ready)
+        return best()
     except Refused:
         (folder / GRAPH).with_suffix(".bin").unlink()  # what is loaded from it may still be there
         openvino().save_model(graph, folder / GRAPH, compress_to_fp16=False)
-        return ready, *_best(tried, folder, ready)
+        return best()
 
 
-def _graph(model: SentenceTransformer, example: Mapping[str, torch.Tensor]) -> Any:
+def graph_of(transformer: Any, module: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
+    """OpenVINO's graph of a module around a transformer, which takes the inputs of the example. Raises Refused."""
+    if not READ.issuperset(example):
+        raise Refused(f"it wants {', '.join(sorted(set(example) - READ))} beside tokens")
     convert_model = conversion_tools().convert_model
-    transformer: Any = model[0]
     try:
         with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-            transformer.model.set_attn_implementation("eager")
-            graph = convert_model(_Graph(model, tuple(example)), example_input=tuple(example.values()))
+            transformer.set_attn_implementation("eager")
+            graph = convert_model(module, example_input=tuple(example.values()))
     except Exception as error:
         raise Refused(f"OpenVINO cannot convert it: {first_line(error)}") from error
     if len(graph.inputs) != len(example):
@@ -191,12 +185,24 @@ class _Graph(torch.nn.Module):
 
 def _best(tried: _Tried, folder: Path, ready: Readiness) -> tuple[str, float]:
     """The fastest precision that keeps the vectors, and their lowest cosine. Refused if none does."""
+
+    def attempt(precision: str) -> float:
+        encoder = OpenVinoEncoder(tried.profile, folder, ready, precision, tried.threads)
+        _check_tokens(encoder, tried)
+        return _kept(encoder, tried)
+
+    return fastest(attempt, ("i8",) if tried.profile.weights else None)
+
+
+def fastest(attempt: Callable[[str], T], precisions: Sequence[str] | None = None) -> tuple[str, T]:
+    """The fastest precision that an attempt does not refuse, and what that gives. Refused if there is none.
+
+    `precisions`: which to try; None: those that this processor has.
+    """
     reasons = []
-    for precision in ("i8",) if tried.profile.weights else ("bf16", "f32") if has_bf16() else ("f32",):
+    for precision in precisions or (("bf16", "f32") if has_bf16() else ("f32",)):
         try:
-            encoder = OpenVinoEncoder(tried.profile, folder, ready, precision, tried.threads)
-            _check_tokens(encoder, tried)
-            return precision, _kept(encoder, tried)
+            return precision, attempt(precision)
         except (Refused, PipelineError, RuntimeError) as error:
             reasons.append(f"{first_line(error)} ({precision})")
     raise Refused("; ".join(reasons))
@@ -235,6 +241,20 @@ def _texts(longest: int | None) -> list[str]:
     lengths = [1, 2, 3, 5, 8, 13, 34, 89, most - 2, most + 50]
     words = WORDS.split() * (4 + most // 8)
     return [*PRECISION_TEXTS, *(" ".join(words[n : n + length]) for n, length in enumerate(lengths) if length > 0)]
+
+
+def main(file: Path, answer_to: Callable[[Mapping[str, Any]], dict[str, Any]] = answer_to) -> None:
+    """Do what the file asks for, and write the answer where it says."""
+    task = json.loads(file.read_text("utf-8"))
+    try:
+        answer = answer_to(task)
+    except Refused as error:
+        answer = {"reason": str(error), "lasting": True}
+    except ProfileError as error:  # torch will say the same
+        answer = {"reason": str(error)}
+    if weights_digest(Path(task["profile"]["model"])) != task["weights"]:
+        answer = {"changed": True}
+    Path(task["answer"]).write_text(json.dumps(answer), "utf-8")
 
 
 if __name__ == "__main__":

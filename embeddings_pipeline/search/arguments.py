@@ -6,12 +6,14 @@ from numbers import Integral
 from typing import Any, Literal, get_args
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import visible
 from embeddings_pipeline.errors import ConfigurationError, did_you_mean, unusable
 from embeddings_pipeline.search.where import condition_of
 from embeddings_pipeline.store.condition import Condition
 
 MOST_HITS = 1000
+HITS = 10  # if nobody says how many
 Mode = Literal["dense", "text", "hybrid"]
 
 
@@ -34,6 +36,15 @@ def checked_query(query: object) -> str:
     if not visible(query):
         raise ConfigurationError("the query is blank: say what to search for")
     return query
+
+
+def checked_rerank(rerank: object, settings: Settings) -> bool:
+    """Whether hits are reranked; None is for what the environment says."""
+    if rerank is None:
+        return bool(settings.enable_reranker)
+    if not isinstance(rerank, bool):
+        raise unusable("rerank", rerank, "True, False, or None for what ENABLE_RERANKER says")
+    return rerank
 
 
 def checked_request(

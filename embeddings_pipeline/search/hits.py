@@ -23,7 +23,7 @@ class ExactNumber(Decimal):
 @dataclass(frozen=True)
 class Hit:
     """One of the best items: `score` is the cosine of its nearest text, `item` its payload, `text` that text. Found by
-    words, the score is what BM25 or ts_rank gives; by both, the sum of reciprocal ranks.
+    words, the score is what BM25 or ts_rank gives; by both, the sum of reciprocal ranks; reranked, the reranker's.
 
     Numbers of the payload are as the database has them: an int, or a Decimal with every digit. `vector_name` and
     `chunk` say which of the item's texts was nearest.
@@ -51,6 +51,19 @@ class Leg:
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """What a reranker did."""
+
+    model: str | None  # that scored hits; None: none did
+    how: str  # for people: what ran it, or why hits were not reranked
+    candidates: int  # hits that were given to it
+    scored: int  # of these, the first so many were scored and put into order
+    milliseconds: float
+    fell_back: tuple[str, ...]  # why it did not go as it was begun, in order
+    ranks: dict[str, tuple[int, float]]  # item key → rank from 1 and score before
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What a search did, and for how long."""
 
@@ -61,6 +74,7 @@ class Explanation:
     milliseconds: dict[str, float] = field(default_factory=dict)  # of encoding, and of searching
     mode: str = "dense"
     fell_back: tuple[str, ...] = ()  # why a leg that was wanted is not among `legs`
+    rerank: Reranking | None = None  # None: it was not asked for
 
 
 class Hits(list[Hit]):

@@ -5,6 +5,7 @@ import reprlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,24 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
+from embeddings_pipeline.config.reranking import RETURNED
 from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, NotFoundError, ProfileError, profile_command
 from embeddings_pipeline.health.activity import Activity, described, under_way
-from embeddings_pipeline.search.arguments import Mode, Request, checked_query, checked_request, key_text
+from embeddings_pipeline.search.arguments import (
+    HITS,
+    Mode,
+    Request,
+    checked_query,
+    checked_request,
+    checked_rerank,
+    key_text,
+)
 from embeddings_pipeline.search.encoding import query_vector
 from embeddings_pipeline.search.from_files import Outage, answer_from_files, is_outage
 from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.legs import Asking
+from embeddings_pipeline.search.rerank import candidates_of, reranked
 from embeddings_pipeline.search.selectivity import filter_of
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.database import Database, open_database_to_read
@@ -47,13 +58,14 @@ def search(
     settings: Settings,
     query: str,
     *,
-    k: int = 10,
+    k: int | None = None,
     where: Mapping[str, Any] | None = None,
     vectors: str | list[str] | None = None,
     index: Literal["pgvector", "faiss"] = "pgvector",
     profile: str | None = None,
     mode: Mode | None = None,
     encode: QueryEncoder | None = None,
+    rerank: bool | None = None,
 ) -> Hits:
     """The `k` best items for `query`, best first, by the collection's current model.
 
@@ -62,8 +74,13 @@ def search(
     `filters:`, as `search/where.py` has it. `vectors`: which of the items' vectors, one or several (an item counts by
     its nearest); the first one if left out. `index`: where to look for vectors; hits from FAISS are joined to live rows
     and to what has come since the index was built; if it is still of a previous model, PostgreSQL answers. `profile`:
-    another model that is kept beside the current one. `encode`: in the place of `encode_query`.
+    another model that is kept beside the current one. `encode`: in the place of `encode_query`. `rerank`: have a
+    cross-encoder put the first hits into order; None: if ENABLE_RERANKER says so. `k` left out: 10, or RETURN_TOP_K if
+    hits are reranked.
     """
+    reranks = checked_rerank(rerank, settings)
+    if k is None:
+        k = (settings.return_top_k or RETURNED) if reranks else HITS
     request = checked_request(definition, k, where, vectors, index, profile, mode)
     text, vector_of = checked_query(query), encode or encode_query
 
@@ -73,7 +90,12 @@ def search(
         runnable = _runnable(connection, definition, settings, model)
         return lambda: dict.fromkeys(request.vectors, vector_of(definition, settings, model, runnable, text))
 
-    return _answer_from_somewhere(definition, settings, request, prepare, text=text)
+    if not reranks:
+        return _answer_from_somewhere(definition, settings, request, prepare, text=text)
+    wide = replace(request, k=max(request.k, candidates_of(settings)))
+    hits = _answer_from_somewhere(definition, settings, wide, prepare, text=text)
+    ordered, reranking = reranked(definition, settings, text, hits)
+    return Hits(ordered[: request.k], replace(hits.explanation, rerank=reranking))
 
 
 def similar(

@@ -1,0 +1,150 @@
+"""Cross-encoders: what gives a query and a text together one score. `load_cross_encoder` gives them.
+
+On a processor OpenVINO runs them, made ready as encoders are (`conversion`); else torch does.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings_pipeline.config.profiles import Profile
+from embeddings_pipeline.config.reranking import Reranker
+from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.weights import ModelFileError, read_object, resolve_weights
+from embeddings_pipeline.encoders.batches import Tokens, well_formed
+from embeddings_pipeline.encoders.conversion import Kind, openvino_encoder
+from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
+from embeddings_pipeline.encoders.processor import is_cpu, share_of_cores
+from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline.forks import ProcessLock, compute
+
+
+class CrossEncoder(Protocol):
+    """A model that reads pairs of texts. Threads may share it."""
+
+    @property
+    def runs_on(self) -> str:
+        """For people: `OpenVINO, bf16`."""
+
+    @property
+    def halved(self) -> int:
+        """How often memory ran out, so that fewer pairs were scored at once."""
+
+    def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Of each text with the query, the score that sentence-transformers' `CrossEncoder.predict` gives.
+
+        Memory that runs out halves the pairs of a pass. Raises OutOfMemoryError if one pair is too much, else
+        PipelineError.
+        """
+
+
+class OpenVinoCrossEncoder(OpenVinoEncoder):
+    """A cross-encoder that `conversion` has made ready. To its batches, a pair is a text, and its score a vector."""
+
+    def __init__(self, profile: Profile, folder: Path, ready: Readiness, precision: str, threads: int) -> None:
+        super().__init__(profile, folder, ready, precision, threads)
+        self._query = ""
+        self._times_halved: list[None] = []  # shared by copies
+
+    @property
+    def runs_on(self) -> str:
+        return f"OpenVINO, {self.precision}"
+
+    @property
+    def halved(self) -> int:
+        return len(self._times_halved)
+
+    def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        self._engine_here()  # not only in the copy
+        asked = copy.copy(self)
+        asked._query = well_formed(query)
+        return asked.encode_documents(texts)[:, 0]
+
+    def _tokens(self, texts: list[str]) -> Tokens:
+        """The query and each text, as the model's own tokenizer reads pairs; the query is tokenised once."""
+        most = self.max_length
+        with self._lock:
+            self._tokenizer.no_truncation()
+            query = self._tokenizer.encode(self._query[: self._characters_read], add_special_tokens=False)
+            if most is not None and len(query) < 2 * most:
+                query = self._tokenizer.encode(self._query, add_special_tokens=False)
+            alone = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            if most is not None:
+                self._tokenizer.enable_truncation(most, direction=self._ready.truncation_side)
+            pairs = [self._tokenizer.post_process(query, text) for text in alone]
+        # Of what a text has beyond the tokens that are read: cut or not, the same are kept of it and of the query.
+        overflows = [0 if most is None else len(text) // most for text in alone]
+        return Tokens([self._row(pair) for pair in pairs], [len(pair) for pair in pairs], overflows)
+
+    def _out_of_memory(self, error: Exception) -> bool:
+        ran_out = super()._out_of_memory(error)
+        if ran_out:
+            self._times_halved.append(None)
+        return ran_out
+
+
+CROSS_ENCODERS = Kind("embeddings_pipeline.encoders.convert_cross_encoder", "-cross-encoder", OpenVinoCrossEncoder)
+
+_loaded: dict[Reranker, CrossEncoder] = {}
+_lock = ProcessLock()
+
+
+def load_cross_encoder(profile: Reranker, settings: Settings) -> CrossEncoder:
+    """The cross-encoder of a profile; equal ones share one in a process, so a model is in memory once.
+
+    Its weights are found as an encoder's are, and it is converted as one is. Raises ProfileError if it cannot be had,
+    cannot be loaded, or gives a pair more than one score.
+    """
+    with _lock:
+        if profile not in _loaded:
+            _loaded[profile] = compute(_load, profile, settings)
+        return _loaded[profile]
+
+
+def forget_cross_encoder(profile: Reranker) -> None:
+    """Let its memory go, once nobody uses it any more."""
+    with _lock:
+        _loaded.pop(profile, None)
+
+
+def _load(profile: Reranker, settings: Settings) -> CrossEncoder:
+    _check_kind(profile)
+    if is_cpu(profile):
+        encoder = openvino_encoder(profile, settings, CROSS_ENCODERS)
+        if isinstance(encoder, OpenVinoCrossEncoder):
+            return encoder
+    from embeddings_pipeline.encoders.cross_encoder_torch import TorchCrossEncoder
+
+    return TorchCrossEncoder(profile, settings.embedding_threads or share_of_cores())
+
+
+def _check_kind(profile: Reranker) -> None:
+    """ProfileError if the model's files say that it is no cross-encoder of one score."""
+    folder = resolve_weights(profile)
+    try:
+        config = read_object(folder / "config.json")
+    except ModelFileError as error:
+        raise ProfileError(f"Profile {profile.name}: {error}") from error
+    names = config.get("architectures") or [""]
+    of_its_own = (folder / "modules.json").is_file()
+    if not of_its_own and not str(names[0]).endswith(("ForSequenceClassification", "ForCausalLM")):
+        raise ProfileError(
+            f"Profile {profile.name}: {profile.model} is no cross-encoder: its config.json names {names[0] or 'none'}, "
+            "and a cross-encoder's …ForSequenceClassification; set RERANK_MODEL to one"
+        )
+    if not of_its_own and str(names[0]).endswith("ForSequenceClassification"):
+        labels = len(config.get("id2label") or "ab")  # as transformers reads it
+        check_labels(profile, labels)
+
+
+def check_labels(profile: Profile, labels: int) -> None:
+    """ProfileError if the model gives each pair more than one score."""
+    if labels != 1:
+        raise ProfileError(
+            f"Profile {profile.name}: {profile.model} gives each pair {labels} scores (num_labels), and a reranker "
+            "gives one; set RERANK_MODEL to a cross-encoder with num_labels 1"
+        )
