@@ -18,8 +18,8 @@ class RerankRules(BaseModel):
 
     sure_margin: Number | None = Field(
         default=None,
-        description="A search whose first hit's score is above the second's by this share of it (`0.2`) is sure, and is "
-        "not reranked. Left out: every search that asks for it is.",
+        description="A search whose first hit's score is above the second's by this share of it (`0.2`) is sure, and "
+        "is not reranked. Left out: every search that asks for it is.",
     )
 
     def model_post_init(self, _: object) -> None:

@@ -82,8 +82,8 @@ class TorchCrossEncoder:
             raise error
         if self._pairs == 1:
             raise OutOfMemoryError(
-                f"Profile {self.profile.name}: memory ran out while scoring one pair on {self._device}; free memory, or "
-                "set RERANK_MODEL to a smaller model"
+                f"Profile {self.profile.name}: memory ran out while scoring one pair on {self._device}; free memory, "
+                "or set RERANK_MODEL to a smaller model"
             ) from error
         self._pairs, self.halved = self._pairs // 2, self.halved + 1
 
