@@ -1,6 +1,7 @@
 """Cross-encoders by sentence-transformers and torch: on a GPU, and those that OpenVINO cannot run."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ class TorchCrossEncoder:
             torch.set_num_threads(threads)
         self.model = load_model(profile, self._device)
         self.halved = 0
+        self._process = os.getpid()
         self._pairs = profile.batch_size or PAIRS_PER_PASS
         self._lock = ProcessLock(ended_first=True)
         self._half: torch.dtype | None = None
@@ -53,6 +55,12 @@ class TorchCrossEncoder:
         return f"torch on {self._device.type}, {precision}"
 
     def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        if self._device.type != "cpu" and self._process != os.getpid():
+            raise ProfileError(
+                f"Profile {self.profile.name}: the model was loaded on {self._device} before this process was forked, "
+                "and cannot be used there after it: search first in the worker (without --preload), or set "
+                "EMBEDDING_DEVICE=cpu"
+            )
         pairs = [(well_formed(query), well_formed(text)) for text in texts]
         try:
             return compute(self._scores, pairs)
