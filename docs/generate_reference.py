@@ -106,7 +106,7 @@ def _argument_helps(command: click.Command) -> dict[str, str]:
 def _option_name(option: click.Option, context: click.Context) -> str:
     names = ", ".join(f"`{name}`" for name in sorted(option.opts, key=len, reverse=True))
     if option.is_flag:
-        return names
+        return ", ".join([names, *(f"`{name}`" for name in option.secondary_opts)])
     return f"{names} `{option.make_metavar(context)}`"
 
 

@@ -240,7 +240,7 @@ class CollectionAttributes(_Strict):
     words: WordsDefinition | None = Field(
         default=None, description="A lexical index, so that searches find words as well as meaning. Left out: none."
     )
-    rerank: RerankRules = Field(default_factory=RerankRules, description="Searches that ask for a reranker.")
+    rerank: RerankRules = Field(default_factory=RerankRules, description="When searches are not reranked.")
     profile: ProfileChoice | None = Field(
         default=None, description="A profile's name, or one of your own. Left out: EMBEDDING_PROFILE, else minilm."
     )

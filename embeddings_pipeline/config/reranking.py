@@ -12,7 +12,7 @@ RERANKED, RETURNED = 200, 20  # hits that are scored, and that are returned
 
 
 class RerankRules(BaseModel):
-    """When hits are put into order by a reranker, if one is asked for."""
+    """When a search is not reranked, though it is asked for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

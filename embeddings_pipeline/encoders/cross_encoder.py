@@ -19,7 +19,7 @@ from embeddings_pipeline.encoders.batches import Tokens, well_formed
 from embeddings_pipeline.encoders.conversion import Kind, openvino_encoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
 from embeddings_pipeline.encoders.processor import is_cpu, share_of_cores
-from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline.errors import OutOfMemoryError, ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
 
 
@@ -97,11 +97,17 @@ def load_cross_encoder(profile: Reranker, settings: Settings) -> CrossEncoder:
     """The cross-encoder of a profile; equal ones share one in a process, so a model is in memory once.
 
     Its weights are found as an encoder's are, and it is converted as one is. Raises ProfileError if it cannot be had,
-    cannot be loaded, or gives a pair more than one score.
+    cannot be loaded, or gives a pair more than one score, and OutOfMemoryError if it is too large.
     """
     with _lock:
         if profile not in _loaded:
-            _loaded[profile] = compute(_load, profile, settings)
+            try:
+                _loaded[profile] = compute(_load, profile, settings)
+            except MemoryError as error:
+                raise OutOfMemoryError(
+                    f"Profile {profile.name}: memory ran out while {profile.model} was loaded; free memory, or set "
+                    "RERANK_MODEL to a smaller model"
+                ) from error
         return _loaded[profile]
 
 

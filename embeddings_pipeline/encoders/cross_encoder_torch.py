@@ -85,8 +85,7 @@ class TorchCrossEncoder:
 
     def _halve(self, error: Exception) -> None:
         """Score half as many pairs at once from now on. Raises the error, if it is of something else than memory."""
-        words = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in words):
+        if not _ran_out_of_memory(error):
             raise error
         if self._pairs == 1:
             raise OutOfMemoryError(
@@ -105,6 +104,11 @@ class TorchCrossEncoder:
         return half if difference(self._scores(list(COMPARED)), full) <= KEPT_SCORE else None
 
 
+def _ran_out_of_memory(error: Exception) -> bool:
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in str(error) for said in words)
+
+
 def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
     """How far scores are from those that they should be: of the largest one, or of 1 if that is more. NaN if any is."""
     return float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max())))
@@ -121,9 +125,9 @@ def load_model(profile: Profile, device: torch.device) -> CrossEncoder:
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32},  # else weights stored in 16 bits crawl on most CPUs
             )
-    except MemoryError:
-        raise
     except Exception as error:
+        if _ran_out_of_memory(error):
+            raise MemoryError(first_line(error)) from error
         raise ProfileError(f"Profile {profile.name}: {folder} cannot be loaded: {first_line(error)}") from error
     check_labels(profile, model.num_labels)
     model.eval()

@@ -34,7 +34,6 @@ from embeddings_pipeline.search.encoding import query_vector
 from embeddings_pipeline.search.from_files import Outage, answer_from_files, is_outage
 from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.legs import Asking
-from embeddings_pipeline.search.rerank import candidates_of, reranked
 from embeddings_pipeline.search.selectivity import filter_of
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.database import Database, open_database_to_read
@@ -92,6 +91,8 @@ def search(
 
     if not reranks:
         return _answer_from_somewhere(definition, settings, request, prepare, text=text)
+    from embeddings_pipeline.search.rerank import candidates_of, reranked
+
     wide = replace(request, k=max(request.k, candidates_of(settings)))
     hits = _answer_from_somewhere(definition, settings, wide, prepare, text=text)
     ordered, reranking = reranked(definition, settings, text, hits)

@@ -144,6 +144,14 @@ def test_when_memory_runs_out_torch_scores_fewer_pairs_at_once(model: Path, monk
         encoder.score("one", ["two"])
 
 
+def test_memory_that_runs_out_while_it_is_loaded_is_told(
+    load: Callable[[Path], Any], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_encoder, "openvino_encoder", lambda *_: np.empty(1 << 55))
+    with pytest.raises(OutOfMemoryError, match=r"^Profile reranker: memory ran out while [^\n]* was loaded; "):
+        load(model)
+
+
 def no_cross_encoder(folder: Path) -> Path:
     bert(folder)
     return folder
