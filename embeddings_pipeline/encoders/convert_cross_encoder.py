@@ -108,9 +108,9 @@ def _best(tried: _Tried, folder: Path, ready: Readiness) -> tuple[str, float]:
         encoder = OpenVinoCrossEncoder(tried.profile, folder, ready, precision, tried.threads)
         _check_tokens(encoder, tried)
         ours = [encoder.score(query, [text])[0] for query, text in tried.pairs]
-        far = difference(np.array(ours, np.float32), tried.theirs)
-        if not far <= KEPT_SCORE:
-            raise Refused(f"its scores are {far:.2g} from those of sentence-transformers, and may be {KEPT_SCORE}")
+        far, most = difference(np.array(ours, np.float32), tried.theirs), KEPT_SCORE[precision]
+        if not far <= most:
+            raise Refused(f"its scores are {far:.2g} from those of sentence-transformers, and may be {most}")
         return far
 
     return fastest(attempt)

@@ -18,8 +18,8 @@ from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileE
 from embeddings_pipeline.forks import ProcessLock, compute
 
 PAIRS_PER_PASS = 32  # as sentence-transformers has it
-KEPT_SCORE = 1e-3
-"""How far a score may be from that in float32, of the largest one, or of 1 if that is more."""
+KEPT_SCORE = {"bf16": 2e-3, "f32": 1e-3}
+"""How far a score may be from `predict`'s in float32, of the largest one, or of 1 if that is more."""
 COMPARED = (
     ("a film about a lost dog", "Two brothers look for a dog that was lost in a small town by the sea."),
     ("a film about a lost dog", "a film about a lost dog"),
@@ -101,7 +101,7 @@ class TorchCrossEncoder:
             return None
         full = self._scores(list(COMPARED))
         self._half = half
-        return half if difference(self._scores(list(COMPARED)), full) <= KEPT_SCORE else None
+        return half if difference(self._scores(list(COMPARED)), full) <= KEPT_SCORE["bf16"] else None
 
 
 def _ran_out_of_memory(error: Exception) -> bool:

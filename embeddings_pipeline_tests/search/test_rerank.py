@@ -45,7 +45,7 @@ def _as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def collection(database: Database) -> CollectionDefinition:
-    """Thirty films, two of which have one text."""
+    """Thirty films, some of which have one text."""
     texts = [" ".join(WORDS[n % 10 :] + WORDS[: n % 10][: n // 10]) for n in range(FILMS - 1)]
     make_films(database, [(n, "same", text, n) for n, text in enumerate([*texts, texts[-1]])])
     return definition(vectors={"base": "{overview}"})
@@ -115,7 +115,9 @@ def test_equal_texts_are_scored_once(ask: Any, monkeypatch: pytest.MonkeyPatch) 
         return score(self, query, texts)
 
     monkeypatch.setattr(OpenVinoCrossEncoder, "score", counted)
-    assert ask(k=FILMS).explanation.rerank.scored == FILMS and asked == [FILMS - 1]
+    hits = ask(k=FILMS)
+    assert hits.explanation.rerank.scored == FILMS
+    assert asked == [len({hit.text for hit in hits})] and asked[0] < FILMS
     assert ask(rerank_top_k=1).explanation.rerank.how == "there are no two texts to choose between"
     assert len(asked) == 1
 
