@@ -15,10 +15,11 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.reranking import Reranker
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.weights import ModelFileError, read_object, resolve_weights
-from embeddings_pipeline.encoders.batches import Tokens, well_formed
+from embeddings_pipeline.encoders.batches import well_formed
 from embeddings_pipeline.encoders.conversion import Kind, openvino_encoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
 from embeddings_pipeline.encoders.processor import is_cpu, share_of_cores
+from embeddings_pipeline.encoders.token_rows import Tokens
 from embeddings_pipeline.errors import OutOfMemoryError, ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
 
@@ -65,20 +66,7 @@ class OpenVinoCrossEncoder(OpenVinoEncoder):
         return asked.encode_documents(texts)[:, 0]
 
     def _tokens(self, texts: list[str]) -> Tokens:
-        """The query and each text, as the model's own tokenizer reads pairs; the query is tokenised once."""
-        most = self.max_length
-        with self._lock:
-            self._tokenizer.no_truncation()
-            query = self._tokenizer.encode(self._query[: self._characters_read], add_special_tokens=False)
-            if most is not None and len(query) < 2 * most:
-                query = self._tokenizer.encode(self._query, add_special_tokens=False)
-            alone = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            if most is not None:
-                self._tokenizer.enable_truncation(most, direction=self._ready.truncation_side)
-            pairs = [self._tokenizer.post_process(query, text) for text in alone]
-        # Of what a text has beyond the tokens that are read: cut or not, the same are kept of it and of the query.
-        overflows = [0 if most is None else len(text) // most for text in alone]
-        return Tokens([self._row(pair) for pair in pairs], [len(pair) for pair in pairs], overflows)
+        return self._rows.read_pairs(self._query, texts, self._characters_read)
 
     def _out_of_memory(self, error: Exception) -> bool:
         ran_out = super()._out_of_memory(error)

@@ -60,6 +60,21 @@ class TokenRows:
         ]
         return Tokens([self._row(encoding) for encoding in encodings], lengths, counts)
 
+    def read_pairs(self, first: str, seconds: list[str], characters: int | None) -> Tokens:
+        """The rows of pairs of texts, as the model's own tokenizer reads them, and how many tokens each second text has
+        in all. The first one is tokenised once; `characters`: as many of it as surely suffice, if tokens are not long.
+        """
+        most = self._max_length
+        with self.lock:
+            self._truncate(None)
+            query = self._tokenizer.encode(first[:characters], add_special_tokens=False)
+            if most is not None and len(query) < 2 * most:
+                query = self._tokenizer.encode(first, add_special_tokens=False)
+            alone = self._tokenizer.encode_batch_fast(seconds, add_special_tokens=False)
+            self._truncate(most)
+            pairs = [self._tokenizer.post_process(query, text) for text in alone]
+        return Tokens([self._row(pair) for pair in pairs], list(map(len, pairs)), list(map(len, alone)))
+
     def count(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, of which nothing is truncated."""
         with self.lock:
