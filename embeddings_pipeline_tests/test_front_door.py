@@ -203,7 +203,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         ({"k": True}, "k cannot be True: it may be a whole number from 1 to 1000"),
         ({"k": 1.5}, "k cannot be 1.5: "),
         ({"k": "3"}, "k cannot be '3': "),
-        ({"k": None}, "k cannot be None: "),
+        ({"rerank": 1}, "rerank cannot be 1: it may be True, False, or None"),
         ({"k": 0}, "k cannot be 0: "),
         ({"k": 1001}, "k cannot be 1001: "),
         ({"index": "x"}, "index cannot be 'x': it may be 'pgvector' or 'faiss'"),
