@@ -78,6 +78,13 @@ ModesOption = Annotated[
         help="Only this one, also several; left out: each that the collection has indexes for.",
     ),
 ]
+RerankOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rerank/--no-rerank",
+        help="Also with hits reranked. Left out: if `ENABLE_RERANKER` has searches reranked.",
+    ),
+]
 
 
 def evaluate(
@@ -89,6 +96,7 @@ def evaluate(
     index: IndexesOption = None,
     vectors: VectorsOption = None,
     mode: ModesOption = None,
+    rerank: RerankOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How good searches are, by judged queries: nDCG@10, recall@100, MRR, hit rate and latency of each way of searching
@@ -112,6 +120,7 @@ def evaluate(
             indexes=cast("list[Index]", index or []),
             vectors=asked,
             modes=cast("list[Mode]", mode or []),
+            rerank=rerank,
         )
     for line in chosen.told:
         tell(f"warning: {line}")

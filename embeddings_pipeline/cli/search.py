@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,7 +22,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from embeddings_pipeline.search.hits import Explanation, Hit, Hits
+    from embeddings_pipeline.search.hits import Hit, Hits
 
 WORDS = ("bm25", "tsvector")  # what answers by words
 
@@ -182,7 +182,7 @@ def _index(faiss: bool) -> Literal["faiss", "pgvector"]:
 def _print(hits: "Hits", definition: CollectionDefinition, settings: Settings, *, explain: bool, as_json: bool) -> None:
     if as_json:
         listed = [vars(hit) for hit in hits]
-        print_json({"hits": listed, "explanation": _explained(hits.explanation)} if explain else listed)
+        print_json({"hits": listed, "explanation": hits.explanation.as_dict()} if explain else listed)
         return
     for hit in hits:
         print_hit(hit, definition.attributes.columns, digits=4 if hits.explanation.mode == "hybrid" else 3)
@@ -197,18 +197,6 @@ def _print(hits: "Hits", definition: CollectionDefinition, settings: Settings, *
     if explain:
         for line in explanation_lines(hits):
             print(printable(line))
-
-
-def _explained(explanation: "Explanation") -> dict[str, Any]:
-    legs = []
-    for leg in explanation.legs:
-        ranks = {key: {"rank": rank, "score": score} for key, (rank, score) in leg.ranks.items()}
-        legs.append({**vars(leg), "ranks": ranks})
-    rerank = explanation.rerank
-    if rerank is None:
-        return {**vars(explanation), "legs": legs}
-    before = {key: {"rank": rank, "score": score} for key, (rank, score) in rerank.ranks.items()}
-    return {**vars(explanation), "legs": legs, "rerank": {**vars(rerank), "ranks": before}}
 
 
 def explanation_lines(hits: "Hits") -> list[str]:

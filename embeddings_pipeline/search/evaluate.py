@@ -19,7 +19,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.templates import visible
-from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError, VectorIndexError
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, PipelineError, ProfileError, VectorIndexError
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.progress import Progress, silent
 from embeddings_pipeline.search.arguments import Mode
@@ -48,12 +48,16 @@ class Way:
     index: Index = "pgvector"
     vectors: tuple[str, ...] = ()  # empty: the first
     mode: Mode = "dense"
+    rerank: bool = False
 
     @property
     def name(self) -> str:
-        """`minilm pgvector base+title`, and the mode before the vectors unless it is dense; `text base`."""
+        """`minilm pgvector base+title`, and the mode before the vectors unless it is dense; `text base`; `reranked`
+        behind them.
+        """
         asked = (self.mode,) if self.mode == "text" else (self.profile, self.index, self.mode)
-        return " ".join(each for each in (*asked, "+".join(self.vectors)) if each and each != "dense")
+        words = (*asked, "+".join(self.vectors), "reranked" if self.rerank else "")
+        return " ".join(each for each in words if each and each != "dense")
 
     def search(self, definition: CollectionDefinition, settings: Settings, query: str, **options: Any) -> Hits:
         """As the function `search`."""
@@ -163,12 +167,14 @@ def choose_ways(
     indexes: Sequence[Index] = (),
     vectors: Sequence[tuple[str, ...]] = (),
     modes: Sequence[Mode] = (),
+    rerank: bool | None = None,
 ) -> Chosen:
     """Every combination of these. Left out: each profile that is kept, each index, each vector and all together, and
-    each mode that the definition has indexes for.
+    each mode that the definition has indexes for. `rerank`: each with its hits reranked too, but for those that differ
+    from another by the index alone; None: if ENABLE_RERANKER has searches reranked, which then come first.
 
     Each is tried once, which loads what it needs. One that was not asked for by name is left out if it cannot answer;
-    for any other that is a ConfigurationError, DatabaseError, ProfileError or VectorIndexError.
+    for any other that is a ConfigurationError, DatabaseError, ProfileError, RerankerError or VectorIndexError.
     """
     names = list(definition.attributes.vectors)
     each = vectors or [*((name,) for name in names), *([tuple(names)] if len(names) > 1 else [])]
@@ -178,15 +184,25 @@ def choose_ways(
     asked: Sequence[str | None] = profiles or [*kept] or [None]  # None: a search says what is not there
     has_words = definition.attributes.words is not None
     wanted: Sequence[Mode] = modes or (BY_DEFAULT if has_words else ("dense",))
-    for mode, profile, index, some in product(wanted, asked, indexes or INDEXES, each):
-        way = Way(profile, index, some, mode)
-        if mode == "text" and (way.profile, way.index) != (asked[0], (indexes or INDEXES)[0]):
+    on = bool(settings.enable_reranker)
+    reranks = [on, not on] if rerank or (on and rerank is None) else [False]
+    first = (asked[0], (indexes or INDEXES)[0])
+    for mode, reranked, profile, index, some in product(wanted, reranks, asked, indexes or INDEXES, each):
+        way = Way(profile, index, some, mode, reranked)
+        if mode == "text" and (profile, index) != first:
             continue  # words are the same whatever the model and the index of vectors
+        if reranked and index != first[1]:
+            continue  # the reranker's time would be measured again
         try:
             _try(definition, settings, way, judgements.queries[0].text)
             ways.append(way)
-        except (DatabaseError, ProfileError, VectorIndexError) as error:
-            named = {ProfileError: profiles, VectorIndexError: indexes, DatabaseError: modes or mode == "dense"}
+        except (DatabaseError, ProfileError, RerankerError, VectorIndexError) as error:
+            named = {
+                ProfileError: profiles,
+                VectorIndexError: indexes,
+                DatabaseError: modes or mode == "dense",
+                RerankerError: rerank,
+            }
             if named[type(error)]:
                 raise
             left_out[way.name] = str(error)
@@ -199,8 +215,15 @@ def choose_ways(
     return Chosen(tuple(ways), left_out, {str(name): items for name, items in covered.items() if items})
 
 
+class RerankerError(PipelineError):
+    """A reranker cannot be asked."""
+
+
 def _try(definition: CollectionDefinition, settings: Settings, way: Way, query: str) -> None:
-    if why := _another_way(way, way.search(definition, settings, query, k=1)):
+    hits = way.search(definition, settings, query, k=1)
+    if why := _not_reranked(hits):
+        raise RerankerError(f"collection {definition.name!r}: the reranker does not answer: {why}")
+    if why := _another_way(way, hits):
         of_words = way.mode != "dense" and why.endswith(ALONE)
         raise (DatabaseError if of_words else VectorIndexError)(
             f"collection {definition.name!r}: {'the words do' if of_words else f'{way.index} does'} not answer: {why}"
@@ -210,9 +233,14 @@ def _try(definition: CollectionDefinition, settings: Settings, way: Way, query: 
 def _another_way(way: Way, hits: Hits) -> str | None:
     """Why a search did not go the way that it was asked to go; None if it did."""
     elsewhere = [leg for leg in hits.explanation.legs if leg.answered_by in INDEXES and leg.answered_by != way.index]
-    return next((reason for leg in elsewhere for reason in leg.fell_back), None) or next(
-        iter(hits.explanation.fell_back), None
-    )
+    reasons = [*(reason for leg in elsewhere for reason in leg.fell_back), *hits.explanation.fell_back]
+    return next(iter(reasons), None) or _not_reranked(hits)
+
+
+def _not_reranked(hits: Hits) -> str | None:
+    """Why no reranker scored hits that one was to score; None if one did, or if none was needed."""
+    reranking = hits.explanation.rerank
+    return next(iter(reranking.fell_back), None) if reranking and reranking.model is None else None
 
 
 def kept_models(definition: CollectionDefinition, settings: Settings) -> dict[str | None, Model]:

@@ -76,6 +76,16 @@ class Explanation:
     fell_back: tuple[str, ...] = ()  # why a leg that was wanted is not among `legs`
     rerank: Reranking | None = None  # None: it was not asked for
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: ranks with their names."""
+        told = {**vars(self), "legs": [_told(leg) for leg in self.legs]}
+        return {**told, "rerank": _told(self.rerank)} if self.rerank else told
+
+
+def _told(step: Leg | Reranking) -> dict[str, Any]:
+    ranks = {key: {"rank": rank, "score": score} for key, (rank, score) in step.ranks.items()}
+    return {**vars(step), "ranks": ranks}
+
 
 class Hits(list[Hit]):
     """The items found, best first; `explanation` says how."""

@@ -1,6 +1,5 @@
 """What may be asked, and what is answered: pydantic models, which are the OpenAPI documents too."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -9,7 +8,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.search.arguments import MOST_HITS, Mode
 from embeddings_pipeline.search.history import MOST_SEEN
-from embeddings_pipeline.search.hits import Explanation, Hits
+from embeddings_pipeline.search.hits import Hits
 from embeddings_pipeline.search.query import search, similar
 from embeddings_pipeline.search.recommend import recommend
 from embeddings_pipeline.serve.served import Served
@@ -51,9 +50,15 @@ class _Request(BaseModel):
 class SearchRequest(_Request):
     """The items nearest in meaning to a text."""
 
+    k: StrictInt | None = Field(  # type: ignore[assignment]
+        None, ge=1, le=MOST_HITS, description="How many items; left out: 10, or RETURN_TOP_K if they are reranked."
+    )
     query: Text = Field(max_length=LONGEST_QUERY, description="What to look for, in words.")
     mode: Mode | None = Field(
         None, description="By meaning (`dense`), by words (`text`), or by both; left out: as the collection has it."
+    )
+    rerank: StrictBool | None = Field(
+        None, description="Have a cross-encoder put the first hits into order; left out: if ENABLE_RERANKER says so."
     )
 
     def answer(self, served: Served, settings: Settings) -> dict[str, Any]:
@@ -161,12 +166,4 @@ def _answer(definition: CollectionDefinition, hits: Hits, explain: bool) -> dict
         "hits": [vars(hit) for hit in hits],
         "milliseconds": explanation.milliseconds,
     }
-    return {**answer, "explanation": _explained(explanation)} if explain else answer
-
-
-def _explained(explanation: Explanation) -> Mapping[str, Any]:
-    legs = []
-    for leg in explanation.legs:
-        ranks = {key: {"rank": rank, "score": score} for key, (rank, score) in leg.ranks.items()}
-        legs.append({**vars(leg), "ranks": ranks})
-    return {**vars(explanation), "legs": legs}
+    return {**answer, "explanation": explanation.as_dict()} if explain else answer

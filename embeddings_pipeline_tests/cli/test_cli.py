@@ -14,6 +14,7 @@ import yaml
 from embeddings_pipeline.config.definition import COMPONENT_TYPE
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import tiny_models
 from embeddings_pipeline_tests.support.command_line import PROGRESS, run_here, run_process
 from embeddings_pipeline_tests.support.workbench import definition, execute
 
@@ -325,3 +326,17 @@ def test_searches_take_conditions_items_and_explain_themselves(
     assert loaded("search", "monster", "--where", "revenue>5000").stdout.startswith("nothing found: no item")
     refused = loaded("similar", "99")
     assert refused.returncode == 1 and "has no item '99'" in refused.stderr
+
+
+def test_a_search_is_reranked_if_it_is_told_to(loaded: Command, environment: dict[str, str], tmp_path: Path) -> None:
+    assert loaded("sync").returncode == 0
+    environment["RERANK_MODEL"] = str(tiny_models.cross_encoder(tmp_path / "reranker"))
+    told = loaded("search", "monster", "--rerank", "--explain")
+    assert "; 3 of 3 hits scored; " in told.stdout and "  was 1. 2 " in told.stdout
+    said = json.loads(loaded("search", "monster", "--rerank", "--explain", "--json").stdout)
+    assert said["explanation"]["rerank"]["ranks"]["2"]["rank"] == 1
+    assert "rerank" not in loaded("search", "monster", "--explain").stdout
+    environment |= {"ENABLE_RERANKER": "true", "RERANK_MODEL": str(tmp_path / "gone")}
+    told = loaded("search", "monster")
+    assert told.returncode == 0 and "hits keep the order in which they were found" in told.stderr
+    assert "warning" not in loaded("search", "monster", "--no-rerank").stderr

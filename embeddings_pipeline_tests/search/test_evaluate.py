@@ -17,10 +17,11 @@ from embeddings_pipeline.model_change.phases import add_model
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.shadow import backfill_batch
-from embeddings_pipeline.search.evaluate import Way, choose_ways, evaluate, self_judgements
+from embeddings_pipeline.search.evaluate import RerankerError, Way, choose_ways, evaluate, self_judgements
 from embeddings_pipeline.search.judgements import JudgedQuery, Judgements
 from embeddings_pipeline.search.measures import MRR, NDCG, RECALL
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline_tests.support import tiny_models
 from embeddings_pipeline_tests.support.command_line import Done, run_here
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
@@ -92,6 +93,27 @@ def test_words_and_both_together_are_ways_too(made: Callable[..., Collection], d
     evaluation = evaluate(one.definition, one.settings, golden(1, 2, 3), ways)
     assert [way.fell_back for way in evaluation.ways] == [0] * 5
     assert evaluation.ways[-1].figures[NDCG].mean > 0.5
+
+
+def test_reranked_is_a_way_if_it_is_asked_for(made: Callable[..., Collection], tmp_path: Path) -> None:
+    one, folder = made(), tiny_models.cross_encoder(tmp_path / "reranker")
+    settings = one.settings.model_copy(update={"rerank_model": str(folder), "embedding_device": "cpu"})
+    plain = ["test pgvector base", "test faiss base"]
+    assert names(choose_ways(one.definition, settings, golden(1)).ways) == plain
+    chosen = choose_ways(one.definition, settings, golden(1), rerank=True)
+    assert names(chosen.ways) == [*plain, "test pgvector base reranked"]
+    evaluation = evaluate(one.definition, settings, golden(1, 2, 3), chosen.ways)
+    assert evaluation.told == [] and evaluation.ways[0].figures[NDCG].mean == 1
+    assert evaluation.ways[2].figures[NDCG].mean < 1  # by random weights
+    always = settings.model_copy(update={"enable_reranker": True})
+    assert names(choose_ways(one.definition, always, golden(1)).ways) == ["test pgvector base reranked", *plain]
+    assert names(choose_ways(one.definition, always, golden(1), rerank=False).ways) == plain
+    gone = always.model_copy(update={"rerank_model": str(tmp_path / "gone")})
+    chosen = choose_ways(one.definition, gone, golden(1))
+    assert names(chosen.ways) == plain
+    assert "the reranker does not answer: " in chosen.left_out["test pgvector base reranked"]
+    with pytest.raises(RerankerError, match="gone"):
+        choose_ways(one.definition, gone, golden(1), rerank=True)
 
 
 def test_a_better_way_is_told_from_a_worse_one(made: Callable[..., Collection], database: Database) -> None:
@@ -246,7 +268,13 @@ def test_json_has_everything(command: Callable[..., Done], tmp_path: Path) -> No
     said = json.loads(command("--queries", str(file), "--index", "pgvector", "--index", "faiss", "--json").stdout)
     assert (said["collection"], said["queries"], said["smoke_test"], said["left_out"]) == ("films", 3, False, {})
     first, second = said["ways"]
-    assert first["way"] == {"profile": "test", "index": "pgvector", "vectors": ["base"], "mode": "dense"}
+    assert first["way"] == {
+        "profile": "test",
+        "index": "pgvector",
+        "vectors": ["base"],
+        "mode": "dense",
+        "rerank": False,
+    }
     assert set(first["figures"]) == {"ndcg_at_10", "recall_at_100", "mrr", "hit_rate_at_10"}
     assert set(second["against_first"]["ndcg_at_10"]) == {"mean", "low", "high", "p"}
     assert first["against_first"] is None and first["p95_ms"] >= first["p50_ms"] > 0

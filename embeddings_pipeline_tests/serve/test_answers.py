@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.search.query import search, similar
 from embeddings_pipeline.search.recommend import recommend
+from embeddings_pipeline_tests.support import tiny_models
 from embeddings_pipeline_tests.support.serving import Serving, serving, write_definitions
 from embeddings_pipeline_tests.support.workbench import definition, sync_once
 
@@ -43,6 +45,21 @@ def test_hits_are_those_that_python_finds(served: Settings, one: CollectionDefin
         hits = recommend(one, served, **liked)
         assert keys(service.post("/recommend", **liked)) == [hit.item_key for hit in hits]
         assert "explanation" not in service.post("/search", query="a story").json()
+
+
+def test_hits_are_reranked_if_the_request_says_so(served: Settings, one: CollectionDefinition, tmp_path: Path) -> None:
+    folder = tiny_models.cross_encoder(tmp_path / "reranker")
+    reranking = served.model_copy(update={"rerank_model": str(folder), "embedding_device": "cpu"})
+    with serving(reranking) as service:
+        plain = service.post("/search", query="number 7")
+        reranked = service.post("/search", query="number 7", rerank=True, explain=True)
+        three = service.post("/search", query="number 7", rerank=True, k=3)
+    hits = search(one, reranking, "number 7", rerank=True)
+    assert [len(keys(answer)) for answer in (plain, reranked, three)] == [10, 20, 3]
+    assert keys(reranked) == [hit.item_key for hit in hits] and keys(three) == keys(reranked)[:3] != keys(plain)[:3]
+    told = reranked.json()["explanation"]["rerank"]
+    assert (told["model"], told["scored"]) == (str(folder), 25)
+    assert told["ranks"][keys(plain)[0]]["rank"] == 1
 
 
 def test_collections_say_what_may_be_asked(served: Settings) -> None:
