@@ -51,6 +51,7 @@ class BatchEncoder(ABC):
     tokens_per_batch: int
     """In one pass, padding included, unless the profile says otherwise."""
     passes_at_once = 1
+    rows_step = 1  # texts of a pass: of more than so many, a multiple
     """How many passes are begun before the first one's vectors are asked for."""
 
     def __init__(self, profile: Profile) -> None:
@@ -208,7 +209,7 @@ class BatchEncoder(ABC):
                 [tokens[row]], [lengths[row]], _ = self._tokens([prompt + texts[row]])
         if counted and counts is None:
             counts = self._counted([prompt + text for text in texts]).tolist()
-        return Window(cut, tokens, np.array(lengths), counts)
+        return Window(cut, tokens, np.array(lengths), counts, step=self.rows_step)
 
     def _tokens_of(self, prompted: list[str]) -> Tokens:
         """As `_tokens`, a part of the texts at a time."""

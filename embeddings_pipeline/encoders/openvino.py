@@ -73,6 +73,7 @@ class OpenVinoEncoder(BatchEncoder):
 
     device = "cpu"
     tokens_per_batch = 1024  # more is no faster, and takes more memory
+    rows_step = ROWS_STEP
 
     def __init__(self, profile: Profile, folder: Path, ready: Readiness, precision: str, threads: int) -> None:
         """Load the model in `folder`. `precision`: one of PRECISIONS; `threads`: all together."""

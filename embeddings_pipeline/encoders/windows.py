@@ -32,6 +32,7 @@ class Window:
     counts: list[int] | None  # before truncation, where that is known
     start: int = 0  # the place of its first text
     budget: int = 0  # tokens of one batch, padding included
+    step: int = 1  # a batch of more texts has a multiple of so many
     _rest: deque[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +47,7 @@ class Window:
         """Rows of the longest texts that are left, no more than this and than the budget, of about one length."""
         longest = int(self.lengths[self._rest[0]])
         size = max(1, min(self.budget // longest, most_texts or len(self._rest), len(self._rest)))
+        size -= size % self.step if size > self.step else 0
         few = max(1, EVEN_TOKENS // longest)
         for place, row in enumerate(islice(self._rest, few, size), few):
             if self.lengths[row] < EVEN_LENGTHS * longest:

@@ -344,6 +344,18 @@ def test_large_batches_have_texts_of_about_one_length_and_small_ones_any() -> No
     assert [(len(batch), batch[0], batch[-1]) for batch in batches] == [(200, 200, 170), (100, 140, 140), *small]
 
 
+def test_batches_have_a_multiple_of_texts_while_there_are_as_many() -> None:
+    lengths = np.array([100] * 11 + [9] * 30)
+    window = Window([""] * 41, [None] * 41, lengths, None, budget=700, step=4)
+    batches = []
+    while window:
+        batches.append(window.next_batch(None))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 28, 1]
+    assert sorted(row for batch in batches for row in batch) == list(range(41))
+    few = Window([""] * 4, [None] * 4, np.array([300] * 4), None, budget=700, step=4)
+    assert [len(few.next_batch(None)), len(few.next_batch(None)), bool(few)] == [2, 2, False]
+
+
 @pytest.mark.parametrize("texts", [0, 1, 512, 513, 40_000])
 def test_windows_have_every_text_once(texts: int) -> None:
     places = [place for part in windows_of(texts) for place in range(texts)[part]]
