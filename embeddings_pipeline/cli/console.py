@@ -158,7 +158,8 @@ class Pace:
         self._since, self._first = time.monotonic(), 0
 
     def update(self, phase: str, done: int, total: int) -> None:
-        if total and (done < self.done or not self.total):  # other texts, or the first time that they are known
+        is_known = done >= self.done and self.total  # else: other texts, or the first time that they are known
+        if total and (not is_known or self.done == self._first < done):  # what comes first waited for a model to load
             self._since, self._first = time.monotonic(), done
         self.phase, self.done, self.total = phase, done, total
 
