@@ -155,12 +155,13 @@ class Pace:
 
     def __init__(self, unit: str) -> None:
         self.unit, self.phase, self.done, self.total = unit, "starting", 0, 0
-        self._since, self._first = time.monotonic(), 0
+        self._since, self._first, self._moves = time.monotonic(), 0, False
 
     def update(self, phase: str, done: int, total: int) -> None:
-        is_known = done >= self.done and self.total  # else: other texts, or the first time that they are known
-        if total and (not is_known or self.done == self._first < done):  # what comes first waited for a model to load
-            self._since, self._first = time.monotonic(), done
+        is_known = self.total and done >= self.done  # else: other texts, or the first time that they are known
+        comes_first = done > self.done and not self._moves  # it waited for a model to load
+        if total and (comes_first or not is_known):
+            self._since, self._first, self._moves = time.monotonic(), done, bool(is_known)
         self.phase, self.done, self.total = phase, done, total
 
     def __str__(self) -> str:
