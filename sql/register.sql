@@ -96,3 +96,20 @@ UPDATE embeddings.collection SET epoch = gen_random_uuid(), version = version + 
 -- What a user's column was adopted for, when it is adopted anew. Parameters: collection, fingerprint, identity.
 
 UPDATE embeddings.model SET identity = %(identity)s WHERE collection = %(collection)s AND fingerprint = %(fingerprint)s
+
+
+-- name: knows_search
+-- Whether the database knows how the collection is searched. Parameters: collection, digest.
+
+SELECT EXISTS (
+    SELECT FROM embeddings.search_definition WHERE collection = %(collection)s AND digest = %(digest)s)
+
+
+-- name: search
+-- For searches in SQL. Parameters: collection, digest, vectors, filters, words, texts_per_item.
+
+INSERT INTO embeddings.search_definition (collection, digest, vectors, filters, words, texts_per_item)
+VALUES (%(collection)s, %(digest)s, %(vectors)s, %(filters)s, %(words)s, %(texts_per_item)s)
+ON CONFLICT (collection) DO UPDATE SET
+    digest = excluded.digest, vectors = excluded.vectors, filters = excluded.filters, words = excluded.words,
+    texts_per_item = excluded.texts_per_item

@@ -40,6 +40,8 @@ SHARED_TABLES = (
     "proposed_definition",
     "collection_stamp",
     "database_identity",
+    "search_definition",
+    "hybrid_search_hit",
 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import psycopg
 
 from embeddings_pipeline.errors import StaleDefinitionError
+from embeddings_pipeline.index.searching import search_definition, search_digest
 from embeddings_pipeline.ledger.base import LedgerBase
 from embeddings_pipeline.store.sql import load_sql
 
@@ -21,6 +22,12 @@ class Proposals(LedgerBase):
 
     def propose(self, connection: psycopg.Connection, *, redefine: bool = False) -> None:
         """StaleDefinitionError if a newer definition is in force. `redefine`: this one is the newest all the same."""
+        self._put_in_force(connection, redefine=redefine)
+        known = {"collection": self.name, "digest": search_digest(self.definition)}
+        if connection.execute(load_sql("register/knows_search"), known).fetchone() != (True,):
+            connection.execute(load_sql("register/search"), known | search_definition(self.definition))
+
+    def _put_in_force(self, connection: psycopg.Connection, *, redefine: bool) -> None:
         reading, values = self.definition.reading, self._proposal()
         if self.definition.path is None:  # a program's own: there is nothing to compare it with
             connection.execute(load_sql("register/propose"), values)

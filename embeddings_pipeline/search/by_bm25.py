@@ -17,9 +17,10 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import VectorIndexError
+from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.by_tsvector import EVERY, ranked_hits, tsquery_of
 from embeddings_pipeline.search.hits import Hit, Leg
-from embeddings_pipeline.search.nearest import GROWTH, leg_of, texts_per_item
+from embeddings_pipeline.search.nearest import GROWTH, leg_of
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.models import Model

@@ -14,8 +14,9 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.hits import Hit, Leg, best_of
-from embeddings_pipeline.search.nearest import GROWTH, hits_of, leg_of, texts_per_item
+from embeddings_pipeline.search.nearest import GROWTH, hits_of, leg_of
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.models import Model

@@ -20,11 +20,12 @@ from embeddings_pipeline.index.bm25_read import open_words
 from embeddings_pipeline.index.exact import unit
 from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.items_file import ItemsIndex, ItemText, open_items
+from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.arguments import Request
 from embeddings_pipeline.search.encoding import query_vector
 from embeddings_pipeline.search.fusion import candidates, fused
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of, exact_json
-from embeddings_pipeline.search.nearest import GROWTH, leg_of, texts_per_item
+from embeddings_pipeline.search.nearest import GROWTH, leg_of
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.wording import counted
 

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.hits import Hit, Leg, exact_cursor
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import NOTHING, parts_of
@@ -122,11 +123,6 @@ def leg_of(
     ranks = {hit.item_key: (rank, hit.score) for rank, hit in enumerate(hits, 1)}
     milliseconds = round(1000 * (time.perf_counter() - began), 3)
     return Leg(name, answered_by, how, texts, milliseconds, tuple(fell_back), ranks)  # type: ignore[arg-type]
-
-
-def texts_per_item(definition: CollectionDefinition) -> int:
-    """How many of an item's texts are expected among the nearest, of which one counts."""
-    return 5 if definition.attributes.chunk else 1
 
 
 def _index_for(connection: psycopg.Connection, table: Destination, name: str) -> _Index | None:
