@@ -8,8 +8,8 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.words import WordsDefinition
-from embeddings_pipeline.index.words import configuration_of
 from embeddings_pipeline.index.searching import texts_per_item
+from embeddings_pipeline.index.words import configuration_of
 from embeddings_pipeline.search.hits import Hit, Leg, exact_cursor
 from embeddings_pipeline.search.nearest import GROWTH, leg_of
 from embeddings_pipeline.search.selectivity import Filter
