@@ -1,5 +1,4 @@
-"""How a collection is searched, for `embeddings.hybrid_search` of sql/schema: what `defs.yaml` says, as the database keeps
-it."""
+"""How a collection is searched, as `embeddings.hybrid_search` of sql/schema finds it in the database."""
 
 import json
 from hashlib import blake2b

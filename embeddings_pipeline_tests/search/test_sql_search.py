@@ -130,7 +130,7 @@ def chosen(chance: random.Random, depth: int = 0) -> dict[str, Any]:
         "revenue": lambda: chance.choice([chance.randrange(1300), chance.random() * 1300, -1]),
         "title": lambda: chance.choice([*WORDS, "no title's"]),
         "seen": lambda: chance.random() < 0.5,
-        "shown": lambda: (datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=chance.randrange(130))).isoformat(),
+        "shown": lambda: str(datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=chance.randrange(130))),
         "genres": lambda: chance.choice(["Drama", " Crime\n", "Comedy", "none"]),
         "tags": lambda: chance.choice(["all", "n0", "n1", "n2"]),
     }
@@ -193,12 +193,11 @@ def refused(database: Database, *arguments: Any) -> psycopg.errors.Diagnostic:
 def test_a_condition_that_cannot_be_is_told_with_a_hint(database: Database, films: Collection) -> None:
     vector, fingerprint = vector_of(database, films.definition, "lamp")
     for where, _ in MISTAKES:
-        if where == {"revenue": 10**5000}:
-            where = {"revenue": Decimal("1e5000")}
-        if where in ({"title": "a\0b"}, {3: 3}) or "nan" in str(where):  # which no JSON says
+        if where in ({"title": "a\0b"}, {3: 3}, {"revenue": 10**5000}) or "nan" in str(where):  # which no JSON says
             continue
-        told = refused(database, vector, fingerprint, "lamp", 3, simplejson.dumps(where, use_decimal=True), None)
+        told = refused(database, vector, fingerprint, "lamp", 3, simplejson.dumps(where), None)
         assert told.sqlstate == "22023" and "where: " in (told.message_primary or ""), where
+    refused(database, vector, fingerprint, "lamp", 3, '{"revenue": 1e5000}', None)
     told = refused(database, vector, fingerprint, "lamp", 3, '{"revenu": 1}', None)
     assert told.message_primary == 'collection films: where: there is no filter "revenu"'
     assert "revenue (number)" in (told.message_hint or "")
@@ -276,7 +275,7 @@ def test_until_the_words_are_there_vectors_answer_alone(database: Database, sett
 
 def test_what_is_searched_by_follows_the_definition(database: Database, settings: Settings, films: Collection) -> None:
     vector, fingerprint = vector_of(database, films.definition, "lamp")
-    fewer = {"columns": COLUMNS, "vectors": {"base": "{overview}"}, "items_per_batch": 5000}
+    fewer: dict[str, Any] = {"columns": COLUMNS, "vectors": {"base": "{overview}"}, "items_per_batch": 5000}
     changed = definition(**fewer, words={"fusion": {"k": 1, "weights": {"text": 3}}, "stop_words": ["lamp"]})
     sync_once(changed, settings)
     assert by_sql(database, changed, "lamp sea", 5) == list(search(changed, without_files(settings), "lamp sea", k=5))
@@ -342,7 +341,8 @@ def test_many_are_asked_by_an_index_and_as_many_found_as_match(
     execute(
         database,
         """INSERT INTO embeddings.films_item (item_key, batch, seen_hash, committed_hash, payload)
-           SELECT n, 0, 'x', 'x', jsonb_build_object('title', '', 'revenue', n % 1000) FROM generate_series(2, 80000) AS n""",
+           SELECT n, 0, 'x', 'x', jsonb_build_object('title', '', 'revenue', n % 1000)
+           FROM generate_series(2, 80000) AS n""",
     )
     execute(
         database,
@@ -371,5 +371,5 @@ def test_many_are_asked_by_an_index_and_as_many_found_as_match(
     with database.connect() as connection:  # what the function sets for itself is over with it
         settings_before = connection.execute("SELECT name, setting FROM pg_settings").fetchall()
         connection.execute(CALL, [*vector_of(database, one, "a lamp"), "a lamp", 10, None, None])
-        after = dict(connection.execute("SELECT name, setting FROM pg_settings").fetchall())
+        after: dict[str, str] = dict(connection.execute("SELECT name, setting FROM pg_settings").fetchall())
         assert {name: after[name] for name, _ in settings_before} == dict(settings_before)
