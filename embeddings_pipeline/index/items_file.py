@@ -5,7 +5,7 @@ Two Arrow files, mapped into memory: `items.arrow` in the order of keys, `texts.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,10 @@ class _Rows:
         parts = [batch[column].to_numpy() for batch in self._batches]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def texts(self, column: str) -> Iterator[str | None]:
+        for batch in self._batches:
+            yield from batch[column].to_pylist()
+
     def value(self, column: str, row: int) -> Any:
         block, place = divmod(row, ROWS_AT_A_TIME)
         return self._batches[block][column][place].as_py()
@@ -122,6 +126,12 @@ class ItemsIndex:
             return None
         item = (self._items.value(column, int(self._item_of[row])) for column in ("item_key", "payload"))
         return ItemText(*item, *(self._texts.value(column, row) for column in ("text", "vector_name", "chunk")))
+
+    def texts_where(self, meets: Callable[[str | None], bool]) -> NDArray[np.int64]:
+        """The ids of the texts of those items whose payload, as JSON, meets a condition."""
+        chosen = np.fromiter((meets(payload) for payload in self._items.texts("payload")), bool, len(self._items))
+        ids: NDArray[np.int64] = self._ids[chosen[self._item_of]]
+        return ids
 
     def texts_of(self, item_key: str, vector_name: str) -> list[int] | None:
         """The ids of an item's texts of that name; None if there is no such item."""

@@ -1,6 +1,7 @@
 """What searches are asked with: programs without types pass anything."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -26,6 +27,7 @@ class Request:
     index: str  # pgvector, or faiss
     profile: str | None
     condition: Condition | None
+    where: Mapping[str, Any] | None  # what the condition was made of
     mode: Mode = "dense"
 
 
@@ -65,7 +67,8 @@ def checked_request(
         raise unusable("profile", profile, "the name of a profile, or None for the current model's")
     condition = condition_of(definition, where)
     names = _vector_names(definition, vectors)
-    return Request(int(k), names, str(index), profile, condition, _mode(definition, mode))
+    given: Any = where if condition else None  # which is a mapping, since there is a condition
+    return Request(int(k), names, str(index), profile, condition, given, _mode(definition, mode))
 
 
 def _mode(definition: CollectionDefinition, mode: object) -> Mode:

@@ -26,6 +26,7 @@ from embeddings_pipeline.search.encoding import query_vector
 from embeddings_pipeline.search.fusion import candidates, fused
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of, exact_json
 from embeddings_pipeline.search.nearest import GROWTH, leg_of
+from embeddings_pipeline.search.where_in_files import meets
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.wording import counted
 
@@ -97,9 +98,12 @@ def answer_from_files(
     """The best items for a text, or like an item, as the files have them. Raises `why` if they cannot say."""
     began = time.perf_counter()
     items = open_items(settings.state_dir / "faiss", definition.name)
-    if items is None or request.condition is not None or request.profile is not None:
+    if items is None or request.profile is not None:
         raise why  # there is nothing here, or what is asked for needs the database
-    files = _Files(definition, settings, request, items)
+    try:
+        files = _Files(definition, settings, request, items)
+    except KeyError:
+        raise why from None  # the files are older than a column of the condition
     legs, fell_back = list[Leg](), [_told(items, why)]
     outage.tell(definition, fell_back[0])
     rankings: dict[str, list[Hit]] = {}
@@ -162,6 +166,10 @@ class _Files:
         self.definition, self.settings, self.request, self.items = definition, settings, request, items
         self.folder = settings.state_dir / "faiss"
         self.profile = resolve_profile(definition.declared_profile, settings)
+        self.only: NDArray[np.int64] | None = None
+        if request.where is not None:
+            meets_it = meets(definition.attributes.filters, request.where)
+            self.only = items.texts_where(lambda payload: meets_it(exact_json(payload) if payload else {}))
 
     def encoded(self, text: str) -> dict[str, NDArray[np.float32]]:
         """What to compare each vector name's vectors with. ProfileError if the files are another model's."""
@@ -190,7 +198,7 @@ class _Files:
         index = open_index(self.folder, self.definition.name)
 
         def best(n: int) -> Iterator[tuple[int, float]]:
-            scores, ids = index.search(name, vector[None, :], n)
+            scores, ids = index.search(name, vector[None, :], n, only=self.only)
             return ((int(i), float(score)) for i, score in zip(ids[0], scores[0], strict=True) if i >= 0)
 
         return self._leg(name, "faiss", best, k)
@@ -208,7 +216,7 @@ class _Files:
         terms = stems_of(query_words(text, words), index.stem)
 
         def best(n: int) -> Iterator[tuple[int, float]]:
-            found = [index.parts[name].best(index.parts[name].scores(terms), n) for name in names]
+            found = [index.parts[name].best(index.parts[name].scores(terms), n, self.only) for name in names]
             pairs = [(int(i), float(score)) for ids, scores in found for i, score in zip(ids, scores, strict=True)]
             return iter(sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:n])
 
@@ -227,7 +235,9 @@ class _Files:
                 break
             n = min(n * GROWTH, MOST_TEXTS)
         some = list(hits.values())[:k]
-        return some, leg_of(some, name, by, "the published files alone", texts, began, [])
+        among = "" if self.only is None else f", among {counted(len(self.only), 'text')} that match"
+        how = f"the published files alone{among}"
+        return some, leg_of(some, name, by, how, texts, began, [])
 
 
 def _hit(found: ItemText, score: float) -> Hit:

@@ -136,7 +136,7 @@ class _Compiling:
         if self._values > MOST_VALUES:
             self._refuse(f"it has more than {MOST_VALUES:,} values: ask in several searches")
         try:
-            return _READERS[kind.type](value)
+            return READERS[kind.type](value)
         except (ValueError, TypeError, OverflowError) as error:
             self._refuse(
                 f"{column!r} is {_called(kind)}, and {shown(value)} is {error}: write "
@@ -202,7 +202,7 @@ def _timestamp(value: object) -> datetime:
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-_READERS: dict[str, Callable[[object], Any]] = {
+READERS: dict[str, Callable[[object], Any]] = {
     "number": _number,
     "text": _text,
     "boolean": _boolean,

@@ -10,17 +10,18 @@ from mcp_types import ToolAnnotations
 from pydantic import Field, ValidationError
 from starlette.routing import Route
 
-from embeddings_pipeline.search.arguments import MOST_HITS
+from embeddings_pipeline.search.arguments import MOST_HITS, Mode
 from embeddings_pipeline.serve.answers import ERRORS, as_json, failure_of, told_mistakes
-from embeddings_pipeline.serve.requests import LONGEST_QUERY, SearchRequest, SimilarRequest
+from embeddings_pipeline.serve.requests import LONGEST_QUERY, RecommendRequest, SearchRequest, SimilarRequest
 from embeddings_pipeline.serve.service import Service
 
 PATH = "/mcp"
 VERSION = version("embeddings-pipeline")
 READS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 INSTRUCTIONS = (
-    "Search collections of items by meaning. list_collections says which there are, what hits have, and what `where` "
-    'may name: {"release_year": {"gte": 2000}, "genres": {"any": ["Drama"]}, "not": {"director": "Michael Bay"}}.'
+    "Search collections of items by meaning and by words, and recommend items. list_collections says which there are, "
+    'what hits have, and what `where` may name: {"release_year": {"gte": 2000}, "genres": {"any": ["Drama"]}, "not": '
+    '{"director": "Michael Bay"}}.'
 )
 
 # Their limits are those of the requests, which say in one line what is wrong.
@@ -29,6 +30,13 @@ Collection = Annotated[str | None, Field(description="Left out: the only one, or
 K = Annotated[int, Field(description=f"How many items, 1 to {MOST_HITS}.")]
 Where = Annotated[dict[str, Any] | None, Field(description="A condition on the collection's filters.")]
 ItemKey = Annotated[str | int, Field(description="An item's key, as a hit has it.")]
+ItemKeys = Annotated[list[str | int] | None, Field(description="Items' keys, as hits have them.")]
+SearchMode = Annotated[
+    Mode | None,
+    Field(description="By meaning (dense), by words (text: codes, names), or both (hybrid). Left out: what there is."),
+]
+User = Annotated[str | int | None, Field(description="Whose history to read, if the collection has interactions.")]
+Diversity = Annotated[float | None, Field(description="0: the best, however alike; 1: as unlike as can be.")]
 
 
 def make_agents(service: Service) -> MCPServer:
@@ -47,14 +55,33 @@ def make_agents(service: Service) -> MCPServer:
         return await _told(service.collections())
 
     @server.tool(annotations=READS, structured_output=False)
-    async def search(query: Query, collection: Collection = None, k: K = 5, where: Where = None) -> str:
-        """The items nearest in meaning to a text, best first, with payload, the text that was near, and score."""
-        return await _told(_asked(service, SearchRequest, query=query, collection=collection, k=k, where=where))
+    async def search(
+        query: Query, collection: Collection = None, k: K = 5, where: Where = None, mode: SearchMode = None
+    ) -> str:
+        """The items that fit a text best, by meaning, by words or both, with payload, the text that fits, and score."""
+        fields = {"query": query, "collection": collection, "k": k, "where": where, "mode": mode}
+        return await _told(_asked(service, SearchRequest, **fields))
 
     @server.tool(annotations=READS, structured_output=False)
     async def similar(item_key: ItemKey, collection: Collection = None, k: K = 5, where: Where = None) -> str:
         """The items nearest in meaning to an item, itself left out."""
         return await _told(_asked(service, SimilarRequest, item_key=item_key, collection=collection, k=k, where=where))
+
+    @server.tool(annotations=READS, structured_output=False)
+    async def recommend(
+        liked: ItemKeys = None,
+        disliked: ItemKeys = None,
+        user: User = None,
+        collection: Collection = None,
+        k: K = 5,
+        where: Where = None,
+        diversity: Diversity = None,
+    ) -> str:
+        """Items for somebody: near what they liked, away from what they disliked, none that is named here, not all
+        alike. Without any of it: what is popular.
+        """
+        fields = {"liked": liked or [], "disliked": disliked or [], "user": user, "diversity": diversity}
+        return await _told(_asked(service, RecommendRequest, collection=collection, k=k, where=where, **fields))
 
     return server
 
@@ -69,7 +96,9 @@ def routes_of(server: MCPServer, largest_body: int) -> list[Route]:
     return [Route(PATH, endpoint=route.endpoint, methods=["POST"], include_in_schema=False)]
 
 
-async def _asked(service: Service, kind: type[SearchRequest] | type[SimilarRequest], **fields: Any) -> dict[str, Any]:
+async def _asked(
+    service: Service, kind: type[SearchRequest] | type[SimilarRequest] | type[RecommendRequest], **fields: Any
+) -> dict[str, Any]:
     try:
         request = kind(**fields)
     except ValidationError as error:

@@ -69,9 +69,14 @@ class Readiness:
             return state
         return replace(state, models=False) if self._loading else State(state.at)
 
+    @property
+    def lacks_database(self) -> bool:
+        """Whether the last look found none."""
+        return bool(self._told) and not self._state.database
+
     def check_database(self) -> None:
         """DatabaseError if the last look found none: nobody has to wait for that once more."""
-        if self._told and not self._state.database:
+        if self.lacks_database:
             raise DatabaseError(self._told)
 
     def _run(self) -> None:

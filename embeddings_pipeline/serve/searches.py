@@ -44,8 +44,9 @@ class Searches:
         self._endings = ThreadPoolExecutor(2, thread_name_prefix="end-search")
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def run(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, called in a thread; again, if it lost its database on the way and that comes back.
+    async def run(self, ask: Callable[[], T], *, patient: bool = True) -> T:
+        """What `ask` returns, called in a thread; if `patient`, again, if it lost its database on the way and that
+        comes back.
 
         TooManyError at once if there is no place. A task that is cancelled while it waits ends the search.
         """
@@ -53,7 +54,7 @@ class Searches:
             if self.under_way >= self.at_once:
                 raise TooManyError(f"{self.at_once} searches are under way, and more are not begun: try again")
             self.under_way += 1
-        search = _Search(ask, self._tried_again)
+        search = _Search(ask, self._tried_again, patient=patient)
         try:
             running = self._threads.submit(search)
         except BaseException:
@@ -89,8 +90,8 @@ class Searches:
 class _Search(Generic[T]):
     """One search, and the thread that works on it."""
 
-    def __init__(self, ask: Callable[[], T], tried_again: Callable[[], None]) -> None:
-        self.left = False
+    def __init__(self, ask: Callable[[], T], tried_again: Callable[[], None], *, patient: bool) -> None:
+        self.left, self._patient = False, patient
         self._ask, self._tried_again = ask, tried_again
         self._began = time.monotonic()
         self._mutex = threading.Lock()  # held while a statement is cancelled: the thread's next search is another's
@@ -109,7 +110,7 @@ class _Search(Generic[T]):
 
     def _goes_on(self) -> bool:
         """Whether it is to be tried again, which is counted."""
-        if self.left:
+        if self.left or not self._patient:
             return False
         self._tried_again()
         return True

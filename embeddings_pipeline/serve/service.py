@@ -35,9 +35,11 @@ class Service:
         return self.searches.close()
 
     async def ask(self, request: SearchRequest | SimilarRequest | RecommendRequest) -> dict[str, Any]:
-        """What is found. Raises what searches raise, and TooManyError."""
-        self.readiness.check_database()
-        return await self.searches.run(partial(request.answer, self.served, self.settings))
+        """What is found; while there is no database, what the published files say, asked once. Raises what searches
+        raise, and TooManyError.
+        """
+        asked = partial(request.answer, self.served, self.settings)
+        return await self.searches.run(asked, patient=not self.readiness.lacks_database)
 
     async def collections(self) -> dict[str, Any]:
         """What may be searched, and by what it may be filtered."""

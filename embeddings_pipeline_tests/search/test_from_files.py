@@ -17,6 +17,7 @@ from embeddings_pipeline.search import from_files
 from embeddings_pipeline.search.query import search, similar
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.urls import read_address, url_of
+from embeddings_pipeline_tests.search.test_where import COLUMNS, FILTERS, MEANINGS
 from embeddings_pipeline_tests.support.pooler import Pooler
 from embeddings_pipeline_tests.support.workbench import PROFILE, definition, execute, make_films, sync_once
 
@@ -56,6 +57,10 @@ def publish(database: Database, settings: Settings, one: CollectionDefinition) -
 
 @pytest.fixture
 def down(settings: Settings, database: Database) -> Settings:
+    return gone(settings, database)
+
+
+def gone(settings: Settings, database: Database) -> Settings:
     """The same settings, of a server that does not answer any more."""
     nowhere = url_of(read_address(database.url) | {"host": "127.0.0.1", "port": "9"})
     return settings.model_copy(update={"database_url": SecretStr(nowhere)})
@@ -90,6 +95,39 @@ def test_items_like_an_item_are_answered_too(
             similar(published, down, key)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_conditions_hold_without_a_database_too(database: Database, settings: Settings, way: str) -> None:
+    """The files know a payload as it was published; each condition means what it means in PostgreSQL."""
+    rows = [(n, f"Film {n}", f"a lamp of {n} {'lamps ' * (n % 7)}", n * 10) for n in range(1, 101)]
+    make_films(database, rows)
+    execute(database, "ALTER TABLE films ADD seen boolean, ADD shown timestamptz, ADD genres text, ADD tags text[]")
+    execute(database, "ALTER TABLE films ADD plain text")
+    execute(
+        database,
+        """UPDATE films SET seen = id % 2 = 0, shown = '2020-01-01 00:00+00'::timestamptz + id * interval '1 day',
+           genres = CASE id % 4 WHEN 0 THEN 'Drama, Crime' WHEN 1 THEN 'Drama' WHEN 2 THEN E'Comedy\\n' ELSE '' END,
+           tags = ARRAY['all', 'n' || id % 3]""",
+    )
+    execute(database, f"UPDATE films SET {', '.join(f'{column} = NULL' for column in FILTERS)} WHERE id = 10")
+    one = definition(
+        vectors={"base": "{overview}", "title": "{title}"},
+        words={},
+        columns=COLUMNS,
+        filters=FILTERS,
+        items_per_batch=500,
+    )
+    publish(database, settings, one)
+    nowhere = gone(settings, database)
+    for where, meets in MEANINGS:
+        expected = {str(n) for n in range(1, 101) if meets(n)}
+        hits = search(one, nowhere, "a lamp 7", k=100, where=where, **WAYS[way])
+        assert {hit.item_key for hit in hits} == expected, where
+        assert all("that match" in leg.how for leg in hits.explanation.legs)
+    near = similar(one, nowhere, 7, k=5, where={"genres": "Drama"})
+    before = similar(one, settings, 7, k=5, where={"genres": "Drama"}, index="faiss")
+    assert [hit.item_key for hit in near] == [hit.item_key for hit in before] and len(near) == 5
+
+
 def test_it_is_told_once_and_the_database_is_asked_again_after_a_while(
     published: CollectionDefinition,
     settings: Settings,
@@ -122,9 +160,11 @@ def test_it_is_told_once_and_the_database_is_asked_again_after_a_while(
 def test_what_needs_the_database_is_refused(
     published: CollectionDefinition, settings: Settings, down: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for asked in ({"where": {"revenue": {"gt": 1}}}, {"profile": "other"}):
+    published = with_words()
+    later = definition(vectors={"base": "{overview}"}, columns=["title", "note"], filters={"note": "text"}, words={})
+    for one, asked in ((later, {"where": {"note": "x"}}), (published, {"profile": "other"})):
         with pytest.raises(DatabaseError, match="cannot be used"):
-            search(published, down, "lamp", **asked)  # type: ignore[arg-type]
+            search(one, down, "lamp", **asked)  # type: ignore[arg-type]
     elsewhere = down.model_copy(update={"embeddings_state_dir": settings.state_dir / "elsewhere"})
     with pytest.raises(DatabaseError, match="cannot be used"):
         search(published, elsewhere, "lamp")

@@ -38,7 +38,7 @@ async def told(client: Client, tool: str, **arguments: Any) -> tuple[bool, str]:
 def test_an_agent_finds_what_others_find(served: Settings, mode: str) -> None:
     async def talking(client: Client) -> None:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert set(tools) == {"list_collections", "search", "similar"}
+        assert set(tools) == {"list_collections", "search", "similar", "recommend"}
         assert all(tool.description and tool.annotations.read_only_hint for tool in tools.values())
         failed, text = await told(client, "list_collections")
         assert not failed and json.loads(text)["collections"][0]["filters"]["revenue"] == {"type": "number"}
@@ -46,6 +46,10 @@ def test_an_agent_finds_what_others_find(served: Settings, mode: str) -> None:
         assert not failed and json.loads(text)["hits"][0]["item"]["revenue"] == 9007199254740993
         failed, text = await told(client, "similar", item_key=7, collection="films", k=3)
         assert not failed and len(json.loads(text)["hits"]) == 3
+        where = {"revenue": {"lte": 1010}}
+        failed, text = await told(client, "recommend", liked=[7, "8"], disliked=[9], k=3, where=where, diversity=0.1)
+        found = [hit["item_key"] for hit in json.loads(text)["hits"]]
+        assert not failed and len(found) == 3 and set(found) <= {str(n) for n in (1, 2, 3, 4, 5, 6, 10)}
 
     with serving(served, key=KEY) as service:
         talk(service, mode, talking)
@@ -60,12 +64,28 @@ def test_an_agents_mistake_is_one_line_that_it_can_read(served: Settings, mode: 
             ("search", {"query": "x" * 100_000}, "query: "),
             ("search", {"query": "x", "where": {"titel": 1}}, "did you mean 'title'"),
             ("search", {"query": "x", "collection": "film"}, "did you mean 'films'"),
+            ("search", {"query": "x", "mode": "text"}, "no lexical index"),
             ("similar", {"item_key": "99"}, "no item '99'"),
+            ("recommend", {}, "nothing was liked"),
+            ("recommend", {"liked": [1], "diversity": 7}, "diversity"),
+            ("recommend", {"liked": [1], "where": {"revenue": "many"}}, "is a number"),
         ):
             failed, text = await told(client, tool, **arguments)
             assert failed and line in text and "\n" not in text and "Traceback" not in text, text
 
     with serving(served, key=KEY) as service:
+        talk(service, mode, talking)
+
+
+@MODES
+def test_an_agent_looks_for_words_too(worded: Settings, mode: str) -> None:
+    async def talking(client: Client) -> None:
+        for way in ("text", "hybrid", None):
+            failed, text = await told(client, "search", query="number 25", mode=way, k=2, where={"revenue": {"gte": 1}})
+            hits = json.loads(text)["hits"]
+            assert not failed and len(hits) == 2 and hits[0]["item"]["revenue"] == 9007199254740993
+
+    with serving(worded, key=KEY) as service:
         talk(service, mode, talking)
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.search.query import search, similar
 from embeddings_pipeline.search.recommend import recommend
@@ -45,6 +46,25 @@ def test_hits_are_those_that_python_finds(served: Settings, one: CollectionDefin
         hits = recommend(one, served, **liked)
         assert keys(service.post("/recommend", **liked)) == [hit.item_key for hit in hits]
         assert "explanation" not in service.post("/search", query="a story").json()
+
+
+def test_words_and_filters_are_asked_for_as_in_python(worded: Settings, tmp_path: Path) -> None:
+    one = read_collections(worded.defs_dir).find("films")
+    where = {"revenue": {"any": [1003, 1007, 1011]}, "not": {"title": "Film 3"}}
+    with serving(worded) as service:
+        for mode in ("text", "hybrid", None, "dense"):
+            answer = service.post("/search", query="number 7", k=5, mode=mode, where=where, explain=True)
+            hits = search(one, worded, "number 7", k=5, mode=mode, where=where)  # type: ignore[arg-type]
+            assert keys(answer) == [hit.item_key for hit in hits] == ["7", "11"]
+            legs = [leg["answered_by"] for leg in answer.json()["explanation"]["legs"]]
+            assert legs == [leg.answered_by for leg in hits.explanation.legs]
+        assert keys(service.post("/similar", item_key=7, where=where)) == ["11"]
+        assert set(keys(service.post("/recommend", liked=[3], where=where))) == {"7", "11"}
+        for query in ("😀🎬", '" & | ! :* \\', "x" * 10_000, "кошки"):
+            assert len(keys(service.post("/search", query=query, k=5))) == 5
+        for fields in ({"mode": "words"}, {"query": " "}, {"where": {"titel": 1}}, {"where": {"revenue": "2000"}}):
+            refused = service.post("/search", **{"query": "x", **fields})
+            assert refused.status_code == 422 and "\n" not in refused.json()["error"]
 
 
 def test_hits_are_reranked_if_the_request_says_so(served: Settings, one: CollectionDefinition, tmp_path: Path) -> None:

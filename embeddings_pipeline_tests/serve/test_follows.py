@@ -159,3 +159,28 @@ def test_a_model_that_cannot_be_loaded_is_not_ready(served: Settings, database: 
         answer = service.post("/search", query="x")
         assert (answer.status_code, answer.json()["error"]) == (503, "the collection's model cannot be used just now")
         assert not service.get("/readyz").json()["ready"]
+
+
+def test_without_a_database_the_published_files_answer(
+    worded: Settings, database: Database, one: CollectionDefinition
+) -> None:
+    with database.connect(autocommit=True) as connection:
+        model = current_model(connection, one)
+    assert model is not None
+    build(database, model.destination, worded.state_dir / "faiss", WordsDefinition())
+    where = {"revenue": {"lte": 1010}}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/search", {"query": "number 7", "mode": mode, "where": where}) for mode in ("dense", "text", "hybrid")
+    ]
+    asked.append(("/similar", {"item_key": 7, "where": where}))
+    with serving(worded) as service:
+        before = [service.post(path, k=3, **fields).json()["hits"] for path, fields in asked]
+    away = worded.model_copy(update={"database_url": SecretStr("postgresql://me:s3cret@127.0.0.1:1/nothing")})
+    with serving(away, ready=False) as service:
+        wait_until(lambda: service.service.readiness.lacks_database)
+        for (path, fields), hits in zip(asked, before, strict=True):
+            answer = service.post(path, k=3, explain=True, **fields)
+            assert answer.status_code == 200, answer.text
+            assert {hit["item_key"] for hit in answer.json()["hits"]} == {hit["item_key"] for hit in hits}
+            assert "answered from files" in answer.json()["explanation"]["fell_back"][0]
+            assert "s3cret" not in answer.text
