@@ -5,16 +5,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.words import WordsDefinition
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.model_change.phases import swap
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.serve import readiness, searches
 from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.models import current_model
 from embeddings_pipeline_tests.support.model_change import backfill_all, begin
 from embeddings_pipeline_tests.support.serving import Serving, serving, write_definitions
 from embeddings_pipeline_tests.support.workbench import definition, execute, sync_once, wait_until
