@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from embeddings_pipeline.config.evaluation import EvaluationRules
 from embeddings_pipeline.config.fields import Columns, Number, Text, YesOrNo, whole_number
 from embeddings_pipeline.config.filters import Filter, check_filters
+from embeddings_pipeline.config.maps import MapDefinition, check_map
 from embeddings_pipeline.config.profiles import Profile, ProfileSettings, resolve_profile
 from embeddings_pipeline.config.recommending import InteractionsDefinition, RecommendRules, check_recommending
 from embeddings_pipeline.config.reranking import RerankRules
@@ -258,6 +259,7 @@ class CollectionAttributes(_Strict):
         default=None, description="A column of your own table. Left out: tables of our own."
     )
     index: IndexDefinition = Field(default_factory=IndexDefinition, description="The ANN index in PostgreSQL.")
+    map: MapDefinition = Field(default_factory=MapDefinition, description="A picture of all items.")
     automation: AutomationDefinition = Field(
         default_factory=AutomationDefinition, description="The sensor's and the schedules' numbers."
     )
@@ -276,6 +278,7 @@ class CollectionAttributes(_Strict):
         if not self.vectors:
             raise ValueError("`vectors:` needs at least one vector name with a template")
         check_filters(self.filters, self.columns)
+        check_map(self.map, self.filters, self.columns)
         check_recommending(self.recommend, self.interactions, self.filters, self.source.key)
         if self.destination is not None:
             self._check_destination(self.destination)
@@ -369,6 +372,7 @@ class CollectionDefinition:
                 "index": True,
                 "filters": True,
                 "words": {"language", "stemmer"},
+                "map": True,
             },
             exclude_defaults=True,
         )

@@ -7,6 +7,7 @@ from embeddings_pipeline.index.bm25_read import open_words
 from embeddings_pipeline.index.faiss_delta import has_grown
 from embeddings_pipeline.index.faiss_read import current_or_none, open_index, read_manifest
 from embeddings_pipeline.index.filters import filters_fit
+from embeddings_pipeline.index.map_build import why_made
 from embeddings_pipeline.index.pgvector import indexes_fit
 from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.index.words import words_fit
@@ -15,15 +16,17 @@ from embeddings_pipeline.store.models import collection_state
 
 
 def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
-    """Whether an index is missing, of another kind than declared, or behind the table. `verify`: or damaged."""
-    if not _pgvector_fits(collection) or not _bm25_fits(collection, verify=verify):
+    """Whether an index or the map is missing, of another kind than declared, or an index behind the table. `verify`: or
+    damaged.
+    """
+    if not _pgvector_fits(collection) or not _bm25_fits(collection, verify=verify) or _map_is_due(collection):
         return True
     return faiss_standing(collection, verify=verify) is not Standing.CURRENT
 
 
 def indexes_due(collection: Collection) -> bool:
     """Whether it is time to build an index. Not if FAISS is behind by a little: searches take that from the table."""
-    if not _pgvector_fits(collection) or not _bm25_fits(collection):
+    if not _pgvector_fits(collection) or not _bm25_fits(collection) or _map_is_due(collection):
         return True
     stands = faiss_standing(collection)
     if stands is not Standing.BEHIND:
@@ -56,6 +59,13 @@ def _bm25_fits(collection: Collection, *, verify: bool = False) -> bool:
     return (manifest.words and manifest.words.stem) == (words and words.stem) and (manifest.words is None) == (
         words is None
     )
+
+
+def _map_is_due(collection: Collection) -> bool:
+    """Whether the map is to be made, for another reason than that the table has changed lately."""
+    if collection.definition.attributes.map.method == "none":
+        return False
+    return bool(why_made(collection.database, collection.settings.state_dir / "faiss", collection.definition)[0])
 
 
 def faiss_standing(collection: Collection, *, verify: bool = False) -> Standing:

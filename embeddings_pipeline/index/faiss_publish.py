@@ -57,6 +57,25 @@ def publish(parent: Path, folder: Path, manifest: Manifest, standing_now: Callab
     return manifest
 
 
+def publish_files(parent: Path, file: Path, name: str, manifest: str, is_newer: Callable[[], bool]) -> None:
+    """Move a file that was built into the folder, and have the manifest `name` say so; the former ones of its kind go.
+    Nothing is done unless `is_newer` says so, once nobody else publishes. OSError if the disk refuses.
+    """
+    with _publishing(parent):
+        if not is_newer():
+            return
+        kind = file.name.partition("-")[0]
+        former = [path for path in parent.glob(f"{kind}-*{file.suffix}") if path.is_file()]
+        file.rename(parent / file.name)
+        _sync_folder(parent)
+        pointer = parent / f".{name}.new"
+        _write_durably(pointer, manifest + "\n")
+        pointer.replace(parent / name)
+        _sync_folder(parent)
+        for path in former:
+            path.unlink(missing_ok=True)
+
+
 def write_file(path: Path, write: Callable[["HashingWriter"], Any]) -> tuple[str, int]:
     """Write a new file durably; its SHA-256 in hexadecimal, and its bytes."""
     with path.open("xb") as opened:

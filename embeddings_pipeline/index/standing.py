@@ -6,6 +6,7 @@ stamp does not. Text ids come again as well, so nothing may be looked up in a fo
 """
 
 from enum import StrEnum
+from typing import Protocol
 
 import psycopg
 
@@ -19,6 +20,21 @@ OF_ANOTHER_DATABASE = (
 )
 
 
+class Published(Protocol):
+    """What is published from a model table: a generation, or a map."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def database(self) -> str: ...
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def stamp(self) -> str: ...
+
+
 class Standing(StrEnum):
     """Of a generation, as the database sees it."""
 
@@ -29,7 +45,7 @@ class Standing(StrEnum):
     FOREIGN = "foreign"  # of another database, or of a state that this one does not have any more
 
 
-def standing(connection: psycopg.Connection, collection: str, manifest: Manifest | None) -> Standing:
+def standing(connection: psycopg.Connection, collection: str, manifest: Published | None) -> Standing:
     """How the generation stands. Read the manifest first: one that is published meanwhile may be of a newer version.
 
     VectorIndexError if the database has no such collection.

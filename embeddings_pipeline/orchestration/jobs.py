@@ -13,6 +13,7 @@ from embeddings_pipeline.orchestration.batch_jobs import build_batch_jobs, has_b
 from embeddings_pipeline.orchestration.checks import build_audit, build_checks
 from embeddings_pipeline.orchestration.evaluation import build_evaluation
 from embeddings_pipeline.orchestration.interactions import build_cooccurrence_asset
+from embeddings_pipeline.orchestration.maps import build_map_asset
 from embeddings_pipeline.orchestration.migration_assets import build_migration_assets, build_migration_jobs
 from embeddings_pipeline.orchestration.names import AUTOMATION, asset_key, batch_assets, job_name, job_tags
 from embeddings_pipeline.orchestration.resources import EXECUTOR, LOGGERS, PIPELINE
@@ -39,6 +40,7 @@ def build_pipeline(definition: CollectionDefinition) -> dg.Definitions:
             build_audit(definition),
             *build_migration_assets(definition),
             *build_evaluation(definition),
+            *build_map_asset(definition),
             *([build_batch_jobs(definition)] if with_batch_jobs else []),
             *([build_cooccurrence_asset(definition)] if definition.attributes.interactions else []),
         ],
@@ -77,8 +79,8 @@ def build_jobs(definition: CollectionDefinition, dimensions: int, *, with_batch_
         ),
         job(
             "index",
-            select("pgvector_index", "faiss_index"),
-            "Step 3: bring the indexes up to date, and run the quick checks.",
+            select("pgvector_index", "faiss_index", *(["map"] if definition.attributes.map.method != "none" else [])),
+            "Step 3: bring the indexes and the map up to date, and run the quick checks.",
         ),
         job(
             "audit",

@@ -17,7 +17,7 @@ FOR_TAG = "for"
 PEOPLE, AUTOMATION, MODEL_CHANGE = "people", "automation", "model-change"
 COLLECTION_TAG = "collection"
 BATCH_STEPS = ("raw_items", "item_texts", "embeddings", "pgvector_table")  # the assets with a partition for each batch
-_AFTER_BATCHES = ("pgvector_index", "faiss_index", "audit", "evaluation", "batch_jobs", "cooccurrence")
+_AFTER_BATCHES = ("pgvector_index", "faiss_index", "audit", "evaluation", "map", "batch_jobs", "cooccurrence")
 ASSETS = ("item_ledger", *BATCH_STEPS, *_AFTER_BATCHES)
 
 

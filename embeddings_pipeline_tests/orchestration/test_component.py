@@ -144,7 +144,7 @@ def test_a_second_collection_is_synced_by_dagster_and_searched(catalogue, settin
 
 ASSETS = {"item_ledger", "raw_items", "item_texts", "embeddings_32", "pgvector_table"}
 PHASES = ("expand", "backfill", "swap", "contract")
-ASSETS |= {"pgvector_index", "faiss_index", "audit"}
+ASSETS |= {"pgvector_index", "faiss_index", "map", "audit"}
 
 
 def test_each_collection_has_its_name_as_prefix_and_group_and_only_items_has_none(tmp_path):

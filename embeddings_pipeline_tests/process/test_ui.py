@@ -32,7 +32,7 @@ START_SECONDS, RUN_SECONDS, END_SECONDS = 120, 90, 60  # on a busy machine; 15, 
 GRAPH = "/locations/embeddings_pipeline/asset-groups/items/lineage"
 LAUNCHPAD = "/locations/embeddings_pipeline/jobs/items_batches/playground"
 ASSETS = ["item_ledger", "raw_items", "item_texts", "embeddings_32", "pgvector_table"]
-ASSETS += ["pgvector_index", "faiss_index", "audit"]
+ASSETS += ["pgvector_index", "faiss_index", "map", "audit"]
 
 
 @dataclass(frozen=True)
