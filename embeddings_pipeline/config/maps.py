@@ -10,6 +10,7 @@ from embeddings_pipeline.config.filters import FilterDefinition
 from embeddings_pipeline.errors import did_you_mean
 
 MapMethod = Literal["pca", "umap", "none"]
+MOST_TELLING = ("texts", "boolean", "number", "timestamp", "text")  # types of filters, as colours
 
 
 def _method(value: Any) -> Any:
@@ -31,12 +32,15 @@ class MapDefinition(BaseModel):
     )
     colour: Columns | None = Field(
         default=None,
-        description="Columns of `filters:` that points may be coloured by, the first one to begin with. Left out: all.",
+        description="Columns of `filters:` that points may be coloured by, the first one to begin with. Left out: all, "
+        "lists of texts first.",
     )
 
     def columns(self, filters: Mapping[str, FilterDefinition]) -> tuple[str, ...]:
         """The columns that points may be coloured by."""
-        return tuple(filters) if self.colour is None else self.colour
+        if self.colour is not None:
+            return self.colour
+        return tuple(sorted(filters, key=lambda column: MOST_TELLING.index(filters[column].type)))
 
 
 def check_map(rules: MapDefinition, filters: Mapping[str, FilterDefinition], columns: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ def why_made(
         stands = standing(connection, definition.name, manifest)
     if stands in (Standing.OTHER_MODEL, Standing.FOREIGN):
         return f"the one before was {stands}", manifest
-    if _rules(definition) != (manifest.method, {name: each.type for name, each in manifest.legends.items()}):
+    if _rules(definition) != (manifest.method, [(name, each.type) for name, each in manifest.legends.items()]):
         return "`map:` or the filters have changed", manifest
     age = datetime.now(UTC) - datetime.fromisoformat(manifest.made_at)
     longest = LATEST if share is None else min(LATEST, share * timedelta(seconds=manifest.seconds))
@@ -103,10 +103,10 @@ def why_made(
     return "", manifest
 
 
-def _rules(definition: CollectionDefinition) -> tuple[str, dict[str, str]]:
+def _rules(definition: CollectionDefinition) -> tuple[str, list[tuple[str, str]]]:
     filters = definition.attributes.filters
     columns = definition.attributes.map.columns(filters)
-    return definition.attributes.map.method, {name: filters[name].type for name in columns}
+    return definition.attributes.map.method, [(name, filters[name].type) for name in columns]
 
 
 def _publish(database: Database, table: Destination, folder: Path, building: Path, manifest: MapManifest) -> None:
@@ -220,7 +220,7 @@ class _Colours:
                 legends[column] = Legend(kind.type, list(categories), list(categories.values()))
                 continue
             numbers = np.concatenate([np.zeros(0), *self._numbers[column]])
-            low, high = np.quantile(numbers, (0.02, 0.98)).tolist() if len(numbers) else (None, None)
+            low, high = np.quantile(numbers, (0.02, 0.98), method="nearest").tolist() if len(numbers) else (None, None)
             legends[column] = Legend(kind.type, low=low, high=high)
         return legends
 

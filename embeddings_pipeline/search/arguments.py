@@ -78,12 +78,19 @@ def _mode(definition: CollectionDefinition, mode: object) -> Mode:
         return "hybrid" if has_words else "dense"
     if mode not in get_args(Mode):
         raise unusable("mode", mode, "'dense', 'text' or 'hybrid', or None for what the collection has indexes for")
-    if mode != "dense" and not has_words:
-        raise ConfigurationError(
-            f"collection {definition.name!r} has no lexical index, which mode {mode!r} needs: add `words: {{}}` in "
-            f"{definition.path or 'defs.yaml'}, and sync"
-        )
+    if why_not := why_no_mode(definition, mode):
+        raise ConfigurationError(why_not)
     return mode  # type: ignore[return-value]
+
+
+def why_no_mode(definition: CollectionDefinition, mode: object) -> str | None:
+    """Why the collection cannot be searched in that mode; None if it can."""
+    if mode == "dense" or definition.attributes.words is not None:
+        return None
+    return (
+        f"collection {definition.name!r} has no lexical index, which mode {mode!r} needs: add `words: {{}}` in "
+        f"{definition.path or 'defs.yaml'}, and sync"
+    )
 
 
 def _vector_names(definition: CollectionDefinition, vectors: object) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from embeddings_pipeline.serve.agents import VERSION, make_agents, routes_of
 from embeddings_pipeline.serve.answers import ERRORS, Answer, on_error, on_http_error, on_mistakes
 from embeddings_pipeline.serve.gate import LARGEST_BODY, Gate
 from embeddings_pipeline.serve.looks import add_page
+from embeddings_pipeline.serve.maps import MapAnswer, MapRequest
 from embeddings_pipeline.serve.requests import (
     CollectionsAnswer,
     ErrorAnswer,
@@ -85,6 +86,11 @@ def _add_searches(app: FastAPI, service: Service) -> None:
     async def recommend(request: RecommendRequest) -> Response:
         """Items for somebody; without anything that they liked, what is popular. It needs no model."""
         return Answer(await service.ask(request))
+
+    @app.post("/map", response_model=None, responses={200: {"model": MapAnswer}, **MISTAKES}, tags=["search"])
+    async def map_of(request: MapRequest) -> Response:
+        """A sample of the points of a collection's map, and the points of items that are named."""
+        return Answer(await service.show(request))
 
     @app.get(
         "/collections", response_model=None, responses={200: {"model": CollectionsAnswer}, **MISTAKES}, tags=["search"]

@@ -22,7 +22,8 @@ BODY_SECONDS = 10.0  # in which a body has to come
 # What tells nothing of what is kept here.
 OPEN = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect", *FILES})
 OPEN_FOLDER = "/static-offline-docs/"
-NAMED = OPEN | {"/search", "/similar", "/recommend", "/collections", "/metrics", "/mcp"}  # with figures of their own
+SEARCHES = {"/search", "/similar", "/recommend", "/map", "/collections"}
+NAMED = OPEN | SEARCHES | {"/metrics", "/mcp"}  # with figures of their own
 LOCAL_NAMES = ("localhost", "")
 
 

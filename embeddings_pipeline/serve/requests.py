@@ -130,7 +130,13 @@ class Way(BaseModel):
     """One of the ways to search a collection."""
 
     label: str
-    fields: dict[str, str] = Field(description="What a request has besides to be answered in that way.")
+    fields: dict[str, Any] = Field(description="What a request has besides to be answered in that way.")
+
+
+class ModeAnswer(Way):
+    """A way of looking."""
+
+    why_not: str | None = Field(description="Why the collection cannot be searched in that way; null if it can.")
 
 
 class CollectionAnswer(BaseModel):
@@ -144,7 +150,8 @@ class CollectionAnswer(BaseModel):
     vectors: list[str]
     profile: str | None = Field(description="The current model's; null without vectors.")
     fingerprint: str | None
-    ways: list[Way] = Field(description="The current model by PostgreSQL, by FAISS, and each shadow model.")
+    modes: list[ModeAnswer] = Field(description="By meaning, by words, by both.")
+    models: list[Way] = Field(description="The current model by PostgreSQL, by FAISS, and each shadow model.")
 
 
 class CollectionsAnswer(BaseModel):

@@ -7,6 +7,8 @@ import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.search.arguments import Mode, why_no_mode
+from embeddings_pipeline.serve.maps import MapRequest
 from embeddings_pipeline.serve.metrics import Metrics
 from embeddings_pipeline.serve.readiness import Readiness
 from embeddings_pipeline.serve.requests import RecommendRequest, SearchRequest, SimilarRequest
@@ -14,6 +16,8 @@ from embeddings_pipeline.serve.searches import Searches
 from embeddings_pipeline.serve.served import Served
 from embeddings_pipeline.store.database import open_database_to_read
 from embeddings_pipeline.store.models import current_model, shadow_models
+
+MODES: dict[str, Mode] = {"Meaning": "dense", "Words": "text", "Both": "hybrid"}
 
 
 class Service:
@@ -41,6 +45,10 @@ class Service:
         asked = partial(request.answer, self.served, self.settings)
         return await self.searches.run(asked, patient=not self.readiness.lacks_database)
 
+    async def show(self, request: MapRequest) -> dict[str, Any]:
+        """Points of a map, which lies in a file: with a database or without."""
+        return await self.searches.run(partial(request.answer, self.served, self.settings))
+
     async def collections(self) -> dict[str, Any]:
         """What may be searched, and by what it may be filtered."""
         self.readiness.check_database()
@@ -61,8 +69,12 @@ def _described(connection: psycopg.Connection, definition: CollectionDefinition)
         "vectors": list(attributes.vectors),
         "profile": model.profile.name if model else None,
         "fingerprint": model.destination.fingerprint if model else None,
-        "ways": [
-            {"label": "PostgreSQL", "fields": {}},
+        "modes": [
+            {"label": label, "fields": {"mode": mode}, "why_not": why_no_mode(definition, mode)}
+            for label, mode in MODES.items()
+        ],
+        "models": [
+            {"label": model.profile.name if model else "no model yet", "fields": {}},
             {"label": "FAISS", "fields": {"index": "faiss"}},
             *({"label": each.profile.name, "fields": {"profile": each.profile.name}} for each in shadows),
         ],

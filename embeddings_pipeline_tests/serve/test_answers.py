@@ -88,7 +88,12 @@ def test_collections_say_what_may_be_asked(served: Settings) -> None:
         [films] = service.get("/collections").json()["collections"]
     assert (films["name"], films["columns"], films["vectors"]) == ("films", ["title", "revenue"], ["base"])
     assert films["filters"] == {"revenue": {"type": "number"}, "title": {"type": "text"}}
-    assert [way["fields"] for way in films["ways"]] == [{}, {"index": "faiss"}]
+    assert [way["fields"] for way in films["models"]] == [{}, {"index": "faiss"}]
+    assert [(mode["fields"]["mode"], bool(mode["why_not"])) for mode in films["modes"]] == [
+        ("dense", False),
+        ("text", True),
+        ("hybrid", True),
+    ]
     assert films["profile"] == "test" and re.fullmatch("[0-9a-f]{12}", films["fingerprint"])
 
 
