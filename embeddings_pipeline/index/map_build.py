@@ -277,7 +277,7 @@ def _write_rows(
 
 
 def _blocks(
-    connection: psycopg.Connection, statement: sql.Composable, types: Sequence[str]
+    connection: psycopg.Connection, statement: sql.Composed, types: Sequence[str]
 ) -> Iterator[list[tuple[Any, ...]]]:
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(types)
