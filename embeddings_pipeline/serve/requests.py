@@ -150,7 +150,7 @@ class CollectionAnswer(BaseModel):
     vectors: list[str]
     profile: str | None = Field(description="The current model's; null without vectors.")
     fingerprint: str | None
-    modes: list[ModeAnswer] = Field(description="By meaning, by words, by both.")
+    modes: list[ModeAnswer] = Field(description="By meaning, by words, by both; reranked, if a reranker is set.")
     models: list[Way] = Field(description="The current model by PostgreSQL, by FAISS, and each shadow model.")
 
 

@@ -56,10 +56,11 @@ class Service:
 
     def _collections(self) -> list[dict[str, Any]]:
         with open_database_to_read(self.settings).session() as connection:
-            return [_described(connection, each) for _, each in sorted(self.served.collections.items())]
+            collections = sorted(self.served.collections.items())
+            return [_described(connection, each, self.settings) for _, each in collections]
 
 
-def _described(connection: psycopg.Connection, definition: CollectionDefinition) -> dict[str, Any]:
+def _described(connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings) -> dict[str, Any]:
     attributes, model = definition.attributes, current_model(connection, definition)
     shadows = shadow_models(connection, definition) if model else []
     return {
@@ -69,13 +70,21 @@ def _described(connection: psycopg.Connection, definition: CollectionDefinition)
         "vectors": list(attributes.vectors),
         "profile": model.profile.name if model else None,
         "fingerprint": model.destination.fingerprint if model else None,
-        "modes": [
-            {"label": label, "fields": {"mode": mode}, "why_not": why_no_mode(definition, mode)}
-            for label, mode in MODES.items()
-        ],
+        "modes": _modes(definition, settings),
         "models": [
             {"label": model.profile.name if model else "no model yet", "fields": {}},
             {"label": "FAISS", "fields": {"index": "faiss"}},
             *({"label": each.profile.name, "fields": {"profile": each.profile.name}} for each in shadows),
         ],
     }
+
+
+def _modes(definition: CollectionDefinition, settings: Settings) -> list[dict[str, Any]]:
+    """The ways of looking; the last one if a reranker is named, or switched on."""
+    modes: list[dict[str, Any]] = [
+        {"label": label, "fields": {"mode": mode, "rerank": False}, "why_not": why_no_mode(definition, mode)}
+        for label, mode in MODES.items()
+    ]
+    if settings.enable_reranker or settings.rerank_model:
+        modes.append({"label": "Reranked", "fields": {"rerank": True}, "why_not": None})
+    return modes

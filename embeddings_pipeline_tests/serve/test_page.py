@@ -1,129 +1,134 @@
 """The page at `/`, in a real browser: typed, clicked, by keyboard, and as screen readers are told it."""
 
-import importlib.util
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline_tests.support.serving import Serving, serving, write_definitions
-from embeddings_pipeline_tests.support.workbench import definition, execute, sync_once
+from embeddings_pipeline_tests.serve.browsing import (
+    EVIL,
+    ask,
+    browser,
+    films,
+    keys,
+    map_is_there,
+    opened,
+    publish,
+    says,
+    with_all,
+)
+from embeddings_pipeline_tests.support import tiny_models
+from embeddings_pipeline_tests.support.serving import serving
+from embeddings_pipeline_tests.support.workbench import execute
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
+
+__all__ = ["browser", "films"]  # fixtures
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 KEY = "ein Schlüssel £"
-EVIL = "<img src=x onerror=\"document.title = 'run'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(skip_without: Callable[[str, bool], None]) -> Iterator["Browser"]:
-    skip_without("chromium", CHROMIUM is not None)
-    skip_without("playwright", importlib.util.find_spec("playwright") is not None)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def films(served: Settings) -> Settings:
-    """The films once more, one with markup for a title, genres in one text, and an index of FAISS's."""
-    collection = definition(
-        source={"query": "SELECT *, 'Drama, Crime' || id % 3 AS genres FROM films", "key": ["id"]},
-        columns=["title", "revenue", "genres"],
-        filters={"revenue": "number", "title": "text", "genres": {"type": "texts", "separator": ","}},
-    )
-    write_definitions(served.defs_dir, collection)
-    with open_collection(collection, served).database.connect() as connection:
-        connection.execute("UPDATE films SET title = %s WHERE id = 24", [EVIL])
-    opened, _ = sync_once(collection, served, "again")
-    build(opened.database, opened.model.destination, served.state_dir / "faiss")
-    return served
-
-
-@contextmanager
-def opened(browser: "Browser", service: Serving) -> Iterator["Page"]:
-    """The page. Whatever its scripts throw, and whatever it asks of another host, fails the test."""
-    context = browser.new_context(base_url=service.url, viewport={"width": 1300, "height": 900})
-    context.set_default_timeout(20_000)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(service.url) else faults.append(request.url))
-    page.goto("/")
-    yield page
-    context.close()
-    assert not faults
-
-
-def keys(page: "Page", way: str) -> list[str]:
-    hits = page.get_by_role("region", name=way).get_by_role("listitem").all()
-    return [hit.get_attribute("data-key") or "" for hit in hits]
-
-
-def ask(page: "Page", words: str) -> None:
-    page.get_by_label("What to look for").fill(words)
-    page.get_by_role("button", name="Search", exact=True).click()
-
-
-def says(page: "Page", words: str) -> None:
-    page.get_by_role("status").filter(has_text=re.compile(words)).wait_for()
 
 
 def test_a_question_its_filters_and_what_is_similar(films: Settings, browser: "Browser") -> None:
     with serving(films) as service, opened(browser, service) as page:
         ask(page, "Film 7 number 7")
-        says(page, "PostgreSQL: 10 hits; FAISS: 10 hits")
-        assert keys(page, "PostgreSQL")[0] == keys(page, "FAISS")[0] == "7"
-        first = page.get_by_role("region", name="PostgreSQL").get_by_role("listitem").first
+        says(page, "Meaning: 10 hits; Words: 10 hits; Both: 10 hits")
+        assert keys(page, "Meaning")[0] == keys(page, "Both")[0] == "7"
+        first = page.get_by_role("region", name="Meaning").get_by_role("listitem").first
         assert "A story about number 7" in first.inner_text() and re.search(r"[01]\.\d{3}", first.inner_text())
-        first.get_by_role("button", name="Filter: genres has Crime1").click()
-        page.get_by_role("button", name="Remove the filter genres has Crime1").wait_for()
-        says(page, "PostgreSQL: 9 hits; FAISS: 9 hits")
-        assert all(int(key) % 3 == 1 for key in keys(page, "PostgreSQL"))
+        assert "also: " in first.inner_text() and "Both 1" in first.inner_text()
+        assert page.get_by_role("region", name="Words").locator("mark").first.inner_text() in ("Film", "number")
+        first.get_by_role("button", name="Filter: genres is Crime1").click()
+        page.get_by_role("button", name="Remove the filter genres is Crime1").wait_for()
+        says(page, "Meaning: 9 hits; Words: 9 hits; Both: 9 hits")
+        assert all(int(key) % 3 == 1 for key in keys(page, "Meaning"))
         first.get_by_role("button", name="Filter: revenue ≥ 1007").click()
-        says(page, "PostgreSQL: 7 hits")
+        says(page, "Meaning: 7 hits")
         page.get_by_role("button", name="revenue ≥ 1007: make it ≤").click()
-        says(page, "PostgreSQL: 3 hits")
+        says(page, "Meaning: 3 hits")
         page.get_by_role("button", name="Remove the filter revenue ≤ 1007").click()
-        says(page, "PostgreSQL: 9 hits")
+        says(page, "Meaning: 9 hits")
         first.get_by_role("button", name="Similar to Film 7").click()
         page.get_by_text("similar to Film 7").wait_for()
-        says(page, "PostgreSQL: 8 hits")
-        assert "7" not in keys(page, "PostgreSQL")
-        page.get_by_role("checkbox", name="FAISS").uncheck()
-        says(page, r"^PostgreSQL: 8 hits$")
+        says(page, "Similar: 8 hits")
+        assert "7" not in keys(page, "Similar")
+        page.go_back()
+        says(page, "Meaning: 9 hits")
+        page.reload()
+        says(page, "Meaning: 9 hits; Words: 9 hits; Both: 9 hits")
+        page.get_by_role("checkbox", name="Words").uncheck()
+        says(page, r"^Meaning: 9 hits; Both: 9 hits$")
+
+
+def test_filters_are_chosen_in_menus(films: Settings, browser: "Browser") -> None:
+    with serving(films) as service, opened(browser, service) as page:
+        map_is_there(page)
+        ask(page, "A story")
+        says(page, "Meaning: 10 hits")
+        page.get_by_text("genres", exact=True).locator("visible=true").first.click()
+        menu = page.get_by_role("group", name="genres")
+        menu.get_by_label("Another value of genres").fill("Crime1")
+        page.keyboard.press("Enter")
+        says(page, "Meaning: 9 hits")
+        menu.get_by_label("Another value of genres").fill("Crime2")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Remove the filter genres is Crime2").wait_for()
+        says(page, "Meaning: 10 hits")
+        assert {int(key) % 3 for key in keys(page, "Meaning")} <= {1, 2}
+        page.keyboard.press("Escape")
+        assert not menu.is_visible()
+        page.locator("summary", has_text="revenue").click()
+        menu = page.get_by_role("group", name="revenue")
+        menu.get_by_label("revenue from").fill("1020")
+        menu.get_by_label("revenue to").fill("1022")
+        page.keyboard.press("Enter")
+        says(page, "Meaning: 2 hits")  # 21 is among the others
+        menu.get_by_label("revenue from").fill("")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Remove the filter revenue ≥ 1020").wait_for(state="detached")
+        page.locator("summary", has_text="title").click()
+        assert not menu.is_visible()
+        title = page.get_by_role("group", name="title")
+        assert title.get_by_role("checkbox").count() == 10  # the most frequent, from the map
 
 
 def test_what_is_in_the_database_is_text_and_keeps_its_digits(films: Settings, browser: "Browser") -> None:
+    execute(open_collection(with_all(), films).database, "UPDATE films SET overview = %s WHERE id = 24", [EVIL])
+    publish(films, with_all(map={"colour": ["title", "genres"]}))
     with serving(films) as service, opened(browser, service) as page:
+        map_is_there(page)
         page.get_by_label("Hits").fill("25")
         ask(page, "A story")
-        says(page, "PostgreSQL: 25 hits")
-        assert page.get_by_role("heading", name=EVIL).count() == 2 and page.title() == "Search"
-        assert page.get_by_role("button", name="Filter: revenue ≥ 9007199254740993").count() == 2
+        says(page, "Meaning: 25 hits")
+        hits = page.get_by_role("region", name="Meaning", exact=True)
+        assert hits.get_by_role("heading", name=EVIL).count() == 1
+        assert hits.get_by_role("button", name=f"Filter: genres is {EVIL}").count() == 1
+        hits.get_by_role("button", name="Filter: revenue ≥ 9007199254740993").click()
+        says(page, "Meaning: 1 hit;")
+        assert keys(page, "Meaning") == ["25"]
+        hits.get_by_role("button", name="Similar to Film 25").click()
+        page.get_by_role("button", name="Remove the filter revenue ≥ 9007199254740993").click()
+        says(page, "Similar: 24 hits")
+        page.get_by_role("button", name=f"Similar to {EVIL}").click()
+        page.get_by_text(f"similar to {EVIL}").wait_for()
+        page.goto(f"/#in=films&q={EVIL}&like=[1]&where={EVIL}")
+        page.reload()
+        says(page, "hits")
+        assert page.title() == "Search" and page.locator("img, iframe, object, #results script").count() == 0
 
 
 def test_it_is_used_without_a_mouse(films: Settings, browser: "Browser") -> None:
     with serving(films) as service, opened(browser, service) as page:
-        page.get_by_label("What to look for").focus()
+        map_is_there(page)
+        assert page.evaluate("document.activeElement.id") == "query"
         page.keyboard.type("Film 3")
         page.keyboard.press("Enter")
-        says(page, "PostgreSQL: 10 hits")
+        says(page, "Meaning: 10 hits")
         for _ in range(40):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement.getAttribute('aria-label') || ''").startswith("Similar to"):
@@ -131,11 +136,52 @@ def test_it_is_used_without_a_mouse(films: Settings, browser: "Browser") -> None
         page.keyboard.press("Enter")
         page.get_by_text("similar to Film").wait_for()
         says(page, "hits")
-        assert page.evaluate("document.activeElement.id") == "results"
+        page.wait_for_function("document.activeElement.id === 'results'")
+        page.keyboard.press("/")
+        assert page.evaluate("document.activeElement.id") == "query"
         unnamed = (
-            "[...document.querySelectorAll('button, input, select')].filter(e => !e.labels?.length && !e.innerText"
+            "[...document.querySelectorAll('button, input, select, canvas')].filter(e => !e.labels?.length && "
+            "!e.innerText && !e.getAttribute('aria-label') && !e.getAttribute('aria-labelledby')).length"
         )
-        assert page.evaluate(f"{unnamed} && !e.getAttribute('aria-label')).length") == 0
+        assert page.evaluate(unnamed) == 0
+
+
+# Of each element with text of its own: what it is, if its contrast is below 4.5 (WCAG 2.2, 1.4.3).
+FAINT = """() => {
+  const pixel = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d');
+  const rgba = (colour) => {
+    pixel.clearRect(0, 0, 1, 1);
+    pixel.fillStyle = colour;
+    pixel.fillRect(0, 0, 1, 1);
+    return [...pixel.getImageData(0, 0, 1, 1).data];
+  };
+  const bright = (colour) => {
+    const [r, g, b] = rgba(colour).map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (e) => {
+    for (; e; e = e.parentElement) if (rgba(getComputedStyle(e).backgroundColor)[3] === 255) return getComputedStyle(e).backgroundColor;
+    return 'white';
+  };
+  return [...document.querySelectorAll('body *')].filter((e) => e.checkVisibility() && e.tagName !== 'OPTION'
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
+    const [a, b] = [bright(getComputedStyle(e).color), bright(behind(e))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), e.tagName, e.className, e.innerText];
+  }).filter(([contrast]) => contrast < 4.5);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(films: Settings, browser: "Browser", scheme: str) -> None:
+    with serving(films) as service, opened(browser, service, color_scheme=scheme) as page:
+        map_is_there(page)
+        ask(page, "Film 3")
+        says(page, "Meaning: 10 hits")
+        page.get_by_role("button", name="Filter: genres is Drama").first.click()
+        page.get_by_text("genres is Drama").wait_for()
+        assert page.evaluate(FAINT) == []
+        dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(20, 22, 26)"
+        assert dark == (scheme == "dark")
 
 
 def test_mistakes_and_a_service_that_has_gone_are_said(films: Settings, browser: "Browser") -> None:
@@ -150,6 +196,9 @@ def test_mistakes_and_a_service_that_has_gone_are_said(films: Settings, browser:
         page.get_by_label("Hits").fill("10")
         ask(page, "a story")
         says(page, "the service does not answer")
+        page.route("**/search", lambda route: route.fulfill(status=502, body="<html>Bad gateway</html>"))
+        ask(page, "another story")
+        says(page, "the service answers 502, and nothing that could be read")
 
 
 def test_it_asks_for_the_key_and_keeps_it_for_the_tab_alone(films: Settings, browser: "Browser") -> None:
@@ -157,21 +206,50 @@ def test_it_asks_for_the_key_and_keeps_it_for_the_tab_alone(films: Settings, bro
         for key in ("wrong", KEY):
             page.get_by_label("This service wants its key").fill(key)
             page.get_by_role("button", name="Use it").click()
-        page.get_by_role("checkbox", name="FAISS").wait_for()
+        map_is_there(page)
         ask(page, "Film 7 number 7")
-        says(page, "PostgreSQL: 10 hits")
+        says(page, "Meaning: 10 hits")
         assert page.evaluate("Object.keys(localStorage).length") == 0 and KEY not in page.url
         assert service.get("/").headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
-def test_another_model_is_one_column_more(served: Settings, one: CollectionDefinition, browser: "Browser") -> None:
+def test_two_profiles_are_compared(films: Settings, one: CollectionDefinition, browser: "Browser") -> None:
     from embeddings_pipeline_tests.support.model_change import backfill_all, begin
 
-    collection = open_collection(one, served)
+    collection = open_collection(with_all(profiles=one.attributes.model_dump()["profiles"]), films)
     begin(collection, "other")
     backfill_all(collection)
     assert execute(collection.database, "SELECT count(*) FROM embeddings.model") == [(2,)]
-    with serving(served) as service, opened(browser, service) as page:
-        page.get_by_role("checkbox", name="FAISS").uncheck()
+    with serving(films) as service, opened(browser, service) as page:
+        page.get_by_role("checkbox", name="other").check()
+        page.get_by_role("checkbox", name="FAISS").check()
+        page.get_by_role("checkbox", name="Both").uncheck()
         ask(page, "Film 7 number 7")
-        says(page, "PostgreSQL: 10 hits; other: 10 hits")
+        says(page, "^Meaning · test: 10 hits; Meaning · FAISS: 10 hits; Meaning · other: 10 hits; Words: 10 hits$")
+        heading = page.get_by_role("region", name="Meaning · FAISS").get_by_role("heading").first
+        assert heading.inner_text().endswith("10 of 10 also by Meaning · test")
+        page.get_by_role("button", name="Similar to Film 7", exact=True).first.click()
+        says(page, "^Similar · test: 10 hits; Similar · FAISS: 10 hits; Similar · other: 10 hits$")
+
+
+def test_what_a_collection_cannot_do_is_said(films: Settings, browser: "Browser") -> None:
+    publish(films, with_all(words=None, map={"method": "none"}))
+    with serving(films) as service, opened(browser, service) as page:
+        page.get_by_text("Words, Both: collection 'films' has no lexical index").wait_for()
+        page.get_by_text("collection 'films' has no map: its `map:` says `method: none`").wait_for()
+        ask(page, "Film 7 number 7")
+        says(page, "^Meaning: 10 hits$")
+        page.get_by_role("checkbox", name="Words").check()
+        words = page.get_by_role("region", name="Words")
+        words.get_by_text("has no lexical index, which mode 'text' needs: add `words: {}`").wait_for()
+        assert keys(page, "Meaning")[0] == "7"
+
+
+def test_a_reranker_that_is_set_is_one_column_more(films: Settings, browser: "Browser", tmp_path: Path) -> None:
+    model = tiny_models.cross_encoder(tmp_path / "tiny")
+    settings = films.model_copy(update={"rerank_model": str(model), "enable_reranker": True})
+    with serving(settings) as service, opened(browser, service) as page:
+        ask(page, "Film 7 number 7")
+        says(page, "Meaning: 10 hits; Words: 10 hits; Both: 10 hits; Reranked: 10 hits")
+        assert "25 of 25 scored" in page.get_by_role("region", name="Reranked").inner_text()
+        assert "scored" not in page.get_by_role("region", name="Both").inner_text()
