@@ -156,12 +156,13 @@ FAINT = """() => {
     return [...pixel.getImageData(0, 0, 1, 1).data];
   };
   const bright = (colour) => {
-    const [r, g, b] = rgba(colour).map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = rgba(colour).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (e) => {
-    for (; e; e = e.parentElement) if (rgba(getComputedStyle(e).backgroundColor)[3] === 255) return getComputedStyle(e).backgroundColor;
-    return 'white';
+    const ground = getComputedStyle(e).backgroundColor;
+    return rgba(ground)[3] === 255 ? ground : e.parentElement ? behind(e.parentElement) : 'white';
   };
   return [...document.querySelectorAll('body *')].filter((e) => e.checkVisibility() && e.tagName !== 'OPTION'
     && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())).map((e) => {
@@ -242,6 +243,7 @@ def test_what_a_collection_cannot_do_is_said(films: Settings, browser: "Browser"
         page.get_by_role("checkbox", name="Words").check()
         words = page.get_by_role("region", name="Words")
         words.get_by_text("has no lexical index, which mode 'text' needs: add `words: {}`").wait_for()
+        says(page, "collection 'films' has no lexical index")
         assert keys(page, "Meaning")[0] == "7"
 
 

@@ -28,9 +28,8 @@ __all__ = ["browser", "films"]  # fixtures
 
 pytestmark = pytest.mark.slow
 # How many pixels of the canvas have another colour than its ground.
-DRAWN = (
-    "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, n) => n % 4 === 3 && v > 40).length"
-)
+DRAWN = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+    .data.filter((value, place) => place % 4 === 3 && value > 40).length"""
 
 
 def drawn(page: "Page") -> int:
@@ -57,7 +56,7 @@ def test_it_is_hovered_clicked_zoomed_and_coloured(films: Settings, browser: "Br
         assert "25 items" in page.locator("#map-note").inner_text()
         all_of_them = drawn(page)
         assert all_of_them > 25 * 9
-        page.get_by_label("Colour").select_option("title")
+        page.locator("#colour").select_option("title")
         page.get_by_role("button", name=EVIL).wait_for()
         one = page.get_by_role("group", name="What the colours mean").get_by_role("button").first
         one.click()
