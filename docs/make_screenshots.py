@@ -1,4 +1,7 @@
-"""docs/*.png, from a running UI of the sample after a sync: python docs/make_screenshots.py [http://127.0.0.1:3000]"""
+"""docs/*.png, from a running UI of the sample after a sync, and page.png from a running service that has films:
+
+python docs/make_screenshots.py [http://127.0.0.1:3000 [http://127.0.0.1:8000]]
+"""
 
 import shutil
 import sys
@@ -42,6 +45,16 @@ def sensor(page: Page) -> None:
     page.screenshot(path=DOCS / "sensor.png")
 
 
+def service_page(page: Page, address: str) -> None:
+    """A question in each way of searching."""
+    page.set_viewport_size({"width": 1400, "height": 880})
+    page.goto(f"{address}/#q=time+travel+gone+wrong")
+    page.get_by_role("status").filter(has_text="hits").wait_for()
+    page.locator("#map-note").filter(has_text="items").wait_for()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=DOCS / "page.png")
+
+
 if __name__ == "__main__":
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
@@ -51,4 +64,5 @@ if __name__ == "__main__":
         asset_graph(page)
         checks(page)
         sensor(page)
+        service_page(page, sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8000")
         browser.close()

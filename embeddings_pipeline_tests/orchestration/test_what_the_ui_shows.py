@@ -106,3 +106,36 @@ def test_the_first_job_of_a_collection_is_the_one_for_people() -> None:
     assert (first.description or "").startswith("THE ONE TO USE")
     assert all(job.description for job in others)
     assert {job.tags[FOR_TAG] for job in others} == {"automation", "model-change"}
+
+
+def test_the_map_is_a_picture_which_a_sync_makes_again_if_it_is_gone(database, project, instance) -> None:
+    make_films(database, films(30))
+    one = definition(filters={"title": "text", "revenue": "number"})
+    sync(one, project, instance=instance)
+
+    def newest() -> dict[str, object]:
+        records = dg.AssetRecordsFilter(dg.AssetKey(["films", "map"]))
+        [found] = instance.fetch_materializations(records, limit=1).records
+        return {name: value.value for name, value in found.asset_materialization.metadata.items()}
+
+    first = newest()
+    assert (first["items"], first["left_out"], first["method"]) == (30, 0, "base pca")
+    picture = str(first["picture_base"])
+    assert picture.startswith("![map of 30 items](data:image/png;base64,iVBOR") and "revenue: 1" in picture
+    assert len(picture) < 100_000
+    (project.state_dir / "faiss" / "films" / "map.json").unlink()
+    sync(one, project, instance=instance)
+    assert newest()["made_because"] == "there was none"
+    assert (project.state_dir / "faiss" / "films" / "map.json").is_file()
+
+
+def test_what_is_in_the_database_is_no_markup_in_a_picture(database, project, instance) -> None:
+    rows = films(20)
+    rows += [(n, "[x](javascript:1)<img src=y>_*`", f"Another {n}", 1) for n in range(21, 30)]
+    make_films(database, rows)
+    sync(definition(filters={"title": "text"}), project, instance=instance)
+    records = dg.AssetRecordsFilter(dg.AssetKey(["films", "map"]))
+    [found] = instance.fetch_materializations(records, limit=1).records
+    words = str(found.asset_materialization.metadata["picture_base"].value).replace("![](data:image/png;base64,", "")
+    legend = words.split("title: ")[1]
+    assert "&#91;x&#93;" in legend and not set("[<*`_") & set(legend.replace("![", ""))
