@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -70,11 +69,17 @@ def make(folder: Path, method: str) -> None:
     collection = open_collection(one, settings)
     before, began = psutil.Process().memory_info().rss, time.perf_counter()
     made = ensure_map(collection.database, collection.model.destination, folder / "faiss", one)
-    seconds, peak = time.perf_counter() - began, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, peak = time.perf_counter() - began, highest_memory()
     print(
         f"made by {method} in {seconds:.1f} s; {made.manifest.bytes / MIB:.0f} MiB; memory {before / MIB:.0f} MiB "
         f"before, {peak / MIB:.0f} MiB at most"
     )
+
+
+def highest_memory() -> int:
+    """Of this process, in bytes. Not getrusage's, which has what its parent held when it was begun."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return 1024 * int(line.split()[1])
 
 
 def show(folder: Path, method: str) -> None:

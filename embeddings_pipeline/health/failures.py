@@ -19,7 +19,7 @@ from embeddings_pipeline.store.sql import load_sql
 class Failure:
     """A step that failed, and has not gone well since."""
 
-    step: str  # scan, pgvector_index, faiss_index, audit; sync: what is none of these
+    step: str  # scan, pgvector_index, faiss_index, map, audit; sync: what is none of these
     reason: str
     failed_at: datetime
     age_seconds: float

@@ -16,17 +16,15 @@ from embeddings_pipeline.store.models import collection_state
 
 
 def indexes_lag(collection: Collection, *, verify: bool = False) -> bool:
-    """Whether an index or the map is missing, of another kind than declared, or an index behind the table. `verify`: or
-    damaged.
-    """
-    if not _pgvector_fits(collection) or not _bm25_fits(collection, verify=verify) or _map_is_due(collection):
+    """Whether an index is missing, of another kind than declared, or behind the table. `verify`: or damaged."""
+    if not _pgvector_fits(collection) or not _bm25_fits(collection, verify=verify):
         return True
     return faiss_standing(collection, verify=verify) is not Standing.CURRENT
 
 
 def indexes_due(collection: Collection) -> bool:
     """Whether it is time to build an index. Not if FAISS is behind by a little: searches take that from the table."""
-    if not _pgvector_fits(collection) or not _bm25_fits(collection) or _map_is_due(collection):
+    if not _pgvector_fits(collection) or not _bm25_fits(collection):
         return True
     stands = faiss_standing(collection)
     if stands is not Standing.BEHIND:
@@ -61,7 +59,7 @@ def _bm25_fits(collection: Collection, *, verify: bool = False) -> bool:
     )
 
 
-def _map_is_due(collection: Collection) -> bool:
+def map_due(collection: Collection) -> bool:
     """Whether the map is to be made, for another reason than that the table has changed lately."""
     if collection.definition.attributes.map.method == "none":
         return False

@@ -13,9 +13,10 @@ import psycopg
 
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.failures import failure_kept
-from embeddings_pipeline.health.lag import indexes_due
+from embeddings_pipeline.health.lag import indexes_due, map_due
 from embeddings_pipeline.index.faiss_build import build as build_faiss
 from embeddings_pipeline.index.filters import ensure_filters
+from embeddings_pipeline.index.map_build import ensure_map
 from embeddings_pipeline.index.pgvector import ensure_index
 from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.pipeline.collection import Collection
@@ -110,7 +111,8 @@ class Chores:
     def _index(self, collection: Collection) -> None:
         now, name = time.monotonic(), collection.definition.name
         self._index_at = now + INDEX_SECONDS
-        if not indexes_due(collection):
+        due = indexes_due(collection)
+        if not due and not map_due(collection):
             self._due_since = None
             return
         self._due_since = self._due_since or now
@@ -120,14 +122,24 @@ class Chores:
             if not claim(connection, name, INDEXING):
                 return
             self._index_at = now + FAILED_SECONDS
-            table, config = collection.model.destination, collection.definition.attributes
             try:
-                with failure_kept(collection.database, name, "pgvector_index"):
-                    ensure_index(collection.database, table, config.index, list(config.vectors))
-                    ensure_filters(collection.database, collection.definition)
-                    ensure_words(collection.database, collection.definition)
-                with failure_kept(collection.database, name, "faiss_index"):
-                    build_faiss(collection.database, table, collection.settings.state_dir / "faiss", config.words)
+                if due:
+                    _build_indexes(collection)
+                if collection.definition.attributes.map.method != "none":
+                    folder = collection.settings.state_dir / "faiss"
+                    with failure_kept(collection.database, name, "map"):
+                        ensure_map(collection.database, collection.model.destination, folder, collection.definition)
             finally:
                 let_go(connection, name, INDEXING)
         self._due_since, self._index_at = None, time.monotonic() + INDEX_SECONDS
+
+
+def _build_indexes(collection: Collection) -> None:
+    table, definition, database = collection.model.destination, collection.definition, collection.database
+    config = definition.attributes
+    with failure_kept(database, definition.name, "pgvector_index"):
+        ensure_index(database, table, config.index, list(config.vectors))
+        ensure_filters(database, definition)
+        ensure_words(database, definition)
+    with failure_kept(database, definition.name, "faiss_index"):
+        build_faiss(database, table, collection.settings.state_dir / "faiss", config.words)

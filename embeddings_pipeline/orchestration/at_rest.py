@@ -14,7 +14,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.health.check_results import checks_of, last_results
 from embeddings_pipeline.health.failures import failure_kept
-from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.health.lag import indexes_lag, map_due
 from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.names import asset_path, partitions_name
 from embeddings_pipeline.pipeline.collection import Collection
@@ -81,6 +81,7 @@ def look_first(collection: Collection) -> Look | None:
             and not ledger.work()
             and all(check.passed for check in last_results(database, name, checks))
             and not indexes_lag(collection, verify=True)
+            and not map_due(collection)
         )
     except (PipelineError, psycopg.Error):
         return None

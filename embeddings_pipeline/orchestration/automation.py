@@ -21,7 +21,7 @@ from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import PipelineError, StaleDefinitionError
 from embeddings_pipeline.health.failures import failure_kept
 from embeddings_pipeline.health.freshness import left_to_live
-from embeddings_pipeline.health.lag import about_foreign, indexes_due, lagging_since
+from embeddings_pipeline.health.lag import about_foreign, indexes_due, lagging_since, map_due
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration.dagster_internals import (
@@ -146,7 +146,7 @@ def evaluate(
     requests = [_request(job_name(definition, "batches"), range_tags(first, last)) for first, last in ranges]
     if _full_scan_due(instance, collection, busy):
         requests.append(_request(job_name(definition, "scan")))
-    lags = not (busy.index or busy.refresh) and indexes_due(collection)
+    lags = not (busy.index or busy.refresh) and (indexes_due(collection) or map_due(collection))
     if lags and _may_index(instance, collection, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
         requests.append(_request(job_name(definition, "index")))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick

@@ -12,7 +12,7 @@ from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError, RunFailed
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.check_results import checks_of, last_results
-from embeddings_pipeline.health.lag import about_foreign, indexes_lag
+from embeddings_pipeline.health.lag import about_foreign, indexes_lag, map_due
 from embeddings_pipeline.index.cooccurrence import is_built
 from embeddings_pipeline.ledger.full_scan import FullScan
 from embeddings_pipeline.orchestration.checks import QUICK, check_keys
@@ -149,7 +149,7 @@ class _Sync:
             )
         if options.force and limit is None and items is None and result.embedded:
             renew(self.collection)
-        if indexes_lag(self.collection, verify=True):
+        if indexes_lag(self.collection, verify=True) or map_due(self.collection):
             if foreign := about_foreign(self.collection):
                 log.warning("warning: collection %r: %s", name, foreign)
             self.progress("indexing", 0, 0)

@@ -15,9 +15,8 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, VectorIndexError
-from embeddings_pipeline.health.lag import indexes_lag
+from embeddings_pipeline.health.lag import map_due
 from embeddings_pipeline.index import map_build, map_points
-from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.map_build import ensure_map, why_made
 from embeddings_pipeline.index.map_picture import CATEGORIES, HEIGHT, WIDTH, picture
 from embeddings_pipeline.index.map_points import place_items
@@ -209,20 +208,13 @@ def test_a_map_that_is_quickly_made_follows_the_table_sooner(
     assert made(collection).reason == "the one before was behind the table"
 
 
-def test_sync_and_sensor_ask_for_a_map_that_is_missing(settings: Settings, collection: Collection) -> None:
-    build(collection.database, collection.model.destination, folder(collection))
+def test_sync_sensor_and_live_ask_for_a_map_that_is_missing(settings: Settings, collection: Collection) -> None:
+    assert map_due(collection)
     made(collection)
-    from embeddings_pipeline.index.filters import ensure_filters
-    from embeddings_pipeline.index.pgvector import ensure_index
-
-    attributes = collection.definition.attributes
-    ensure_index(collection.database, collection.model.destination, attributes.index, list(attributes.vectors))
-    ensure_filters(collection.database, collection.definition)
-    assert not indexes_lag(collection)
+    assert not map_due(collection)
     (folder(collection) / "films" / "map.json").unlink()
-    assert indexes_lag(collection)
-    without = open_collection(coloured(map={"method": "none"}), settings)
-    assert not indexes_lag(without)
+    assert map_due(collection)
+    assert not map_due(open_collection(coloured(map={"method": "none"}), settings))
 
 
 def test_another_model_makes_another_map(database: Database, settings: Settings, collection: Collection) -> None:
