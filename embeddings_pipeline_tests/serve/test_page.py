@@ -136,7 +136,7 @@ def test_it_is_used_without_a_mouse(films: Settings, browser: "Browser") -> None
         page.keyboard.press("Enter")
         page.get_by_text("similar to Film").wait_for()
         says(page, "hits")
-        page.wait_for_function("document.activeElement.id === 'results'")
+        page.locator("#results:focus").wait_for()
         page.keyboard.press("/")
         assert page.evaluate("document.activeElement.id") == "query"
         unnamed = (

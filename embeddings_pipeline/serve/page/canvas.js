@@ -27,7 +27,8 @@ export class Plot {
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
-  show(points) {
+  // `stays`: what is seen, since the points lie where they lay.
+  show(points, stays) {
     this.points = points;
     this.found = [];
     this.current = null;
@@ -38,7 +39,8 @@ export class Plot {
       return sorted.length ? [share(0.002), share(0.998)] : [0, 1];
     };
     this.bounds = { x: within(points.map((point) => point.x)), y: within(points.map((point) => point.y)) };
-    this.whole();
+    if (stays) this.draw();
+    else this.whole();
   }
 
   whole() {
@@ -58,7 +60,10 @@ export class Plot {
     return [this.canvas.clientWidth / 2 + (point.x - this.view.x) * scale, this.canvas.clientHeight / 2 - (point.y - this.view.y) * scale];
   }
 
-  zoom(factor, atX = this.canvas.clientWidth / 2, atY = this.canvas.clientHeight / 2) {
+  // About a place on the canvas; without one about the point that is meant, else about the middle.
+  zoom(factor, ...place) {
+    const middle = [this.canvas.clientWidth / 2, this.canvas.clientHeight / 2];
+    const [atX, atY] = place.length ? place : this.current ? this.placed(this.current) : middle;
     const before = this.scale;
     this.view.zoom = Math.min(MOST_ZOOM, Math.max(0.5, this.view.zoom * factor));
     const after = this.scale; // what is under the pointer stays there

@@ -34,6 +34,7 @@ export async function openMap(vector, colour) {
   const collection = state.collection.name;
   const fields = { collection, ...(vector ? { vector } : {}) };
   at("map-title").textContent = `Map of ${collection}`;
+  let stays;
   try {
     let answer;
     if (colour === undefined) {
@@ -42,6 +43,7 @@ export async function openMap(vector, colour) {
     }
     answer = await ask("map", { ...fields, ...(colour ? { colour } : {}), keys: marks });
     if (mine !== opened) return;
+    stays = chart?.collection === answer.collection && chart.vector === answer.vector && chart.made_at === answer.made_at;
     chart = answer;
   } catch (error) {
     if (mine !== opened) return;
@@ -56,7 +58,7 @@ export async function openMap(vector, colour) {
   at("vector-choice").hidden = chart.vectors.length < 2;
   choices("colour", [...Object.keys(chart.legends), ""], colour);
   at("colour-choice").hidden = !Object.keys(chart.legends).length;
-  plot.show(points(chart.points));
+  plot.show(points(chart.points), stays);
   plot.found = points(chart.found);
   showLegend();
   at("map-note").textContent = notes().join(" ");
