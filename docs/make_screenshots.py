@@ -1,4 +1,4 @@
-"""docs/*.png, from a running UI of the sample after a sync, and page.png from a running service that has films:
+"""docs/*.png, from a running UI of the sample after a sync, and page.jpg from a running service of a collection `films`:
 
 python docs/make_screenshots.py [http://127.0.0.1:3000 [http://127.0.0.1:8000]]
 """
@@ -48,11 +48,11 @@ def sensor(page: Page) -> None:
 def service_page(page: Page, address: str) -> None:
     """A question in each way of searching."""
     page.set_viewport_size({"width": 1400, "height": 880})
-    page.goto(f"{address}/#q=time+travel+gone+wrong")
+    page.goto(f"{address}/#in=films&q=time+travel+gone+wrong")
     page.get_by_role("status").filter(has_text="hits").wait_for()
     page.locator("#map-note").filter(has_text="items").wait_for()
     page.wait_for_timeout(1000)
-    page.screenshot(path=DOCS / "page.png")
+    page.screenshot(path=DOCS / "page.jpg", type="jpeg", quality=70)
 
 
 if __name__ == "__main__":

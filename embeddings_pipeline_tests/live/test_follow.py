@@ -16,6 +16,7 @@ from embeddings_pipeline.errors import ConfigurationError, OutageError, SourceEr
 from embeddings_pipeline.health.activity import under_way
 from embeddings_pipeline.health.lag import indexes_due
 from embeddings_pipeline.index.faiss_read import read_manifest
+from embeddings_pipeline.index.map_read import read_map_manifest
 from embeddings_pipeline.live import chores, follower
 from embeddings_pipeline.live.watch import UpdatedRows
 from embeddings_pipeline.pipeline.collection import open_collection
@@ -333,6 +334,10 @@ def test_indexes_are_built_where_nobody_else_does(
             edit(synced, n, f"walrus {n}")
         soon(lambda: search(one, settings, "walrus 8", k=1, index="faiss")[0].item_key == "8")
         wait_until(lambda: not indexes_due(open_collection(one, settings)))
+        generation = read_manifest(settings.state_dir / "faiss", "films").generation
+        (settings.state_dir / "faiss" / "films" / "map.json").unlink()
+        wait_until(lambda: read_map_manifest(settings.state_dir / "faiss", "films") is not None)
+        assert read_manifest(settings.state_dir / "faiss", "films").generation == generation
     indexes = execute(synced, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%USING hnsw%'")
     assert indexes == [(1,)]
 
