@@ -1,4 +1,4 @@
-"""docs/*.png, from a running UI of the sample after a sync, and page.jpg from a running service of a collection `films`:
+"""docs/*.png, from a running UI of the sample after a sync, and page.jpg, from a running service that has `films`:
 
 python docs/make_screenshots.py [http://127.0.0.1:3000 [http://127.0.0.1:8000]]
 """
