@@ -94,7 +94,7 @@ def test_it_is_used_by_keyboard_and_says_where_one_is(films: Settings, browser: 
 
 def test_hits_are_marked_on_it_though_they_are_in_no_sample(films: Settings, browser: "Browser") -> None:
     def few(route: "Route") -> None:
-        fields = route.request.post_data_json
+        fields = json.loads(route.request.post_data or "{}")
         route.continue_(post_data=json.dumps({"points": 7, **fields}))
 
     with serving(films) as service, opened(browser, service) as page:
