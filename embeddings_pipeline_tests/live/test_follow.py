@@ -333,6 +333,7 @@ def test_indexes_are_built_where_nobody_else_does(
         for n in range(1, 9):
             edit(synced, n, f"walrus {n}")
         soon(lambda: search(one, settings, "walrus 8", k=1, index="faiss")[0].item_key == "8")
+        soon(lambda: all(texts(synced)[str(n)] == f"Film {n} | walrus {n}" for n in range(1, 9)))
         wait_until(lambda: not indexes_due(open_collection(one, settings)))
         generation = read_manifest(settings.state_dir / "faiss", "films").generation
         (settings.state_dir / "faiss" / "films" / "map.json").unlink()
