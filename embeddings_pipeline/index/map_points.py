@@ -48,7 +48,7 @@ def place_items(method: MapMethod, items: int, count: int, vectors: Vectors) -> 
         np.add.at(sums, places, (unit(block).astype(np.float32) - middle) @ axes)
         np.add.at(numbers, places, 1)
     has_vector = numbers > 0
-    means: NDArray[np.float32] = sums[has_vector] / numbers[has_vector, None].astype(np.float32)
+    means = (sums[has_vector] / numbers[has_vector, None]).astype(np.float32)
     if umap is None or len(means) <= UMAP_NEIGHBOURS:
         laid_out, method = _two(means), "pca"
     else:
