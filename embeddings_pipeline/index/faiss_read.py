@@ -184,7 +184,19 @@ def _read_current(parent: Path) -> str | None:
 
 
 def _read_manifest(generation: Path) -> Manifest:
-    path = generation / "manifest.json"
+    """A generation's, read again only if its file is another."""
+    path, known = generation / "manifest.json", _manifests.get(generation.parent)
+    try:
+        status = path.stat()
+        state = path, status.st_mtime_ns, status.st_size, status.st_ino
+        if known is None or known[0] != state:
+            known = _manifests[generation.parent] = state, _parsed(path)
+        return known[1]
+    except OSError as error:
+        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {BUILD_AGAIN}") from error
+
+
+def _parsed(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         if content.pop("format") not in (*READ_TOO, FORMAT):
@@ -194,8 +206,6 @@ def _read_manifest(generation: Path) -> Manifest:
         vectors = {name: VectorFiles(**each) for name, each in content.pop("vectors").items()}
         words, items = _words_files(content.pop("words", None)), content.pop("items", None)
         return Manifest(vectors=vectors, words=words, items=ItemFiles(**items) if items else None, **content)
-    except OSError as error:
-        raise VectorIndexError(f"{path} cannot be read: {error.strerror}; {BUILD_AGAIN}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise VectorIndexError(f"{path} is damaged: it is no manifest; {BUILD_AGAIN}") from error
 
@@ -294,6 +304,7 @@ def _parameters(index: Any, k: int, *, thorough: bool, chosen: NDArray[np.bool_]
 
 
 # Of this process, by the collection's folder.
+_manifests: dict[Path, tuple[tuple[Path, int, int, int], Manifest]] = {}
 _opened: dict[Path, FaissIndex] = {}
 _opening: dict[Path, ProcessLock] = {}
 

@@ -50,7 +50,7 @@ def snapshot(database: Database, table: Destination) -> Iterator[psycopg.Connect
 def table_version(connection: psycopg.Connection, collection: str) -> TableVersion:
     """The collection's current model and what names its content. VectorIndexError if there is no such collection."""
     try:
-        row = connection.execute(load_sql("faiss/version"), {"collection": collection}).fetchone()
+        row = connection.execute(load_sql("faiss/version"), {"collection": collection}, prepare=True).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         raise VectorIndexError(
             f"FAISS index of {collection!r}: the database is of an earlier embeddings-pipeline; {BUILD_AGAIN}"

@@ -38,7 +38,7 @@ def configuration_of(words: WordsDefinition) -> str:
 
 def words_state(connection: psycopg.Connection, collection: str) -> WordsState | None:
     """What there is of a collection's words; None if there is nothing."""
-    row = connection.execute(load_sql("words/state"), {"collection": collection}).fetchone()
+    row = connection.execute(load_sql("words/state"), {"collection": collection}, prepare=True).fetchone()
     return WordsState(row[0] or "", row[1]) if row else None
 
 

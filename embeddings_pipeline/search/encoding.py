@@ -1,23 +1,58 @@
-"""A query's vector."""
+"""A query's vector, and which model makes it."""
 
 import reprlib
+import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders import Encoder, load_encoder
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.forks import compute
+
+LOOK_AGAIN_SECONDS = 1.0  # at a model's files: a look takes a millisecond
+
+
+@dataclass
+class _Ready:
+    """A model that is loaded, and the fingerprint that its files had after that."""
+
+    encoder: Encoder
+    until: float  # by `time.monotonic()`
+    fingerprint: str | None = None
+
+
+_ready: dict[tuple[Profile, Settings], _Ready] = {}
+
+
+def fingerprint_lately(profile: Profile, settings: Settings) -> str:
+    """The profile's fingerprint, by files that were looked at within the last second, once its model is loaded."""
+    ready = _ready.get((profile, settings))
+    if ready is None or ready.until < time.monotonic():
+        return fingerprint(profile, settings.state_dir)
+    if ready.fingerprint is None:
+        ready.fingerprint = fingerprint(profile, settings.state_dir)
+    return ready.fingerprint
+
+
+def _encoder(profile: Profile, settings: Settings) -> Encoder:
+    ready = _ready.get((profile, settings))
+    if ready is None or ready.until < time.monotonic():
+        ready = _Ready(load_encoder(profile, settings), time.monotonic() + LOOK_AGAIN_SECONDS)
+        _ready[profile, settings] = ready
+    return ready.encoder
 
 
 def query_vector(
     definition: CollectionDefinition, profile: Profile, settings: Settings, query: str
 ) -> NDArray[np.float32]:
     """(dimensions,), as the profile's model gives it. ProfileError if nothing can be compared with it."""
-    [vector] = compute(load_encoder(profile, settings).encode_queries, [query])
+    [vector] = compute(_encoder(profile, settings).encode_queries, [query])
     length = np.linalg.norm(vector.astype(np.float64))
     if not (np.isfinite(length) and length > 0):
         raise ProfileError(

@@ -16,7 +16,7 @@ from embeddings_pipeline.search.arguments import Request
 from embeddings_pipeline.search.by_bm25 import bm25_leg
 from embeddings_pipeline.search.by_faiss import faiss_leg
 from embeddings_pipeline.search.by_tsvector import tsvector_leg
-from embeddings_pipeline.search.fusion import candidates, fused
+from embeddings_pipeline.search.fusion import fused
 from embeddings_pipeline.search.hits import Hit, Leg, best_of
 from embeddings_pipeline.search.nearest import nearest_leg
 from embeddings_pipeline.search.selectivity import Filter
@@ -35,6 +35,10 @@ class Found:
     hits: list[Hit]
     legs: tuple[Leg, ...]
     fell_back: tuple[str, ...] = ()
+
+
+# The items that words find, best first, and how; or why there is nothing to find them by.
+TextLeg = tuple[list[Hit], Leg] | str
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,10 @@ class Asking:
 
     def by_words(self, text: str, k: int) -> Found:
         """The `k` items that words of the text are found in. DatabaseError if there is nothing to find them by."""
-        found = self._text_leg(text, k)
+        found = self.text_leg(text, k)
         if isinstance(found, str):
             raise DatabaseError(f"collection {self.definition.name!r}: {found}; or search with mode 'dense'")
         return Found(found[0], (found[1],))
-
-    def by_both(self, wanted: Mapping[str, NDArray[np.float32]], text: str, k: int) -> Found:
-        """The `k` best items of both rankings together."""
-        words = self.definition.attributes.words
-        assert words is not None
-        dense = self.by_vectors(wanted, candidates(k))
-        found = self._text_leg(text, candidates(k))
-        if isinstance(found, str):
-            log.warning("warning: collection %r: %s; vectors alone answer", self.definition.name, found)
-            return Found(dense.hits[:k], dense.legs, (f"{found}; {ALONE}",))
-        return Found(fused(dense.hits, found[0], words.fusion)[:k], (*dense.legs, found[1]))
 
     def dense_leg(self, name: str, vector: NDArray[np.float32], k: int) -> tuple[list[Hit], Leg]:
         """The `k` items nearest to a vector of that name."""
@@ -87,7 +80,7 @@ class Asking:
             fell_back.append(f"{found}: PostgreSQL answered")
         return nearest_leg(*of, self.model, name, vector, k, filtered=self.filtered, fell_back=fell_back)
 
-    def _text_leg(self, text: str, k: int) -> tuple[list[Hit], Leg] | str:
+    def text_leg(self, text: str, k: int) -> TextLeg:
         """By the BM25 files if they can be asked, else by PostgreSQL; or why neither can."""
         from embeddings_pipeline.index.terms import query_words
 
@@ -104,3 +97,13 @@ class Asking:
                 return found
             why = [f"{found}: PostgreSQL answered"]
             return tsvector_leg(*of, self.model, names, typed, k, filtered=self.filtered, fell_back=why)
+
+
+def joined(definition: CollectionDefinition, dense: Found, text: TextLeg, k: int) -> Found:
+    """The `k` best items of both rankings together; each has `candidates(k)` of them."""
+    words = definition.attributes.words
+    assert words is not None
+    if isinstance(text, str):
+        log.warning("warning: collection %r: %s; vectors alone answer", definition.name, text)
+        return Found(dense.hits[:k], dense.legs, (f"{text}; {ALONE}",))
+    return Found(fused(dense.hits, text[0], words.fusion)[:k], (*dense.legs, text[1]))

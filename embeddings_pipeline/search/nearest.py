@@ -131,7 +131,7 @@ def _index_for(connection: psycopg.Connection, table: Destination, name: str) ->
     An ANN index does not find every vector that lies apart from the others.
     """
     counted, bytes_each = table.counted
-    row = connection.execute(load_sql("search/size"), {"table": counted.as_string(connection)}).fetchone()
+    row = connection.execute(load_sql("search/size"), {"table": counted.as_string(connection)}, prepare=True).fetchone()
     vectors = row[0] // bytes_each if row else 0
     if vectors < ALL_COMPARED_BELOW:
         return None
@@ -205,4 +205,5 @@ def _set_for_search(
     }
     if by_index:
         settings |= {**others, "enable_seqscan": "off"}
-    connection.execute(load_sql("search/settings"), {"settings": Jsonb({k: str(v) for k, v in settings.items()})})
+    given = {"settings": Jsonb({name: str(value) for name, value in settings.items()})}
+    connection.execute(load_sql("search/settings"), given, prepare=True)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import psycopg
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.reranking import RETURNED
 from embeddings_pipeline.config.settings import Settings, revealed
@@ -30,18 +30,22 @@ from embeddings_pipeline.search.arguments import (
     checked_rerank,
     key_text,
 )
-from embeddings_pipeline.search.encoding import query_vector
+from embeddings_pipeline.search.beside import beside
+from embeddings_pipeline.search.encoding import fingerprint_lately, query_vector
 from embeddings_pipeline.search.from_files import Outage, answer_from_files, is_outage
+from embeddings_pipeline.search.fusion import candidates
 from embeddings_pipeline.search.hits import Explanation, Hits
-from embeddings_pipeline.search.legs import Asking
-from embeddings_pipeline.search.selectivity import filter_of
+from embeddings_pipeline.search.legs import Asking, Found, joined
+from embeddings_pipeline.search.selectivity import Filter, filter_of
 from embeddings_pipeline.store.condition import Condition
 from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.store.destination.base import CollectionTables
-from embeddings_pipeline.store.models import Model, collection_state, current_model, made_by, shadow_models
+from embeddings_pipeline.store.models import Model, current_model, made_by, shadow_models
 from embeddings_pipeline.store.vector_range import why_not
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
 
@@ -169,27 +173,16 @@ def _answer(
     the request is for vectors alone. `without`: an item that is left out.
     """
     database = open_database_to_read(settings)
+    more = request.k + (without is not None)
     for attempt in range(ATTEMPTS):
         try:
             began = time.perf_counter()
             with database.session() as connection:
                 model, is_shadow = model_to_ask(connection, definition, database, request.profile)
                 make = prepare(connection, model)
-            wanted = make()
-            encoded = time.perf_counter()
-            more = request.k + (without is not None)
-            with database.session() as connection:
-                tables, condition = model.destination.tables, request.condition
-                filtered = filter_of(connection, tables, condition) if condition else None
-                if condition:
-                    tell_if_behind(connection, definition, tables, condition)
-                asking = Asking(connection, definition, settings, request, model, is_shadow, filtered)
-                if request.mode == "hybrid":
-                    found = asking.by_both(wanted, text, more)
-                elif request.mode == "text":
-                    found = asking.by_words(text, more)
-                else:
-                    found = asking.by_vectors(wanted, more)
+                filtered = _filter_of(connection, definition, model, request.condition)
+            ask = partial(_in_a_session, database, definition, settings, request, model, is_shadow, filtered)
+            found, encoded = _found(ask, definition, request, make, text, more)
             seconds = {"encode": encoded - began, "search": time.perf_counter() - encoded}
             explanation = Explanation(
                 model.profile.name,
@@ -205,6 +198,50 @@ def _answer(
             if attempt + 1 == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
+
+
+def _found(
+    ask: Callable[[Callable[[Asking], Any]], Any],
+    definition: CollectionDefinition,
+    request: Request,
+    make: Callable[[], Wanted],
+    text: str,
+    k: int,
+) -> tuple[Found, float]:
+    """The `k` best by all legs, and when the query was encoded. Words are looked for while a model encodes."""
+    if request.mode == "text":
+        return ask(lambda asking: asking.by_words(text, k)), time.perf_counter()
+    if request.mode == "dense":
+        wanted, encoded = make(), time.perf_counter()
+        return ask(lambda asking: asking.by_vectors(wanted, k)), encoded
+    many = candidates(k)
+    with beside(lambda: ask(lambda asking: asking.text_leg(text, many))) as text_leg:
+        wanted, encoded = make(), time.perf_counter()
+        dense = ask(lambda asking: asking.by_vectors(wanted, many))
+        return joined(definition, dense, text_leg(), k), encoded
+
+
+def _in_a_session(
+    database: Database,
+    definition: CollectionDefinition,
+    settings: Settings,
+    request: Request,
+    model: Model,
+    is_shadow: bool,
+    filtered: Filter | None,
+    how: Callable[[Asking], T],
+) -> T:
+    with database.session() as connection:
+        return how(Asking(connection, definition, settings, request, model, is_shadow, filtered))
+
+
+def _filter_of(
+    connection: psycopg.Connection, definition: CollectionDefinition, model: Model, condition: Condition | None
+) -> Filter | None:
+    if condition is None:
+        return None
+    tell_if_behind(connection, definition, model.destination.tables, condition)
+    return filter_of(connection, model.destination.tables, condition)
 
 
 def tell_if_behind(
@@ -243,8 +280,8 @@ def model_to_ask(
     connection: psycopg.Connection, definition: CollectionDefinition, database: Database, profile: str | None
 ) -> tuple[Model, bool]:
     """The model to ask, and whether it is not the current one."""
-    state, current = collection_state(connection, definition.name), current_model(connection, definition)
-    if state is None or current is None:
+    current = current_model(connection, definition)
+    if current is None:
         then = _until_then(_working(database, definition))
         raise DatabaseError(f"collection {definition.name!r} has no vectors yet; {then}")
     shadow = _shadow_model(connection, definition, current, profile)
@@ -285,7 +322,7 @@ def _runnable(
     declared = resolve_profile(definition.declared_profile, settings)
     for profile in (declared, model.profile):
         try:
-            digest, wanted = fingerprint(profile, settings.state_dir), model.destination.fingerprint
+            digest, wanted = fingerprint_lately(profile, settings), model.destination.fingerprint
             if digest == wanted or made_by(connection, definition.name, digest) == wanted:
                 return profile
         except ProfileError:

@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ class Database:
                 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it warns of each session that we close
                 _pools[key] = ConnectionPool(
                     self._conninfo_of_running,
-                    kwargs={"autocommit": True, "prepare_threshold": None},
+                    kwargs={"autocommit": True, "prepare_threshold": sys.maxsize},  # what asks for it is prepared
                     configure=set_up,
                     check=ConnectionPool.check_connection,
                     min_size=0,

@@ -56,7 +56,7 @@ def collection_identity(connection: psycopg.Connection, collection: str) -> Iden
 def current_model(connection: psycopg.Connection, definition: CollectionDefinition) -> Model | None:
     """The current model of a collection; None if it is not known to the database yet."""
     try:
-        row = connection.execute(load_sql("models/current"), {"collection": definition.name}).fetchone()
+        row = connection.execute(load_sql("models/current"), {"collection": definition.name}, prepare=True).fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return None
     if row is None:

@@ -43,13 +43,24 @@ def end_what_runs(connection: psycopg.Connection) -> None:
         connection.close()
 
 
-_busy: dict[psycopg.Connection, int] = {}  # sessions by the thread that uses them
+_busy: dict[psycopg.Connection, int] = {}  # sessions by the thread that uses them, or has them used
+_works_for = threading.local()
+
+
+@contextmanager
+def working_for(thread: int) -> Iterator[None]:
+    """Within it this thread uses sessions for another one: what ends the statements of that ends its own too."""
+    _works_for.thread = thread
+    try:
+        yield
+    finally:
+        del _works_for.thread
 
 
 @contextmanager
 def used_here(connection: psycopg.Connection) -> Iterator[None]:
     """Within it this thread uses the session: see `end_statements`."""
-    _busy[connection] = threading.get_ident()
+    _busy[connection] = getattr(_works_for, "thread", threading.get_ident())
     try:
         yield
     finally:

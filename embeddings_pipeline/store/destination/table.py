@@ -146,7 +146,7 @@ class TableDestination(Destination):
     # --- ANN indexes ---
 
     def layout(self, connection: psycopg.Connection) -> Layout:
-        rows = connection.execute(load_sql("table/indexes"), {"table": self.name}).fetchall()
+        rows = connection.execute(load_sql("table/indexes"), {"table": self.name}, prepare=True).fetchall()
         indexes = [
             AnnIndex(name, predicate_name(predicate), method, parse_options(options), valid, size)
             for name, method, options, valid, predicate, size in rows
