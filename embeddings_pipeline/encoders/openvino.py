@@ -1,6 +1,7 @@
 """Encoding on the processor with OpenVINO: a model that `conversion` has made ready, run without torch.
 
-Several passes are under way at once, each on threads of its own, so that no core waits for another at each layer.
+Several passes are under way at once, each on threads of its own, so that no core waits for another at each layer. A
+query's, for which somebody waits, has several threads to itself.
 """
 
 import copy
@@ -51,6 +52,11 @@ time, if the processor has instructions for that; else in float32.
 """
 
 
+MANY, ONE = "THROUGHPUT", "LATENCY"
+"""What passes are to be: as many as there can be in a time, or each as soon as it can be."""
+MOST_FOR_ONE = 4  # threads of a pass of one query: with more of them, each waits longer for the others than it works
+
+
 @dataclass(frozen=True)
 class Readiness:
     """What a converted model's own files do not say, and its encoder must know."""
@@ -92,12 +98,12 @@ class OpenVinoEncoder(BatchEncoder):
             Padding(ready.padding_side, ready.pad_token, ready.pad_type),
         )
         self._graph = core().read_model(folder / GRAPH)  # whatever becomes of the folder
-        self._engine = _Engine(self._graph, precision, threads)
+        self._engines: dict[str, _Engine] = {}
 
     def in_precision(self, precision: str) -> "OpenVinoEncoder":
         """The same model with matrix products of another precision."""
         other = copy.copy(self)
-        other.precision, other._engine = precision, _Engine(self._graph, precision, self._threads)
+        other.precision, other._engines = precision, {}
         return other
 
     @property
@@ -106,7 +112,7 @@ class OpenVinoEncoder(BatchEncoder):
 
     @property
     def passes_at_once(self) -> int:  # type: ignore[override]
-        return self._engine.streams + 1
+        return self._engine.streams + 1 if MANY in self._engines else 1  # none runs yet
 
     @property
     def _characters_read(self) -> int | None:
@@ -121,7 +127,8 @@ class OpenVinoEncoder(BatchEncoder):
         return self._rows.count(texts)
 
     def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Callable[[], NDArray[np.float32]]:
-        passing = self._engine_here().start(partial(self._padded, tokens))
+        goal = ONE if use is self._queries and len(tokens) == 1 else MANY
+        passing = self._engine_for(goal).start(partial(self._padded, tokens))
 
         def vectors() -> NDArray[np.float32]:
             rows = passing()[: len(tokens), : self.dimensions]
@@ -139,20 +146,28 @@ class OpenVinoEncoder(BatchEncoder):
         height = len(tokens) if len(tokens) <= ROWS_STEP else _up_to(ROWS_STEP, len(tokens))
         return list(self._rows.padded(tokens, width, height).values())
 
-    def _engine_here(self) -> "_Engine":
-        """What runs the model in this process: a forked one has none of its parent's threads, so it makes its own."""
+    @property
+    def _engine(self) -> "_Engine":
+        return self._engine_for(MANY)
+
+    def _engine_for(self, goal: str) -> "_Engine":
+        """What runs the model in this process, from its first use: a forked one has none of its parent's threads, so it
+        makes its own.
+        """
         with self._lock:
-            if self._engine.process != os.getpid():
-                self._engine = _Engine(self._graph, self.precision, self._threads)
-            return self._engine
+            engine = self._engines.get(goal)
+            if engine is None or engine.process != os.getpid():
+                threads = self._threads if goal == MANY else min(self._threads, MOST_FOR_ONE)
+                engine = self._engines[goal] = _Engine(self._graph, self.precision, threads, goal)
+            return engine
 
 
 class _Engine:
     """The compiled model, and a thread for each of its streams, which share the weights and the cores."""
 
-    def __init__(self, graph: Any, precision: str, threads: int) -> None:
-        self.process = os.getpid()
-        how = {**PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": threads}
+    def __init__(self, graph: Any, precision: str, threads: int, goal: str) -> None:
+        self.process, self._goal = os.getpid(), goal
+        how = {**PRECISIONS[precision], "PERFORMANCE_HINT": goal, "INFERENCE_NUM_THREADS": threads}
         compiled = core().compile_model(graph, "CPU", how)
         self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._free: SimpleQueue[tuple[ProcessLock, Any]] = SimpleQueue()
@@ -162,7 +177,11 @@ class _Engine:
         left_alone_in_children(self)
 
     def start(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> Callable[[], NDArray[np.float32]]:
-        """Begin a pass; what it returns waits for its end. `inputs` gives the graph's inputs, in a thread of these."""
+        """Begin a pass; what it returns waits for its end, or does the whole pass if it is of one query. `inputs` gives
+        the graph's inputs, in the thread of the pass.
+        """
+        if self._goal == ONE:
+            return partial(self._pass, inputs)
         return self._threads.submit(self._pass, inputs).result
 
     def _pass(self, inputs: Callable[[], list[NDArray[np.int64]]]) -> NDArray[np.float32]:
