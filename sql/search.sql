@@ -83,12 +83,42 @@ SELECT FROM {item} AS item WHERE {condition}
 
 
 -- name: matching_texts
--- The texts of those items.
+-- The texts of those items, and in which batches these are. {of_batches}: empty, or in which of them (parameter: batches).
 
-SELECT text.id
+SELECT text.id, item.batch
 FROM {item} AS item
 JOIN {text} AS text ON text.item_key = item.item_key AND text.vector_name = {vector_name}
-WHERE {condition}
+WHERE ({condition}) {of_batches}
+
+
+-- name: commits
+-- Which database and which life of a collection's tables this is, and what differs once a batch was committed. Parameter:
+-- collection.
+
+SELECT identity.id::text, collection.epoch::text, (
+    SELECT coalesce(sum(hash_record_extended(ROW (batch.batch, batch.committed_at, batch.xmin), 0)), 0)
+    FROM embeddings.batch
+    WHERE batch.collection = collection.name AND batch.committed_at IS NOT NULL)
+FROM embeddings.collection, embeddings.database_identity AS identity
+WHERE collection.name = %(collection)s
+
+
+-- name: batch_commits
+-- The last commit of each batch. Parameter: collection.
+
+SELECT batch, committed_at::text, xmin::text
+FROM embeddings.batch
+WHERE collection = %(collection)s AND committed_at IS NOT NULL
+
+
+-- name: nearest_among
+-- Those of these texts that are nearest to a vector. Parameters: query, ids, texts.
+
+SELECT vector.text_id, (vector.embedding <=> %(query)s::{type}){compare_all} AS distance
+FROM {vector} AS vector
+WHERE vector.text_id = ANY (%(ids)s::bigint[]) AND vector.vector_name = {vector_name}
+ORDER BY distance
+FETCH FIRST %(texts)s ROWS WITH TIES
 
 
 -- name: texts

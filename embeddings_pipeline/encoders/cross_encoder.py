@@ -60,7 +60,6 @@ class OpenVinoCrossEncoder(OpenVinoEncoder):
         return len(self._times_halved)
 
     def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        self._engine_here()  # not only in the copy
         asked = copy.copy(self)
         asked._query = well_formed(query)
         return asked.encode_documents(texts)[:, 0]

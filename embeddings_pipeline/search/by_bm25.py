@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg import sql
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
@@ -20,6 +19,7 @@ from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.by_tsvector import EVERY, ranked_hits, tsquery_of
 from embeddings_pipeline.search.hits import Hit, Leg
+from embeddings_pipeline.search.matching import matching_texts
 from embeddings_pipeline.search.nearest import GROWTH, leg_of
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import Condition
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ASKED = 10.0  # microseconds for each text that is asked afterwards whether its item matches; see selectivity.py
+ASKED, CHEAPER = 10.0, 3.5  # as of FAISS
 MOST_TEXTS = 10_000  # that are asked so: beyond, those that match are looked up
 
 
@@ -66,7 +66,7 @@ def bm25_leg(
     n = (1 if is_current else 2) * k * texts_per_item(definition) + 10  # what is gone by now is among them
     among, only = n, None
     if filtered:
-        if filtered.prefers_lookup(n, texts_per_item(definition), asked=ASKED):
+        if filtered.prefers_lookup(n, texts_per_item(definition), asked=ASKED, cheaper=CHEAPER):
             only = asked.matching()
         else:
             among = round(n / filtered.share)
@@ -133,13 +133,9 @@ class _Asked:
 
     def matching(self) -> NDArray[np.int64]:
         """The ids of the texts whose items match."""
-        tables, ids = self.model.destination.tables, []
-        for name in self.names:
-            statement = tables.statement(
-                "search/matching_texts", vector_name=sql.Literal(name), condition=self.condition.statement
-            )
-            ids += [row[0] for row in self.connection.execute(statement, self.condition.parameters)]
-        return np.array(ids, np.int64)
+        tables = self.model.destination.tables
+        found = [matching_texts(self.connection, tables, name, self.condition).ids for name in self.names]
+        return np.concatenate(found)
 
 
 def _index(

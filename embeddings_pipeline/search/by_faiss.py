@@ -15,7 +15,9 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.index.searching import texts_per_item
+from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.search.hits import Hit, Leg, best_of
+from embeddings_pipeline.search.matching import matching_texts
 from embeddings_pipeline.search.nearest import GROWTH, hits_of, leg_of
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import Condition
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ASKED = 10.0  # microseconds for each text that is asked afterwards whether its item matches; see selectivity.py
+# Microseconds for each text that is asked afterwards whether its item matches, and how much faster than PostgreSQL it
+# compares those that match: see selectivity.py.
+ASKED, CHEAPER = 10.0, 3.5
 MOST_TEXTS = 10_000  # that FAISS is asked for; beyond, PostgreSQL compares all
 
 
@@ -47,15 +51,17 @@ def faiss_leg(
 
     began, collection = time.perf_counter(), model.destination.collection
     generation = open_index(settings.state_dir / "faiss", collection)
-    if why := _why_not(connection, model, generation):
+    stands = _standing(connection, model, generation)
+    if not isinstance(stands, Standing):
         log.warning(
             "warning: collection %r: the FAISS index %s; PostgreSQL answers until the next `embeddings-pipeline sync`",
-            *(collection, why),
+            *(collection, stands),
         )
-        return f"the FAISS index {why}"
+        return f"the FAISS index {stands}"
     first = 2 * k * texts_per_item(definition) + 10  # what is gone by now is among them
     only = _only(connection, model, name, filtered, first, texts_per_item(definition))
-    asked = _Asked(connection, model, generation, name, vector, filtered.condition if filtered else None, only)
+    condition, is_current = filtered.condition if filtered else None, stands is Standing.CURRENT
+    asked = _Asked(connection, model, generation, name, vector, condition, only, is_current)
     among = first if filtered is None or only is not None else round(first / filtered.share)
     parts = [_best(asked, asked.in_generation, k, among), _best(asked, asked.changed, k, first)]
     hits = best_of([hit for part in parts for hit in part.hits], k)
@@ -98,6 +104,7 @@ class _Asked:
     vector: NDArray[np.float32]
     condition: Condition | None
     only: NDArray[np.int64] | None
+    is_current: bool  # whether nothing came after the generation
 
     def in_generation(self, n: int) -> tuple[list[int], bool]:
         """The `n` nearest, and all that are exactly as near as the last of them, within MOST_TEXTS."""
@@ -117,6 +124,8 @@ class _Asked:
         """Of what came later."""
         from embeddings_pipeline.index.faiss_delta import nearest_changed
 
+        if self.is_current:
+            return [], True
         manifest, query = self.generation.manifest, Vector(self.vector).to_text()
         table = self.model.destination
         ids = nearest_changed(self.connection, table, manifest, self.name, query, n, self.condition)
@@ -141,19 +150,16 @@ def _only(
     connection: psycopg.Connection, model: Model, name: str, filtered: Filter | None, texts: int, texts_per_item: int
 ) -> NDArray[np.int64] | None:
     """The ids of the texts that FAISS is to choose from; None: of all, and who matches is asked afterwards."""
-    if filtered is None or not filtered.prefers_lookup(texts, texts_per_item, asked=ASKED):
+    if filtered is None or not filtered.prefers_lookup(texts, texts_per_item, asked=ASKED, cheaper=CHEAPER):
         return None
-    tables, condition = model.destination.tables, filtered.condition
-    statement = tables.statement("search/matching_texts", vector_name=sql.Literal(name), condition=condition.statement)
-    return np.array([row[0] for row in connection.execute(statement, condition.parameters)], np.int64)
+    return matching_texts(connection, model.destination.tables, name, filtered.condition).ids
 
 
-def _why_not(connection: psycopg.Connection, model: Model, generation: "FaissIndex") -> str | None:
-    from embeddings_pipeline.index.standing import Standing, standing, why_foreign
-
+def _standing(connection: psycopg.Connection, model: Model, generation: "FaissIndex") -> Standing | str:
+    """How the generation stands; or why it cannot be asked."""
     stands = standing(connection, model.destination.collection, generation.manifest)
     if stands is Standing.FOREIGN:
         return f"is {why_foreign(connection, generation.manifest)}"
     if generation.manifest.fingerprint != model.destination.fingerprint:
         return "was built for another model"
-    return None
+    return stands

@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.hits import Hit, Leg, exact_cursor
+from embeddings_pipeline.search.matching import matching_texts
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import NOTHING, parts_of
 from embeddings_pipeline.store.destination.base import Destination
@@ -41,6 +42,7 @@ class _Asking:
 
     texts: int
     index: "_Index | None"  # None: all that match are compared
+    among: bool = False  # those that match are few, and found first
     looked_at: int = 0
     fell_back: list[str] = field(default_factory=list)
 
@@ -99,7 +101,7 @@ def nearest_leg(
         asking.texts *= DEEPER
         beforehand = asking.index.beforehand(asking.texts, filtered.share)
         if filtered.prefers_lookup(asking.texts, texts_per_item(definition), beforehand=beforehand):
-            asking.index = None
+            asking.index, asking.among = None, True
     while True:
         hits, texts = _ask(connection, table, name, vector, k, asking, filtered)
         asking.looked_at = texts
@@ -152,6 +154,8 @@ def _ask(
 ) -> tuple[list[Hit], int]:
     """The best `k` items of the nearest texts, and how many texts these were."""
     parameters: dict[str, object] = {"query": Vector(vector).to_text(), "texts": asking.texts}
+    if filtered and asking.among:
+        return _ask_among(connection, table, name, parameters, k, filtered)
     condition, settings = filtered.condition if filtered else None, {}
     if condition:
         parameters |= condition.parameters
@@ -166,6 +170,22 @@ def _ask(
     with connection.transaction():
         _set_for_search(connection, asking.texts, settings, by_index=asking.index is not None)
         return hits_of(connection, table, nearest, parameters, k)
+
+
+def _ask_among(
+    connection: psycopg.Connection,
+    table: Destination,
+    name: str,
+    parameters: dict[str, object],
+    k: int,
+    filtered: Filter,
+) -> tuple[list[Hit], int]:
+    """As `_ask`, of the texts that match, which are found first."""
+    of = {"vector_name": sql.Literal(name), "type": table.type, "compare_all": COMPARE_ALL}
+    with connection.transaction():  # what it reads is of one moment
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        parameters["ids"] = matching_texts(connection, table.tables, name, filtered.condition).written
+        return hits_of(connection, table, table.statement("search/nearest_among", **of), parameters, k)
 
 
 def hits_of(
