@@ -32,9 +32,12 @@ import yaml
 from drill_workers import SUBTOPICS, TOPICS
 from drill_workers import definition as number_definition
 
-from embeddings_pipeline.config.definition import COMPONENT_TYPE
+from embeddings_pipeline.config.definition import COMPONENT_TYPE, CollectionDefinition
 from embeddings_pipeline.config.settings import load_settings
+from embeddings_pipeline.config.words import WordsDefinition
+from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.pgvector import ensure_index
+from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.model_change.phases import backfill, expand, swap
 from embeddings_pipeline.model_change.state import candidate_profile, incomplete_batches
 from embeddings_pipeline.pipeline.collection import open_collection
@@ -57,6 +60,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase")
     parser.add_argument("--index", choices=("hnsw", "ivfflat"), default="hnsw")
+    parser.add_argument("--mode", choices=("dense", "hybrid"), default="dense")
     parser.add_argument("--ask", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ask:
@@ -80,7 +84,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     os.environ.pop("DATABASE_URL", None)
     (folder / "state").mkdir(mode=0o711)
     (folder / "defs").mkdir()
-    one = number_definition(DIMENSIONS, DIMENSIONS, arguments.index, False)
+    one = served(arguments)
     written = {"type": COMPONENT_TYPE, "attributes": one.attributes.model_dump(exclude_defaults=True, mode="json")}
     (folder / "defs" / "defs.yaml").write_text(yaml.safe_dump(written))
     database = open_database(load_settings())
@@ -112,18 +116,27 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         database.close()
 
 
+def served(arguments: argparse.Namespace) -> CollectionDefinition:
+    one = number_definition(DIMENSIONS, DIMENSIONS, arguments.index, False)
+    if arguments.mode == "dense":
+        return one
+    return CollectionDefinition(one.attributes.model_copy(update={"words": WordsDefinition()}))
+
+
 def fill(database: Database, arguments: argparse.Namespace) -> None:
     """The rows, committed and indexed, and a second model with its vectors and its index, ready to take over."""
     settings = load_settings()
     with database.connect() as connection:
         values = {"topics": TOPICS, "subtopics": SUBTOPICS, "rows": arguments.items}
         connection.execute(SOURCE % values)
-    one = number_definition(DIMENSIONS, DIMENSIONS, arguments.index, False)
+    one = served(arguments)
     collection = open_collection(one, settings)
     collection.ledger.full_scan(collection.source)
     for batch in collection.ledger.dirty_batches():
         run_batch(collection, [batch], "first")
     ensure_index(database, collection.model.destination, one.attributes.index, ["base"])
+    if ensure_words(database, one):
+        build(database, collection.model.destination, settings.state_dir / "faiss", one.attributes.words)
     change = expand(collection, candidate_profile(collection, "second"))
     for _ in backfill(collection, incomplete_batches(collection, change.candidate), "backfill"):
         pass
@@ -136,7 +149,7 @@ def phases(arguments: argparse.Namespace, database: Database, folder: Path, clie
     """What the clients did while nothing else was done, while the model was swapped, while PostgreSQL was killed."""
 
     def swapped() -> None:
-        one = number_definition(DIMENSIONS, DIMENSIONS, arguments.index, False)
+        one = served(arguments)
         swap(open_collection(one, load_settings()), "swap")
 
     def killed() -> None:
@@ -144,7 +157,17 @@ def phases(arguments: argparse.Namespace, database: Database, folder: Path, clie
         os.kill(int(postmaster.read_text().split()[0]), signal.SIGKILL)
 
     heading = {"date": str(date.today()), "machine": platform.machine(), "cores": os.cpu_count()}
-    print(json.dumps({**heading, "items": arguments.items, "index": arguments.index, "clients": arguments.clients}))
+    print(
+        json.dumps(
+            {
+                **heading,
+                "items": arguments.items,
+                "index": arguments.index,
+                "mode": arguments.mode,
+                "clients": arguments.clients,
+            }
+        )
+    )
     assert clients.stdin is not None and clients.stdout is not None
     failed = 0
     for name, do in (("warm", None), ("alone", None), ("swap", swapped), ("killed", killed), ("again", None)):
