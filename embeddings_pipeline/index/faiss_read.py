@@ -243,13 +243,14 @@ class FaissIndex:
         queries: NDArray,
         k: int,
         *,
-        only: NDArray[np.int64] | None = None,
+        chosen: NDArray[np.uint8] | None = None,
         thorough: bool = False,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The `k` nearest texts of each query (n, dimension): cosines (n, k) float32, best first, and text ids (n, k).
 
         If there are fewer than `k`, the rest has the id -1 and the score -inf. `thorough`: all texts are compared, and
-        not those alone that an index of lists takes for near. ValueError if the queries have another dimension.
+        not those alone that an index of lists takes for near; `chosen`: those that `choice` says. ValueError if the
+        queries have another dimension.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dimension or k < 1:
@@ -260,13 +261,16 @@ class FaissIndex:
         found_ids = np.full((len(queries), k), -1, np.int64)
         index, ids = self._parts.get(vector_name, (None, np.empty(0, np.int64)))
         if len(queries) and len(ids):
-            chosen = None if only is None else np.isin(ids, only)
             parameters = _parameters(index, k, thorough=thorough, chosen=chosen)
             scores, rows = compute(index.search, unit(queries), min(k, len(ids)), params=parameters)
             hit = rows >= 0
             found_scores[:, : rows.shape[1]][hit] = scores[hit]
             found_ids[:, : rows.shape[1]][hit] = ids[rows[hit]]
         return found_scores, found_ids
+
+    def choice(self, vector_name: str, text_ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Of each vector of that name, in the index's order, whether it is of one of these texts: a bit each."""
+        return np.packbits(np.isin(self.ids(vector_name), text_ids), bitorder="little")
 
     def vectors(self, vector_name: str, text_ids: Sequence[int]) -> NDArray[np.float32]:
         """The vectors (n, dimension), of length 1, of those of these texts that are here."""
@@ -284,16 +288,16 @@ class FaissIndex:
         return self._parts.get(vector_name, (None, np.empty(0, np.int64)))[1]
 
 
-def _parameters(index: Any, k: int, *, thorough: bool, chosen: NDArray[np.bool_] | None) -> Any:
+def _parameters(index: Any, k: int, *, thorough: bool, chosen: NDArray[np.uint8] | None) -> Any:
     """FAISS's parameters of one search; None: as the index is tuned, which is for 10 vectors: those that come later are
-    in more of its lists. chosen: of each row, whether it counts.
+    in more of its lists. chosen: see `FaissIndex.choice`.
     """
     import faiss
 
     given: dict[str, Any] = {}
     if chosen is not None:
         selector: Any = faiss.IDSelectorBitmap  # FAISS's Python layer takes other arguments than its stubs say
-        given["sel"] = selector(np.packbits(chosen, bitorder="little"))
+        given["sel"] = selector(chosen)
     if isinstance(index, faiss.IndexIVF):
         probed = (
             index.nlist if thorough or given else min(round(index.nprobe * max(1, k / TUNED_FOR) ** 0.5), index.nlist)

@@ -17,7 +17,7 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.index.standing import Standing, standing, why_foreign
 from embeddings_pipeline.search.hits import Hit, Leg, best_of
-from embeddings_pipeline.search.matching import matching_texts
+from embeddings_pipeline.search.matching import Matching, matching_texts
 from embeddings_pipeline.search.nearest import GROWTH, hits_of, leg_of
 from embeddings_pipeline.search.selectivity import Filter
 from embeddings_pipeline.store.condition import Condition
@@ -61,14 +61,15 @@ def faiss_leg(
     first = 2 * k * texts_per_item(definition) + 10  # what is gone by now is among them
     only = _only(connection, model, name, filtered, first, texts_per_item(definition))
     condition, is_current = filtered.condition if filtered else None, stands is Standing.CURRENT
-    asked = _Asked(connection, model, generation, name, vector, condition, only, is_current)
+    chosen = None if only is None else only.chosen(generation, name)
+    asked = _Asked(connection, model, generation, name, vector, condition, chosen, is_current)
     among = first if filtered is None or only is not None else round(first / filtered.share)
     parts = [_best(asked, asked.in_generation, k, among), _best(asked, asked.changed, k, first)]
     hits = best_of([hit for part in parts for hit in part.hits], k)
     if any(len(part.hits) < k and not part.exhausted for part in parts):
         return f"{MOST_TEXTS} texts are nearer than those of {k} items"
     files = generation.manifest.vectors.get(name)
-    among_which = "" if only is None else f" among {len(only)} texts that match"
+    among_which = "" if only is None else f" among {len(only.ids)} texts that match"
     how = f"{files.index_type if files else 'empty'}{among_which}, and {parts[1].texts} texts that came later"
     return hits, leg_of(hits, name, "faiss", how, sum(part.texts for part in parts), began, [])
 
@@ -103,22 +104,22 @@ class _Asked:
     name: str
     vector: NDArray[np.float32]
     condition: Condition | None
-    only: NDArray[np.int64] | None
+    chosen: NDArray[np.uint8] | None  # which of its texts FAISS is to choose from; None: from all
     is_current: bool  # whether nothing came after the generation
 
     def in_generation(self, n: int) -> tuple[list[int], bool]:
         """The `n` nearest, and all that are exactly as near as the last of them, within MOST_TEXTS."""
-        asked = n
+        asked = n + 1  # which says whether the last of them is alone
         while True:
-            scores, ids = self.generation.search(self.name, self.vector[None, :], asked, only=self.only)
-            if ids[0][-1] < 0 and self.only is None:  # it has looked into too few of its lists, or has no more
+            scores, ids = self.generation.search(self.name, self.vector[None, :], asked, chosen=self.chosen)
+            if ids[0][-1] < 0 and self.chosen is None:  # it has looked into too few of its lists, or has no more
                 scores, ids = self.generation.search(self.name, self.vector[None, :], asked, thorough=True)
             if ids[0][-1] < 0:
                 return ids[0][ids[0] >= 0].tolist(), True
             last = scores[0][n - 1]
             if scores[0][-1] < last or asked >= MOST_TEXTS:
                 return ids[0][scores[0] >= last].tolist(), False
-            asked = min(GROWTH * asked, MOST_TEXTS)
+            asked = max(n + 1, min(GROWTH * asked, MOST_TEXTS))
 
     def changed(self, n: int) -> tuple[list[int], bool]:
         """Of what came later."""
@@ -148,11 +149,11 @@ class _Asked:
 
 def _only(
     connection: psycopg.Connection, model: Model, name: str, filtered: Filter | None, texts: int, texts_per_item: int
-) -> NDArray[np.int64] | None:
-    """The ids of the texts that FAISS is to choose from; None: of all, and who matches is asked afterwards."""
+) -> Matching | None:
+    """The texts that FAISS is to choose from; None: of all, and who matches is asked afterwards."""
     if filtered is None or not filtered.prefers_lookup(texts, texts_per_item, asked=ASKED, cheaper=CHEAPER):
         return None
-    return matching_texts(connection, model.destination.tables, name, filtered.condition).ids
+    return matching_texts(connection, model.destination.tables, name, filtered.condition)
 
 
 def _standing(connection: psycopg.Connection, model: Model, generation: "FaissIndex") -> Standing | str:

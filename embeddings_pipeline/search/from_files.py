@@ -196,9 +196,10 @@ class _Files:
     def dense(self, name: str, vector: NDArray[np.float32], k: int) -> tuple[list[Hit], Leg]:
         """The `k` items nearest to a vector, by FAISS."""
         index = open_index(self.folder, self.definition.name)
+        chosen = None if self.only is None else index.choice(name, self.only)
 
         def best(n: int) -> Iterator[tuple[int, float]]:
-            scores, ids = index.search(name, vector[None, :], n, only=self.only)
+            scores, ids = index.search(name, vector[None, :], n, chosen=chosen)
             return ((int(i), float(score)) for i, score in zip(ids[0], scores[0], strict=True) if i >= 0)
 
         return self._leg(name, "faiss", best, k)

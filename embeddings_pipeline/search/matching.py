@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
@@ -20,6 +20,9 @@ from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.store.condition import NOTHING, Condition
 from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.sql import load_sql
+
+if TYPE_CHECKING:
+    from embeddings_pipeline.index.faiss_read import FaissIndex
 
 MOST_REMEMBERED = 2_000_000  # texts of all filters together: about 50 MB
 MOST_COMMITTED = 20  # batches; if more were committed since, all is asked again
@@ -37,6 +40,20 @@ class Matching:
     def written(self) -> str:
         """The ids as PostgreSQL writes an array."""
         return "{" + ",".join(map(str, self.ids.tolist())) + "}"
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[str, str], NDArray[np.uint8]]:
+        return {}
+
+    def chosen(self, generation: "FaissIndex", vector_name: str) -> NDArray[np.uint8]:
+        """Which of a generation's texts these are, as FAISS is told; of the last one that was asked."""
+        key = generation.manifest.checksum, vector_name
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            chosen = generation.choice(vector_name, self.ids)
+            self._chosen.clear()
+            self._chosen[key] = chosen
+        return chosen
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,13 @@ def test_of_chosen_texts_all_are_compared_and_none_is_left_out(database, folder,
     build(database, table, folder)
     opened, query = open_index(folder, "things"), unit_vectors(1, seed=9)
     chosen = np.random.default_rng(1).choice(np.arange(1, 5001), 60, replace=False)
-    _, ids = opened.search("base", query, 80, only=np.append(chosen, 99_999))
+    _, ids = opened.search("base", query, 80, chosen=opened.choice("base", np.append(chosen, 99_999)))
     order = chosen[np.argsort(-(vectors[chosen - 1] @ query[0]))]
     assert ids[0, :60].tolist()[:10] == order[:10].tolist() and set(ids[0, :60]) == set(chosen)
     assert (ids[0, 60:] == -1).all()
     _, ids = opened.search("base", query, 5000, thorough=True)
     assert len(set(ids[0])) == 5000 and -1 not in ids
-    assert (opened.search("base", query, 5, only=np.array([], np.int64))[1] == -1).all()
+    assert (opened.search("base", query, 5, chosen=opened.choice("base", np.array([], np.int64)))[1] == -1).all()
 
 
 def test_three_generations_stay_and_an_open_one_still_answers(database, folder, table):
