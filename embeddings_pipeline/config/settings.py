@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -106,9 +107,11 @@ class Settings(BaseSettings):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, which checks nothing; a secret among the new values is hidden too."""
         secrets = {name: _hidden(value) for name, value in (update or {}).items() if name in SECRETS}
-        return super().model_copy(update={**(update or {}), **secrets}, deep=deep)
+        copied = super().model_copy(update={**(update or {}), **secrets}, deep=deep)
+        copied.__dict__.pop("state_dir", None)
+        return copied
 
-    @property
+    @cached_property  # a search asks for it often, and links are followed
     def state_dir(self) -> Path:
         """Where everything is written: EMBEDDINGS_STATE_DIR, relative to the project's root, else `.state` there."""
         return in_project(self.embeddings_state_dir or Path(".state"))

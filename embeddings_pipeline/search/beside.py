@@ -1,7 +1,8 @@
-"""Two things of one search at once: words are looked for while a model encodes the query."""
+"""Two things of one search at once: words are looked for while a model encodes the query, if no other search goes on."""
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,8 +14,23 @@ from embeddings_pipeline.store.session import end_statements, working_for
 
 T = TypeVar("T")
 
+_under_way = Counter[int]()  # hybrid searches, by process
 _threads: dict[int, ThreadPoolExecutor] = {}  # by process: a forked one has none of its parent's
 _mutex = ProcessLock()
+
+
+@contextmanager
+def search_alone() -> Iterator[bool]:
+    """A search; whether it began while no other of this process was under way, so that there are threads for two."""
+    process = os.getpid()
+    with _mutex:
+        _under_way[process] += 1
+        is_alone = _under_way[process] == 1
+    try:
+        yield is_alone
+    finally:
+        with _mutex:
+            _under_way[process] -= 1
 
 
 @contextmanager

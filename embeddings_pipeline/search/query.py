@@ -30,7 +30,7 @@ from embeddings_pipeline.search.arguments import (
     checked_rerank,
     key_text,
 )
-from embeddings_pipeline.search.beside import beside
+from embeddings_pipeline.search.beside import beside, search_alone
 from embeddings_pipeline.search.encoding import fingerprint_lately, query_vector
 from embeddings_pipeline.search.from_files import Outage, answer_from_files, is_outage
 from embeddings_pipeline.search.fusion import candidates
@@ -215,10 +215,15 @@ def _found(
         wanted, encoded = make(), time.perf_counter()
         return ask(lambda asking: asking.by_vectors(wanted, k)), encoded
     many = candidates(k)
-    with beside(lambda: ask(lambda asking: asking.text_leg(text, many))) as text_leg:
-        wanted, encoded = make(), time.perf_counter()
-        dense = ask(lambda asking: asking.by_vectors(wanted, many))
-        return joined(definition, dense, text_leg(), k), encoded
+    with search_alone() as is_alone:
+        if not is_alone:
+            wanted, encoded = make(), time.perf_counter()
+            legs = ask(lambda asking: (asking.by_vectors(wanted, many), asking.text_leg(text, many)))
+            return joined(definition, *legs, k), encoded
+        with beside(lambda: ask(lambda asking: asking.text_leg(text, many))) as text_leg:
+            wanted, encoded = make(), time.perf_counter()
+            dense = ask(lambda asking: asking.by_vectors(wanted, many))
+            return joined(definition, dense, text_leg(), k), encoded
 
 
 def _in_a_session(

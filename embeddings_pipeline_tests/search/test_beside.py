@@ -2,15 +2,16 @@
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.processor import share_of_cores
+from embeddings_pipeline.index.words import ensure_words
 from embeddings_pipeline.search import encoding
-from embeddings_pipeline.search.beside import beside
+from embeddings_pipeline.search.beside import beside, search_alone
 from embeddings_pipeline.search.query import search
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.session import end_statements
@@ -48,6 +49,29 @@ def test_who_ends_the_statements_of_a_thread_ends_those_that_run_for_it(database
         end_statements([thread.ident])
         thread.join(0.1)
     assert "canceling statement" in str(errors[0])
+
+
+def test_a_search_knows_whether_another_is_under_way() -> None:
+    with search_alone() as first:
+        with search_alone() as second, search_alone() as third:
+            assert (first, second, third) == (True, False, False)
+        with suppress(ZeroDivisionError), search_alone():
+            _ = 1 / 0
+    with search_alone() as last:
+        assert last
+
+
+def test_a_search_beside_others_finds_the_same(database: Database, settings: Settings) -> None:
+    make_films(database, films(30))
+    one = definition(words={})
+    sync_once(one, settings)
+    ensure_words(database, one)
+    alone = search(one, settings, "Film 7 number 7", mode="hybrid")
+    with search_alone():
+        beside_another = search(one, settings, "Film 7 number 7", mode="hybrid")
+    assert list(beside_another) == list(alone) and alone[0].item_key == "7"
+    legs = [[(leg.answered_by, leg.ranks) for leg in hits.explanation.legs] for hits in (alone, beside_another)]
+    assert legs[0] == legs[1] and len(legs[0]) == 2
 
 
 def test_without_a_free_thread_it_is_asked_in_this_one() -> None:
