@@ -1,4 +1,4 @@
-"""Two things of one search at once: words are looked for while a model encodes the query, if no other search goes on."""
+"""Two things of one search at once: words are looked for while a model encodes, if no other search is under way."""
 
 import os
 import threading

@@ -218,8 +218,8 @@ def _found(
     with search_alone() as is_alone:
         if not is_alone:
             wanted, encoded = make(), time.perf_counter()
-            legs = ask(lambda asking: (asking.by_vectors(wanted, many), asking.text_leg(text, many)))
-            return joined(definition, *legs, k), encoded
+            dense, found = ask(lambda asking: (asking.by_vectors(wanted, many), asking.text_leg(text, many)))
+            return joined(definition, dense, found, k), encoded
         with beside(lambda: ask(lambda asking: asking.text_leg(text, many))) as text_leg:
             wanted, encoded = make(), time.perf_counter()
             dense = ask(lambda asking: asking.by_vectors(wanted, many))
