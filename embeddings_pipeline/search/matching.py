@@ -24,7 +24,9 @@ from embeddings_pipeline.store.sql import load_sql
 if TYPE_CHECKING:
     from embeddings_pipeline.index.faiss_read import FaissIndex
 
-MOST_REMEMBERED = 2_000_000  # texts of all filters together: about 50 MB
+MOST_REMEMBERED = 50_000_000  # bytes of all filters together
+TEXT_BYTES, BATCH_BYTES = 25, 250  # of what is remembered of one
+MOST_FILTERS = 1000
 MOST_COMMITTED = 20  # batches; if more were committed since, all is asked again
 OF_BATCHES = sql.SQL("AND item.batch = ANY (%(batches)s::bigint[])")
 
@@ -61,6 +63,12 @@ class _Remembered:
     state: tuple[Any, ...]  # of all commits, in one row
     commits: Mapping[int, tuple[str, str]]  # of each batch, the last one
     matching: Matching
+    key_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes. Each filter has the commits of all batches, be there none that matches."""
+        return TEXT_BYTES * len(self.matching.ids) + BATCH_BYTES * len(self.commits) + self.key_bytes
 
 
 _remembered: OrderedDict[tuple[Any, ...], _Remembered] = OrderedDict()  # the one that was asked last is at the end
@@ -83,12 +91,13 @@ def matching_texts(
     if known is None or known.state != state:
         commits = {row[0]: row[1:] for row in connection.execute(load_sql("search/batch_commits"), of)}
         found = _found(connection, tables, vector_name, condition, commits, known)
-        known = _Remembered(state, commits, found)
+        known = _Remembered(state, commits, found, sum(map(len, asked)))
     with _mutex:
         _remembered[key] = known
         _remembered.move_to_end(key)
-        while len(_remembered) > 1 and sum(len(each.matching.ids) for each in _remembered.values()) > MOST_REMEMBERED:
-            _remembered.popitem(last=False)
+        kept = sum(each.bytes for each in _remembered.values())
+        while len(_remembered) > 1 and (kept > MOST_REMEMBERED or len(_remembered) > MOST_FILTERS):
+            kept -= _remembered.popitem(last=False)[1].bytes
     return known.matching
 
 
