@@ -3,6 +3,9 @@
 The pipeline, searches, model changes and the command line call it; nothing else loads a model.
 """
 
+from dataclasses import dataclass
+
+from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.model_words import with_model_prompts
 from embeddings_pipeline.config.prices import is_paid
 from embeddings_pipeline.config.profiles import Profile
@@ -11,27 +14,45 @@ from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.processor import is_cpu, share_of_cores
 from embeddings_pipeline.forks import ProcessLock, compute
 
-__all__ = ["PROVIDERS", "Encoder", "load_encoder"]
+__all__ = ["PROVIDERS", "Encoder", "Loaded", "load", "load_encoder"]
 
 PROVIDERS = ("local", "openai", "python")  # those that `load_encoder` knows
 
-_loaded: dict[tuple[Profile, Settings | None], Encoder] = {}
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is in memory, and the fingerprint by what its files held when it was read."""
+
+    encoder: Encoder
+    fingerprint: str
+
+
+_loaded: dict[tuple[Profile, Settings | None], Loaded] = {}
 _lock = ProcessLock()
 
 
 def load_encoder(profile: Profile, settings: Settings) -> Encoder:
-    """The encoder of a profile; equal profiles share one in a process, so a model is in memory once.
+    """The encoder of a profile; equal profiles share one in a process, so a model is in memory once. If its files are
+    others by now, it is loaded anew.
 
     `settings`: where a local model's converted files are kept, and where a hosted one finds its key, its address, its
     limits and its database. A local model on a processor is run by OpenVINO, if it can be; else by torch. Raises
     ProfileError if the model cannot be had, cannot be loaded, or gives vectors of another length.
     """
+    return load(profile, settings).encoder
+
+
+def load(profile: Profile, settings: Settings) -> Loaded:
+    """As `load_encoder`, with the fingerprint of what was loaded."""
     profile = with_model_prompts(profile)
     key = profile, settings if is_paid(profile) else None
     with _lock:
-        if key not in _loaded:
-            _loaded[key] = compute(_load, profile, settings)
-        return _loaded[key]
+        known, now = _loaded.get(key), fingerprint(profile, settings.state_dir)
+        while known is None or known.fingerprint != now:  # the files may change while they are read
+            known = Loaded(compute(_load, profile, settings), now)
+            now = fingerprint(profile, settings.state_dir)
+        _loaded[key] = known
+        return known
 
 
 def _load(profile: Profile, settings: Settings) -> Encoder:

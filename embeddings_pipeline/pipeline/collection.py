@@ -11,7 +11,7 @@ from embeddings_pipeline.config.model_words import model_warning, other_settings
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.config.weights import keep_digests
-from embeddings_pipeline.encoders import load_encoder
+from embeddings_pipeline.encoders import load
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.errors import LakeError, ProfileError, profile_command
 from embeddings_pipeline.ledger.ledger import Ledger
@@ -53,14 +53,17 @@ class Collection:
 
     def encoder(self) -> Encoder:
         """The current model, loaded once a process. ProfileError if its weights are not those of the vectors."""
-        actual = fingerprint(self.profile, self.settings.state_dir)
-        if actual != self.fingerprint and self.made_by(self.profile) != self.fingerprint:
+        actual, encoder = fingerprint(self.profile, self.settings.state_dir), None
+        if self.fingerprint in (actual, self.made_by(self.profile)):
+            loaded = load(self.profile, self.settings)
+            actual, encoder = loaded.fingerprint, loaded.encoder if loaded.fingerprint == actual else None
+        if encoder is None:
             raise ProfileError(
                 f"collection {self.definition.name!r}: the weights of profile {self.profile.name!r} are not the ones "
                 f"its vectors were made with (fingerprint {actual}, not {self.fingerprint}); bring back the "
                 f"earlier weights of {self.profile.model}"
             )
-        return load_encoder(self.profile, self.settings)
+        return encoder
 
     @property
     def adopts(self) -> bool:

@@ -11,20 +11,19 @@ from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.encoders import Encoder, load_encoder
+from embeddings_pipeline.encoders import Encoder, Loaded, load
 from embeddings_pipeline.errors import ProfileError
 from embeddings_pipeline.forks import compute
 
 LOOK_AGAIN_SECONDS = 1.0  # at a model's files: a look takes a millisecond
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Ready:
-    """A model that is loaded, and the fingerprint that its files had after that."""
+    """A model that is loaded, whose files were looked at lately."""
 
-    encoder: Encoder
+    loaded: Loaded
     until: float  # by `time.monotonic()`
-    fingerprint: str | None = None
 
 
 _ready: dict[tuple[Profile, Settings], _Ready] = {}
@@ -35,17 +34,15 @@ def fingerprint_lately(profile: Profile, settings: Settings) -> str:
     ready = _ready.get((profile, settings))
     if ready is None or ready.until < time.monotonic():
         return fingerprint(profile, settings.state_dir)
-    if ready.fingerprint is None:
-        ready.fingerprint = fingerprint(profile, settings.state_dir)
-    return ready.fingerprint
+    return ready.loaded.fingerprint
 
 
 def _encoder(profile: Profile, settings: Settings) -> Encoder:
     ready = _ready.get((profile, settings))
     if ready is None or ready.until < time.monotonic():
-        ready = _Ready(load_encoder(profile, settings), time.monotonic() + LOOK_AGAIN_SECONDS)
+        ready = _Ready(load(profile, settings), time.monotonic() + LOOK_AGAIN_SECONDS)
         _ready[profile, settings] = ready
-    return ready.encoder
+    return ready.loaded.encoder
 
 
 def query_vector(

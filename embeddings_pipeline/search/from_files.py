@@ -22,7 +22,7 @@ from embeddings_pipeline.index.faiss_read import open_index
 from embeddings_pipeline.index.items_file import ItemsIndex, ItemText, open_items
 from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.arguments import Request
-from embeddings_pipeline.search.encoding import query_vector
+from embeddings_pipeline.search.encoding import fingerprint_lately, query_vector
 from embeddings_pipeline.search.fusion import candidates, fused
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of, exact_json
 from embeddings_pipeline.search.nearest import GROWTH, leg_of
@@ -173,12 +173,17 @@ class _Files:
 
     def encoded(self, text: str) -> dict[str, NDArray[np.float32]]:
         """What to compare each vector name's vectors with. ProfileError if the files are another model's."""
-        if fingerprint(self.profile, self.settings.state_dir) != self.items.manifest.fingerprint:
+        self._check_model(fingerprint(self.profile, self.settings.state_dir))
+        vector = query_vector(self.definition, self.profile, self.settings, text)
+        self._check_model(fingerprint_lately(self.profile, self.settings))  # its files may have changed meanwhile
+        return dict.fromkeys(self.request.vectors, vector)
+
+    def _check_model(self, fingerprint: str) -> None:
+        if fingerprint != self.items.manifest.fingerprint:
             raise ProfileError(
                 f"collection {self.definition.name!r}: the files are of another model than profile "
                 f"{self.profile.name!r}, which is declared"
             )
-        return dict.fromkeys(self.request.vectors, query_vector(self.definition, self.profile, self.settings, text))
 
     def vectors_of(self, item_key: str) -> dict[str, NDArray[np.float32]]:
         """The directions of an item's vectors, by name. ConfigurationError if it has none."""
@@ -200,6 +205,8 @@ class _Files:
 
         def best(n: int) -> Iterator[tuple[int, float]]:
             scores, ids = index.search(name, vector[None, :], n, chosen=chosen)
+            if ids[0][-1] < 0 and chosen is None:  # it has looked into too few of its lists, or has no more
+                scores, ids = index.search(name, vector[None, :], n, thorough=True)
             return ((int(i), float(score)) for i, score in zip(ids[0], scores[0], strict=True) if i >= 0)
 
         return self._leg(name, "faiss", best, k)

@@ -47,13 +47,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ATTEMPTS = 3  # a model may be switched between reading its name and asking its table
+ATTEMPTS = 3  # a model may be switched between reading its name and asking its table, or its files be changed
 
 # Of each vector name to ask, what to compare its vectors with.
 Wanted = Mapping[str, NDArray[np.float32]]
 # Of a model, within a session: what makes them, outside of it.
 Preparation = Callable[[psycopg.Connection, Model], Callable[[], Wanted]]
 QueryEncoder = Callable[[CollectionDefinition, Settings, Model, Profile, str], NDArray[np.float32]]
+
+
+class WeightsChangedError(ProfileError):
+    """The files of a model are not those any more that were looked at before it encoded."""
 
 
 def search(
@@ -90,8 +94,18 @@ def search(
     def prepare(connection: psycopg.Connection, model: Model) -> Callable[[], Wanted]:
         if request.mode == "text":
             return dict
-        runnable = _runnable(connection, definition, settings, model)
-        return lambda: dict.fromkeys(request.vectors, vector_of(definition, settings, model, runnable, text))
+        runnable, digest = _runnable(connection, definition, settings, model)
+
+        def make() -> Wanted:
+            vector = vector_of(definition, settings, model, runnable, text)
+            if fingerprint_lately(runnable, settings) != digest:
+                raise WeightsChangedError(
+                    f"collection {definition.name!r}: the files of profile {runnable.name!r} were changed while it "
+                    "encoded a query; ask again once they stay as they are"
+                )
+            return dict.fromkeys(request.vectors, vector)
+
+        return make
 
     if not reranks:
         return _answer_from_somewhere(definition, settings, request, prepare, text=text)
@@ -194,7 +208,7 @@ def _answer(
                 fell_back=found.fell_back,
             )
             return Hits([hit for hit in found.hits if hit.item_key != without][: request.k], explanation)
-        except psycopg.errors.UndefinedTable:
+        except (psycopg.errors.UndefinedTable, WeightsChangedError):
             if attempt + 1 == ATTEMPTS:
                 raise
     raise AssertionError("unreachable")
@@ -322,14 +336,14 @@ def encode_query(
 
 def _runnable(
     connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings, model: Model
-) -> Profile:
-    """The declared profile if it makes the model's vectors, else the profile that they were made with."""
+) -> tuple[Profile, str]:
+    """The declared profile if it makes the model's vectors, else that which they were made with; its fingerprint."""
     declared = resolve_profile(definition.declared_profile, settings)
     for profile in (declared, model.profile):
         try:
             digest, wanted = fingerprint_lately(profile, settings), model.destination.fingerprint
             if digest == wanted or made_by(connection, definition.name, digest) == wanted:
-                return profile
+                return profile, digest
         except ProfileError:
             if profile is model.profile:
                 raise

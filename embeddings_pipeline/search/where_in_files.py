@@ -5,7 +5,7 @@ functions of sql/schema read a payload's values.
 import json
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +13,14 @@ from embeddings_pipeline.config.filters import FilterDefinition
 from embeddings_pipeline.search.where import LONGEST_TEXT, READERS, WHITE_SPACE
 
 NUMBER = re.compile(r"[+-]?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]{1,2})?")
-DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# As PostgreSQL reads one; names of zones but UTC's, and times without colons, are not known here.
+TIME = re.compile(
+    r"([0-9]{4,6})-([0-9]{2})-([0-9]{2})(?:[Tt ]\s*([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.]([0-9]*))?)?)?"
+    r"\s*(?:[Zz]|UTC|([+-])([0-9]{2})(?::?([0-9]{2})(?::?([0-9]{2}))?)?)?(\s+BC)?",
+    re.ASCII,
+)
+EPOCH, MICROSECOND = datetime(2000, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+CYCLE = timedelta(days=146_097)  # 400 years
 MOST_DIGITS = 500
 COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "eq": lambda value, operand: bool(value == operand),
@@ -44,7 +51,12 @@ def _part(filters: Mapping[str, FilterDefinition], word: str, value: Any) -> Mee
 
 
 def _comparison(column: str, kind: FilterDefinition, operator: str, operand: Any) -> Meets:
-    read, value_of = READERS[kind.type], _VALUES[kind.type]
+    value_of = _VALUES[kind.type]
+
+    def read(given: Any) -> Any:
+        operand = READERS[kind.type](given)
+        return _microseconds(operand) if isinstance(operand, datetime) else operand
+
     if operator == "ne":
         equal = _comparison(column, kind, "eq", operand)
         return lambda payload: not equal(payload)
@@ -103,18 +115,31 @@ def _texts(value: Any, separator: str) -> frozenset[str] | None:
     return frozenset(part for part in trimmed if part)
 
 
-def _timestamp(value: Any, _: str) -> datetime | None:
+def _timestamp(value: Any, _: str) -> float | None:
+    """Microseconds, since years that Python has none of are compared, too."""
     if not isinstance(value, str):
         return None
     if value in ("infinity", "-infinity"):
-        return (datetime.min if value.startswith("-") else datetime.max).replace(tzinfo=UTC)
-    if not DAY.match(value):
+        return float(value)
+    if (found := TIME.fullmatch(value.rstrip(WHITE_SPACE))) is None:
         return None
+    year, month, day, hour, minute, second = (int(part or 0) for part in found.groups()[:6])
+    sign, *zone = found.groups()[7:11]
+    fraction = round(Decimal(f"0.{found[7] or 0}") * 1_000_000)
+    if year == 0 or minute > 59 or second > 60 or (hour, minute, second, fraction) > (24, 0, 0, 0):
+        return None
+    cycles, within = divmod(1 - year if found[12] else year, 400)
     try:
-        moment = datetime.fromisoformat(value)
+        start = datetime(2000 + within, month, day, tzinfo=UTC)
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    offset = sum(int(part or 0) * seconds for part, seconds in zip(zone, (3600, 60, 1), strict=True))
+    seconds = 3600 * hour + 60 * minute + second - (-offset if sign == "-" else offset)
+    return _microseconds(start) + (cycles - 5) * (CYCLE // MICROSECOND) + 1_000_000 * seconds + fraction
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // MICROSECOND
 
 
 _VALUES: dict[str, Callable[[Any, str], Any]] = {

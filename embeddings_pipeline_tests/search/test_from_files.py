@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, PipelineError, VectorIndexError
+from embeddings_pipeline.index import faiss_build, faiss_read
 from embeddings_pipeline.index.faiss_build import build
 from embeddings_pipeline.index.items_file import open_items
 from embeddings_pipeline.index.words import ensure_words
@@ -211,3 +212,16 @@ def test_a_damaged_file_is_named(published: CollectionDefinition, settings: Sett
 
 def test_a_generation_without_items_answers_nothing(settings: Settings, published: CollectionDefinition) -> None:
     assert open_items(settings.state_dir / "faiss", "nobody") is None
+
+
+def test_lists_that_hold_too_few_are_not_all_that_is_looked_into(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_build, "EXACT_BELOW", 2000)
+    monkeypatch.setattr(faiss_build, "POINTS_PER_LIST", 30)
+    monkeypatch.setattr(faiss_read, "TUNED_FOR", 1000)
+    make_films(database, [(n, f"Film {n}", f"story {n} of {n % 97} and {n % 89}", n) for n in range(2500)])
+    one = definition(items_per_batch=5000)
+    publish(database, settings, one)
+    hits = search(one, gone(settings, database), "a story", k=1000)
+    assert hits.explanation.legs[0].answered_by == "faiss" and len({hit.item_key for hit in hits}) == 1000
