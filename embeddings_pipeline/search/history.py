@@ -54,9 +54,10 @@ def taste_of(
         given += Interactions(source).of_user(user, MOST_SEEN)
     newest = sorted(given, key=lambda each: each.at or datetime.max.replace(tzinfo=UTC), reverse=True)
     now, weights = datetime.now(UTC), dict[str, float]()
+    heaviest = max((abs(each.weight) for each in given), default=0.0) or 1.0
     for each in newest:
         if each.item_key in weights or len(weights) < MOST_OF_TASTE:
-            decayed = each.weight * _decay(each.at, now, half_life_days)
+            decayed = each.weight / heaviest * _decay(each.at, now, half_life_days)
             weights[each.item_key] = weights.get(each.item_key, 0.0) + decayed
     return Taste(weights, frozenset(each.item_key for each in newest[:MOST_SEEN]))
 

@@ -315,7 +315,9 @@ def _part(
     keys = [key for key in weights if key in known]
     if not keys:
         return np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-    return np.stack([known[key] for key in keys]), np.array([weights[key] for key in keys], np.float32)
+    given = np.array([weights[key] for key in keys])
+    # They count beside one another alone, and as they are they may all be 0 in 32 bits: what is long past is.
+    return np.stack([known[key] for key in keys]), (given / given.max()).astype(np.float32)
 
 
 def _float(value: Any) -> float:

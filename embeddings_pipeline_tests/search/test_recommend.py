@@ -237,3 +237,20 @@ def test_places_are_shared_by_equals_and_last_for_none() -> None:
     assert places(np.array([3.0, np.nan, 1.0, 2.0])).tolist() == [1.0, 0.0, 0.0, 0.5]
     assert places(np.array([5.0, 5.0])).tolist() == [0.5, 0.5]
     assert places(np.array([np.nan, 7.0])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("strategy", ["mean", "best"])
+@pytest.mark.parametrize(
+    "history",
+    [
+        [{"item": 1, "weight": 1e308}, {"item": 2, "weight": 1e308}],
+        [{"item": 1, "weight": 1e-320}, {"item": 2, "weight": 1e-320}],
+        [{"item": 1, "at": "2001-01-01"}, {"item": 2, "at": "2001-01-02"}],
+        [{"item": 1, "at": "2001-01-01"}, {"item": 4, "weight": -1.0, "at": "2020-01-01"}],
+    ],
+)
+def test_a_history_that_is_long_past_or_weighs_anything_says_what_was_liked(
+    there: CollectionDefinition, settings: Settings, history: list[dict[str, Any]], strategy: Any
+) -> None:
+    hits = recommend(there, settings, history=history, half_life_days=1, k=2, diversity=0, strategy=strategy)
+    assert hits[0].item_key in ("2", "3") and all(np.isfinite(hit.score) for hit in hits)
