@@ -4,7 +4,9 @@ import logging
 import reprlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
 import psycopg
@@ -16,9 +18,9 @@ from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError
 from embeddings_pipeline.forks import ProcessLock
-from embeddings_pipeline.index.bm25_read import open_words
+from embeddings_pipeline.index.bm25_read import WordsIndex, open_words
 from embeddings_pipeline.index.exact import unit
-from embeddings_pipeline.index.faiss_read import open_index
+from embeddings_pipeline.index.faiss_read import FaissIndex, open_index
 from embeddings_pipeline.index.items_file import ItemsIndex, ItemText, open_items
 from embeddings_pipeline.index.searching import texts_per_item
 from embeddings_pipeline.search.arguments import Request
@@ -34,7 +36,9 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 5.0  # from an attempt to reach the database until the next one
 MOST_TEXTS = 20_000
+ATTEMPTS = 3  # a generation may be replaced while it is asked
 
+Of = TypeVar("Of", FaissIndex, WordsIndex)
 Ranked = Callable[[int], Iterator[tuple[int, float]]]
 """Ids and scores of the best texts, so many."""
 
@@ -96,10 +100,31 @@ def answer_from_files(
     item_key: str | None = None,
 ) -> Hits:
     """The best items for a text, or like an item, as the files have them. Raises `why` if they cannot say."""
+    for _ in range(ATTEMPTS):
+        items = open_items(settings.state_dir / "faiss", definition.name)
+        if items is None or request.profile is not None:
+            raise why  # there is nothing here, or what is asked for needs the database
+        with suppress(_ReplacedError):
+            return _answer(definition, settings, request, items, outage, why, text, item_key)
+    raise why
+
+
+class _ReplacedError(Exception):
+    """Another generation is the current one now."""
+
+
+def _answer(
+    definition: CollectionDefinition,
+    settings: Settings,
+    request: Request,
+    items: ItemsIndex,
+    outage: Outage,
+    why: DatabaseError,
+    text: str,
+    item_key: str | None,
+) -> Hits:
+    """As `answer_from_files`, from that generation. _ReplacedError."""
     began = time.perf_counter()
-    items = open_items(settings.state_dir / "faiss", definition.name)
-    if items is None or request.profile is not None:
-        raise why  # there is nothing here, or what is asked for needs the database
     try:
         files = _Files(definition, settings, request, items)
     except KeyError:
@@ -185,9 +210,20 @@ class _Files:
                 f"{self.profile.name!r}, which is declared"
             )
 
+    def _index(self) -> FaissIndex:
+        return self._of_this_generation(open_index(self.folder, self.definition.name))
+
+    def _of_this_generation(self, index: Of) -> Of:
+        """The same. _ReplacedError if it is of another generation than the items: its texts may be others', or its
+        vectors another model's.
+        """
+        if index.manifest != self.items.manifest:
+            raise _ReplacedError
+        return index
+
     def vectors_of(self, item_key: str) -> dict[str, NDArray[np.float32]]:
         """The directions of an item's vectors, by name. ConfigurationError if it has none."""
-        index, found = open_index(self.folder, self.definition.name), {}
+        index, found = self._index(), {}
         for name in self.request.vectors:
             if ids := self.items.texts_of(item_key, name):
                 vectors = index.vectors(name, ids)
@@ -200,7 +236,7 @@ class _Files:
 
     def dense(self, name: str, vector: NDArray[np.float32], k: int) -> tuple[list[Hit], Leg]:
         """The `k` items nearest to a vector, by FAISS."""
-        index = open_index(self.folder, self.definition.name)
+        index = self._index()
         chosen = None if self.only is None else index.choice(name, self.only)
 
         def best(n: int) -> Iterator[tuple[int, float]]:
@@ -216,6 +252,7 @@ class _Files:
         from embeddings_pipeline.index.terms import query_words, stems_of
 
         words, index = self.definition.attributes.words, open_words(self.folder, self.definition.name)
+        index = index and self._of_this_generation(index)
         names = [name for name in self.request.vectors if index and name in index.parts]
         if words is None or index is None:
             raise DatabaseError(

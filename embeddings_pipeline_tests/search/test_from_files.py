@@ -225,3 +225,25 @@ def test_lists_that_hold_too_few_are_not_all_that_is_looked_into(
     publish(database, settings, one)
     hits = search(one, gone(settings, database), "a story", k=1000)
     assert hits.explanation.legs[0].answered_by == "faiss" and len({hit.item_key for hit in hits}) == 1000
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_a_generation_that_is_replaced_meanwhile_answers_whole(
+    published: CollectionDefinition,
+    database: Database,
+    settings: Settings,
+    down: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Any,
+) -> None:
+    encode = from_files.query_vector
+
+    def replaced(*given: Any) -> Any:
+        monkeypatch.setattr(from_files, "query_vector", encode)
+        execute(database, "INSERT INTO films VALUES (6, 'Lamp', 'a lamp in Berlin today', 60)")
+        publish(database, settings, published)
+        return encode(*given)
+
+    monkeypatch.setattr(from_files, "query_vector", replaced)
+    hits = search(published, down, "a lamp in Berlin today", k=3, mode=mode)
+    assert (hits[0].item_key, len(hits)) == ("6", 3)
