@@ -5,6 +5,7 @@ Two Arrow files, mapped into memory: `items.arrow` in the order of keys, `texts.
 """
 
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_A_TIME = 20_000
+MOST_CONDITIONS = 100  # of which it is remembered which items meet them: a bit each
 ITEMS, TEXTS = "items.arrow", "texts.arrow"
 
 
@@ -118,6 +120,8 @@ class ItemsIndex:
         self.manifest = manifest
         self._items, self._texts = items, texts
         self._ids, self._item_of = texts.numbers("id"), texts.numbers("item")
+        self._met: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()  # by condition, a bit each item
+        self._mutex = ProcessLock()
 
     def text(self, text_id: int) -> ItemText | None:
         """The text of that id; None if it is not here."""
@@ -127,10 +131,21 @@ class ItemsIndex:
         item = (self._items.value(column, int(self._item_of[row])) for column in ("item_key", "payload"))
         return ItemText(*item, *(self._texts.value(column, row) for column in ("text", "vector_name", "chunk")))
 
-    def texts_where(self, meets: Callable[[str | None], bool]) -> NDArray[np.int64]:
-        """The ids of the texts of those items whose payload, as JSON, meets a condition."""
-        chosen = np.fromiter((meets(payload) for payload in self._items.texts("payload")), bool, len(self._items))
-        ids: NDArray[np.int64] = self._ids[chosen[self._item_of]]
+    def texts_where(self, condition: str, meets: Callable[[str | None], bool]) -> NDArray[np.int64]:
+        """The ids of the texts of those items whose payload, as JSON, meets a condition. `condition`: what names it,
+        since it takes seconds to read a million payloads, and the last ones are remembered.
+        """
+        number = len(self._items)
+        with self._mutex:
+            met = self._met.get(condition)
+        if met is None:
+            met = np.packbits(np.fromiter((meets(payload) for payload in self._items.texts("payload")), bool, number))
+        with self._mutex:
+            self._met[condition] = met
+            self._met.move_to_end(condition)
+            if len(self._met) > MOST_CONDITIONS:
+                self._met.popitem(last=False)
+        ids: NDArray[np.int64] = self._ids[np.unpackbits(met, count=number).astype(bool)[self._item_of]]
         return ids
 
     def texts_of(self, item_key: str, vector_name: str) -> list[int] | None:

@@ -1,5 +1,6 @@
 """Answers while the database cannot be reached: from the current generation's files, and saying how old they are."""
 
+import hashlib
 import logging
 import reprlib
 import time
@@ -194,7 +195,8 @@ class _Files:
         self.only: NDArray[np.int64] | None = None
         if request.where is not None:
             meets_it = meets(definition.attributes.filters, request.where)
-            self.only = items.texts_where(lambda payload: meets_it(exact_json(payload) if payload else {}))
+            asked = hashlib.sha256(repr((definition.attributes.filters, request.where)).encode()).hexdigest()
+            self.only = items.texts_where(asked, lambda payload: meets_it(exact_json(payload) if payload else {}))
 
     def encoded(self, text: str) -> dict[str, NDArray[np.float32]]:
         """What to compare each vector name's vectors with. ProfileError if the files are another model's."""

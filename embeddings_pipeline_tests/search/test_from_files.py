@@ -247,3 +247,24 @@ def test_a_generation_that_is_replaced_meanwhile_answers_whole(
     monkeypatch.setattr(from_files, "query_vector", replaced)
     hits = search(published, down, "a lamp in Berlin today", k=3, mode=mode)
     assert (hits[0].item_key, len(hits)) == ("6", 3)
+
+
+def test_which_items_meet_a_condition_is_looked_up_once(
+    published: CollectionDefinition, database: Database, settings: Settings, down: Settings, monkeypatch: Any
+) -> None:
+    read, meets = list[object](), from_files.meets
+
+    def counted(*given: Any) -> Any:
+        meets_it = meets(*given)
+        return lambda payload: read.append(payload) or meets_it(payload)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(from_files, "meets", counted)
+    below: dict[str, Any] = {"where": {"revenue": {"lt": 30}}, "mode": "dense"}
+    for _ in range(3):
+        assert [hit.item_key for hit in search(published, down, "a lamp", **below)] == ["2"]
+    assert len(read) == len(FILMS)
+    above = search(published, down, "a lamp", where={"revenue": {"gt": 30}}, mode="dense")
+    assert {hit.item_key for hit in above} == {"1", "4"} and len(read) == 2 * len(FILMS)
+    execute(database, "UPDATE films SET revenue = 21 WHERE id = 4")
+    publish(database, settings, published)
+    assert {hit.item_key for hit in search(published, down, "a lamp", **below)} == {"2", "4"}
