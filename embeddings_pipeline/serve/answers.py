@@ -1,6 +1,7 @@
 """What goes back: JSON with every digit, and of errors a status and one line, never a traceback or a place in here."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from embeddings_pipeline.store.retry import what_it_says
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS, OUTAGE_SECONDS, BUDGET_SECONDS = 1, 5, 600  # what `Retry-After` says
+ALTERNATIVE = re.compile(r"(function|list|union)[\w-]*\[.*\]")  # which pydantic tried, beside fields' names
 MOST_MISTAKES = 3  # that one answer names
 # What a client can do nothing about: the log has the whole line.
 OUTAGES: tuple[tuple[type[Exception], str, int], ...] = (
@@ -112,7 +114,8 @@ def told_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mistake(mistake: Mapping[str, Any]) -> str:
-    where = ".".join(str(part)[:50] for part in mistake["loc"] if part != "body")
+    parts = (str(part) for part in mistake["loc"] if part != "body")
+    where = ".".join(part[:50] for part in parts if not ALTERNATIVE.fullmatch(part))
     if mistake["type"] == "json_invalid":
         return f"the body is not JSON: {mistake['ctx']['error']} at character {where}"
     if not where:

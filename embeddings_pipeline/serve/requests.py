@@ -2,7 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
@@ -23,7 +34,19 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[StrictStr, AfterValidator(_whole)]
-ItemKey = Text | StrictInt | list[Text | StrictInt]
+
+
+def _key(given: Any, checked: ValidatorFunctionWrapHandler) -> Any:
+    """In one line, where pydantic has one for each of the alternatives."""
+    try:
+        return checked(given)
+    except ValidationError:
+        raise ValueError(
+            "it is an item's key, a text or a whole number, or a list of its key columns' values"
+        ) from None
+
+
+ItemKey = Annotated[Text | StrictInt | list[Text | StrictInt], WrapValidator(_key)]
 
 
 class _Request(BaseModel):

@@ -118,6 +118,11 @@ MISTAKES = [
     ("/search", {"query": "x", "mode": "text"}, 422, "no lexical index"),
     ("/similar", {"item_key": "99"}, 404, "no item '99'"),
     ("/similar", {"item_key": ""}, 422, "item_key"),
+    *(
+        ("/similar", {"item_key": key}, 422, "^item_key: it is an item's key, a text or a whole number, or a list")
+        for key in (None, True, 1.5, {"a": 1})
+    ),
+    ("/recommend", {"liked": [7, True]}, 422, "^liked.1: it is an item's key"),
     ("/similar", {"item_key": "a\0b"}, 422, "item_key"),
     ("/similar", {"query": "x"}, 422, "item_key.*query: there is no such field"),
     ("/recommend", {}, 422, "nothing was liked"),
