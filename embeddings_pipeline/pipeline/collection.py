@@ -54,9 +54,10 @@ class Collection:
     def encoder(self) -> Encoder:
         """The current model, loaded once a process. ProfileError if its weights are not those of the vectors."""
         actual, encoder = fingerprint(self.profile, self.settings.state_dir), None
-        if self.fingerprint in (actual, self.made_by(self.profile)):
+        if actual == self.fingerprint or self.made_by(self.profile) == self.fingerprint:
             loaded = load(self.profile, self.settings)
-            actual, encoder = loaded.fingerprint, loaded.encoder if loaded.fingerprint == actual else None
+            encoder = loaded.encoder if loaded.fingerprint == actual else None
+            actual = loaded.fingerprint
         if encoder is None:
             raise ProfileError(
                 f"collection {self.definition.name!r}: the weights of profile {self.profile.name!r} are not the ones "

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertModel
 
 from embeddings_pipeline.config.settings import Settings
@@ -33,8 +34,6 @@ def other_weights(folder: Path) -> None:
 def test_a_loaded_model_whose_files_change_is_not_asked_with_what_they_were(
     database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
     folder = sentence_model(tmp_path / "made", Pooling(32, "mean"))
     first = tmp_path / "first"
     shutil.copytree(folder, first)
@@ -59,8 +58,6 @@ def test_a_loaded_model_whose_files_change_is_not_asked_with_what_they_were(
 def test_files_that_change_after_they_were_looked_at_do_not_answer(
     database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
     folder = sentence_model(tmp_path / "made", Pooling(32, "mean"))
     one = definition(
         profile={"name": "tiny", "provider": "local", "model": str(folder), "dimensions": 32},
@@ -76,3 +73,21 @@ def test_files_that_change_after_they_were_looked_at_do_not_answer(
 
     with pytest.raises(ProfileError, match="the weights here are others"):
         search(one, settings, "three", k=1, encode=encode)
+
+
+def test_a_worker_that_stays_embeds_nothing_with_other_weights(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    folder = sentence_model(tmp_path / "made", Pooling(32, "mean"))
+    one = definition(
+        profile={"name": "tiny", "provider": "local", "model": str(folder), "dimensions": 32},
+        vectors={"base": "{title}"},
+    )
+    make_films(database, TEXTS)
+    collection, _ = sync_once(one, settings)
+    first = collection.encoder()
+    assert collection.encoder() is first
+    other_weights(folder)
+    with pytest.raises(ProfileError, match="are not the ones its vectors were made with"):
+        collection.encoder()
+    assert load_encoder(collection.profile, settings) is not first
