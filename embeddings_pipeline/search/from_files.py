@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.fingerprint import fingerprint
 from embeddings_pipeline.config.profiles import resolve_profile
-from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, ProfileError
 from embeddings_pipeline.forks import ProcessLock
 from embeddings_pipeline.index.bm25_read import WordsIndex, open_words
@@ -30,7 +31,7 @@ from embeddings_pipeline.search.fusion import candidates, fused
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, best_of, exact_json
 from embeddings_pipeline.search.nearest import GROWTH, leg_of
 from embeddings_pipeline.search.where_in_files import meets
-from embeddings_pipeline.store.database import Database
+from embeddings_pipeline.store.database import Database, open_database_to_read
 from embeddings_pipeline.wording import counted
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,33 @@ class Outage:
             self._told.add(definition.name)
         if first:
             log.warning("warning: collection %r: %s", definition.name, what)
+
+
+_outages: dict[tuple[str | None, Path], Outage] = {}  # of this process, by database
+
+
+def outage_of(settings: Settings) -> Outage:
+    """What this process knows of the database."""
+    return _outages.setdefault((revealed(settings.database_url), settings.state_dir), Outage())
+
+
+def known_outage(settings: Settings) -> DatabaseError | None:
+    """Why the database cannot be reached, if this process knows, so that nobody waits to be told once more."""
+    return outage_of(settings).known(lambda: open_database_to_read(settings))
+
+
+def outage_behind(settings: Settings, error: DatabaseError | psycopg.OperationalError) -> DatabaseError | None:
+    """Why the database cannot be reached, if that is behind an error, which is noted; None if it can: a session was
+    lost, or all were busy.
+    """
+    if not is_outage(error):
+        return None
+    try:
+        open_database_to_read(settings).connect().close()
+    except DatabaseError as gone:
+        outage_of(settings).began(gone)
+        return gone
+    return None
 
 
 def is_outage(error: BaseException) -> bool:

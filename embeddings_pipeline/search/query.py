@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import Profile, resolve_profile
 from embeddings_pipeline.config.reranking import RETURNED
-from embeddings_pipeline.config.settings import Settings, revealed
+from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError, DatabaseError, NotFoundError, ProfileError, profile_command
 from embeddings_pipeline.health.activity import Activity, described, under_way
 from embeddings_pipeline.search.arguments import (
@@ -32,7 +31,7 @@ from embeddings_pipeline.search.arguments import (
 )
 from embeddings_pipeline.search.beside import beside, search_alone
 from embeddings_pipeline.search.encoding import fingerprint_lately, query_vector
-from embeddings_pipeline.search.from_files import Outage, answer_from_files, is_outage
+from embeddings_pipeline.search.from_files import answer_from_files, known_outage, outage_behind, outage_of
 from embeddings_pipeline.search.fusion import candidates
 from embeddings_pipeline.search.hits import Explanation, Hits
 from embeddings_pipeline.search.legs import Asking, Found, joined
@@ -143,9 +142,6 @@ def similar(
     return _answer_from_somewhere(definition, settings, request, prepare, without=key)
 
 
-_outages: dict[tuple[str | None, Path], Outage] = {}  # of this process, by database
-
-
 def _answer_from_somewhere(
     definition: CollectionDefinition,
     settings: Settings,
@@ -156,22 +152,15 @@ def _answer_from_somewhere(
     without: str | None = None,
 ) -> Hits:
     """As `_answer`; while the database cannot be reached, from the published files, if they can say."""
-    outage = _outages.setdefault((revealed(settings.database_url), settings.state_dir), Outage())
-    known = outage.known(lambda: open_database_to_read(settings))
+    known = known_outage(settings)
     if known is None:
         try:
             return _answer(definition, settings, request, prepare, text=text, without=without)
         except (DatabaseError, psycopg.OperationalError) as error:
-            if not is_outage(error):
+            known = outage_behind(settings, error)
+            if known is None:
                 raise
-            try:
-                open_database_to_read(settings).connect().close()
-            except DatabaseError as gone:
-                known = gone
-                outage.began(known)
-            else:
-                raise  # the server is there: a session was lost, or all were busy
-    return answer_from_files(definition, settings, request, outage, known, text=text, item_key=without)
+    return answer_from_files(definition, settings, request, outage_of(settings), known, text=text, item_key=without)
 
 
 def _answer(
@@ -224,7 +213,8 @@ def _found(
 ) -> tuple[Found, float]:
     """The `k` best by all legs, and when the query was encoded. Words are looked for while a model encodes."""
     if request.mode == "text":
-        return ask(lambda asking: asking.by_words(text, k)), time.perf_counter()
+        began = time.perf_counter()  # nothing is encoded
+        return ask(lambda asking: asking.by_words(text, k)), began
     if request.mode == "dense":
         wanted, encoded = make(), time.perf_counter()
         return ask(lambda asking: asking.by_vectors(wanted, k)), encoded

@@ -19,9 +19,10 @@ from psycopg import sql
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.recommending import Strategy
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError, shown, unusable
+from embeddings_pipeline.errors import ConfigurationError, DatabaseError, shown, unusable
 from embeddings_pipeline.index.filters import expression_of
 from embeddings_pipeline.search.arguments import MOST_HITS, Request, checked_request
+from embeddings_pipeline.search.from_files import known_outage, outage_behind
 from embeddings_pipeline.search.history import Taste, taste_of
 from embeddings_pipeline.search.hits import Explanation, Hit, Hits, Leg, exact_cursor
 from embeddings_pipeline.search.legs import Asking
@@ -89,19 +90,15 @@ def recommend(
     request = checked_request(definition, k, where, vectors, index, profile)
     wishes = _wishes(definition, strategy, diversity)
     half_life = _number("half_life_days", half_life_days, definition.attributes.recommend.half_life_days, 1e-9, 1e5)
-    database = open_database_to_read(settings)
-    source = Source(definition, database)
+    if known := known_outage(settings):
+        raise known
     given = {"liked": liked, "disliked": disliked, "history": history, "user": user}
-    taste = taste_of(definition, source, **given, half_life_days=half_life)
-    if not (taste.liked or wishes.blend or definition.attributes.interactions):
-        raise ConfigurationError(
-            f"collection {definition.name!r}: nothing was liked, and nothing says what is popular: give `liked`, or "
-            f"declare `recommend: {{blend: …}}` or `interactions:` in {definition.path or 'defs.yaml'}"
-        )
-    with database.session() as connection:
-        model, is_shadow = model_to_ask(connection, definition, database, profile)
-        asking = _Asking(connection, definition, settings, model, is_shadow, _without(request, taste.seen), wishes)
-        hits, legs = asking.recommended(taste)
+    try:
+        model, hits, legs = _recommended(definition, settings, request, wishes, given, half_life)
+    except (DatabaseError, psycopg.OperationalError) as error:
+        if gone := outage_behind(settings, error):
+            raise gone from gone.__cause__
+        raise
     explanation = Explanation(
         model.profile.name,
         model.destination.fingerprint,
@@ -109,6 +106,29 @@ def recommend(
         milliseconds={"recommend": round(1000 * (time.perf_counter() - began), 3)},
     )
     return Hits(hits, explanation)
+
+
+def _recommended(
+    definition: CollectionDefinition,
+    settings: Settings,
+    request: Request,
+    wishes: _Wishes,
+    given: Mapping[str, Any],
+    half_life: float | None,
+) -> tuple[Model, list[Hit], list[Leg]]:
+    database = open_database_to_read(settings)
+    source = Source(definition, database)
+    taste = taste_of(definition, source, **given, half_life_days=half_life)
+    if not (taste.liked or wishes.blend or definition.attributes.interactions):
+        raise ConfigurationError(
+            f"collection {definition.name!r}: nothing was liked, and nothing says what is popular: give `liked`, or "
+            f"declare `recommend: {{blend: …}}` or `interactions:` in {definition.path or 'defs.yaml'}"
+        )
+    with database.session() as connection:
+        model, is_shadow = model_to_ask(connection, definition, database, request.profile)
+        asking = _Asking(connection, definition, settings, model, is_shadow, _without(request, taste.seen), wishes)
+        hits, legs = asking.recommended(taste)
+    return model, hits, legs
 
 
 def _wishes(definition: CollectionDefinition, strategy: object, diversity: object) -> _Wishes:

@@ -13,6 +13,7 @@ from embeddings_pipeline.index.map_picture import NOTHING, OTHERS, colours_of
 from embeddings_pipeline.index.map_read import NONE, OTHER, Chart, MapManifest, ShownPoints, open_map
 from embeddings_pipeline.index.standing import Standing, standing
 from embeddings_pipeline.search.arguments import MOST_HITS
+from embeddings_pipeline.search.from_files import known_outage
 from embeddings_pipeline.serve.requests import Text
 from embeddings_pipeline.serve.served import Served
 from embeddings_pipeline.store.database import open_database_to_read
@@ -108,6 +109,8 @@ def _chart(definition: CollectionDefinition, settings: Settings) -> Chart:
 
 def _standing(definition: CollectionDefinition, settings: Settings, manifest: MapManifest) -> str:
     """What the map is to the table. NotFoundError if it is of another database's items."""
+    if known_outage(settings):
+        return NOT_KNOWN
     try:
         with open_database_to_read(settings).session() as connection:
             stands = standing(connection, definition.name, manifest)

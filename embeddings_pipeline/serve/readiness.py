@@ -74,11 +74,6 @@ class Readiness:
         """Whether the last look found none."""
         return bool(self._told) and not self._state.database
 
-    def check_database(self) -> None:
-        """DatabaseError if the last look found none: nobody has to wait for that once more."""
-        if self.lacks_database:
-            raise DatabaseError(self._told)
-
     def _run(self) -> None:
         while not self._ended.is_set():
             self._refresh()

@@ -6,8 +6,12 @@ from typing import Any
 import psycopg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
+from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.index.faiss_read import read_manifest
 from embeddings_pipeline.search.arguments import Mode, why_no_mode
+from embeddings_pipeline.search.from_files import known_outage, outage_behind
 from embeddings_pipeline.serve.maps import MapRequest
 from embeddings_pipeline.serve.metrics import Metrics
 from embeddings_pipeline.serve.readiness import Readiness
@@ -50,31 +54,60 @@ class Service:
         return await self.searches.run(partial(request.answer, self.served, self.settings))
 
     async def collections(self) -> dict[str, Any]:
-        """What may be searched, and by what it may be filtered."""
-        self.readiness.check_database()
-        return {"collections": await self.searches.run(self._collections)}
+        """What may be searched, and by what it may be filtered; without a database, by the published files."""
+        described = await self.searches.run(self._collections, patient=not self.readiness.lacks_database)
+        return {"collections": described}
 
     def _collections(self) -> list[dict[str, Any]]:
-        with open_database_to_read(self.settings).session() as connection:
-            collections = sorted(self.served.collections.items())
-            return [_described(connection, each, self.settings) for _, each in collections]
+        collections = [definition for _, definition in sorted(self.served.collections.items())]
+        if known_outage(self.settings) is None:
+            try:
+                with open_database_to_read(self.settings).session() as connection:
+                    return [_described(each, self.settings, *_models(connection, each)) for each in collections]
+            except (DatabaseError, psycopg.OperationalError) as error:
+                if outage_behind(self.settings, error) is None:
+                    raise
+        return [_described(each, self.settings, *_model_of_files(each, self.settings), []) for each in collections]
 
 
-def _described(connection: psycopg.Connection, definition: CollectionDefinition, settings: Settings) -> dict[str, Any]:
-    attributes, model = definition.attributes, current_model(connection, definition)
-    shadows = shadow_models(connection, definition) if model else []
+def _models(
+    connection: psycopg.Connection, definition: CollectionDefinition
+) -> tuple[str | None, str | None, list[str]]:
+    """Profile and fingerprint of the current model, and the profiles of the others."""
+    model = current_model(connection, definition)
+    if model is None:
+        return None, None, []
+    shadows = [each.profile.name for each in shadow_models(connection, definition)]
+    return model.profile.name, model.destination.fingerprint, shadows
+
+
+def _model_of_files(definition: CollectionDefinition, settings: Settings) -> tuple[str | None, str | None]:
+    manifest = read_manifest(settings.state_dir / "faiss", definition.name)
+    if manifest is None:
+        return None, None
+    return resolve_profile(definition.declared_profile, settings).name, manifest.fingerprint
+
+
+def _described(
+    definition: CollectionDefinition,
+    settings: Settings,
+    profile: str | None,
+    fingerprint: str | None,
+    others: list[str],
+) -> dict[str, Any]:
+    attributes = definition.attributes
     return {
         "name": definition.name,
         "columns": list(attributes.columns),
         "filters": {name: each.model_dump(exclude_defaults=True) for name, each in attributes.filters.items()},
         "vectors": list(attributes.vectors),
-        "profile": model.profile.name if model else None,
-        "fingerprint": model.destination.fingerprint if model else None,
+        "profile": profile,
+        "fingerprint": fingerprint,
         "modes": _modes(definition, settings),
         "models": [
-            {"label": model.profile.name if model else "no model yet", "fields": {}},
+            {"label": profile or "no model yet", "fields": {}},
             {"label": "FAISS", "fields": {"index": "faiss"}},
-            *({"label": each.profile.name, "fields": {"profile": each.profile.name}} for each in shadows),
+            *({"label": each, "fields": {"profile": each}} for each in others),
         ],
     }
 

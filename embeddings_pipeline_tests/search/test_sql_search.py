@@ -227,8 +227,10 @@ def test_arguments_that_cannot_be_are_told_with_a_hint(database: Database, films
     ):
         diagnostic = refused(database, *arguments)
         assert told in str(diagnostic.message_primary) and diagnostic.sqlstate == state
-    with database.connect(autocommit=True) as connection, pytest.raises(psycopg.Error, match="collection nobody"):
+    with database.connect(autocommit=True) as connection, pytest.raises(psycopg.Error) as error:
         connection.execute(CALL.replace("films", "nobody"), (vector, fingerprint, *rest))
+    assert error.value.sqlstate == "22023"
+    assert "collection nobody: there is no such collection" in str(error.value.diag.message_primary)
 
 
 def test_any_text_is_answered_as_in_python(database: Database, settings: Settings) -> None:

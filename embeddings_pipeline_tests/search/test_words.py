@@ -136,7 +136,10 @@ def test_a_blank_query_is_told(settings: Settings, typed: CollectionDefinition) 
 
 def test_words_are_searched_without_a_model(settings: Settings, typed: CollectionDefinition) -> None:
     calls = DeterministicEncoder.calls
-    assert keys(search(typed, settings, "Gundam", mode="text")) == ["3"]
+    hits = search(typed, settings, "Gundam", mode="text")
+    assert keys(hits) == ["3"]
+    took = hits.explanation.milliseconds
+    assert took["search"] > hits.explanation.legs[0].milliseconds  # which is no time of encoding
     assert DeterministicEncoder.calls == calls
 
 

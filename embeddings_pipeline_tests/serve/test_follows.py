@@ -1,6 +1,7 @@
 """The service follows what changes beside it: sessions, models, indexes, definitions, the database."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -179,6 +180,7 @@ def test_without_a_database_the_published_files_answer(
     asked.append(("/similar", {"item_key": 7, "where": where}))
     with serving(worded) as service:
         before = [service.post(path, k=3, **fields).json()["hits"] for path, fields in asked]
+        [described] = service.get("/collections").json()["collections"]
     away = worded.model_copy(update={"database_url": SecretStr("postgresql://me:s3cret@127.0.0.1:1/nothing")})
     with serving(away, ready=False) as service:
         wait_until(lambda: service.service.readiness.lacks_database)
@@ -188,3 +190,7 @@ def test_without_a_database_the_published_files_answer(
             assert {hit["item_key"] for hit in answer.json()["hits"]} == {hit["item_key"] for hit in hits}
             assert "answered from files" in answer.json()["explanation"]["fell_back"][0]
             assert "s3cret" not in answer.text
+        began = time.monotonic()
+        assert service.post("/recommend", liked=[7]).status_code == 503
+        assert service.get("/collections").json()["collections"] == [described]
+        assert time.monotonic() - began < 5  # nobody waits for a database that is known to be away

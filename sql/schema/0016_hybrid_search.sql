@@ -482,6 +482,9 @@ BEGIN
     ELSIF query !~ '[^\s\u200b-\u200f\u2060\ufeff]' THEN
         wrong := 'the text is blank';
         what_to_do := 'Say what to search for.';
+    ELSIF NOT EXISTS (SELECT FROM embeddings.current_model(collection)) THEN
+        wrong := 'there is no such collection, or it has no vectors yet';
+        what_to_do := 'See `embeddings-pipeline collection list`.';
     END IF;
     IF wrong IS NULL THEN
         PERFORM embeddings.assert_model(collection, fingerprint);
