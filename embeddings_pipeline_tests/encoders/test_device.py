@@ -26,7 +26,7 @@ from embeddings_pipeline.encoders.batches import lowest_cosine
 from embeddings_pipeline.encoders.device import FEWEST_TOKENS, MOST_TOKENS, useful_tokens
 from embeddings_pipeline.encoders.local import KEPT_COSINE, PASSES_AHEAD, LocalEncoder
 from embeddings_pipeline.encoders.token_rows import Tokens
-from embeddings_pipeline.encoders.windows import MOST_TEXTS, Window, one_ahead, windows_of
+from embeddings_pipeline.encoders.windows import Window, windows_of
 from embeddings_pipeline.errors import OutOfMemoryError, PipelineError
 from embeddings_pipeline.pipeline.encode import Encoding, encode
 from embeddings_pipeline_tests.support.tiny_models import WORDS, sentence_model
@@ -316,51 +316,6 @@ def test_else_only_its_matrix_products_do(tmp_path: Path) -> None:
     assert types[torch.nn.Linear] == torch.bfloat16 and types[torch.nn.LayerNorm] == torch.float32
     full = LocalEncoder(profile, half=None).encode_documents(WORDS)
     assert KEPT_COSINE > lowest_cosine(encoder.encode_documents(WORDS), full) > 0.99
-
-
-def test_one_ahead_is_in_order_and_ends_when_it_is_closed() -> None:
-    begun: list[int] = []
-
-    def square(number: int) -> int:
-        begun.append(number)
-        return number * number
-
-    assert list(one_ahead(square, range(5))) == [0, 1, 4, 9, 16]
-    assert list(one_ahead(square, [])) == [] and list(one_ahead(square, [7])) == [49]
-    del begun[:]
-    squares = one_ahead(square, range(100))
-    assert [next(squares), next(squares)] == [0, 1]
-    squares.close()
-    assert begun[-1] <= 3
-
-
-def test_large_batches_have_texts_of_about_one_length_and_small_ones_any() -> None:
-    lengths = np.repeat([200, 170, 140, 60, 10], 100)
-    small = [(136, 60, 10), (64, 10, 10)]  # 8,192 tokens, and the rest
-    window = Window([""] * 500, [None] * 500, lengths, None, budget=1_000_000)
-    batches = []
-    while window:
-        batches.append([int(lengths[row]) for row in window.next_batch(None)])
-    assert [(len(batch), batch[0], batch[-1]) for batch in batches] == [(200, 200, 170), (100, 140, 140), *small]
-
-
-def test_batches_have_a_multiple_of_texts_while_there_are_as_many() -> None:
-    lengths = np.array([100] * 11 + [9] * 30)
-    window = Window([""] * 41, [None] * 41, lengths, None, budget=700, step=4)
-    batches = []
-    while window:
-        batches.append(window.next_batch(None))
-    assert [len(batch) for batch in batches] == [4, 4, 4, 28, 1]
-    assert sorted(row for batch in batches for row in batch) == list(range(41))
-    few = Window([""] * 4, [None] * 4, np.array([300] * 4), None, budget=700, step=4)
-    assert [len(few.next_batch(None)), len(few.next_batch(None)), bool(few)] == [2, 2, False]
-
-
-@pytest.mark.parametrize("texts", [0, 1, 512, 513, 40_000])
-def test_windows_have_every_text_once(texts: int) -> None:
-    places = [place for part in windows_of(texts) for place in range(texts)[part]]
-    assert places == list(range(texts))
-    assert all(part.stop - part.start <= MOST_TEXTS for part in windows_of(texts))
 
 
 def test_texts_are_tokenised_in_parts_of_bounded_size(encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
