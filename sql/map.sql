@@ -14,7 +14,7 @@ COPY (
 
 
 -- name: vectors
--- The vectors of a name, each with the place of its item in `items`, from 0.
+-- The vectors of a name ({vector_name}), each with the place of its item in `items`, from 0.
 
 SELECT item.place, vector.embedding
 FROM (
