@@ -25,9 +25,8 @@ from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder,
 from embeddings_pipeline.index.faiss_read import Manifest, VectorFiles
 from embeddings_pipeline.index.items_file import write_items
 from embeddings_pipeline.index.snapshot import (
-    BUILD_AGAIN,
+    current_version,
     snapshot,
-    table_version,
     vector_blocks,
     vector_counts,
 )
@@ -74,12 +73,7 @@ def _write_generation(
     """The files of every vector name, in `folder`; their manifest, which has no number yet. newest: `newest_text`."""
     began = time.perf_counter()
     with snapshot(database, table) as connection:
-        now = table_version(connection, table.collection)
-        if now.fingerprint != table.fingerprint:
-            raise VectorIndexError(
-                f"FAISS index of {table.collection!r}: model {table.fingerprint} is not the current one, "
-                f"which is {now.fingerprint}; {BUILD_AGAIN}"
-            )
+        now = current_version(connection, table, "FAISS index")
         failpoint("faiss.snapshot")
         counts = vector_counts(connection, table)
         lacking = texts_lacking(connection, table, newest)

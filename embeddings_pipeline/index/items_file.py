@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def write_items(connection: psycopg.Connection, table: Destination, folder: Path
 
             def write(writer: HashingWriter, name: str = name, given: Any = copy) -> None:
                 with pa.ipc.new_file(pa.PythonFile(writer, mode="w"), schemas[name]) as file:
-                    for block in _blocks(given.rows()):
+                    for block in blocks_of(given.rows(), ROWS_AT_A_TIME):
                         file.write_batch(
                             pa.record_batch(list(map(list, zip(*block, strict=True))), schema=schemas[name])
                         )
@@ -69,14 +70,10 @@ def write_items(connection: psycopg.Connection, table: Destination, folder: Path
     return ItemFiles(rows[ITEMS], rows[TEXTS], size, files)
 
 
-def _blocks(rows: Iterable[tuple[Any, ...]]) -> Iterable[list[tuple[Any, ...]]]:
-    block: list[tuple[Any, ...]] = []
-    for row in rows:
-        block.append(row)
-        if len(block) == ROWS_AT_A_TIME:
-            yield block
-            block = []
-    if block:
+def blocks_of(rows: Iterable[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows, so many at a time."""
+    rest = iter(rows)
+    while block := list(islice(rest, size)):
         yield block
 
 

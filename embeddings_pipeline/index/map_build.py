@@ -24,6 +24,7 @@ from embeddings_pipeline.errors import VectorIndexError
 from embeddings_pipeline.failpoints import failpoint
 from embeddings_pipeline.index.faiss_publish import HashingWriter, build_folder, publish_files, write_file
 from embeddings_pipeline.index.filters import expression_of
+from embeddings_pipeline.index.items_file import blocks_of
 from embeddings_pipeline.index.map_points import Points, place_items
 from embeddings_pipeline.index.map_read import (
     FORMAT,
@@ -36,7 +37,7 @@ from embeddings_pipeline.index.map_read import (
     is_number,
     read_map_manifest,
 )
-from embeddings_pipeline.index.snapshot import BUILD_AGAIN, TableVersion, snapshot, table_version, vector_counts
+from embeddings_pipeline.index.snapshot import TableVersion, current_version, snapshot, vector_counts
 from embeddings_pipeline.index.standing import Standing, standing
 from embeddings_pipeline.store.copy_binary import copy_blocks
 from embeddings_pipeline.store.database import Database
@@ -130,12 +131,7 @@ def _write_map(database: Database, table: Destination, folder: Path, definition:
     """The file, in `folder`; its manifest."""
     began = time.perf_counter()
     with snapshot(database, table) as connection:
-        now = table_version(connection, table.collection)
-        if now.fingerprint != table.fingerprint:
-            raise VectorIndexError(
-                f"map of {table.collection!r}: model {table.fingerprint} is not the current one, which is "
-                f"{now.fingerprint}; {BUILD_AGAIN}"
-            )
+        now = current_version(connection, table, "map")
         [(items, pending)] = connection.execute(table.statement("map/counts")).fetchall()
         counts = vector_counts(connection, table)
         placed = {
@@ -281,11 +277,4 @@ def _blocks(
 ) -> Iterator[list[tuple[Any, ...]]]:
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.set_types(types)
-        block: list[tuple[Any, ...]] = []
-        for row in copy.rows():
-            block.append(row)
-            if len(block) == ROWS_AT_A_TIME:
-                yield block
-                block = []
-        if block:
-            yield block
+        yield from blocks_of(copy.rows(), ROWS_AT_A_TIME)

@@ -60,6 +60,17 @@ def table_version(connection: psycopg.Connection, collection: str) -> TableVersi
     return TableVersion(*row)
 
 
+def current_version(connection: psycopg.Connection, table: Destination, what: str) -> TableVersion:
+    """As `table_version`; VectorIndexError, which says of what, if the table's model is not the current one."""
+    now = table_version(connection, table.collection)
+    if now.fingerprint != table.fingerprint:
+        raise VectorIndexError(
+            f"{what} of {table.collection!r}: model {table.fingerprint} is not the current one, which is "
+            f"{now.fingerprint}; {BUILD_AGAIN}"
+        )
+    return now
+
+
 def vector_counts(connection: psycopg.Connection, table: Destination) -> dict[str, int]:
     """Vector name → how many vectors it has."""
     query = sql.SQL("SELECT vector_name, count(*) FROM {} GROUP BY 1 ORDER BY 1").format(table.identifier)
