@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.encoders.token_rows import Tokens
-from embeddings_pipeline.encoders.windows import Window, one_ahead, windows_of
+from embeddings_pipeline.encoders.windows import Window, made_ahead, windows_of
 from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileError
 
 CHARACTERS_PER_TOKEN = 32
@@ -51,8 +51,13 @@ class BatchEncoder(ABC):
     tokens_per_batch: int
     """In one pass, padding included, unless the profile says otherwise."""
     passes_at_once = 1
-    rows_step = 1  # texts of a pass: of more than so many, a multiple
     """How many passes are begun before the first one's vectors are asked for."""
+    rows_step = 1
+    """Texts of a pass: of more than so many, a multiple."""
+    texts_of_window = 512, 4096
+    """That are tokenised together: in the first window, and at most."""
+    windows_ahead = 1
+    """How many windows are tokenised at once, while the one before is encoded."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -85,9 +90,9 @@ class BatchEncoder(ABC):
     def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Result:
         """Begin one pass of the model over one batch. An error is raised here, or by the result."""
 
-    def _budget(self, window: Window, use: Use) -> int:
-        """Tokens of one pass over texts of this window, if the profile does not say."""
-        return self.tokens_per_batch
+    def _prepare(self, texts: list[str], use: Use) -> None:
+        """What is done before texts are encoded, while no thread makes tokens of them."""
+        return None
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._encode(texts, self._documents).vectors
@@ -123,7 +128,9 @@ class BatchEncoder(ABC):
             return window
 
         try:
-            with closing(one_ahead(tokenized, windows_of(len(distinct)))) as windows:
+            self._prepare(distinct, use)
+            parts = windows_of(len(distinct), *self.texts_of_window)
+            with closing(made_ahead(tokenized, parts, self.windows_ahead)) as windows:
                 for places, made in self._passes(windows, use):
                     vectors[places] = made
         except PipelineError:
@@ -148,7 +155,7 @@ class BatchEncoder(ABC):
                     window = next(windows, None)
                     if window is None:
                         break
-                    window.budget = self.profile.tokens_per_batch or (self._budget(window, use) if window else 0)
+                    window.budget = self.profile.tokens_per_batch or self.tokens_per_batch
                     unfinished.append(window)
                 if window := unfinished[0]:
                     batch = window.next_batch(self.profile.batch_size)

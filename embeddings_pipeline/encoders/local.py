@@ -34,7 +34,7 @@ from embeddings_pipeline.encoders.batches import (
     first_line,
     lowest_cosine,
 )
-from embeddings_pipeline.encoders.device import FEWEST_TOKENS, Link, useful_tokens
+from embeddings_pipeline.encoders.device import FEWEST_TOKENS, Link, padded, useful_tokens
 from embeddings_pipeline.encoders.token_rows import Padding, TokenRows, Tokens
 from embeddings_pipeline.encoders.windows import Window
 from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
@@ -46,7 +46,11 @@ Features = dict[str, Any]
 
 CPU_TOKENS_PER_BATCH = 1536
 PASSES_AHEAD = 3  # of a GPU, which are begun before the first one's vectors are asked for
-PASSES_TIMED = 3
+TEXTS_AHEAD, WINDOWS_AHEAD = (2_048, 16_384), 2
+"""A GPU reads faster than a tokenizer writes. One thread has the tokenizer while the other makes rows of what it said;
+of many texts, more are as long as each other, and passes are larger and fewer.
+"""
+PASSES_TIMED, TEXTS_TRIED = 3, 512
 KEPT_COSINE = 0.99995
 """What 16 bits must keep of a few texts, so that others keep 0.9999 as well; else the model runs in float32."""
 PRECISION_TEXTS = (
@@ -88,8 +92,10 @@ class LocalEncoder(BatchEncoder):
         if on_cpu and threads is not None:
             torch.set_num_threads(threads)
         self.pipelined = not on_cpu if pipelined is None else pipelined
-        self.passes_at_once = PASSES_AHEAD if self.pipelined else 1
-        self.tokens_per_batch = FEWEST_TOKENS if self.pipelined else CPU_TOKENS_PER_BATCH
+        self.tokens_per_batch = CPU_TOKENS_PER_BATCH
+        if self.pipelined:
+            self.passes_at_once, self.tokens_per_batch = PASSES_AHEAD, FEWEST_TOKENS
+            self.texts_of_window, self.windows_ahead = TEXTS_AHEAD, WINDOWS_AHEAD
         self._found = not self.pipelined
         self.half = _half(profile, self.device) if half == "auto" else half
         self.whole_in_half = False
@@ -181,8 +187,7 @@ class LocalEncoder(BatchEncoder):
         mixed = self.half is not None and not self.whole_in_half
         autocast = torch.autocast(self.device.type, dtype=self.half) if mixed else contextlib.nullcontext()
         with self._lock, torch.inference_mode(), autocast:
-            features = self._padded(tokens) if self._tokens_suffice[use] else self._preprocess(texts, use)
-            features = {k: self._link.send(v) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+            features = self._padded(tokens) if self._tokens_suffice[use] else self._preprocessed(texts, use)
             vectors = self.model(features, task=use.task)["sentence_embedding"].float()
             if self.model.truncate_dim is not None:
                 vectors = vectors[:, : self.model.truncate_dim]
@@ -192,18 +197,18 @@ class LocalEncoder(BatchEncoder):
                     vectors = vectors.half()  # as exact as the model, and half as much to copy
             return self._link.fetch(vectors)
 
-    def _budget(self, window: Window, use: Use) -> int:
-        """On a GPU found with the first window that is more than the smallest pass, and kept."""
-        if self._found or window.lengths.sum() <= FEWEST_TOKENS:
-            return self.tokens_per_batch
+    def _prepare(self, texts: list[str], use: Use) -> None:
+        """On a GPU, find how large passes are with the first texts that are more than the smallest one, and keep it."""
+        if self._found or self.profile.tokens_per_batch or sum(map(len, texts)) <= FEWEST_TOKENS:
+            return
         with self._finding:
-            if not self._found:
-                rate = partial(self._rate, window, use)
-                self.tokens_per_batch = useful_tokens(rate, self._out_of_memory)
-                self._found = True
-                said = self.profile.name, self.device, self.tokens_per_batch
-                log.info("profile %s on %s: passes of %d tokens", *said)
-            return self.tokens_per_batch
+            window = self._tokenize(texts[:TEXTS_TRIED], use.prompt)
+            if self._found or window.lengths.sum() <= FEWEST_TOKENS:
+                return
+            rate = partial(self._rate, window, use)
+            self.tokens_per_batch = useful_tokens(rate, self._out_of_memory)
+            self._found = True
+            log.info("profile %s on %s: passes of %d tokens", self.profile.name, self.device, self.tokens_per_batch)
 
     def _rate(self, window: Window, use: Use, tokens: int) -> float:
         """Texts a second, in passes of so many tokens over texts of the window's middle length."""
@@ -232,7 +237,11 @@ class LocalEncoder(BatchEncoder):
 
     def _padded(self, tokens: list[Any]) -> Features:
         assert self._rows is not None
-        return {name: torch.from_numpy(rows) for name, rows in self._rows.padded(tokens).items()}
+        return padded(self._rows, tokens, self._link)
+
+    def _preprocessed(self, texts: list[str], use: Use) -> Features:
+        features = self._preprocess(texts, use)
+        return {k: self._link.send(v) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
 
     def _preprocess(self, texts: list[str], use: Use) -> Features:
         """As `encode_document` and `encode_query` do it."""
@@ -258,7 +267,9 @@ class LocalEncoder(BatchEncoder):
                 f"Profile {self.profile.name}: {self.profile.model} takes no {use.task}: {first_line(error)}"
             ) from error
         ours = self._padded(self._tokenize(texts, use.prompt).tokens)
-        return theirs.keys() == ours.keys() and all(torch.equal(torch.as_tensor(theirs[k]), ours[k]) for k in ours)
+        return theirs.keys() == ours.keys() and all(
+            torch.equal(torch.as_tensor(theirs[k]), ours[k].cpu()) for k in ours
+        )
 
     def _prompt_counts(self) -> bool:
         """Whether a module may ask how long the prompt is."""
@@ -329,17 +340,19 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _device(profile: Profile) -> torch.device:
-    if profile.device is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    asked = profile.device or accelerator or "cpu"
     try:
-        device = torch.device(profile.device)
+        device = torch.device(asked)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ProfileError(
-            f"Profile {profile.name}: device {profile.device} cannot be used here ({first_line(error)}); set "
+            f"Profile {profile.name}: device {asked} cannot be used here ({first_line(error)}); set "
             "EMBEDDING_DEVICE=cpu, or leave it out"
         ) from error
+    if device.type == "cuda":
+        # cuDNN plans its attention anew for each number of texts and of tokens, which takes longer than the pass.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 

@@ -24,7 +24,7 @@ from embeddings_pipeline.config.profiles import BUILT_IN, Profile
 from embeddings_pipeline.encoders import batches, local
 from embeddings_pipeline.encoders.batches import lowest_cosine
 from embeddings_pipeline.encoders.device import FEWEST_TOKENS, MOST_TOKENS, useful_tokens
-from embeddings_pipeline.encoders.local import KEPT_COSINE, PASSES_AHEAD, LocalEncoder
+from embeddings_pipeline.encoders.local import KEPT_COSINE, PASSES_AHEAD, WINDOWS_AHEAD, LocalEncoder
 from embeddings_pipeline.encoders.token_rows import Tokens
 from embeddings_pipeline.encoders.windows import Window, windows_of
 from embeddings_pipeline.errors import OutOfMemoryError, PipelineError
@@ -102,7 +102,7 @@ def test_passes_are_begun_before_the_first_one_is_asked_for(
     assert under_way.max() == PASSES_AHEAD and under_way[-1] == 0
 
 
-def test_a_thread_makes_the_tokens_of_what_comes_and_no_more(
+def test_threads_make_the_tokens_of_what_comes_and_no_more(
     encoder: LocalEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows: weakref.WeakSet[Window] = weakref.WeakSet()
@@ -118,17 +118,19 @@ def test_a_thread_makes_the_tokens_of_what_comes_and_no_more(
     monkeypatch.setattr(encoder, "_tokenize", noted)
     before_each_pass(encoder, lambda ids: held.append(len(windows)))
     texts = [f"{text} {number}" for number in range(4) for text in TEXTS]  # a number is an unknown word
-    assert len(windows_of(len(texts))) == 6
+    monkeypatch.setattr(encoder, "texts_of_window", (1024, 1024))
+    assert len(windows_of(len(texts), 1024, 1024)) == 12
     encoder.encode_documents(texts)
     assert made_by == {"tokens"}
-    assert max(held) <= 4  # one that is read, two whose passes are under way, one that comes
+    assert max(held) <= 3 + WINDOWS_AHEAD  # one that is read, two whose passes are under way, those that come
 
 
 @pytest.mark.parametrize(
     ("rates", "found"),
     [
-        ([100, 190, 350, 360, 700], 4 * FEWEST_TOKENS),  # twice as much gave 3 % more: not looked beyond
-        ([100, 90], FEWEST_TOKENS),
+        ([100, 190, 350, 360, 365, 700], 4 * FEWEST_TOKENS),  # four times as much gave 4 % more: not looked beyond
+        ([100, 90, 95], FEWEST_TOKENS),
+        ([100, 90, 190, 195, 180], 4 * FEWEST_TOKENS),  # the 90 was chance
         ([100, 200, None], 2 * FEWEST_TOKENS),  # memory ended
         ([None], FEWEST_TOKENS),
         ([2.0**n for n in range(20)], MOST_TOKENS),

@@ -3,29 +3,30 @@
 import numpy as np
 import pytest
 
-from embeddings_pipeline.encoders.windows import MOST_TEXTS, Window, one_ahead, windows_of
+from embeddings_pipeline.encoders.windows import Window, made_ahead, windows_of
 
 
-def test_one_ahead_is_in_order_and_ends_when_it_is_closed() -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_is_made_ahead_is_in_order_and_ends_when_it_is_closed(at_once: int) -> None:
     begun: list[int] = []
 
     def square(number: int) -> int:
         begun.append(number)
         return number * number
 
-    assert list(one_ahead(square, range(5))) == [0, 1, 4, 9, 16]
-    assert list(one_ahead(square, [])) == [] and list(one_ahead(square, [7])) == [49]
+    assert list(made_ahead(square, range(5), at_once)) == [0, 1, 4, 9, 16]
+    assert list(made_ahead(square, [], at_once)) == [] and list(made_ahead(square, [7], at_once)) == [49]
     del begun[:]
-    squares = one_ahead(square, range(100))
+    squares = made_ahead(square, range(100), at_once)
     assert [next(squares), next(squares)] == [0, 1]
     squares.close()
-    assert begun[-1] <= 3
+    assert begun[-1] <= 2 + at_once
 
 
 def test_large_batches_have_texts_of_about_one_length_and_small_ones_any() -> None:
     lengths = np.repeat([200, 170, 140, 60, 10], 100)
-    small = [(136, 60, 10), (64, 10, 10)]  # 8,192 tokens, and the rest
-    window = Window([""] * 500, [None] * 500, lengths, None, budget=1_000_000)
+    small = [(166, 60, 10), (34, 10, 10)]  # a quarter of the budget, and the rest
+    window = Window([""] * 500, [None] * 500, lengths, None, budget=40_000)
     batches = []
     while window:
         batches.append([int(lengths[row]) for row in window.next_batch(None)])
@@ -46,6 +47,6 @@ def test_batches_have_a_multiple_of_texts_while_there_are_as_many() -> None:
 
 @pytest.mark.parametrize("texts", [0, 1, 512, 513, 40_000])
 def test_windows_have_every_text_once(texts: int) -> None:
-    places = [place for part in windows_of(texts) for place in range(texts)[part]]
+    places = [place for part in windows_of(texts, 512, 4096) for place in range(texts)[part]]
     assert places == list(range(texts))
-    assert all(part.stop - part.start <= MOST_TEXTS for part in windows_of(texts))
+    assert all(part.stop - part.start <= 4096 for part in windows_of(texts, 512, 4096))
