@@ -35,6 +35,7 @@ from embeddings_pipeline.encoders.batches import (
     lowest_cosine,
 )
 from embeddings_pipeline.encoders.device import FEWEST_TOKENS, Link, padded, useful_tokens
+from embeddings_pipeline.encoders.processor import has_bf16
 from embeddings_pipeline.encoders.token_rows import Padding, TokenRows, Tokens
 from embeddings_pipeline.encoders.windows import Window
 from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
@@ -377,8 +378,7 @@ def _half(profile: Profile, device: torch.device) -> torch.dtype | None:
     ten times slower than float32.
     """
     if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
+        return torch.bfloat16 if has_bf16() else None
     if device.type == "cuda" and profile.gpu_precision != "float32":
         return torch.float16 if profile.gpu_precision == "float16" else torch.bfloat16
     return None
