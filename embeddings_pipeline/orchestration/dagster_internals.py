@@ -31,8 +31,9 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.compute_log_manager import CapturedLogContext
 
-# The pools' table, for a default limit that two processes set at once. No public call.
-from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+# The table of events, for writing those of planned partitions together; that of the pools, for a default limit that two
+# processes set at once. No public call.
+from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable, SqlEventLogStorageTable
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
 
@@ -134,6 +135,7 @@ __all__ = [
     "RegisteredCodeLocationOrigin",
     "RemoteRepositoryOrigin",
     "SerializableErrorInfo",
+    "SqlEventLogStorageTable",
     "WorkerStatus",
     "create_console_logger",
     "execute_run_iterator",

@@ -17,7 +17,8 @@ from embeddings_pipeline.wording import counted
 
 MOST_KEYS, MOST_CHARACTERS = 10, 60  # keys, or ranges of them, that are shown of a batch; characters of each
 BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
-MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones
+MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones …
+LEAST_ITEMS_PER_RUN = 1000  # … and where batches are small, so many
 
 
 def build_partitions(definition: CollectionDefinition) -> dg.DynamicPartitionsDefinition:
@@ -36,8 +37,8 @@ def add_partitions(instance: dg.DagsterInstance, definition: CollectionDefinitio
 
 def run_ranges(work: Mapping[int, int], existing: Sequence[int | None], items_per_batch: int) -> list[tuple[int, int]]:
     """The runs, as (first, last) batch, that do this work (batch → items)."""
-    most = {"most_batches": MOST_BATCHES_PER_RUN, "most_items": BATCHES_PER_RUN * items_per_batch}
-    return contiguous_ranges(work, existing, **most)
+    most_items = max(BATCHES_PER_RUN * items_per_batch, LEAST_ITEMS_PER_RUN)
+    return contiguous_ranges(work, existing, most_batches=MOST_BATCHES_PER_RUN, most_items=most_items)
 
 
 def range_tags(first: int, last: int) -> dict[str, str]:

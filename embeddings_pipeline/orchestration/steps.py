@@ -11,6 +11,7 @@ from embeddings_pipeline.config.definition import CollectionDefinition, batch_ke
 from embeddings_pipeline.config.settings import load_settings
 from embeddings_pipeline.errors import ConfigurationError, PipelineError
 from embeddings_pipeline.health.failures import failure_kept
+from embeddings_pipeline.orchestration.instance.event_log import partitions_held
 from embeddings_pipeline.orchestration.resources import PipelineResource, batch_done
 from embeddings_pipeline.pipeline.attempts import each_batch
 from embeddings_pipeline.pipeline.collection import Collection
@@ -74,7 +75,7 @@ def each(
     dry_run: bool = False,
 ) -> None:
     """Do a step for the batches of the run, with metadata for each partition, but for a dry run."""
-    with failures():
+    with failures(), partitions_held():
         collection = open_logged(context, pipeline, definition, dry_run=dry_run)
         existing = {batch_key(batch): batch for batch in collection.ledger.batches()}
         strays = [key for key in context.partition_keys if key not in existing]  # the UI lets people add any partition

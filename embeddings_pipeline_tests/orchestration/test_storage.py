@@ -5,8 +5,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
@@ -15,15 +16,14 @@ import pytest
 from dagster import DagsterInstance
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from sqlalchemy import Engine, event
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from embeddings_pipeline.config.settings import Settings, revealed
 from embeddings_pipeline.errors import DatabaseError
+from embeddings_pipeline.orchestration.instance.event_log import PipelineEventLogStorage, partitions_held
 from embeddings_pipeline.orchestration.instance.launcher import WatchedRunLauncher
-from embeddings_pipeline.orchestration.instance.storage import (
-    PipelineEventLogStorage,
-    PipelineStorage,
-    dagster_database,
-)
+from embeddings_pipeline.orchestration.instance.storage import PipelineStorage, dagster_database
 from embeddings_pipeline.orchestration.runner import open_instance
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.urls import read_address, url_of
@@ -257,7 +257,7 @@ def test_dagster_waits_for_a_server_of_others_that_is_started_again(
         theirs.connect().close()  # it is started
         assert counted.result() == 0
     kill_server(state)
-    monkeypatch.setattr("embeddings_pipeline.orchestration.instance.storage.WAIT_SECONDS", (0.01,))
+    monkeypatch.setattr("embeddings_pipeline.orchestration.instance.pool.WAIT_SECONDS", (0.01,))
     refused = pytest.raises(DatabaseError, match=r"^Dagster's database does not answer \(.*\): start it")
     with refused, dg.DagsterInstance.ephemeral() as instance, open_instance(instance):
         storage.run_storage.get_runs_count()
@@ -287,3 +287,88 @@ def test_partitions_that_have_not_changed_are_not_read_again(
         base = PipelineEventLogStorage.__mro__[2]
         monkeypatch.setattr(base, "get_dynamic_partitions", lambda _, name: read.append(name))
         assert list(instance.get_dynamic_partitions("a")) == ["1", "2"] and not read
+
+
+def test_within_partitions_held_what_was_asked_is_not_asked_again(deployment: Settings, tmp_path: Path) -> None:
+    with project_instance(tmp_path / "one") as one, project_instance(tmp_path / "other") as other:
+        one.add_dynamic_partitions("a", ["1", "2"])
+        with partitions_held():
+            assert one.has_dynamic_partition("a", "2") and not one.has_dynamic_partition("a", "3")
+            assert list(one.get_dynamic_partitions("a")) == ["1", "2"]
+            other.add_dynamic_partitions("a", ["3"])
+            with statements() as asked:
+                assert list(one.get_dynamic_partitions("a")) == ["1", "2"]
+                assert one.has_dynamic_partition("a", "2") and not one.has_dynamic_partition("a", "3")
+            assert asked == []
+            assert list(one.get_dynamic_partitions("b")) == []
+        assert one.has_dynamic_partition("a", "3") and list(one.get_dynamic_partitions("a")) == ["1", "2", "3"]
+
+
+def test_planned_partitions_are_written_together_as_dagster_writes_them_one_by_one(
+    deployment: Settings, tmp_path: Path
+) -> None:
+    keys = [f"{n:06}" for n in range(30)]
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(keys))
+    def first() -> None: ...
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(keys), deps=[first])
+    def second() -> None: ...
+
+    job = dg.Definitions([first, second], jobs=[dg.define_asset_job("both", [first, second])]).resolve_job_def("both")
+
+    def planned(last: str) -> tuple[str, int]:
+        tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": last}
+        with statements() as asked:
+            run = instance.create_run_for_job(job, tags=tags)
+        return run.run_id, len(asked)
+
+    with project_instance(tmp_path / "one") as instance:
+        planned(keys[0])  # what is asked once
+        (few, for_few), (many, for_many) = planned(keys[2]), planned(keys[-1])
+        assert for_many == for_few, "as many statements for 30 partitions as for 3"
+        for run, expected in ((few, keys[:3]), (many, keys)):
+            records = instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+            seen = sorted((each.asset_key.path[-1], each.partition) for each in map(event_of, records))
+            assert seen == [(name, key) for name in ("first", "second") for key in expected]
+        for asset in (first, second):
+            [record] = instance.get_asset_records([asset.key])
+            assert record.asset_entry.last_run_id == many
+
+
+def event_of(entry: dg.EventLogEntry) -> Any:
+    return entry.get_dagster_event()
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What Dagster's storages ask, in this process."""
+    asked: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_a_session_in_use_is_not_asked_whether_it_lives_and_is_replaced_once_it_was_ended(
+    deployment: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    ping = PGDialect_psycopg2.do_ping
+    monkeypatch.setattr(PGDialect_psycopg2, "do_ping", lambda self, each: asked.append(each) or ping(self, each))
+    database = dagster_database(deployment)[0]
+    with project_instance(tmp_path / "one") as instance:
+        assert instance.get_runs_count() == 0
+        asked.clear()
+        assert [instance.get_runs_count() for _ in range(20)] == [0] * 20
+        assert asked == []
+        with database.connect(autocommit=True) as connection:
+            others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {others}")
+        assert instance.get_runs_count() == 0
+        assert asked

@@ -12,7 +12,8 @@ import dagster as dg
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.cache import sweep
 from embeddings_pipeline.orchestration.at_rest import purge_is_due, purge_mark
-from embeddings_pipeline.orchestration.instance.storage import PipelineEventLogStorage, StateComputeLogs
+from embeddings_pipeline.orchestration.instance.event_log import PipelineEventLogStorage
+from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.store.database import open_database
 
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]

@@ -7,36 +7,33 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-import sqlalchemy
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import event, exc
 from sqlalchemy.dialects.postgresql import psycopg2
 
 from embeddings_pipeline.config.settings import Settings, load_settings
 from embeddings_pipeline.errors import DatabaseError
 from embeddings_pipeline.orchestration.dagster_internals import (
     CapturedLogContext,
-    ConcurrencyLimitsTable,
     ConfigurableClass,
     ConfigurableClassData,
     DagsterStorage,
     LocalArtifactStorage,
     LocalComputeLogManager,
-    PostgresEventLogStorage,
     PostgresRunStorage,
     PostgresScheduleStorage,
     touch_file,
 )
+from embeddings_pipeline.orchestration.instance.event_log import PipelineEventLogStorage
+from embeddings_pipeline.orchestration.instance.pool import Pooled
 from embeddings_pipeline.store.dagster_database import dagster_database_name
 from embeddings_pipeline.store.database import Database, one_line, open_database, quoted
-from embeddings_pipeline.store.session import OUR_NETWORK, lifting_limits
+from embeddings_pipeline.store.session import OUR_NETWORK
 from embeddings_pipeline.store.sql import load_sql
 from embeddings_pipeline.store.urls import url_of
 
@@ -100,107 +97,14 @@ def _for_dagster(database: Database) -> dict[str, Any]:
     }
 
 
-WAIT_SECONDS = (2, 8)  # for a server that does not answer; Dagster itself tries for a second
+T = TypeVar("T", bound=Pooled)
 
 
-class _Pooled:
-    """A pool instead of a connection an event; its connections outlive the server's being killed."""
-
-    database: Database
-    _engine: sqlalchemy.Engine
-
-    def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
-        self._engine.dispose()
-        super().optimize_for_webserver(  # type: ignore[misc]
-            statement_timeout=statement_timeout, pool_recycle=pool_recycle, max_overflow=max_overflow
-        )
-        event.listen(self._engine, "do_connect", self._connect_again)
-        event.listen(self._engine, "checkout", self._refuse_dead)
-
-    def _connect_again(self, dialect: Any, _: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
-        for wait in WAIT_SECONDS:
-            try:
-                return _lasting(dialect.connect(*arguments, **parameters))
-            except dialect.loaded_dbapi.OperationalError:
-                if self.database.server is not None:
-                    self.database.server.ensure_running()
-                    break
-                time.sleep(wait)
-        return _lasting(dialect.connect(*arguments, **parameters))
-
-    def _refuse_dead(self, connection: Any, *_: Any) -> None:
-        try:
-            self._engine.dialect.do_ping(connection)
-        except self._engine.dialect.loaded_dbapi.Error as error:
-            raise exc.DisconnectionError from error  # the pool replaces it
-
-    def dispose(self) -> None:
-        super().dispose()  # type: ignore[misc]
-        self._engine.dispose()
-
-
-def _lasting(connection: Any) -> Any:
-    """A connection of psycopg 2 that no limit of the role's or the server's ends while the pool keeps it."""
-    with connection.cursor() as cursor:
-        cursor.execute(lifting_limits())
-    connection.commit()
-    return connection
-
-
-T = TypeVar("T", bound=_Pooled)
-
-
-class _RunStorage(_Pooled, PostgresRunStorage):
+class _RunStorage(Pooled, PostgresRunStorage):
     pass
 
 
-class PipelineEventLogStorage(_Pooled, PostgresEventLogStorage):
-    """Events, and what else `purge` has to know of them."""
-
-    _partitions: Mapping[str, tuple[tuple[int, ...], Sequence[str]]] = {}
-
-    def get_dynamic_partitions(self, partitions_def_name: str) -> Sequence[str]:
-        # Dagster asks for all of them for each partition of a run: what is known is read again only if it has changed.
-        with self.index_connection() as connection:
-            named = {"name": partitions_def_name}
-            row = connection.exec_driver_sql(load_sql("dagster/partitions_standing"), named).one()
-        standing, (known, keys) = tuple(row), self._partitions.get(partitions_def_name, ((), ()))
-        if standing != known:
-            keys = super().get_dynamic_partitions(partitions_def_name)
-            self._partitions = {**self._partitions, partitions_def_name: (standing, keys)}
-        return list(keys)
-
-    def newest_runs(self) -> frozenset[str]:
-        """The runs that say how an asset, a partition or a check is."""
-        with self.index_connection() as connection:
-            return frozenset(connection.exec_driver_sql(load_sql("dagster/newest")).scalars())
-
-    def forget_checks(self) -> None:
-        """Remove the results of checks of runs that are gone, but for the newest of each."""
-        with self.index_transaction() as transaction:
-            transaction.exec_driver_sql(load_sql("dagster/forget_checks"))
-
-    def make_room(self) -> None:
-        """Let what comes take the room of runs and events that are gone."""
-        with self.index_connection() as connection:
-            connection.exec_driver_sql(load_sql("dagster/make_room"))
-
-    def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
-        # If the pool has a row (another process made it, or its default limit was changed), Dagster catches the
-        # conflict of its INSERT and goes on in the failed transaction.
-        limit = self._instance.global_op_concurrency_default_limit
-        with self.database.connect() as connection:
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext('dagster pools'))")
-            if limit is None or not any(pool.name == concurrency_key for pool in self.get_pool_limits()):
-                return super().initialize_concurrency_limit_to_default(concurrency_key)
-        own = ConcurrencyLimitsTable.c.concurrency_key == concurrency_key
-        with self.index_transaction() as transaction:
-            transaction.execute(ConcurrencyLimitsTable.update().where(own).values(limit=limit))
-            self._allocate_concurrency_slots(transaction, concurrency_key, limit)
-        return True
-
-
-class _ScheduleStorage(_Pooled, PostgresScheduleStorage):
+class _ScheduleStorage(Pooled, PostgresScheduleStorage):
     pass
 
 
@@ -229,7 +133,7 @@ class PipelineStorage(DagsterStorage, ConfigurableClass):
         return self._runs
 
     @property
-    def event_log_storage(self) -> PostgresEventLogStorage:
+    def event_log_storage(self) -> PipelineEventLogStorage:
         return self._events
 
     @property
