@@ -46,6 +46,7 @@ class TextMeter:
         self._batches = 0  # to be done in all
         self._texts: dict[int, int] = {}  # of batches that are rendered
         self._handled: dict[int, int] = {}  # of batches that are embedded
+        self._rendered = self._open = self._wanted = 0  # their sums: texts, those not embedded yet, handled
         self._within = 0  # encoded since, of batches that are not
         self._before = self._total = 0
 
@@ -59,7 +60,7 @@ class TextMeter:
 
     @property
     def done(self) -> int:
-        done = self._before + sum(self._handled.values()) + self._within
+        done = self._before + self._wanted + self._within
         return min(done, self._total) if self._total else done
 
     @property
@@ -67,12 +68,10 @@ class TextMeter:
         """0: not known yet."""
         if self._total or not self._texts:
             return self._total
-        open_batches = [texts for batch, texts in self._texts.items() if batch not in self._handled]
-        rendered, wanted = sum(self._texts.values()), sum(self._handled.values())
-        embedded = rendered - sum(open_batches)
-        guessed = rendered / len(self._texts) * max(0, self._batches - len(self._texts))
-        share = wanted / embedded if embedded else 1.0
-        return max(self.done, wanted + round((sum(open_batches) + guessed) * share))
+        embedded = self._rendered - self._open
+        guessed = self._rendered / len(self._texts) * max(0, self._batches - len(self._texts))
+        share = self._wanted / embedded if embedded else 1.0
+        return max(self.done, self._wanted + round((self._open + guessed) * share))
 
     def tell(self, phase: str) -> None:
         self._phase = phase
@@ -82,10 +81,16 @@ class TextMeter:
         """A run has done a step of a batch."""
         step = step_of(asset)
         if step == "item_texts":
+            more = figures["texts"] - self._texts.get(batch, 0)
             self._texts[batch] = figures["texts"]
+            self._rendered += more
+            self._open += more if batch not in self._handled else 0
         elif step in ("embeddings", "backfill"):
             names = ENCODED if step == "embeddings" else HANDLED
-            self._handled[batch] = sum(figures.get(name, 0) for name in names)
+            self._open -= self._texts.get(batch, 0) if batch not in self._handled else 0
+            wanted = sum(figures.get(name, 0) for name in names)
+            self._wanted += wanted - self._handled.get(batch, 0)
+            self._handled[batch] = wanted
             self._within = max(0, self._within - figures["embedded"] - figures.get("cached", 0))
         self.tell(STEPS.get(step, self._phase))
 

@@ -1,6 +1,6 @@
 """Dagster's events on PostgreSQL, with fewer questions than Dagster asks, and what `purge` has to know of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -14,8 +14,8 @@ from embeddings_pipeline.orchestration.dagster_internals import (
 from embeddings_pipeline.orchestration.instance.pool import Pooled
 from embeddings_pipeline.store.sql import load_sql
 
-# Within `partitions_held`: name of a set of partitions → its keys, in their order.
-_held: ContextVar[dict[str, dict[str, None]] | None] = ContextVar("held", default=None)
+# Within `partitions_held`: name of a set of partitions → its keys in their order, and as a set.
+_held: ContextVar[dict[str, tuple[Sequence[str], Set[str]]] | None] = ContextVar("held", default=None)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ class PipelineEventLogStorage(Pooled, PostgresEventLogStorage):
     def get_dynamic_partitions(self, partitions_def_name: str) -> Sequence[str]:
         # Dagster asks for all of them for each partition of a run: what is known is read again only if it has changed.
         if (held := _held.get()) is not None and partitions_def_name in held:
-            return list(held[partitions_def_name])
+            return held[partitions_def_name][0]
         with self.index_connection() as connection:
             named = {"name": partitions_def_name}
             row = connection.exec_driver_sql(load_sql("dagster/partitions_standing"), named).one()
@@ -54,12 +54,12 @@ class PipelineEventLogStorage(Pooled, PostgresEventLogStorage):
             keys = super().get_dynamic_partitions(partitions_def_name)
             self._partitions = {**self._partitions, partitions_def_name: (standing, keys)}
         if held is not None:
-            held[partitions_def_name] = dict.fromkeys(keys)
+            held[partitions_def_name] = tuple(keys), frozenset(keys)
         return list(keys)
 
     def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
         if (held := _held.get()) is not None and partitions_def_name in held:
-            return partition_key in held[partitions_def_name]
+            return partition_key in held[partitions_def_name][1]
         return super().has_dynamic_partition(partitions_def_name, partition_key)
 
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
