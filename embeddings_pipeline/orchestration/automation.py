@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -24,13 +24,6 @@ from embeddings_pipeline.health.freshness import left_to_live
 from embeddings_pipeline.health.lag import about_foreign, indexes_due, lagging_since, map_due
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.ledger.ledger import Ledger
-from embeddings_pipeline.orchestration.dagster_internals import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-    BulkActionsFilter,
-    BulkActionStatus,
-)
 from embeddings_pipeline.orchestration.instance.liveness import RunWatch, cancel_dead_runs
 from embeddings_pipeline.orchestration.instance.workers import warm_up
 from embeddings_pipeline.orchestration.names import (
@@ -38,7 +31,6 @@ from embeddings_pipeline.orchestration.names import (
     PEOPLE,
     asset_key,
     automation_name,
-    batch_assets,
     job_name,
     job_tags,
     op_name,
@@ -49,6 +41,7 @@ from embeddings_pipeline.orchestration.reload import reload_definitions
 from embeddings_pipeline.orchestration.resources import known_to_live
 from embeddings_pipeline.orchestration.steps import failures
 from embeddings_pipeline.orchestration.sync import Recent, SyncResult, sync
+from embeddings_pipeline.orchestration.under_way import UnderWay, under_way
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database
 from embeddings_pipeline.store.models import collection_state
@@ -62,13 +55,6 @@ READ_SECONDS = 5.0  # of the source, in one tick
 RUNS_PER_TICK = 4
 FAILED_WAIT = timedelta(minutes=5)  # an index run that failed is asked for again after so long
 EVERYTHING = "scan and audit everything, embed what is to be, bring the indexes up to date, run every check."
-UNDER_WAY = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 class RefreshConfig(dg.Config):
@@ -79,16 +65,6 @@ class RefreshConfig(dg.Config):
 
 
 # --- the sensor --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class UnderWay:
-    """What runs and backfills are working on now."""
-
-    partitions: frozenset[str]
-    scan: bool
-    index: bool
-    refresh: bool
 
 
 def build_sensor(definition: CollectionDefinition, jobs: Sequence[Any], dimensions: int) -> dg.SensorDefinition:
@@ -146,9 +122,12 @@ def evaluate(
     requests = [_request(job_name(definition, "batches"), range_tags(first, last)) for first, last in ranges]
     if _full_scan_due(instance, collection, busy):
         requests.append(_request(job_name(definition, "scan")))
-    lags = not (busy.index or busy.refresh) and (indexes_due(collection) or map_due(collection))
+    idle = not (busy.index or busy.refresh)
+    index_due = idle and indexes_due(collection)
+    lags = index_due or (idle and map_due(collection))
     if lags and _may_index(instance, collection, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
-        requests.append(_request(job_name(definition, "index")))
+        the_map = {"asset_selection": [asset_key(definition, "map")], "asset_check_keys": []}
+        requests.append(_request(job_name(definition, "index"), **({} if index_due else the_map)))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick
         place = {batch: n for n, batch in enumerate(existing)}
         tried = [n for n in free if n in place and any(place[a] <= place[n] <= place[b] for a, b in ranges)]
@@ -171,47 +150,10 @@ def _step_aside(definition: CollectionDefinition, error: StaleDefinitionError) -
     return dg.SensorResult(skip_reason=dg.SkipReason(reason))
 
 
-def _request(job_name: str, tags: Mapping[str, str] | None = None) -> dg.RunRequest:
+def _request(job_name: str, tags: Mapping[str, str] | None = None, **selection: Any) -> dg.RunRequest:
     # Our console logger, which is quiet, counts only if the run's configuration names it.
-    return dg.RunRequest(job_name=job_name, run_config={"loggers": {"console": {}}}, tags=dict(tags or {}))
-
-
-def under_way(
-    instance: dg.DagsterInstance, definition: CollectionDefinition, dimensions: int, existing: Sequence[str]
-) -> UnderWay:
-    """What runs (this sensor's, a `sync`'s, the UI's) and backfills are working on now; `existing`: all partitions."""
-    step_assets = {asset_key(definition, asset) for asset in batch_assets(dimensions)}
-    index_assets = {asset_key(definition, asset) for asset in ("pgvector_index", "faiss_index")}
-    place = {key: n for n, key in enumerate(existing)}
-    partitions: set[str] = set()
-    scan = index = refresh = False
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNDER_WAY)):
-        selected = run.asset_selection or set()
-        scan |= run.job_name == job_name(definition, "scan") or asset_key(definition, "item_ledger") in selected
-        index |= run.job_name == job_name(definition, "index") or bool(selected & index_assets)
-        refresh |= run.job_name in {job_name(definition, "refresh"), job_name(definition, "all")}
-        if run.job_name != job_name(definition, "batches") and not selected & step_assets:
-            continue
-        first = run.tags.get(ASSET_PARTITION_RANGE_START_TAG, run.tags.get(PARTITION_NAME_TAG, ""))
-        last = run.tags.get(ASSET_PARTITION_RANGE_END_TAG, first)
-        if first in place and last in place:
-            partitions.update(existing[place[first] : place[last] + 1])
-    unfinished = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
-    for backfill in instance.get_backfills(filters=unfinished):  # their runs may not have been made yet
-        partitions.update(_partitions_of(backfill, step_assets, job_name(definition, "batches")))
-    return UnderWay(frozenset(partitions), scan, index, refresh)
-
-
-def _partitions_of(backfill: Any, step_assets: set[dg.AssetKey], job_name: str) -> set[str]:
-    if backfill.asset_backfill_data is not None:
-        target = backfill.asset_backfill_data.target_subset
-        return {
-            key
-            for asset in step_assets & set(target.asset_keys)
-            for key in target.get_partitions_subset(asset).get_partition_keys()
-        }
-    origin = backfill.partition_set_origin
-    return set(backfill.partition_names or []) if origin and job_name in origin.partition_set_name else set()
+    config = {"loggers": {"console": {}}}
+    return dg.RunRequest(job_name=job_name, run_config=config, tags=dict(tags or {}), **selection)
 
 
 def _since_full_scan(collection: Collection) -> timedelta | None:

@@ -23,7 +23,7 @@ from embeddings_pipeline.encoders.batch_jobs import BatchJobs
 from embeddings_pipeline.errors import PipelineError
 from embeddings_pipeline.model_change.state import incomplete_batches, open_change
 from embeddings_pipeline.orchestration.asset_options import asset_options
-from embeddings_pipeline.orchestration.automation import RUNS_PER_TICK, UNDER_WAY, has_just_failed, under_way
+from embeddings_pipeline.orchestration.automation import RUNS_PER_TICK, has_just_failed
 from embeddings_pipeline.orchestration.names import (
     asset_key,
     asset_op_name,
@@ -35,6 +35,7 @@ from embeddings_pipeline.orchestration.names import (
 from embeddings_pipeline.orchestration.partitions import batches_of, range_tags, run_ranges
 from embeddings_pipeline.orchestration.resources import PipelineResource
 from embeddings_pipeline.orchestration.steps import failures, open_logged
+from embeddings_pipeline.orchestration.under_way import UNDER_WAY, under_way
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.store.database import open_database, was_used
 from embeddings_pipeline.store.models import Model

@@ -28,7 +28,7 @@ from embeddings_pipeline.orchestration.instance.home import location_name, proje
 from embeddings_pipeline.orchestration.instance.liveness import SYNC_TAG, RunWatch, cancel_dead_runs, process_tags
 from embeddings_pipeline.orchestration.instance.storage import StateComputeLogs
 from embeddings_pipeline.orchestration.jobs import build_pipeline
-from embeddings_pipeline.orchestration.names import asset_op_name, job_name, step_of
+from embeddings_pipeline.orchestration.names import asset_key, asset_op_name, job_name, step_of
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.store.locks import run_lock
 
@@ -90,12 +90,19 @@ class JobRunner:
 
     def execute(self, job: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> list[Materialization]:
         """Run one of the collection's jobs to its end; what it materialized. RunFailed with its step's message."""
-        return self._execute(self.definitions.resolve_job_def(job_name(self.collection.definition, job)), config, tags)
+        return self._execute(self._job(job), config, tags)
+
+    def materialize(self, job: str, asset: str) -> None:
+        """Run one asset of a job, without the job's checks. RunFailed with its step's message."""
+        keys = {asset_key(self.collection.definition, asset)}
+        self._execute(self._job(job).get_subset(asset_selection=keys, asset_check_selection=set()), {}, {})
 
     def check(self, keys: Iterable[dg.AssetCheckKey]) -> None:
         """Run these checks of the job `audit`, and nothing else. RunFailed if one could not be run."""
-        audit = self.definitions.resolve_job_def(job_name(self.collection.definition, "audit"))
-        self._execute(audit.get_subset(asset_check_selection=set(keys)), {}, {})
+        self._execute(self._job("audit").get_subset(asset_check_selection=set(keys)), {}, {})
+
+    def _job(self, job: str) -> dg.JobDefinition:
+        return self.definitions.resolve_job_def(job_name(self.collection.definition, job))
 
     def _execute(
         self, definition: dg.JobDefinition, config: Mapping[str, Any], tags: Mapping[str, str]

@@ -149,12 +149,16 @@ class _Sync:
             )
         if options.force and limit is None and items is None and result.embedded:
             renew(self.collection)
-        if indexes_lag(self.collection, verify=True) or map_due(self.collection):
+        lag = indexes_lag(self.collection, verify=True)
+        if lag or map_due(self.collection):
             if foreign := about_foreign(self.collection):
                 log.warning("warning: collection %r: %s", name, foreign)
             self.progress("indexing", 0, 0)
             with index_watched(self.collection, self.progress):
-                self.runner.execute("index", {}, {})
+                if lag:
+                    self.runner.execute("index", {}, {})
+                else:
+                    self.runner.materialize("index", "map")
         if self.definition.attributes.interactions and (options.full or not is_built(self.collection.database, name)):
             self.runner.execute("cooccurrence", {}, {})
 

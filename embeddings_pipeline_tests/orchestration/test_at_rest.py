@@ -73,6 +73,10 @@ def lose_the_index(database: Database, project: Settings, instance: dg.DagsterIn
     (project.state_dir / "faiss" / "films" / "CURRENT").unlink()
 
 
+def lose_the_map(database: Database, project: Settings, instance: dg.DagsterInstance) -> None:
+    (project.state_dir / "faiss" / "films" / "map.json").unlink()
+
+
 def fail_a_check(database: Database, project: Settings, instance: dg.DagsterInstance) -> None:
     execute(database, "UPDATE embeddings.check_result SET passed = false, severity = 'error' WHERE name = 'coverage'")
 
@@ -95,6 +99,7 @@ def forget_the_purge(database: Database, project: Settings, instance: dg.Dagster
         (edit, {"films_scan", "films_batches", "films_index"}),
         (lose_a_vector, {"films_scan", "films_batches", "films_index"}),
         (lose_the_index, {"films_scan", "films_index"}),
+        (lose_the_map, {"films_scan", "films_index"}),
         (fail_a_check, {"films_scan", "films_audit"}),
         (forget_partitions, {"films_scan"}),
         (forget_what_was_read, {"films_scan"}),

@@ -14,13 +14,14 @@ from embeddings_pipeline.errors import OutageError, SourceError
 from embeddings_pipeline.health.activity import LIVE, activity
 from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.orchestration import automation
-from embeddings_pipeline.orchestration.automation import evaluate, under_way
+from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.orchestration.dagster_internals import BulkActionStatus, InMemoryJob
 from embeddings_pipeline.orchestration.instance.liveness import PROCESS_TAG, process_tags
 from embeddings_pipeline.orchestration.names import automation_name, partitions_name
 from embeddings_pipeline.orchestration.partitions import range_tags
 from embeddings_pipeline.orchestration.sync import sync
+from embeddings_pipeline.orchestration.under_way import under_way
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.session import ReadLimits
@@ -64,6 +65,9 @@ class Daemon:
 
     def run(self, request: dg.RunRequest) -> bool:
         job = self.definitions.resolve_job_def(request.job_name or "")
+        if request.asset_selection is not None:
+            checks = set(request.asset_check_keys or ())
+            job = job.get_subset(asset_selection=set(request.asset_selection), asset_check_selection=checks)
         run = self.instance.create_run_for_job(job, run_config=request.run_config, tags=dict(request.tags))
         return execute_run(InMemoryJob(job), run, self.instance, raise_on_error=False).success
 
@@ -100,6 +104,18 @@ class TestSensor:
             and "indexes current" in said
         )
         assert "last full scan 0 minutes ago" in said
+
+    def test_a_map_that_is_gone_is_made_again_and_no_index(self, database, project, daemon) -> None:
+        make_films(database, films(25))
+        one = daemon()
+        one.until_quiet()
+        folder = project.state_dir / "faiss" / "films"
+        generation = (folder / "CURRENT").read_text()
+        (folder / "map.json").unlink()
+        [request] = one.tick().run_requests or []
+        assert request.job_name == "films_index"
+        assert one.run(request) and one.until_quiet() == 1
+        assert (folder / "map.json").is_file() and (folder / "CURRENT").read_text() == generation
 
     def test_a_locked_source_does_not_hold_a_tick_up(self, database, project, daemon, monkeypatch) -> None:
         monkeypatch.setattr(automation, "TICK_LIMITS", ReadLimits(lock_seconds=1, statement_seconds=5))

@@ -123,10 +123,13 @@ def test_the_map_is_a_picture_which_a_sync_makes_again_if_it_is_gone(database, p
     picture = str(first["picture_base"])
     assert picture.startswith("![map of 30 items](data:image/png;base64,iVBOR") and "revenue: 1" in picture
     assert len(picture) < 100_000
-    (project.state_dir / "faiss" / "films" / "map.json").unlink()
+    folder = project.state_dir / "faiss" / "films"
+    generation = (folder / "CURRENT").read_text()
+    (folder / "map.json").unlink()
     sync(one, project, instance=instance)
     assert newest()["made_because"] == "there was none"
-    assert (project.state_dir / "faiss" / "films" / "map.json").is_file()
+    assert (folder / "map.json").is_file()
+    assert (folder / "CURRENT").read_text() == generation, "an index that is current was built anew"
 
 
 def test_what_is_in_the_database_is_no_markup_in_a_picture(database, project, instance) -> None:
