@@ -8,12 +8,15 @@ from datetime import timedelta
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import RunFailed
+from embeddings_pipeline.health.status import collection_status
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.orchestration import at_rest
+from embeddings_pipeline.orchestration.automation import evaluate
 from embeddings_pipeline.orchestration.instance.liveness import PROCESS_TAG, process_tags
 from embeddings_pipeline.orchestration.names import asset_key, partitions_name
 from embeddings_pipeline.orchestration.sync import SyncResult, sync
@@ -174,3 +177,37 @@ def test_a_scan_that_is_refused_is_a_failed_run_as_ever(
     [run, *_] = instance.get_runs()
     assert (run.job_name, run.status) == ("films_scan", dg.DagsterRunStatus.FAILURE)
     assert len(committed(database)) == 12
+
+
+@pytest.mark.slow
+def test_what_is_asked_does_not_grow_with_the_number_of_batches(
+    database: Database, project: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    ask = psycopg.Cursor.execute
+
+    def noted(cursor: psycopg.Cursor, query: Any, *given: Any, **options: Any) -> Any:
+        asked.append(query)
+        return ask(cursor, query, *given, **options)
+
+    def asks(what: Callable[[], object]) -> int:
+        asked.clear()
+        what()
+        return len(asked)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", noted)
+    make_films(database, films(2))
+    one = definition(items_per_batch=1)
+    each: dict[str, Callable[[], object]] = {
+        "sync": lambda: sync(one, project),
+        "status": lambda: collection_status(one, database, project),
+        "tick": lambda: evaluate(instance, one, 32),
+    }
+    sync(one, project)
+    few = {name: asks(what) for name, what in each.items()}
+    execute(database, "INSERT INTO films SELECT n, 'Film ' || n, 'another story', n FROM generate_series(3, 60) AS n")
+    assert sync(one, project).embedded == 58
+    before = runs(instance)
+    many = {name: asks(what) for name, what in each.items()}
+    assert all(many[name] <= few[name] for name in each), (few, many)
+    assert runs(instance) == before
