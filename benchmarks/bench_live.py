@@ -5,7 +5,8 @@ python benchmarks/bench_live.py [--rows 3000] [--inserts 100] [--load-seconds 30
 An embedded server of its own below a temporary folder, and one `embeddings-pipeline live` beside whom this program
 writes. First rows are inserted at random moments: a row counts as searchable when `embeddings.items`, which searches
 read, has its vector. Then `--rate` changes are committed each second, one by one: of ten, seven edit a text, two a
-column that is only returned, one inserts a row. Last the table is compared with a clean build. One line of JSON.
+column that is only returned, one inserts a row. Last the table is compared with a clean build, and the encoder alone
+takes some of the texts, which is as much as the processor can do. One line of JSON.
 """
 
 import argparse
@@ -71,7 +72,9 @@ def main() -> int:
         command = [*PROGRAM, "live", "--json"]
         live = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert live.stdout is not None and json.loads(live.stdout.readline())["event"] == "started"
-        threading.Thread(target=live.stdout.read, daemon=True).start()
+        told = list[str]()
+        reading = threading.Thread(target=told.extend, args=[live.stdout], daemon=True)
+        reading.start()
         time.sleep(5)
         result = {"rows": arguments.rows, "idle_percent_of_a_core": idle(live.pid, 10)}
         with database.connect(autocommit=True) as connection:
@@ -84,6 +87,10 @@ def main() -> int:
         result["memory_mb"] = round(process.memory_info().rss / 1e6)
         live.send_signal(signal.SIGTERM)
         result["exit_code"] = live.wait(60)
+        reading.join(10)
+        seconds = arguments.load_seconds + result["lag_at_the_end_seconds"]
+        result["texts_a_second_under_load"] = round((embedded(told) - arguments.inserts) / seconds, 1)
+        result["texts_a_second_of_the_encoder_alone"] = encoder_alone(database, settings)
         result["equal_to_a_clean_build"] = equal(database, settings)
     finally:
         if live is not None:
@@ -162,6 +169,25 @@ def load(database: Database, keys: list[int], seconds: float, rate: int) -> dict
         while not connection.execute(FOUND, [[str(last)]]).fetchall() or connection.execute(dirty).fetchone() != (0,):
             time.sleep(0.05)
     return {"changes": number, "load_seconds": seconds, "lag_at_the_end_seconds": round(time.monotonic() - ended, 2)}
+
+
+def embedded(told: list[str]) -> int:
+    """How many texts `live` has encoded in all."""
+    done = [event for event in map(json.loads, told) if event["event"] == "done"]
+    return sum(each["embedded"] for event in done for each in event["collections"].values())
+
+
+def encoder_alone(database: Database, settings: Settings) -> float:
+    """Texts a second, of texts as they are now, with nobody else at work."""
+    with database.connect() as connection:
+        texts = [
+            row[0] for row in connection.execute("SELECT text FROM embeddings.items_text ORDER BY id DESC LIMIT 600")
+        ]
+    encoder = open_collection(load_collections()["items"], settings).encoder()
+    encoder.encode_documents(texts[:100])
+    began = time.perf_counter()
+    encoder.encode_documents(texts[100:])
+    return round((len(texts) - 100) / (time.perf_counter() - began), 1)
 
 
 def equal(database: Database, settings: Settings) -> bool:

@@ -6,7 +6,7 @@ import dagster as dg
 
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.orchestration.names import asset_key
-from embeddings_pipeline.orchestration.partitions import BATCHES_PER_RUN, build_partitions
+from embeddings_pipeline.orchestration.partitions import batches_per_run, build_partitions
 
 CODE_VERSION = "1"  # of the steps; what a collection's definition adds is in `definition_hash`
 ENCODER_POOL = "encoder"
@@ -28,6 +28,7 @@ def asset_options(
         "tags": {"collection": definition.name},
     }
     if partitioned:
-        policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=BATCHES_PER_RUN)
+        most = batches_per_run(definition.attributes.items_per_batch)
+        policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=most)
         common |= {"partitions_def": build_partitions(definition), "backfill_policy": policy}
     return common

@@ -17,8 +17,8 @@ from embeddings_pipeline.wording import counted
 
 MOST_KEYS, MOST_CHARACTERS = 10, 60  # keys, or ranges of them, that are shown of a batch; characters of each
 BATCHES_PER_RUN = 10  # of a backfill: searchable after a minute or two, at a second of overhead a run
-MOST_BATCHES_PER_RUN = 100  # of a run whose batches have little to do: as many items as BATCHES_PER_RUN full ones …
-LEAST_ITEMS_PER_RUN = 1000  # … and where batches are small, so many
+MOST_BATCHES_PER_RUN = 100  # of a run whose batches are small or have little to do
+LEAST_ITEMS_PER_RUN = 1000  # of small batches, if there are so many
 
 
 def build_partitions(definition: CollectionDefinition) -> dg.DynamicPartitionsDefinition:
@@ -35,9 +35,14 @@ def add_partitions(instance: dg.DagsterInstance, definition: CollectionDefinitio
     return new
 
 
+def batches_per_run(items_per_batch: int) -> int:
+    """How many full batches a run takes."""
+    return max(BATCHES_PER_RUN, min(MOST_BATCHES_PER_RUN, LEAST_ITEMS_PER_RUN // items_per_batch))
+
+
 def run_ranges(work: Mapping[int, int], existing: Sequence[int | None], items_per_batch: int) -> list[tuple[int, int]]:
     """The runs, as (first, last) batch, that do this work (batch → items)."""
-    most_items = max(BATCHES_PER_RUN * items_per_batch, LEAST_ITEMS_PER_RUN)
+    most_items = batches_per_run(items_per_batch) * items_per_batch
     return contiguous_ranges(work, existing, most_batches=MOST_BATCHES_PER_RUN, most_items=most_items)
 
 
