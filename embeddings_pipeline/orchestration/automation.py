@@ -126,7 +126,7 @@ def evaluate(
     index_due = idle and indexes_due(collection)
     lags = index_due or (idle and map_due(collection))
     if lags and _may_index(instance, collection, bool(dirty), busy, timedelta(minutes=config.index_lag_minutes)):
-        the_map = {"asset_selection": [asset_key(definition, "map")], "asset_check_keys": []}
+        the_map: dict[str, Any] = {"asset_selection": [asset_key(definition, "map")], "asset_check_keys": []}
         requests.append(_request(job_name(definition, "index"), **({} if index_due else the_map)))
     if ranges:  # noted before: a run that dies before its first step must not come back at each tick
         place = {batch: n for n, batch in enumerate(existing)}
@@ -152,7 +152,7 @@ def _step_aside(definition: CollectionDefinition, error: StaleDefinitionError) -
 
 def _request(job_name: str, tags: Mapping[str, str] | None = None, **selection: Any) -> dg.RunRequest:
     # Our console logger, which is quiet, counts only if the run's configuration names it.
-    config = {"loggers": {"console": {}}}
+    config: dict[str, Any] = {"loggers": {"console": {}}}
     return dg.RunRequest(job_name=job_name, run_config=config, tags=dict(tags or {}), **selection)
 
 

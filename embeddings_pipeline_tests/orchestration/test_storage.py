@@ -360,7 +360,12 @@ def test_a_session_in_use_is_not_asked_whether_it_lives_and_is_replaced_once_it_
 ) -> None:
     asked: list[object] = []
     ping = PGDialect_psycopg2.do_ping
-    monkeypatch.setattr(PGDialect_psycopg2, "do_ping", lambda self, each: asked.append(each) or ping(self, each))
+
+    def noted(dialect: PGDialect_psycopg2, connection: Any) -> bool:
+        asked.append(connection)
+        return ping(dialect, connection)
+
+    monkeypatch.setattr(PGDialect_psycopg2, "do_ping", noted)
     database = dagster_database(deployment)[0]
     with project_instance(tmp_path / "one") as instance:
         assert instance.get_runs_count() == 0

@@ -64,7 +64,7 @@ class PipelineEventLogStorage(Pooled, PostgresEventLogStorage):
 
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         # Dagster writes together what was made, but one by one what is planned: four events a partition of a run.
-        planned, others = [], []
+        planned, others = list[dg.EventLogEntry](), list[dg.EventLogEntry]()
         for event in events:
             is_planned = event.dagster_event_type == dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
             (planned if is_planned else others).append(event)
