@@ -260,6 +260,20 @@ def test_two_do_no_batch_twice(synced: Database, settings: Settings) -> None:
     assert len(encoded) == 8 and set(encoded.values()) == {1}
 
 
+def test_of_a_row_that_changes_faster_than_it_is_encoded_only_newest_texts_are(
+    synced: Database, settings: Settings
+) -> None:
+    with following(with_updates(), settings=settings):
+        DeterministicEncoder.reset()
+        DeterministicEncoder.seconds_per_call = 1.0
+        for n in range(40):
+            edit(synced, 3, f"changed {n}")
+            time.sleep(0.05)
+        soon(lambda: texts(synced)["3"] == "Film 3 | changed 39")
+    encoded = {text: count for text, count in DeterministicEncoder.texts_encoded.items() if "changed" in text}
+    assert len(encoded) <= 8 and set(encoded.values()) == {1}
+
+
 def test_the_files_of_its_last_runs_do_not_pile_up(synced: Database, settings: Settings) -> None:
     with following(with_updates(), settings=settings):
         for n in range(5):
