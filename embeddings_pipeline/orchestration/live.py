@@ -13,6 +13,7 @@ from embeddings_pipeline.live.done import Done
 from embeddings_pipeline.live.follow import Told, follow
 from embeddings_pipeline.live.reports import MinuteReports
 from embeddings_pipeline.orchestration.figures import BATCH_FIGURES, figures_of_step
+from embeddings_pipeline.orchestration.instance.event_log import materializations_together
 from embeddings_pipeline.orchestration.names import (
     AUTOMATION,
     asset_key,
@@ -37,7 +38,7 @@ def report(
 
     `instance`: Dagster's, the one of dagster.yaml if left out.
     """
-    with open_instance(instance) as instance:
+    with open_instance(instance) as instance, materializations_together(instance):
         for name, each in done.items():
             definition = definitions[name]
             add_partitions(instance, definition, list(each.batches))

@@ -14,6 +14,7 @@ from embeddings_pipeline.orchestration.names import asset_key, partitions_name
 from embeddings_pipeline.pipeline.figures import RunFigures
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.live.test_follow import insert, texts, with_updates
+from embeddings_pipeline_tests.orchestration.test_storage import statements
 from embeddings_pipeline_tests.support.dagster_internals import execute_run
 from embeddings_pipeline_tests.support.workbench import definition, execute, films, make_films, sync_once, wait_until
 
@@ -47,6 +48,26 @@ def test_what_was_done_in_a_minute_is_one_materialization_of_each_asset(
     assert (metadata["inserted"].value, metadata["done_by"].value) == (3, "live")
     [embedded, _] = instance.fetch_materializations(asset_key(definition(), "embeddings_32"), limit=9).records
     assert embedded.asset_materialization and embedded.asset_materialization.metadata["embedded"].value == 1
+
+
+def test_what_was_done_to_many_batches_is_written_together(project: Settings, instance: dg.DagsterInstance) -> None:
+    def told(batches: range, inserted: int) -> list[str]:
+        figures = {batch: RunFigures(rows=10, inserted=inserted) for batch in batches}
+        with statements() as asked:
+            report({"films": definition()}, project, {"films": Done(figures)}, instance)
+        return asked
+
+    told(range(120), 1)  # the partitions are added, and what is asked once is asked
+    few, many = told(range(3), 2), told(range(120), 3)
+    assert len(many) <= 3 * len(few), "480 events in three writes"
+    for asset in ("raw_items", "item_texts", "embeddings_32", "pgvector_table"):
+        key = asset_key(definition(), asset)
+        assert instance.get_materialized_partitions(key) == {f"{batch:06}" for batch in range(120)}
+        records = instance.fetch_materializations(key, limit=200).records
+        assert [record.partition_key for record in records[:120]] == [f"{n:06}" for n in reversed(range(120))]
+        latest = instance.get_latest_materialization_event(key)
+        assert latest is not None and latest.asset_materialization is not None
+        assert latest.asset_materialization.partition == "000119"
 
 
 def test_what_cannot_be_told_is_told_later() -> None:

@@ -30,6 +30,25 @@ def partitions_held() -> Iterator[None]:
         _held.reset(token)
 
 
+# Within `materializations_together`: those that are not written yet.
+_gathered: ContextVar[list[dg.EventLogEntry] | None] = ContextVar("gathered", default=None)
+EVENTS_TOGETHER = 200
+_TOGETHER = (dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+
+
+@contextmanager
+def materializations_together(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Within it, materializations that are reported one by one are written together; the last ones at its end."""
+    gathered = list[dg.EventLogEntry]()
+    token = _gathered.set(gathered)
+    try:
+        yield
+    finally:
+        _gathered.reset(token)
+    if gathered:
+        instance.event_log_storage.store_event_batch(gathered)
+
+
 class PipelineEventLogStorage(Pooled, PostgresEventLogStorage):
     """Events, and what else `purge` has to know of them."""
 
@@ -62,24 +81,32 @@ class PipelineEventLogStorage(Pooled, PostgresEventLogStorage):
             return partition_key in held[partitions_def_name][1]
         return super().has_dynamic_partition(partitions_def_name, partition_key)
 
+    def store_event(self, event: dg.EventLogEntry) -> None:
+        gathered = _gathered.get()
+        if gathered is None or event.dagster_event_type != dg.DagsterEventType.ASSET_MATERIALIZATION:
+            return super().store_event(event)
+        gathered.append(event)
+        if len(gathered) >= EVENTS_TOGETHER:
+            self.store_event_batch(gathered)
+            gathered.clear()
+
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
-        # Dagster writes together what was made, but one by one what is planned: four events a partition of a run.
-        planned, others = list[dg.EventLogEntry](), list[dg.EventLogEntry]()
+        # Dagster writes together what was made of one asset, but one by one what is planned: four events a partition.
+        together, others = list[dg.EventLogEntry](), list[dg.EventLogEntry]()
         for event in events:
-            is_planned = event.dagster_event_type == dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
-            (planned if is_planned else others).append(event)
+            (together if event.dagster_event_type in _TOGETHER else others).append(event)
         if others:
             super().store_event_batch(others)
-        if not planned:
+        if not together:
             return
         with self._connect() as connection:
-            rows = self.prepare_insert_event_batch(planned).returning(SqlEventLogStorageTable.c.id)
+            rows = self.prepare_insert_event_batch(together).returning(SqlEventLogStorageTable.c.id)
             ids = connection.execute(rows).scalars().all()
-        newest = {event.get_dagster_event().asset_key: at for at, event in enumerate(planned)}
+        newest = {event.get_dagster_event().asset_key: at for at, event in enumerate(together)}
         with self.index_transaction() as transaction:
-            self._store_asset_event_tags(transaction, planned, ids)
+            self._store_asset_event_tags(transaction, together, ids)
             for at in newest.values():
-                self._store_asset_event(transaction, planned[at], ids[at])
+                self._store_asset_event(transaction, together[at], ids[at])
 
     def newest_runs(self) -> frozenset[str]:
         """The runs that say how an asset, a partition or a check is."""
