@@ -83,5 +83,5 @@ def _print(event: dict[str, Any], *, as_json: bool) -> None:
         now = f"{datetime.now(UTC):%H:%M:%S}"
         for name, done in event["collections"].items():
             items = f"{counted(done['inserted'], 'item')} new, {done['updated']:,} changed, {done['deleted']:,} deleted"
-            texts = f"{counted(done['embedded'], 'text')} embedded, {done['reused']:,} reused"
+            texts = f"{counted(done['embedded'], 'text')} embedded"
             print(f"{now} {name}: {items}; {texts}; {counted(done['commits'], 'commit')}", flush=True)

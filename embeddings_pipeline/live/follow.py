@@ -69,11 +69,11 @@ def follow(
                     _report(tally, told)
         finally:
             ended.set()
-            deadline = time.monotonic() + STOP_SECONDS
-            for thread in threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            if not _ended_within(1.0, threads):
+                told.line("ending, once the batches at hand are committed; asked again, at once")
+                _ended_within(STOP_SECONDS - 1.0, threads)
             _report(tally, told)
-    return not any(thread.is_alive() for thread in threads)
+    return _ended_within(0.0, threads)
 
 
 def _noted(stack: ExitStack, database: Database, number: str, followers: Sequence[Follower]) -> bool:
@@ -103,6 +103,14 @@ def _opened(followers: list[Follower], told: Told, ended: threading.Event) -> li
     if errors and not opened:
         raise errors[0]
     return opened
+
+
+def _ended_within(seconds: float, threads: Sequence[threading.Thread]) -> bool:
+    """Wait for them so long; whether all have ended."""
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _report(tally: Tally, told: Told) -> None:

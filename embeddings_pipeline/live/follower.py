@@ -102,6 +102,7 @@ class Follower:
                 self._state(connection)
         self._file = self._stat()
         collection = open_collection(self.definition, self.settings)
+        collection.lake.check_writable()
         for warning in collection.warnings:
             log.warning("warning: %s", warning)
         collection.encoder()

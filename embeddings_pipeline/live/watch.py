@@ -52,7 +52,7 @@ class UpdatedRows:
     """Looks at `updated_at` each second: at the rows after the last that it saw LATE_SECONDS ago."""
 
     deletes = False
-    words = "updated_at, each second"
+    words = "updated_at, each second (deleted rows, and edits that leave it as it was, are found by full scans)"
 
     def __init__(self, collection: Collection, after: Position | None = None) -> None:
         """`after`: how far one before it had come."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Container
@@ -137,6 +138,19 @@ class Lake:
                 f"the lake cannot be written at {path}: {_reason(error)}; make room or allow writing, then sync again"
             ) from error
         return path
+
+    def check_writable(self) -> None:
+        """LakeError if nothing can be written into a folder, before a batch is begun and counts as one that failed."""
+        if not isinstance(self.filesystem, pafs.LocalFileSystem):
+            return  # who may write what is not known there before it is tried
+        try:
+            self.filesystem.create_dir(self.root, recursive=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise LakeError(
+                f"the lake cannot be written at {self.root}: {_reason(error)}; make room or allow writing"
+            ) from error
 
     def _read(self, path: str) -> pa.Table:
         with pq.ParquetFile(path, filesystem=self.filesystem) as file:

@@ -10,6 +10,7 @@ import pytest
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import ConfigurationError
+from embeddings_pipeline.live.watch import UpdatedRows
 from embeddings_pipeline.store.change_stream import Changes, NotFollowedError, follow_changes
 from embeddings_pipeline.store.database import Database, open_database
 from embeddings_pipeline.store.schema import ensure_schema, forget_schemas
@@ -218,7 +219,7 @@ def test_without_a_free_slot_updated_at_is_looked_at(films_there: Any) -> None:
         for n in range(3):
             connection.execute(f"SELECT pg_create_physical_replication_slot('taken_{n}', false, true)")  # type: ignore[arg-type]
         with following(one, settings=settings, use_log=True) as heard:
-            assert heard.watched == {"films": "updated_at, each second"}
+            assert heard.watched == {"films": UpdatedRows.words}
             execute(database, "INSERT INTO films VALUES (100, 'New', 'walruses', 1)")
             soon(lambda: "100" in committed(database))
         with following(definition(), settings=settings, use_log=True) as heard:

@@ -12,7 +12,7 @@ import yaml
 from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.errors import ConfigurationError, OutageError, SourceError
+from embeddings_pipeline.errors import ConfigurationError, LakeError, OutageError, SourceError
 from embeddings_pipeline.health.activity import under_way
 from embeddings_pipeline.health.lag import indexes_due
 from embeddings_pipeline.index.faiss_read import read_manifest
@@ -88,7 +88,7 @@ def test_rows_that_are_inserted_and_edited_are_found_by_a_search(synced: Databas
         edit(synced, 3, "xylophones")
         soon(lambda: texts(synced).get("100") == "New | walruses" and texts(synced)["3"] == "Film 3 | xylophones")
         assert search(with_updates(), settings, "xylophones", k=1)[0].item_key == "3"
-        assert heard.watched == {"films": "updated_at, each second"}
+        assert heard.watched == {"films": UpdatedRows.words}
         [activity] = under_way(synced, "films")
         assert activity.what == "live"
     assert under_way(synced, "films") == []
@@ -186,6 +186,18 @@ def test_updated_at_in_the_future_is_found_by_the_wider_read_and_hides_nothing(
         soon(lambda: texts(synced)["4"] == "Film 4 | future")
         edit(synced, 5, "present")
         soon(lambda: texts(synced)["5"] == "Film 5 | present")
+
+
+def test_where_the_lake_cannot_be_written_nothing_is_begun(
+    synced: Database, settings: Settings, tmp_path: Path
+) -> None:
+    insert(synced, 100)
+    (tmp_path / "file").touch()
+    elsewhere = settings.model_copy(update={"lake_uri": str(tmp_path / "file" / "lake")})
+    with following(with_updates(), settings=elsewhere) as heard:
+        pass
+    assert isinstance(heard.error, LakeError) and "the lake cannot be written at" in str(heard.error)
+    assert execute(synced, "SELECT max(attempts) FROM embeddings.batch") == [(0,)]
 
 
 def test_without_updated_at_one_line_says_what_to_do(synced: Database, settings: Settings) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from embeddings_pipeline.config.loading import read_collections
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.live.watch import UpdatedRows
 from embeddings_pipeline.orchestration.names import asset_key
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.database import Database
@@ -85,7 +86,7 @@ def test_it_is_ended_by_a_signal_and_dagster_knows_what_it_did(
         wait_until(lambda: "100" in texts(there))
         one.process.send_signal(end)
         assert one.process.wait(60) == 0
-    assert one.told("started")[0]["collections"] == {"films": "updated_at, each second"}
+    assert one.told("started")[0]["collections"] == {"films": UpdatedRows.words}
     assert one.told("done")[-1]["collections"]["films"]["inserted"] == 1
     for asset in ("raw_items", "item_texts", "embeddings_32", "pgvector_table"):
         assert instance.get_materialized_partitions(asset_key(with_updates(), asset)) == {"000002"}

@@ -147,3 +147,13 @@ def test_what_was_written_last_is_in_memory_as_long_as_its_file_is_the_same(
         lake.write(TABLE, "films/item_texts", 1, f"run{run:02}")
     assert _written._bytes <= 100
     assert lake.newest("films/item_texts", 1, "run00") is not None  # forgotten, and read
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_begun(lake: Lake, tmp_path: Path) -> None:
+    lake.check_writable()
+    assert not list(Path(lake.root).iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        LakeError, match=r"^the lake cannot be written at .*/file/lake: [^\n]*; make room or allow writing$"
+    ):
+        replace(lake, root=str(tmp_path / "file" / "lake")).check_writable()
