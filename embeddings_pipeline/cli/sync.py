@@ -133,8 +133,9 @@ def _sync_line(done: dict[str, Any]) -> str:
     cost = f"; ${done['usd']:,.4f}" if done["usd"] else ""
     in_jobs = f", {done['in_jobs']:,} with batch jobs ({BATCH_JOBS})" if done["in_jobs"] else ""
     left = f", {done['left']:,} left for the next sync" if done["left"] else ""
+    indexed = f"; indexed: {', '.join(done['indexed'])}" if done["indexed"] else ""
     return (
         f"{done['collection']}: {items}, {done['deleted']:,} deleted; {counted(done['embedded'], 'text')} embedded, "
-        f"{cached}{done['reused']:,} reused, {done['quarantined']:,} in quarantine{in_jobs}{left}; "
+        f"{cached}{done['reused']:,} reused, {done['quarantined']:,} in quarantine{in_jobs}{left}{indexed}; "
         f"{done['seconds']:.1f} s{cost}{longer}"
     )

@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 @dataclass
 class SyncResult:
     """What a sync did: items (scanned, new, changed, deleted), texts (embedded, cached, reused), dollars, seconds; and
-    how many texts and items are in quarantine after it, and how many texts are longer than the model reads.
+    how many texts and items are in quarantine after it, and how many texts are longer than the model reads. Indexes
+    that were built, for people.
     """
 
     collection: str
@@ -53,6 +54,7 @@ class SyncResult:
     left: int = 0  # texts that `limit` or `dry_run` left for later
     truncated: int = 0  # texts of the collection that are longer than the model reads; of a dry run: of those left
     longest_tokens: int = 0  # the longest of them
+    indexed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     dry_run: bool = False
     quotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a dry run: what each batch would cost

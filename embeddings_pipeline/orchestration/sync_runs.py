@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
+from embeddings_pipeline.config.definition import CollectionDefinition
 from embeddings_pipeline.config.profiles import resolve_profile
 from embeddings_pipeline.errors import InterruptedRunError, PipelineError, RunFailed
 from embeddings_pipeline.health.audit import audit
@@ -157,8 +158,10 @@ class _Sync:
             with index_watched(self.collection, self.progress):
                 if lag:
                     self.runner.execute("index", {}, {})
+                    self.result.indexed = _indexes_of(self.definition)
                 else:
                     self.runner.materialize("index", "map")
+                    self.result.indexed = ["map"]
         if self.definition.attributes.interactions and (options.full or not is_built(self.collection.database, name)):
             self.runner.execute("cooccurrence", {}, {})
 
@@ -191,3 +194,15 @@ class _Sync:
         self.result.reused += figures.reused
         self.result.in_jobs += figures.in_jobs
         self.result.left += 0 if embed["force"] else figures.left_to_embed
+
+
+def _indexes_of(definition: CollectionDefinition) -> list[str]:
+    """What is searched by, for people: all that one build makes."""
+    config = definition.attributes
+    return [
+        *([] if config.index.method == "none" else [f"pgvector ({config.index.method})"]),
+        "FAISS",
+        *([f"words ({config.words.language})"] if config.words else []),
+        *([counted(len(config.filters), "filter")] if config.filters else []),
+        *([] if config.map.method == "none" else ["map"]),
+    ]

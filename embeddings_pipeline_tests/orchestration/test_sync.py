@@ -60,8 +60,10 @@ def test_a_first_sync_covers_all_and_a_second_does_nothing(
     assert (status["items"], status["vectors"], status["coverage"], status["dirty_batches"]) == (35, 35, 1.0, 0)
     assert status["faiss"]["current"] and status["faiss"]["vectors"] == 35
     assert [index["method"] for index in status["pgvector_index"]] == ["hnsw"]
+    assert first.indexed == ["pgvector (hnsw)", "FAISS", "map"]
     runs = len(instance.get_runs())
     second = run_sync()
+    assert not second.indexed
     assert (second.scanned, second.new, second.changed, second.embedded, second.reused) == (35, 0, 0, 0, 0)
     assert len(instance.get_runs()) == runs + 1, "nothing to do is one run, the scan"
 
