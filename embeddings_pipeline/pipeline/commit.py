@@ -9,6 +9,7 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from psycopg import sql
 
 from embeddings_pipeline.errors import StaleRunError
@@ -22,8 +23,8 @@ from embeddings_pipeline.pipeline.failed import (
     reason_of,
 )
 from embeddings_pipeline.pipeline.figures import Committed
-from embeddings_pipeline.store.copy_binary import columns_of, copy_in, jsonb
-from embeddings_pipeline.store.destination.base import Destination
+from embeddings_pipeline.store.copy_binary import Column, columns_of, copy_in, jsonb, some_of
+from embeddings_pipeline.store.destination.base import CollectionTables
 from embeddings_pipeline.store.halves import by_halves
 from embeddings_pipeline.store.lake import DEFINITION_HASH, vectors_from_arrow
 from embeddings_pipeline.store.locks import giving_way, lock_batch
@@ -31,6 +32,15 @@ from embeddings_pipeline.store.source_sql import text_array
 from embeddings_pipeline.store.sql import load_sql
 
 NOW = ["item_key", "current_hash"]
+TEXTS = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("item_key", pa.string()),
+        ("vector_name", pa.string()),
+        ("chunk", pa.int64()),
+        ("content_hash", pa.binary()),
+    ]
+)
 FAILED = ["item_key", "row_hash", "step", "reason"]
 
 
@@ -102,7 +112,7 @@ def _commit(
 
     `trial`: it is rolled back at its end.
     """
-    table, tables = collection.model.destination, collection.model.destination.tables
+    tables = collection.model.destination.tables
     key = {"collection": collection.definition.name, "batch": batch}
     committed = Committed()
     with (
@@ -110,7 +120,7 @@ def _commit(
         collection.database.session() as connection,
         connection.transaction(force_rollback=trial),
     ):
-        _stage(connection, result, table)
+        _stage(connection, result)
         lock_batch(connection, collection.definition.name, batch)
         item_keys = [row[0] for row in connection.execute(tables.statement("commit/keys"), key)]
         now = collection.source.look(reading, item_keys).hashes.rename_columns(NOW)
@@ -121,17 +131,14 @@ def _commit(
         failpoint("commit.second_look")
 
         connection.execute(tables.statement("commit/decide"), {**key, "item_keys": text_array(item_keys)})
-        connection.execute(tables.statement("commit/gone_texts"))
-        for destination in collection.ledger.model_tables(connection):  # a text that goes, goes from every model
-            committed.vectors_deleted += destination.delete(
-                connection, replaced=destination.fingerprint == collection.fingerprint
-            )
-        new_texts = connection.execute(tables.statement("commit/new_texts")).rowcount
-        incomplete = {"fingerprint": collection.fingerprint, "new_texts": new_texts}
+        left_out = [row[0] for row in connection.execute(load_sql("commit/left_out"))]
+        result = result.without(left_out) if left_out else result
+        texts_before = _texts_before(connection, tables)
+        committed.vectors_deleted = _delete_gone(connection, collection, result, texts_before)
+        text_ids, before = _write_texts(connection, tables, result, texts_before)
+        incomplete = {"fingerprint": collection.fingerprint, "new_texts": int((~before).sum())}
         connection.execute(load_sql("commit/mark_shadows"), {**key, **incomplete})
-        committed.vectors_written = table.write(connection, adopt=collection.adopts)
-        mended = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
-        connection.execute(table.statement("commit/mended"), mended)
+        committed.vectors_written = _write_vectors(connection, collection, result, text_ids, before)
         collection.ledger.note_failed_items(connection)
         _count(connection, committed)
         connection.execute(tables.statement("commit/delete_items"))
@@ -142,6 +149,75 @@ def _commit(
         changed = committed.vectors_written + committed.vectors_deleted > 0
         committed.version = _raise_version(connection, collection, batch, {"changed": changed, "file": file})
     return committed
+
+
+def _texts_before(connection: psycopg.Connection, tables: CollectionTables) -> pa.Table:
+    """The texts that are there of the items that are committed or deleted."""
+    rows = connection.execute(tables.statement("commit/texts_before"), binary=True).fetchall()
+    return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * len(TEXTS), schema=TEXTS)
+
+
+def _delete_gone(
+    connection: psycopg.Connection, collection: Collection, result: "_BatchResult", texts_before: pa.Table
+) -> int:
+    """Delete the texts that are no longer expected, and the vectors of these under every model; how many vectors."""
+    models = collection.ledger.model_tables(connection)  # of which none is dropped in this transaction
+    if not texts_before.num_rows:
+        return 0
+    expected = pc.is_in(_places(texts_before), value_set=_places(result.texts))
+    gone = texts_before["id"].filter(pc.invert(expected)).to_pylist()
+    connection.execute(collection.model.destination.tables.statement("commit/gone_texts"), {"ids": gone})
+    coming = result.texts["item_key"].take(result.places_of_vectors()).unique().to_pylist()
+    return sum(
+        destination.delete(connection, coming=coming if destination.fingerprint == collection.fingerprint else None)
+        for destination in models
+    )
+
+
+def _write_texts(
+    connection: psycopg.Connection, tables: CollectionTables, result: "_BatchResult", texts_before: pa.Table
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Write the texts that are not there yet, under new ids. The id of each text, and whether it was there before."""
+    texts = result.texts
+    ids, before = np.zeros(texts.num_rows, np.int64), np.zeros(texts.num_rows, bool)
+    if texts_before.num_rows and texts.num_rows:
+        place = pc.index_in(_places(texts), value_set=_places(texts_before))
+        before = place.is_valid().to_numpy()
+        ids[before] = texts_before["id"].take(place.drop_null()).to_numpy()
+    new = ~before
+    if new.any():
+        statement = tables.statement("commit/new_ids", text_name=sql.Literal(tables.text.as_string(connection)))
+        rows = connection.execute(statement, {"number": int(new.sum())}, binary=True)
+        ids[new] = np.fromiter((row[0] for row in rows), np.int64)
+        columns: dict[str, Column] = {"id": ids, **columns_of(texts.drop_columns(["row_number"]))}
+        copy_in(connection, tables.text, some_of(columns, new))
+    return ids, before
+
+
+def _write_vectors(
+    connection: psycopg.Connection,
+    collection: Collection,
+    result: "_BatchResult",
+    text_ids: NDArray[np.int64],
+    before: NDArray[np.bool_],
+) -> int:
+    """Write the vectors of texts, and let go of what is in quarantine no longer; how many. text_ids: of `result.texts`,
+    before: which of these were there.
+    """
+    place, vectors, table = result.places_of_vectors(), result.vectors, collection.model.destination
+    columns: dict[str, Column] = {
+        "text_id": text_ids[place],
+        "vector_name": result.texts["vector_name"].take(place),
+        "content_hash": vectors["content_hash"],
+        "encoded": vectors["encoded"].to_numpy(),
+        "embedding": vectors_from_arrow(vectors["embedding"]),
+    }
+    written = table.write(connection, columns, before[place], adopt=collection.adopts)
+    model = {"collection": collection.definition.name, "fingerprint": collection.fingerprint}
+    if connection.execute(load_sql("quarantine/any"), model).fetchone() is not None:
+        hashes = vectors["content_hash"].unique().to_pylist()
+        connection.execute(table.statement("commit/mended"), {**model, "content_hashes": hashes})
+    return written
 
 
 def _raise_version(connection: psycopg.Connection, collection: Collection, batch: int, what: dict[str, Any]) -> int:
@@ -168,9 +244,7 @@ def _count(connection: psycopg.Connection, committed: Committed) -> None:
 
 @dataclass(frozen=True)
 class _BatchResult:
-    """What a run has for a batch, of whole items only: those with each text embedded, quarantined or blank. Columns as
-    `stage` of sql/commit.sql has them.
-    """
+    """What a run has for a batch, of whole items only: those with each text embedded, quarantined or blank."""
 
     items: pa.Table  # item_key, encoded_hash, payload
     failed: dict[str, FailedItem]  # by item key: those that have no texts
@@ -186,6 +260,15 @@ class _BatchResult:
     def of_items(self, item_keys: Keys[str]) -> "_BatchResult":
         """What there is for these items, and no other."""
         return self._filtered(pa.array(list(item_keys), pa.string()))
+
+    def without(self, item_keys: Keys[str]) -> "_BatchResult":
+        """What there is for other items."""
+        return self._filtered(pa.array(list(item_keys), pa.string()), others=True)
+
+    def places_of_vectors(self) -> NDArray[np.int64]:
+        """Where in `texts` the text of each vector is."""
+        places: NDArray[np.int64] = pc.index_in(self.vectors["row_number"], value_set=self.texts["row_number"]).to_numpy()
+        return places
 
     def with_failed(self, failed: Mapping[str, FailedItem]) -> "_BatchResult":
         """The same, with items that have no texts after all."""
@@ -234,9 +317,9 @@ def _places(texts: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(*parts, b"\x00")
 
 
-def _stage(connection: psycopg.Connection, result: _BatchResult, table: Destination) -> None:
-    if connection.execute(load_sql("commit/staged")).fetchone() != (table.type.as_string(connection),):
-        connection.execute(sql.SQL(load_sql("commit/stage")).format(type=table.type))
+def _stage(connection: psycopg.Connection, result: _BatchResult) -> None:
+    if connection.execute(load_sql("commit/is_staged")).fetchone() == (False,):
+        connection.execute(load_sql("commit/stage"))
     items = columns_of(result.items)
     copy_in(connection, sql.Identifier("commit_item"), {**items, "payload": jsonb(items["payload"])})
     if result.failed:
@@ -245,6 +328,3 @@ def _stage(connection: psycopg.Connection, result: _BatchResult, table: Destinat
         without_texts = columns_of(failed.select(["item_key", "row_hash"]).rename_columns(["item_key", "encoded_hash"]))
         copy_in(connection, sql.Identifier("commit_item"), without_texts)
         copy_in(connection, sql.Identifier("commit_failed"), columns_of(failed))
-    copy_in(connection, sql.Identifier("commit_text"), columns_of(result.texts))
-    vectors = {**columns_of(result.vectors), "embedding": vectors_from_arrow(result.vectors["embedding"])}
-    copy_in(connection, sql.Identifier("commit_vector"), vectors, storage=table.storage)

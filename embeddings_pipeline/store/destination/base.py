@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
@@ -258,17 +259,25 @@ class Destination(ABC):
     # --- vectors within a commit ---
 
     @abstractmethod
-    def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
+    def delete(self, connection: psycopg.Connection, *, coming: Sequence[str] | None) -> int:
         """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many.
 
-        `replaced`: the commit's own vectors are this model's, and `write` comes next.
+        `coming`: the commit's own vectors are this model's, and `write` comes next, for these items.
         """
 
     @abstractmethod
-    def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
-        """Within a commit: write what `commit_vector` holds for live texts and is not there yet; how many.
+    def write(
+        self,
+        connection: psycopg.Connection,
+        vectors: Mapping[str, Column],
+        before: NDArray[np.bool_],
+        *,
+        adopt: bool = False,
+    ) -> int:
+        """Within a commit: write vectors of live texts that are not there yet, or were encoded anew; how many.
 
-        `adopt`: vectors in the user's own column are this model's, and stay if the row is as it was first seen.
+        vectors: text_id, vector_name, content_hash, encoded (by this run), embedding (n, dimension). before: whose
+        texts (n,) were there before this commit, and so may have a vector. `adopt`: vectors in the user's own column are this model's, and stay if the row is as it was first seen.
         """
 
     @abstractmethod
