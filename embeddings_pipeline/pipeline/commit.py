@@ -267,7 +267,9 @@ class _BatchResult:
 
     def places_of_vectors(self) -> NDArray[np.int64]:
         """Where in `texts` the text of each vector is."""
-        places: NDArray[np.int64] = pc.index_in(self.vectors["row_number"], value_set=self.texts["row_number"]).to_numpy()
+        places: NDArray[np.int64] = pc.index_in(
+            self.vectors["row_number"], value_set=self.texts["row_number"]
+        ).to_numpy()
         return places
 
     def with_failed(self, failed: Mapping[str, FailedItem]) -> "_BatchResult":
