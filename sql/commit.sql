@@ -1,4 +1,4 @@
--- The commit of one batch: one transaction, under the batch's lock (rules 3 to 5).
+-- The commit of batches: one transaction, under their locks (rules 3 to 5).
 -- The statements are in the order in which they are executed.
 -- Placeholders: {item} and {text}, the collection's tables; {lacking}, the view that says which texts lack their vector
 -- under the model that commits; {text_name}: the table of texts, as a literal.
@@ -11,7 +11,7 @@ SELECT to_regclass('pg_temp.commit_gone') IS NOT NULL
 
 
 -- name: stage
--- What one run has for a batch's items, for one transaction of this session; texts and vectors go to their tables at once.
+-- What one run has for the items of batches, for one transaction of this session; texts and vectors go to their tables at once.
 -- The tables stay, since making them takes longer than filling them, and are empty after each. They have no indexes: all
 -- of each is joined.
 
@@ -25,21 +25,21 @@ CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under
     item_key text COLLATE "C" NOT NULL, current_hash bytea NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_decision (    -- of each item of the batch; other_payload: than is committed
-    item_key text COLLATE "C" NOT NULL, committed_hash bytea, encoded_hash bytea, current_hash bytea,
+    batch bigint NOT NULL, item_key text COLLATE "C" NOT NULL, committed_hash bytea, encoded_hash bytea, current_hash bytea,
     other_payload boolean NOT NULL, decision text NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_gone (id bigint NOT NULL, item_key text COLLATE "C" NOT NULL) ON COMMIT DELETE ROWS;
 
 
 -- name: keys
--- The batch's items, to look at again. Parameter: batch.
+-- The batches' items, to look at again. Parameter: batches.
 
-SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
+SELECT item_key FROM {item} WHERE batch = ANY (%(batches)s) ORDER BY batch, item_key
 
 
 -- name: decide
--- Rule 3, an item at a time. Items that came into the batch since its keys were read are not looked at.
--- Parameters: batch, item_keys.
+-- Rule 3, an item at a time. Items that came into a batch since its keys were read are not looked at.
+-- Parameters: batches, item_keys.
 --   delete:   gone, and a scan said so (or nothing of it is committed)
 --   vanished: gone, but no scan has said so yet: a scan decides, which refuses to wipe
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
@@ -47,7 +47,7 @@ SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 
 INSERT INTO commit_decision
 SELECT
-    item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
+    item.batch, item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
     encoded.payload IS DISTINCT FROM item.payload,
     CASE
         WHEN now.item_key IS NULL AND (item.seen_hash IS NULL OR item.committed_hash IS NULL) THEN 'delete'
@@ -59,7 +59,7 @@ SELECT
 FROM {item} AS item
 LEFT JOIN commit_now AS now USING (item_key)
 LEFT JOIN commit_item AS encoded USING (item_key)
-WHERE item.batch = %(batch)s AND item.item_key = ANY (%(item_keys)s::text[])
+WHERE item.batch = ANY (%(batches)s) AND item.item_key = ANY (%(item_keys)s::text[])
 
 
 -- name: left_out
@@ -74,7 +74,7 @@ WHERE decided.decision IS DISTINCT FROM 'commit'
 -- name: texts_before
 -- The texts that are there of the items that are committed or deleted.
 
-SELECT text.id, text.item_key, text.vector_name, text.chunk, text.content_hash
+SELECT decided.batch, text.id, text.item_key, text.vector_name, text.chunk, text.content_hash
 FROM commit_decision AS decided
 JOIN {text} AS text USING (item_key)
 WHERE decided.decision IN ('commit', 'delete')
@@ -125,9 +125,10 @@ WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fing
 
 
 -- name: count
--- The numbers that a commit reports, in items: deleted, left, quarantined, inserted, updated, unchanged.
+-- The numbers that a commit reports, in items of each batch: deleted, left, quarantined, inserted, updated, unchanged.
 
 SELECT
+    batch,
     count(*) FILTER (WHERE decision = 'delete' AND committed_hash IS NOT NULL),
     count(*) FILTER (WHERE decision IN ('leave', 'vanished')),
     count(*) FILTER (WHERE decision = 'commit' AND failed),
@@ -135,11 +136,12 @@ SELECT
     count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND changed),
     count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND NOT changed)
 FROM (
-    SELECT decision, committed_hash, item_key IN (SELECT item_key FROM commit_failed) AS failed,
+    SELECT batch, decision, committed_hash, item_key IN (SELECT item_key FROM commit_failed) AS failed,
            committed_hash IS DISTINCT FROM encoded_hash OR other_payload
              OR item_key IN (SELECT item_key FROM commit_gone) AS changed
     FROM commit_decision
 ) AS decided
+GROUP BY batch
 
 
 -- name: delete_items
@@ -175,7 +177,8 @@ UPDATE embeddings.batch
 SET definition_hash = CASE
         WHEN batch.definition_hash = %(definition_hash)s THEN batch.definition_hash
         WHEN EXISTS (SELECT FROM commit_decision
-                     WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
+                     WHERE commit_decision.batch = batch.batch AND decision IN ('leave', 'vanished')
+                       AND committed_hash IS NOT NULL) THEN NULL
         ELSE %(definition_hash)s
     END,
     committed_at = now(), attempts = 0, next_try = NULL, failure = NULL

@@ -95,9 +95,7 @@ def _rendered(template: Template, columns: Mapping[str, pa.Array], rows: int) ->
     there = np.zeros((rows, 1 + len(used)), bool)
     for place, column in enumerate(used.values()):
         there[:, place] = pc.binary_length(column).to_numpy() > 0
-    patterns, pattern_of, counts = np.unique(
-        np.packbits(there, axis=1), axis=0, return_inverse=True, return_counts=True
-    )
+    _, pattern_of, counts = np.unique(np.packbits(there, axis=1), axis=0, return_inverse=True, return_counts=True)
     parts, order = [], []
     rare = np.flatnonzero(counts[pattern_of] < FEW_ROWS)
     if len(rare):

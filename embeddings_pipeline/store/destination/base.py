@@ -277,7 +277,8 @@ class Destination(ABC):
         """Within a commit: write vectors of live texts that are not there yet, or were encoded anew; how many.
 
         vectors: text_id, vector_name, content_hash, encoded (by this run), embedding (n, dimension). before: whose
-        texts (n,) were there before this commit, and so may have a vector. `adopt`: vectors in the user's own column are this model's, and stay if the row is as it was first seen.
+        texts (n,) were there before this commit, and so may have a vector. `adopt`: vectors in the user's own column
+        are this model's, and stay if the row is as it was first seen.
         """
 
     @abstractmethod
