@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
@@ -260,25 +259,16 @@ class Destination(ABC):
 
     @abstractmethod
     def delete(self, connection: psycopg.Connection, *, coming: Sequence[str] | None) -> int:
-        """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many.
-
-        `coming`: the commit's own vectors are this model's, and `write` comes next, for these items.
+        """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many. coming: the items
+        whose vectors `write` brings next; None if the commit's own vectors are another model's.
         """
 
     @abstractmethod
     def write(
-        self,
-        connection: psycopg.Connection,
-        vectors: Mapping[str, Column],
-        before: NDArray[np.bool_],
-        *,
-        adopt: bool = False,
+        self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
     ) -> int:
-        """Within a commit: write vectors of live texts that are not there yet, or were encoded anew; how many.
-
-        vectors: text_id, vector_name, content_hash, encoded (by this run), embedding (n, dimension). before: whose
-        texts (n,) were there before this commit, and so may have a vector. `adopt`: vectors in the user's own column
-        are this model's, and stay if the row is as it was first seen.
+        """Within a commit: write vectors, as `put` has them, that are not there or `encoded` anew; how many. before: whose
+        texts were there (n,). adopt: what is in the user's own column is this model's, and stays if its row is the same.
         """
 
     @abstractmethod

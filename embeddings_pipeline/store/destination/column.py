@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
@@ -243,12 +242,7 @@ class ColumnDestination(Destination):
         return column_write.change_vectors(connection, self, "column/delete", coming=sql.Literal(list(coming or [])))
 
     def write(
-        self,
-        connection: psycopg.Connection,
-        vectors: Mapping[str, Column],
-        before: NDArray[np.bool_],
-        *,
-        adopt: bool = False,
+        self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
     ) -> int:
         column_write.stage_commit(connection, self, vectors)
         made = self.column_statement("column/committed", adopt=sql.Literal(adopt))

@@ -106,19 +106,16 @@ class TableDestination(Destination):
         return deleted
 
     def write(
-        self,
-        connection: psycopg.Connection,
-        vectors: Mapping[str, Column],
-        before: NDArray[np.bool_],
-        *,
-        adopt: bool = False,
+        self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
     ) -> int:
         missing = np.ones(len(before), bool)
         if before.any():
             places = np.flatnonzero(before)
             ids = vectors["text_id"][places].tolist()
-            there = dict(connection.execute(self.statement("table/written"), {"ids": ids}, binary=True).fetchall())
-            made = zip(ids, vectors["content_hash"].take(places).to_pylist(), vectors["encoded"][places], strict=True)
+            rows = connection.execute(self.statement("table/written"), {"ids": ids}, binary=True).fetchall()
+            there: dict[int, bytes] = dict(rows)
+            hashes = vectors["content_hash"].take(places).to_pylist()  # type: ignore[union-attr]
+            made = zip(ids, hashes, vectors["encoded"][places], strict=True)
             missing[places] = [encoded or there.get(text_id) != digest for text_id, digest, encoded in made]
             replaced = [text_id for text_id in compress(ids, missing[places]) if text_id in there]
             if replaced:
