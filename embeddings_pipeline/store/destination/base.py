@@ -267,8 +267,8 @@ class Destination(ABC):
     def write(
         self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
     ) -> int:
-        """Within a commit: write vectors, as `put` has them, that are not there or `encoded` anew; how many. before: whose
-        texts were there (n,). adopt: what is in the user's own column is this model's, and stays if its row is the same.
+        """Within a commit: write vectors, as `put` has them, if they are not there or `encoded` anew; how many. before:
+        whose texts were there (n,). adopt: what the user's own column has is this model's, and stays if its row does.
         """
 
     @abstractmethod
