@@ -26,6 +26,11 @@ class BatchResult:
     definition_hash: bytes | None  # that the texts were rendered with
     file: str  # of the vectors, in the lake
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return int(self.items.nbytes + self.texts.nbytes + self.vectors.nbytes)
+
     def row_hash(self, item_key: str) -> bytes | None:
         """What this run read of an item; None if it is not among these."""
         place = pc.index(self.items["item_key"], item_key).as_py()

@@ -29,6 +29,7 @@ from embeddings_pipeline.store.locks import giving_way, lock_batch
 from embeddings_pipeline.store.source_sql import text_array
 from embeddings_pipeline.store.sql import load_sql
 
+BYTES_TOGETHER = 64 << 20  # of texts and vectors, and what the last batch adds
 NOW = ["item_key", "current_hash"]
 COUNTED = ("deleted", "left", "quarantined", "inserted", "updated", "unchanged")
 TEXTS = pa.schema(
@@ -45,14 +46,26 @@ FAILED = ["item_key", "row_hash", "step", "reason"]
 
 
 def commit_batches(collection: Collection, batches: Sequence[int], run: str) -> dict[int, Committed]:
-    """Bring what a run has for these batches into PostgreSQL, in one transaction, whole or not at all (rule 4).
+    """Bring what a run has for these batches into PostgreSQL, each whole or not at all (rule 4), and in one transaction
+    as many of them as memory should hold at once.
 
     If there is one batch, an item with a value that the database refuses goes into quarantine, and the others are
     committed (rule 7); if there are several, that is an error, and each is to be tried by itself. Raises StaleRunError,
     with nothing changed, if another model has become the current one.
     """
     waiting = collection.ledger.waiting_items(batches)
-    results = [_without_waiting(batch_result(collection, batch, run), waiting) for batch in batches]
+    done: dict[int, Committed] = {}
+    results: list[BatchResult] = []
+    for batch in batches:
+        results.append(_without_waiting(batch_result(collection, batch, run), waiting))
+        if batch == batches[-1] or sum(result.nbytes for result in results) > BYTES_TOGETHER:
+            done |= _commit_together(collection, results)
+            results = []
+    return done
+
+
+def _commit_together(collection: Collection, results: Sequence[BatchResult]) -> dict[int, Committed]:
+    """The commit, and after it the lake's files that nobody needs."""
     if len(results) == 1:
         done = _commit_without_refused(collection, results[0])
     else:

@@ -12,15 +12,21 @@ from embeddings_pipeline.pipeline.figures import ItemsRead
 from embeddings_pipeline.store import lake as files
 from embeddings_pipeline.store.source_rows import SourceRows
 
+BYTES_TOGETHER = 32 << 20  # of rows that are in memory
+
 
 def read_items(collection: Collection, batches: Sequence[int], run: str) -> dict[int, ItemsRead]:
     """Read the rows of batches by key and write them to the lake, a file each, with the reasons of those that cannot be
-    read.
+    read. The first batch shows how many of the others are read together, by what its rows take in memory.
     """
-    keys = collection.ledger.keys_of_batches(batches)
+    keys, done, together = collection.ledger.keys_of_batches(batches), dict[int, ItemsRead](), 1
     with collection.source.connect() as connection:
-        rows = collection.source.read(connection, [key for of_batch in keys.values() for key in of_batch])
-    return {batch: _written(collection, batch, run, keys[batch], rows) for batch in batches}
+        while left := batches[len(done) :]:
+            chosen = left[:together]
+            rows = collection.source.read(connection, [key for batch in chosen for key in keys[batch]])
+            done |= {batch: _written(collection, batch, run, keys[batch], rows) for batch in chosen}
+            together = max(1, BYTES_TOGETHER * len(chosen) // max(1, rows.table.nbytes))
+    return done
 
 
 def _written(collection: Collection, batch: int, run: str, keys: Sequence[str], rows: SourceRows) -> ItemsRead:

@@ -59,13 +59,13 @@ def texts_table(definition: CollectionDefinition, items: pa.Table) -> tuple[pa.T
     if pc.any(pc.match_substring(payload, "\\u")).as_py():
         payload = pa.chunked_array([pa.array(map(clean_json, payload.to_pylist()), pa.string())])
     texts_of_item = np.concatenate([block.texts_of_row for block in rendered])
-    text = pa.concat_arrays([block.text for block in rendered])
+    text = pa.chunked_array([block.text for block in rendered])
     columns = [
         *_repeated([items["item_key"], items["row_hash"], payload], texts_of_item),
-        pa.concat_arrays([block.vector_name for block in rendered]),
-        pa.concat_arrays([block.chunk for block in rendered]),
+        pa.chunked_array([block.vector_name for block in rendered]),
+        pa.chunked_array([block.chunk for block in rendered]),
         text,
-        content_hashes(text),
+        pa.chunked_array([content_hashes(block.text) for block in rendered]),
         pc.equal(text, ""),
     ]
     return pa.table(columns, schema=files.ITEM_TEXTS), failed
