@@ -155,6 +155,7 @@ def test_a_commit_that_fails_is_its_own_batchs_failure(large, database) -> None:
 def test_batches_are_read_and_committed_together_as_far_as_memory_allows(collection, database, monkeypatch) -> None:
     run_batch(collection, [0, 1, 2], "first")
     locked: list[int] = []
+    looks: list[int] = []
 
     def lock(batch: int) -> None:
         locked.append(batch)
@@ -168,7 +169,7 @@ def test_batches_are_read_and_committed_together_as_far_as_memory_allows(collect
             prepare_batch(collection, batch, f"run{most}")
         reads = read_items(collection, [0, 1, 2], f"run{most}")
         assert {batch: figures.rows for batch, figures in reads.items()} == {0: 10, 1: 10, 2: 5}
-        looks: list[int] = []
+        looks.clear()
         with (
             at_failpoint("commit.second_look", lambda: looks.append(1)),
             at_failpoint("batch.lock", lock),
