@@ -47,7 +47,7 @@ FAILED = ["item_key", "row_hash", "step", "reason"]
 
 def commit_batches(collection: Collection, batches: Sequence[int], run: str) -> dict[int, Committed]:
     """Bring what a run has for these batches into PostgreSQL, each whole or not at all (rule 4), and in one transaction
-    as many of them as memory should hold at once.
+    as many of them as memory should hold at once; one alone if it holds rows of the user's own table.
 
     If there is one batch, an item with a value that the database refuses goes into quarantine, and the others are
     committed (rule 7); if there are several, that is an error, and each is to be tried by itself. Raises StaleRunError,
@@ -56,9 +56,10 @@ def commit_batches(collection: Collection, batches: Sequence[int], run: str) -> 
     waiting = collection.ledger.waiting_items(batches)
     done: dict[int, Committed] = {}
     results: list[BatchResult] = []
+    most = 0 if collection.model.destination.user_tables else BYTES_TOGETHER
     for batch in batches:
         results.append(_without_waiting(batch_result(collection, batch, run), waiting))
-        if batch == batches[-1] or sum(result.nbytes for result in results) > BYTES_TOGETHER:
+        if batch == batches[-1] or sum(result.nbytes for result in results) >= most:
             done |= _commit_together(collection, results)
             results = []
     return done
