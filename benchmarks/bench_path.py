@@ -180,9 +180,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
         collection = open_collection(one, settings)
         collection.ledger.full_scan(collection.source)
         seconds["scan"] = time.perf_counter() - began
-        batches, rows = collection.ledger.dirty_batches(), 0
-        for start in range(0, len(batches), 10):
-            rows += run_batch(collection, batches[start : start + 10], "run").vectors_written
+        rows = run_batch(collection, collection.ledger.dirty_batches(), "run").vectors_written
         took = time.perf_counter() - began
     else:
         collection = open_collection(one, settings)

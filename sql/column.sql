@@ -95,12 +95,9 @@ SELECT text.id AS text_id, text.item_key, text.content_hash, staged.embedding,
        {adopt} AND NOT staged.encoded AND decided.committed_hash IS NULL AND item.seen_hash = decided.encoded_hash
          AND item.as_first_seen AS keeps
 FROM commit_vector AS staged
-JOIN commit_text AS expected USING (row_number)
-JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
-JOIN {item} AS item ON item.item_key = expected.item_key
-JOIN {text} AS text
-  ON text.item_key = expected.item_key AND text.vector_name = expected.vector_name AND text.chunk = expected.chunk
- AND text.content_hash = staged.content_hash
+JOIN {text} AS text ON text.id = staged.text_id
+JOIN commit_decision AS decided ON decided.item_key = text.item_key
+JOIN {item} AS item ON item.item_key = text.item_key
 
 
 -- name: create_hash
@@ -151,17 +148,13 @@ CREATE INDEX CONCURRENTLY {index} ON {destination} USING {method} ({column} {ope
 
 -- name: delete
 -- A row whose text went, or became another, loses its vector, but for one that this commit writes anyway.
--- replaced: whether it writes this model's.
+-- coming: the item keys of those.
 
 WITH forgotten AS (
     DELETE FROM {hash} AS hash USING commit_gone AS gone WHERE hash.text_id = gone.id RETURNING {hash_keys}
 ), coming AS MATERIALIZED (
     SELECT {typed_keys}
-    FROM commit_vector
-    JOIN commit_text AS made USING (row_number)
-    JOIN commit_decision AS decided ON decided.item_key = made.item_key AND decided.decision = 'commit',
-         jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
-    WHERE {replaced}
+    FROM unnest({coming}::text[]) AS made (item_key), jsonb_populate_record(NULL::{hash}, {key_json}) AS typed
 ), emptied AS (
     UPDATE {destination} AS destination SET {column} = NULL
     FROM forgotten AS hash
@@ -329,6 +322,14 @@ DROP TABLE IF EXISTS {hash}
 CREATE TEMPORARY TABLE backfill_vector (
     text_id bigint PRIMARY KEY, vector_name text NOT NULL, content_hash bytea NOT NULL, embedding {type} NOT NULL
 ) ON COMMIT {on_commit}
+
+
+-- name: stage_commit
+-- Vectors of one commit, on their way into a column.
+
+CREATE TEMPORARY TABLE commit_vector (
+    text_id bigint NOT NULL, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
+) ON COMMIT DROP
 
 
 -- name: unstage_backfill

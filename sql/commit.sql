@@ -1,55 +1,45 @@
--- The commit of one batch: one transaction, under the batch's lock (rules 3 to 5).
+-- The commit of batches: one transaction, under their locks (rules 3 to 5).
 -- The statements are in the order in which they are executed.
 -- Placeholders: {item} and {text}, the collection's tables; {lacking}, the view that says which texts lack their vector
--- under the model that commits; {type}, halfvec(n) or vector(n).
+-- under the model that commits; {text_name}: the table of texts, as a literal.
 
 
--- name: staged
--- What type this session's staged vectors have; no row before its first commit.
+-- name: is_staged
+-- Whether this session has made its tables.
 
-SELECT format_type(atttypid, atttypmod)
-FROM pg_attribute
-WHERE attrelid = to_regclass('pg_temp.commit_vector') AND attname = 'embedding'
+SELECT to_regclass('pg_temp.commit_gone') IS NOT NULL
 
 
 -- name: stage
--- What one run has for a batch, for one transaction of this session. The tables stay, since making them takes longer than
--- filling them, and are empty after each. They have no indexes: all of each is joined.
+-- What one run has for the items of batches, for one transaction of this session; texts and vectors go to their tables at once.
+-- The tables stay, since making them takes longer than filling them, and are empty after each. They have no indexes: all
+-- of each is joined.
 
-DROP TABLE IF EXISTS pg_temp.commit_item, pg_temp.commit_failed, pg_temp.commit_text, pg_temp.commit_vector,
-                     pg_temp.commit_now, pg_temp.commit_decision, pg_temp.commit_gone;
 CREATE TEMPORARY TABLE commit_item (        -- items of which every text is embedded, quarantined or blank; or that failed
     item_key text COLLATE "C" NOT NULL, encoded_hash bytea NOT NULL, payload jsonb
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_failed (      -- of these, the items that failed as a whole, and have no texts
     item_key text COLLATE "C" NOT NULL, row_hash bytea NOT NULL, step text NOT NULL, reason text NOT NULL
 ) ON COMMIT DELETE ROWS;
-CREATE TEMPORARY TABLE commit_text (
-    row_number bigint NOT NULL, item_key text COLLATE "C" NOT NULL, vector_name text COLLATE "C" NOT NULL,
-    chunk bigint NOT NULL, content_hash bytea NOT NULL, text text NOT NULL, blank boolean NOT NULL
-) ON COMMIT DELETE ROWS;
-CREATE TEMPORARY TABLE commit_vector (      -- row_number: of the text
-    row_number bigint NOT NULL, content_hash bytea NOT NULL, encoded boolean NOT NULL, embedding {type} NOT NULL
-) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_now (         -- the source, looked at again under the batch's lock
     item_key text COLLATE "C" NOT NULL, current_hash bytea NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_decision (    -- of each item of the batch; other_payload: than is committed
-    item_key text COLLATE "C" NOT NULL, committed_hash bytea, encoded_hash bytea, current_hash bytea,
+    batch bigint NOT NULL, item_key text COLLATE "C" NOT NULL, committed_hash bytea, encoded_hash bytea, current_hash bytea,
     other_payload boolean NOT NULL, decision text NOT NULL
 ) ON COMMIT DELETE ROWS;
 CREATE TEMPORARY TABLE commit_gone (id bigint NOT NULL, item_key text COLLATE "C" NOT NULL) ON COMMIT DELETE ROWS;
 
 
 -- name: keys
--- The batch's items, to look at again. Parameter: batch.
+-- The batches' items, to look at again. Parameter: batches.
 
-SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
+SELECT item_key FROM {item} WHERE batch = ANY (%(batches)s) ORDER BY batch, item_key
 
 
 -- name: decide
--- Rule 3, an item at a time. Items that came into the batch since its keys were read are not looked at.
--- Parameters: batch, item_keys.
+-- Rule 3, an item at a time. Items that came into a batch since its keys were read are not looked at.
+-- Parameters: batches, item_keys.
 --   delete:   gone, and a scan said so (or nothing of it is committed)
 --   vanished: gone, but no scan has said so yet: a scan decides, which refuses to wipe
 --   leave:    not encoded by this run, or committed with the current hash while this run encoded another
@@ -57,7 +47,7 @@ SELECT item_key FROM {item} WHERE batch = %(batch)s ORDER BY item_key
 
 INSERT INTO commit_decision
 SELECT
-    item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
+    item.batch, item.item_key, item.committed_hash, encoded.encoded_hash, now.current_hash,
     encoded.payload IS DISTINCT FROM item.payload,
     CASE
         WHEN now.item_key IS NULL AND (item.seen_hash IS NULL OR item.committed_hash IS NULL) THEN 'delete'
@@ -69,35 +59,43 @@ SELECT
 FROM {item} AS item
 LEFT JOIN commit_now AS now USING (item_key)
 LEFT JOIN commit_item AS encoded USING (item_key)
-WHERE item.batch = %(batch)s AND item.item_key = ANY (%(item_keys)s::text[])
+WHERE item.batch = ANY (%(batches)s) AND item.item_key = ANY (%(item_keys)s::text[])
+
+
+-- name: left_out
+-- What this run has of items that are not committed after all.
+
+SELECT item_key
+FROM commit_item
+LEFT JOIN commit_decision AS decided USING (item_key)
+WHERE decided.decision IS DISTINCT FROM 'commit'
+
+
+-- name: texts_before
+-- The texts that are there of the items that are committed or deleted.
+
+SELECT decided.batch, text.id, text.item_key, text.vector_name, text.chunk, text.content_hash
+FROM commit_decision AS decided
+JOIN {text} AS text USING (item_key)
+WHERE decided.decision IN ('commit', 'delete')
 
 
 -- name: gone_texts
 -- Texts that are no longer expected: of deleted items, and those that the run rendered otherwise or not at all.
+-- Parameter: ids.
 
 WITH gone AS (
-    DELETE FROM {text} AS text
-    USING commit_decision AS decided
-    WHERE text.item_key = decided.item_key
-      AND (decided.decision = 'delete'
-           OR decided.decision = 'commit' AND NOT EXISTS (
-               SELECT FROM commit_text AS expected
-               WHERE expected.item_key = text.item_key AND expected.vector_name = text.vector_name
-                 AND expected.chunk = text.chunk AND expected.content_hash = text.content_hash))
-    RETURNING text.id, text.item_key
+    DELETE FROM {text} AS text WHERE id = ANY (%(ids)s::bigint[]) RETURNING id, item_key
 )
 INSERT INTO commit_gone SELECT id, item_key FROM gone
 
 
--- name: new_texts
--- Texts that are not there yet, under new ids.
+-- name: new_ids
+-- Ids of texts that are not there yet. Parameter: number.
 
-INSERT INTO {text} AS text (item_key, vector_name, chunk, content_hash, text, blank)
-SELECT expected.item_key, expected.vector_name, expected.chunk, expected.content_hash, expected.text, expected.blank
-FROM commit_text AS expected
-JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
-ORDER BY expected.row_number
-ON CONFLICT (item_key, vector_name, chunk) DO NOTHING
+SELECT nextval(own.sequence)
+FROM (SELECT pg_get_serial_sequence({text_name}, 'id')::regclass AS sequence OFFSET 0) AS own,
+    generate_series(1, %(number)s::bigint)
 
 
 -- name: mark_shadows
@@ -116,19 +114,21 @@ ON CONFLICT (collection, fingerprint, batch) DO UPDATE SET complete = backfill.c
 
 
 -- name: mended
--- Texts of this commit leave the quarantine when none of their kind lacks its vector. Parameters: collection, fingerprint.
+-- Texts of this commit leave the quarantine when none of their kind lacks its vector. Parameters: collection, fingerprint,
+-- content_hashes.
 
 DELETE FROM embeddings.quarantine
-USING (SELECT DISTINCT content_hash FROM commit_vector) AS made
 WHERE quarantine.collection = %(collection)s AND quarantine.fingerprint = %(fingerprint)s
-  AND quarantine.content_hash = made.content_hash
-  AND NOT EXISTS (SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = made.content_hash AND NOT lacking.stale)
+  AND quarantine.content_hash = ANY (%(content_hashes)s)
+  AND NOT EXISTS (
+      SELECT FROM {lacking} AS lacking WHERE lacking.content_hash = quarantine.content_hash AND NOT lacking.stale)
 
 
 -- name: count
--- The numbers that a commit reports, in items: deleted, left, quarantined, inserted, updated, unchanged.
+-- The numbers that a commit reports, in items of each batch: deleted, left, quarantined, inserted, updated, unchanged.
 
 SELECT
+    batch,
     count(*) FILTER (WHERE decision = 'delete' AND committed_hash IS NOT NULL),
     count(*) FILTER (WHERE decision IN ('leave', 'vanished')),
     count(*) FILTER (WHERE decision = 'commit' AND failed),
@@ -136,11 +136,12 @@ SELECT
     count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND changed),
     count(*) FILTER (WHERE decision = 'commit' AND NOT failed AND committed_hash IS NOT NULL AND NOT changed)
 FROM (
-    SELECT decision, committed_hash, item_key IN (SELECT item_key FROM commit_failed) AS failed,
+    SELECT batch, decision, committed_hash, item_key IN (SELECT item_key FROM commit_failed) AS failed,
            committed_hash IS DISTINCT FROM encoded_hash OR other_payload
              OR item_key IN (SELECT item_key FROM commit_gone) AS changed
     FROM commit_decision
 ) AS decided
+GROUP BY batch
 
 
 -- name: delete_items
@@ -176,7 +177,8 @@ UPDATE embeddings.batch
 SET definition_hash = CASE
         WHEN batch.definition_hash = %(definition_hash)s THEN batch.definition_hash
         WHEN EXISTS (SELECT FROM commit_decision
-                     WHERE decision IN ('leave', 'vanished') AND committed_hash IS NOT NULL) THEN NULL
+                     WHERE commit_decision.batch = batch.batch AND decision IN ('leave', 'vanished')
+                       AND committed_hash IS NOT NULL) THEN NULL
         ELSE %(definition_hash)s
     END,
     committed_at = now(), attempts = 0, next_try = NULL, failure = NULL

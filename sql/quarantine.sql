@@ -39,13 +39,13 @@ WHERE item.collection = %(collection)s AND item.item_key = decided.item_key AND 
 
 
 -- name: waiting_items
--- Items of a batch that could not be stored, and are not to be tried now. Parameters: collection, batch, attempts,
+-- Items of batches that could not be stored, and are not to be tried now. Parameters: collection, batches, attempts,
 -- longest (wait).
 
 SELECT quarantined.item_key, quarantined.row_hash, quarantined.reason
 FROM embeddings.quarantined_item AS quarantined
 JOIN {item} AS item USING (item_key)
-WHERE quarantined.collection = %(collection)s AND item.batch = %(batch)s AND quarantined.step = 'store'
+WHERE quarantined.collection = %(collection)s AND item.batch = ANY (%(batches)s) AND quarantined.step = 'store'
   AND (quarantined.attempts >= %(attempts)s
        OR quarantined.next_try > now() AND quarantined.next_try <= now() + %(longest)s::interval)
 

@@ -101,21 +101,16 @@ JOIN {text} AS text ON text.id = vector.text_id
 JOIN {item} AS item ON item.item_key = text.item_key
 
 
--- name: write
--- Vectors of live texts that are not there yet, or that this run encoded anew (force).
+-- name: written
+-- Which of these texts have a vector, and of which content. Parameter: ids.
 
-INSERT INTO {vector} AS vector (text_id, vector_name, content_hash, embedding)
-SELECT text.id, text.vector_name, text.content_hash, made.embedding
-FROM commit_vector AS made
-JOIN commit_text AS expected USING (row_number)
-JOIN commit_decision AS decided ON decided.item_key = expected.item_key AND decided.decision = 'commit'
-JOIN {text} AS text
-  ON text.item_key = expected.item_key AND text.vector_name = expected.vector_name AND text.chunk = expected.chunk
- AND text.content_hash = made.content_hash
-LEFT JOIN {vector} AS there ON there.text_id = text.id
-WHERE there.text_id IS NULL OR there.content_hash <> made.content_hash OR made.encoded
-ON CONFLICT (text_id) DO UPDATE
-SET vector_name = excluded.vector_name, content_hash = excluded.content_hash, embedding = excluded.embedding
+SELECT text_id, content_hash FROM {vector} WHERE text_id = ANY (%(ids)s::bigint[])
+
+
+-- name: replaced
+-- Vectors that a commit writes anew. Parameter: ids.
+
+DELETE FROM {vector} WHERE text_id = ANY (%(ids)s::bigint[])
 
 
 -- name: delete

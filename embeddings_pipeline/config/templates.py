@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -34,7 +34,24 @@ class Template:
         for column in self.columns:
             value = row[column]
             values[column] = visible(value if type(value) is str else as_text(value))
+        return self.join(values)
+
+    def join(self, values: Mapping[str, str]) -> str:
+        """The text of a row whose columns are written out, "" for an empty one."""
         return self._sequence.render(values).strip()
+
+    def layout(self, there: Collection[str]) -> tuple[list[str], list[str]]:
+        """What the text of a row is joined from if these columns have values and the others are empty: the literals
+        around, and the columns between them, of which there is one less.
+        """
+        if _MARK in self.template:
+            raise ValueError(f"the template has the character {_MARK!r}")
+        marked = {name: f"{_MARK}{name}{_MARK}" if name in there else "" for name in self.columns}
+        parts = self.join(marked).split(_MARK)
+        return parts[::2], parts[1::2]
+
+
+_MARK = "\x00"  # in no column's name and in no value
 
 
 class _Number(str):
@@ -80,6 +97,14 @@ def parse_row(row_json: str) -> dict[str, Any]:
     """The columns of a row from its JSON, cleaned; numbers stay as the database wrote them (`12.50`, 20 digits)."""
     row: dict[str, Any] = _ROWS.decode(clean_json(row_json))
     return row
+
+
+def parse_rows(rows: Sequence[str]) -> list[dict[str, Any]]:
+    """As `parse_row`, for many at once."""
+    parsed: list[dict[str, Any]] = _ROWS.decode(f"[{','.join(map(clean_json, rows))}]")
+    if len(parsed) != len(rows):
+        raise ValueError("a row is no JSON document")
+    return parsed
 
 
 _ROWS = json.JSONDecoder(parse_float=_Number, parse_int=_Number)

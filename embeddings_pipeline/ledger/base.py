@@ -1,5 +1,6 @@
 """What every part of the ledger knows: the collection, its database and its models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -56,6 +57,13 @@ class LedgerBase:
 
     def item_keys(self, batch: int) -> list[str]:
         """The keys of a batch's items, in order."""
-        query = sql.SQL("SELECT item_key FROM {} WHERE batch = %s ORDER BY item_key").format(self.tables.item)
+        return self.keys_of_batches([batch])[batch]
+
+    def keys_of_batches(self, batches: Sequence[int]) -> dict[int, list[str]]:
+        """The keys of each batch's items, in order."""
+        query = "SELECT batch, item_key FROM {} WHERE batch = ANY (%s) ORDER BY batch, item_key"
+        keys: dict[int, list[str]] = {batch: [] for batch in batches}
         with self.database.session() as connection:
-            return [row[0] for row in connection.execute(query, [batch])]
+            for batch, item_key in connection.execute(sql.SQL(query).format(self.tables.item), [list(batches)]):
+                keys[batch].append(item_key)
+        return keys

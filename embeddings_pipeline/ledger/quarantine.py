@@ -78,9 +78,10 @@ class Quarantine(LedgerBase):
                 return set()
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
 
-    def waiting_items(self, batch: int) -> dict[str, tuple[bytes, str]]:
-        """Item key → row hash and reason, of the batch's items that could not be stored and are not to be tried now."""
-        parameters = {"collection": self.name, "batch": batch, "attempts": self._attempts, "longest": LONGEST_TEXT_WAIT}
+    def waiting_items(self, batches: Sequence[int]) -> dict[str, tuple[bytes, str]]:
+        """Item key → row hash and reason, of the batches' items that could not be stored, not to be tried now."""
+        parameters: dict[str, Any] = {"collection": self.name, "batches": list(batches)}
+        parameters |= {"attempts": self._attempts, "longest": LONGEST_TEXT_WAIT}
         with self.database.session() as connection:
             rows = connection.execute(self.tables.statement("quarantine/waiting_items"), parameters)
             return {item_key: (row_hash, reason) for item_key, row_hash, reason in rows}

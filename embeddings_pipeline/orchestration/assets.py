@@ -1,7 +1,7 @@
 """The assets of a collection. Each is thin: open the collection, call the function, report the metadata."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -31,6 +31,7 @@ from embeddings_pipeline.orchestration.names import embeddings_asset, job_name
 from embeddings_pipeline.orchestration.partitions import add_partitions, keys_in_words
 from embeddings_pipeline.orchestration.resources import PipelineResource, scanned_ahead
 from embeddings_pipeline.orchestration.steps import each, each_alone, failures, failures_kept, open_logged
+from embeddings_pipeline.pipeline.attempts import each_group
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.embed import EmbedOptions
 from embeddings_pipeline.pipeline.pending import quote_batches
@@ -129,11 +130,13 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         `item_keys`: which items the partition holds. Numbers: `rows` read; items that are `gone` from the source.
         """
 
-        def step(collection: Collection, batch: int) -> Mapping[str, Any]:
-            figures = metadata_of(read_items(collection, batch, context.run.run_id))
-            return {"item_keys": keys_in_words(collection.ledger.item_keys(batch)), **figures}
+        def step(collection: Collection, batches: Sequence[int]) -> Mapping[int, Mapping[str, Any]]:
+            done, keys = read_items(collection, batches, context.run.run_id), collection.ledger.keys_of_batches(batches)
+            return {
+                batch: {"item_keys": keys_in_words(keys[batch]), **metadata_of(read)} for batch, read in done.items()
+            }
 
-        each_alone(context, pipeline, definition, step)
+        each(context, pipeline, definition, lambda collection, batches: each_group(collection, batches, step))
 
     @dg.asset(**options("item_texts", {"python", "parquet"}, ["raw_items"]), metadata=template_metadata(definition))
     def item_texts(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> None:
@@ -203,11 +206,14 @@ def build_assets(definition: CollectionDefinition, profile: Profile) -> list[dg.
         `vectors_written` and `vectors_deleted`.
         """
 
-        def step(collection: Collection, batch: int) -> Mapping[str, Any]:
-            committed = commit_and_backfill(collection, batch, context.run.run_id)
-            return {**_missing(committed.left, "not committed", "items"), **metadata_of(committed)}
+        def step(collection: Collection, batches: Sequence[int]) -> Mapping[int, Mapping[str, Any]]:
+            done = commit_and_backfill(collection, batches, context.run.run_id)
+            return {
+                batch: {**_missing(committed.left, "not committed", "items"), **metadata_of(committed)}
+                for batch, committed in done.items()
+            }
 
-        each_alone(context, pipeline, definition, step)
+        each(context, pipeline, definition, lambda collection, batches: each_group(collection, batches, step))
 
     @dg.asset(**options("pgvector_index", {"postgres"}, ["pgvector_table"], partitioned=False))
     def pgvector_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:

@@ -1,21 +1,25 @@
 """The second step of a batch: every template of every item becomes a text, or several chunks of one."""
 
 import json
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from embeddings_pipeline.config.chunks import split_chunks
 from embeddings_pipeline.config.definition import CollectionDefinition
-from embeddings_pipeline.config.templates import clean, clean_json, content_hash, parse_row
+from embeddings_pipeline.config.templates import clean, clean_json, parse_row
 from embeddings_pipeline.errors import LakeError, PipelineError
 from embeddings_pipeline.pipeline.collection import Collection
 from embeddings_pipeline.pipeline.failed import FailedItem, failed_items, reason_of, with_failed
 from embeddings_pipeline.pipeline.figures import TextsRendered
+from embeddings_pipeline.pipeline.render_columns import RenderedTexts, content_hashes, render_columns
 from embeddings_pipeline.store import lake as files
 
 SAMPLE_TEXTS, SAMPLE_CHARACTERS = 3, 300
+ROWS_AT_ONCE = 1000  # whose columns are in memory together, as Python's values
 
 
 def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
@@ -46,27 +50,54 @@ def render_texts(collection: Collection, batch: int, run: str) -> TextsRendered:
 
 def texts_table(definition: CollectionDefinition, items: pa.Table) -> tuple[pa.Table, dict[str, FailedItem]]:
     """Every text of these items (RAW_ITEMS), as the lake keeps them; and the rows that cannot be rendered, by key."""
-    texts: list[tuple[str, int, str]] = []  # vector name, chunk, text
-    texts_of_item = np.zeros(items.num_rows, np.int64)
     failed: dict[str, FailedItem] = {}
-    for number, row in enumerate(items["row"].to_pylist()):
-        try:
-            rendered = render_row(definition, row)
-        except ItemError as error:
-            item_key, row_hash = (items[name][number].as_py() for name in ("item_key", "row_hash"))
-            failed[item_key] = FailedItem(row_hash, "render", str(error))
-            continue
-        texts += rendered
-        texts_of_item[number] = len(rendered)
+    rendered = [
+        _rendered(definition, items.slice(start, ROWS_AT_ONCE), failed)
+        for start in range(0, items.num_rows, ROWS_AT_ONCE)
+    ] or [RenderedTexts.of([])]
     payload = items["payload"]
     if pc.any(pc.match_substring(payload, "\\u")).as_py():
         payload = pa.chunked_array([pa.array(map(clean_json, payload.to_pylist()), pa.string())])
-    of_items = pa.table([items["item_key"], items["row_hash"], payload], ["item_key", "row_hash", "payload"])
-    of_items = of_items.take(np.repeat(np.arange(items.num_rows), texts_of_item))
-    vector_names, chunks, values = zip(*texts, strict=True) if texts else ((), (), ())
-    text = pa.array(values, pa.string())
-    table = [*of_items.columns, vector_names, chunks, text, list(map(content_hash, values)), pc.equal(text, "")]
-    return pa.table(table, schema=files.ITEM_TEXTS), failed
+    texts_of_item = np.concatenate([block.texts_of_row for block in rendered])
+    text = pa.chunked_array([block.text for block in rendered])
+    columns = [
+        *_repeated([items["item_key"], items["row_hash"], payload], texts_of_item),
+        pa.chunked_array([block.vector_name for block in rendered]),
+        pa.chunked_array([block.chunk for block in rendered]),
+        text,
+        pa.chunked_array([content_hashes(block.text) for block in rendered]),
+        pc.equal(text, ""),
+    ]
+    return pa.table(columns, schema=files.ITEM_TEXTS), failed
+
+
+def _rendered(definition: CollectionDefinition, items: pa.Table, failed: dict[str, FailedItem]) -> RenderedTexts:
+    """The texts of some items, by columns, or else row by row; those that cannot be rendered go to `failed`."""
+    rows = items["row"].to_pylist()
+    try:
+        return render_columns(definition, rows)
+    except Exception:
+        return RenderedTexts.of(_by_row(definition, items, rows, failed))  # which says of each row what is wrong
+
+
+def _by_row(
+    definition: CollectionDefinition, items: pa.Table, rows: Sequence[str], failed: dict[str, FailedItem]
+) -> Iterator[list[tuple[str, int, str]]]:
+    for number, row in enumerate(rows):
+        try:
+            yield render_row(definition, row)
+        except ItemError as error:
+            item_key, row_hash = (items[name][number].as_py() for name in ("item_key", "row_hash"))
+            failed[item_key] = FailedItem(row_hash, "render", str(error))
+            yield []
+
+
+def _repeated(columns: Sequence[pa.ChunkedArray], times: NDArray[np.int64]) -> list[pa.ChunkedArray]:
+    """Each value so many times."""
+    if (times == 1).all():
+        return list(columns)
+    rows = pa.array(np.repeat(np.arange(len(times)), times))
+    return [column.take(rows) for column in columns]
 
 
 class ItemError(PipelineError):

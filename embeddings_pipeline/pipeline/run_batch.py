@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from embeddings_pipeline.pipeline.attempts import each_batch
+from embeddings_pipeline.pipeline.attempts import each_batch, each_group
 from embeddings_pipeline.pipeline.collection import Collection
-from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.commit import commit_batches
 from embeddings_pipeline.pipeline.embed import DEFAULTS, TEXTS_TOGETHER, EmbedOptions, embed_batches
 from embeddings_pipeline.pipeline.figures import Committed, Embedded, ItemsRead, RunFigures, TextsRendered
 from embeddings_pipeline.pipeline.read import read_items
@@ -47,11 +47,11 @@ def run_batch(
             report(batch, done)
             yield batch
 
-    read = each_batch(collection, batches, lambda _, batch: read_items(collection, batch, run))
+    read = each_group(collection, batches, lambda _, group: read_items(collection, group, run))
     rendered = each_batch(collection, taken(read), lambda _, batch: render_texts(collection, batch, run))
     done: Iterator[tuple[int, Any]] = embed_under_each_model(collection, taken(rendered), run, options)
     if not options.dry_run:
-        done = each_batch(collection, taken(done), lambda _, batch: commit_and_backfill(collection, batch, run))
+        done = each_group(collection, taken(done), lambda _, group: commit_and_backfill(collection, group, run))
     deque(taken(done), maxlen=0)
     return figures
 
@@ -74,8 +74,10 @@ def embed_under_each_model(
     yield from waiting
 
 
-def commit_and_backfill(collection: Collection, batch: int, run: str) -> Committed:
-    """The fourth step: a batch's commit, and after it the vectors of its shadow models."""
-    committed = commit_batch(collection, batch, run)
-    backfill_shadows(collection.shadow_models(), batch, run)
+def commit_and_backfill(collection: Collection, batches: Sequence[int], run: str) -> dict[int, Committed]:
+    """The fourth step: the commit of batches, and after it the vectors of their shadow models."""
+    committed = commit_batches(collection, batches, run)
+    shadows = collection.shadow_models()
+    for batch in batches if shadows else ():
+        backfill_shadows(shadows, batch, run)
     return committed

@@ -61,6 +61,13 @@ def copy_statement(table: sql.Identifier, columns: Iterable[str]) -> sql.Compose
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(table, names)
 
 
+def some_of(columns: Mapping[str, Column], rows: NDArray[np.bool_]) -> Mapping[str, Column]:
+    """The chosen rows of columns."""
+    if rows.all():
+        return columns
+    return {name: c[rows] if isinstance(c, np.ndarray) else c.filter(rows) for name, c in columns.items()}
+
+
 def columns_of(table: "pa.Table") -> "dict[str, pa.ChunkedArray]":
     """An Arrow table as `copy_in` wants it."""
     return dict(zip(table.column_names, table.columns, strict=True))

@@ -76,6 +76,37 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray:
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
+ELEMENT = b"element"  # in the metadata of a column of vectors: the type of their numbers
+
+
+def _with_bytes(table: pa.Table) -> pa.Table:
+    """The table with each vector as its bytes: Parquet writes, and reads, every number of a list by itself."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type):
+            values = np.ascontiguousarray(vectors_from_arrow(table.column(place)))
+            kind = pa.binary(values.itemsize * field.type.list_size)
+            column = pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+            element = {ELEMENT: str(values.dtype).encode()}
+            table = table.set_column(place, pa.field(field.name, kind, metadata=element), column)
+    return table
+
+
+def _with_vectors(table: pa.Table) -> pa.Table:
+    """What `_with_bytes` was given."""
+    for place, field in enumerate(table.schema):
+        if element := (field.metadata or {}).get(ELEMENT):
+            values = np.frombuffer(b"".join(_bytes_of(chunk) for chunk in table.column(place).chunks), element.decode())
+            kind = pa.list_(pa.from_numpy_dtype(values.dtype), field.type.byte_width // values.itemsize)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind)
+            table = table.set_column(place, pa.field(field.name, kind), column)
+    return table
+
+
+def _bytes_of(chunk: pa.FixedSizeBinaryArray) -> memoryview:
+    width = chunk.type.byte_width
+    return memoryview(chunk.buffers()[1])[chunk.offset * width : (chunk.offset + len(chunk)) * width]
+
+
 class _Written:
     """The files that this process wrote last, for the step that reads them next."""
 
@@ -129,7 +160,9 @@ class Lake:
             packed = {name: "none" if name == "embedding" else "zstd" for name in table.column_names}
             repeated = [name for name in REPEATED if name in table.column_names]
             with self.filesystem.open_output_stream(path) as file:
-                pq.write_table(table, file, compression=packed, use_dictionary=repeated, write_statistics=False)
+                pq.write_table(
+                    _with_bytes(table), file, compression=packed, use_dictionary=repeated, write_statistics=False
+                )
             _written.keep(self.filesystem.get_file_info(path), table)
         except OSError as error:
             with contextlib.suppress(OSError):  # room for others; readers would pass over it anyway
@@ -154,7 +187,7 @@ class Lake:
 
     def _read(self, path: str) -> pa.Table:
         with pq.ParquetFile(path, filesystem=self.filesystem) as file:
-            return file.read(use_threads=False)
+            return _with_vectors(file.read(use_threads=False))
 
     def sweep(self, folder: str, batch: int, keep: str) -> None:
         """Remove the batch's files that nobody needs: more than a day old, neither the newest nor the one named.

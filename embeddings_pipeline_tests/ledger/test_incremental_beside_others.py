@@ -51,7 +51,7 @@ def test_an_edit_and_its_undoing_around_a_commit_are_not_lost(database, settings
     settle(collection)
     execute(database, "UPDATE films SET overview = 'edited', updated_at = now() WHERE id = 2")
     tick(collection)
-    read_items(collection, 0, "run")
+    read_items(collection, [0], "run")
     render_texts(collection, 0, "run")
     list(embed_batches(collection, [0], "run"))
 
@@ -119,7 +119,7 @@ def test_a_tick_with_a_new_row_waits_for_a_commit_without_a_deadlock(database, s
     settle(collection)
     execute(database, "UPDATE films SET overview = 'edited', updated_at = now() WHERE id = 2")
     execute(database, "INSERT INTO films VALUES (77, 'New', 'row', 1, false, now())")
-    read_items(collection, 0, "run")
+    read_items(collection, [0], "run")
     render_texts(collection, 0, "run")
     list(embed_batches(collection, [0], "run"))
     found: list[IncrementalScan] = []

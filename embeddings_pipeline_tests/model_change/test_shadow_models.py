@@ -121,7 +121,7 @@ class TestShadowModelsInCommits:
         execute(database, "UPDATE films SET overview = 'edited' WHERE id = 1")
         collection.ledger.full_scan(collection.source)
         with pytest.raises(StaleRunError):
-            read_items(collection, 0, "late")
+            read_items(collection, [0], "late")
             render_texts(collection, 0, "late")
             list(embed_batches(collection, [0], "late"))
             with at_failpoint("commit.second_look", lambda: swap(collection, "swap")):

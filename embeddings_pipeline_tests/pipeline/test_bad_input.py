@@ -231,10 +231,10 @@ def test_after_a_change_of_the_rules_of_rendering_only_texts_that_come_out_other
     database, settings, monkeypatch
 ):
     make_films(database, [(n, f"Film {n}", None, None) for n in range(25)])
-    render = Template.render
+    join = Template.join
     with monkeypatch.context() as earlier:
         earlier.setattr("embeddings_pipeline.config.definition.RENDERING_RULES", RENDERING_RULES - 1)
-        earlier.setattr(Template, "render", lambda self, row: render(self, row).replace("Film 7", "Film 7 |"))
+        earlier.setattr(Template, "join", lambda self, values: join(self, values).replace("Film 7", "Film 7 |"))
         assert sync_once(definition(), settings)[1] == 25
     assert committed(database)["7"][0] == "Film 7 |"
     collection, encoded = sync_once(definition(), settings, "later")

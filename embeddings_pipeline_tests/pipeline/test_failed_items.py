@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from embeddings_pipeline.config.settings import Settings
+from embeddings_pipeline.config.templates import Template
 from embeddings_pipeline.health.audit import audit
 from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.model_change.phases import add_model
 from embeddings_pipeline.model_change.state import candidate_profile
-from embeddings_pipeline.pipeline import render
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
 from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.failed import reason_of
@@ -232,7 +232,7 @@ def test_a_template_that_fails_for_a_harmless_row_too_blames_no_row(
     def fail(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(render, "split_chunks", fail)
+    monkeypatch.setattr(Template, "join", fail)
     with pytest.raises(ZeroDivisionError):
         sync_once(films_definition(), settings)
     assert entries(open_collection(films_definition(), settings)) == []

@@ -12,8 +12,11 @@ import pytest
 
 from embeddings_pipeline.errors import OutageError, PipelineError
 from embeddings_pipeline.failpoints import at_failpoint
+from embeddings_pipeline.pipeline import commit, read
 from embeddings_pipeline.pipeline.collection import open_collection
+from embeddings_pipeline.pipeline.commit import commit_batches
 from embeddings_pipeline.pipeline.embed import EmbedOptions
+from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.run_batch import run_batch
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
@@ -24,6 +27,7 @@ from embeddings_pipeline_tests.support.workbench import (
     execute,
     films,
     make_films,
+    prepare_batch,
     wait_until,
 )
 
@@ -146,6 +150,36 @@ def test_a_commit_that_fails_is_its_own_batchs_failure(large, database) -> None:
     assert 0 in committed_batches(database) and 1 not in committed_batches(database)
     assert tried_batches(database) == [1]
     assert 1 in collection.ledger.dirty_batches()
+
+
+def test_batches_are_read_and_committed_together_as_far_as_memory_allows(collection, database, monkeypatch) -> None:
+    run_batch(collection, [0, 1, 2], "first")
+    locked: list[int] = []
+    looks: list[int] = []
+
+    def lock(batch: int) -> None:
+        locked.append(batch)
+
+    for most, transactions in ((1 << 30, 1), (1, 3)):
+        monkeypatch.setattr(commit, "BYTES_TOGETHER", most)
+        monkeypatch.setattr(read, "BYTES_TOGETHER", most)
+        execute(database, "UPDATE films SET title = title || ' again'")
+        collection.ledger.full_scan(collection.source)
+        for batch in range(3):
+            prepare_batch(collection, batch, f"run{most}")
+        reads = read_items(collection, [0, 1, 2], f"run{most}")
+        assert {batch: figures.rows for batch, figures in reads.items()} == {0: 10, 1: 10, 2: 5}
+        looks.clear()
+        with (
+            at_failpoint("commit.second_look", lambda: looks.append(1)),
+            at_failpoint("batch.lock", lock),
+        ):
+            done = commit_batches(collection, [0, 1, 2], f"run{most}")
+        assert len(looks) == transactions
+        assert [(figures.updated, figures.vectors_written) for figures in done.values()] == [(10, 10), (10, 10), (5, 5)]
+        assert [done[batch].version for batch in range(3)] == sorted(figures.version for figures in done.values())
+        assert collection.ledger.dirty_batches() == []
+    assert locked == [0, 1, 2] * 2
 
 
 @pytest.mark.parametrize("step", ["raw_items", "item_texts", "encode"])

@@ -8,6 +8,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -16,7 +17,14 @@ import pytest
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.errors import LakeError
 from embeddings_pipeline.pipeline.renaming import _rename_in_lake
-from embeddings_pipeline.store.lake import Lake, _written, open_lake
+from embeddings_pipeline.store.lake import (
+    Lake,
+    _written,
+    embeddings_schema,
+    open_lake,
+    vectors_from_arrow,
+    vectors_to_arrow,
+)
 from embeddings_pipeline.store.models import Identity
 
 TABLE = pa.table({"content_hash": [b"0" * 16]})
@@ -48,6 +56,32 @@ def test_a_file_of_another_database_is_neither_read_nor_swept(lake: Lake) -> Non
     assert long_ago(lake) == ["b.parquet", "c.parquet", "d.parquet"]
     theirs.sweep("films/item_texts", 0, keep="c.parquet")
     assert long_ago(lake) == ["c.parquet", "d.parquet"]
+
+
+@pytest.mark.parametrize("storage", ["halfvec", "vector"])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_vectors_come_back_as_they_were_written(lake: Lake, storage: str, rows: int) -> None:
+    schema = embeddings_schema(4, storage)
+    vectors = np.arange(rows * 4).reshape(rows, 4).astype("f2" if storage == "halfvec" else "f4")
+    texts = [[b"0" * 16] * rows, ["fp"] * rows, [True] * rows]
+    columns = [["key"] * rows, ["base"] * rows, range(rows), *texts, vectors_to_arrow(vectors, schema)]
+    written = pa.table([pa.array(c) if isinstance(c, range) else c for c in columns], schema=schema)
+    path = lake.write(written.slice(1) if rows else written, "films/embeddings/fp", 0, "new")
+    assert pq.read_schema(path).field("embedding").type == pa.binary(vectors.itemsize * 4)
+    read = lake._read(path)  # not what is in memory
+    assert read.schema.equals(schema)
+    np.testing.assert_array_equal(vectors_from_arrow(read["embedding"]), vectors[1:])
+
+
+def test_a_file_of_an_earlier_release_has_its_vectors_as_lists(lake: Lake) -> None:
+    schema = embeddings_schema(4, "halfvec")
+    vectors = np.arange(8).reshape(2, 4).astype("f2")
+    columns = [["a", "b"], ["base"] * 2, [0, 0], [b"0" * 16] * 2, ["fp"] * 2, [True] * 2]
+    folder = Path(lake.root, "films/embeddings/fp/000000")
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table([*columns, vectors_to_arrow(vectors, schema)], schema=schema), folder / "old.parquet")
+    _, read = lake.newest("films/embeddings/fp", 0) or ("", pa.table({}))
+    np.testing.assert_array_equal(vectors_from_arrow(read["embedding"]), vectors)
 
 
 def test_a_vector_may_be_of_any_database_if_there_is_none_of_ours(lake: Lake) -> None:

@@ -104,7 +104,7 @@ def run_batch(collection: Collection, batch: int, run: str, **options: Any) -> R
 
 def prepare_batch(collection: Collection, batch: int, run: str, **options: Any) -> None:
     """The steps of one batch before its commit."""
-    read_items(collection, batch, run)
+    read_items(collection, [batch], run)
     render_texts(collection, batch, run)
     list(embed_batches(collection, [batch], run, EmbedOptions(**options)))
 

@@ -258,17 +258,17 @@ class Destination(ABC):
     # --- vectors within a commit ---
 
     @abstractmethod
-    def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
-        """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many.
-
-        `replaced`: the commit's own vectors are this model's, and `write` comes next.
+    def delete(self, connection: psycopg.Connection, *, coming: Sequence[str] | None) -> int:
+        """Within a commit: delete the vectors of the texts in its table `commit_gone (id)`; how many. coming: the items
+        whose vectors `write` brings next; None if the commit's own vectors are another model's.
         """
 
     @abstractmethod
-    def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
-        """Within a commit: write what `commit_vector` holds for live texts and is not there yet; how many.
-
-        `adopt`: vectors in the user's own column are this model's, and stay if the row is as it was first seen.
+    def write(
+        self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
+    ) -> int:
+        """Within a commit: write vectors, as `put` has them, if they are not there or `encoded` anew; how many. before:
+        whose texts were there (n,). adopt: what the user's own column has is this model's, and stays if its row does.
         """
 
     @abstractmethod

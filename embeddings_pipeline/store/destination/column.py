@@ -237,11 +237,14 @@ class ColumnDestination(Destination):
 
     # --- vectors within a commit ---
 
-    def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
+    def delete(self, connection: psycopg.Connection, *, coming: Sequence[str] | None) -> int:
         connection.execute(f"SET LOCAL lock_timeout = {column_write.ROW_LOCK_TIMEOUT_MS}")
-        return column_write.change_vectors(connection, self, "column/delete", replaced=sql.Literal(replaced))
+        return column_write.change_vectors(connection, self, "column/delete", coming=sql.Literal(list(coming or [])))
 
-    def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
+    def write(
+        self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
+    ) -> int:
+        column_write.stage_commit(connection, self, vectors)
         made = self.column_statement("column/committed", adopt=sql.Literal(adopt))
         return column_write.change_vectors(connection, self, "column/write", made=made)
 

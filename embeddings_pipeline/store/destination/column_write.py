@@ -59,6 +59,16 @@ def change_vectors(
     return row[0] if row else 0
 
 
+def stage_commit(
+    connection: psycopg.Connection, destination: "ColumnDestination", vectors: Mapping[str, Column]
+) -> None:
+    """Put a commit's vectors where `column/committed` finds them."""
+    connection.execute(f"SET LOCAL lock_timeout = {ROW_LOCK_TIMEOUT_MS}")
+    connection.execute(destination.column_statement("column/stage_commit"))
+    staged = {name: vectors[name] for name in ("text_id", "content_hash", "encoded", "embedding")}
+    copy_in(connection, sql.Identifier("commit_vector"), staged, storage=destination.storage)
+
+
 def put(connection: psycopg.Connection, destination: "ColumnDestination", columns: Mapping[str, Column]) -> None:
     """As `Destination.put`."""
     connection.execute(f"SET LOCAL lock_timeout = {ROW_LOCK_TIMEOUT_MS}")

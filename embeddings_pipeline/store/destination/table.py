@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 import psycopg
@@ -11,7 +12,7 @@ from psycopg import sql
 
 from embeddings_pipeline.config.definition import IndexDefinition
 from embeddings_pipeline.errors import ModelChangeError
-from embeddings_pipeline.store.copy_binary import Column, copy_in, copy_statement
+from embeddings_pipeline.store.copy_binary import Column, copy_in, copy_statement, some_of
 from embeddings_pipeline.store.destination.base import NORM, ROW_BYTES, Destination, Exchange, Layout, Limits, PutAhead
 from embeddings_pipeline.store.destination.changes import Change
 from embeddings_pipeline.store.destination.indexes import (
@@ -93,9 +94,9 @@ class TableDestination(Destination):
 
     # --- vectors within a commit ---
 
-    def delete(self, connection: psycopg.Connection, *, replaced: bool) -> int:
+    def delete(self, connection: psycopg.Connection, *, coming: Sequence[str] | None) -> int:
         deleted = connection.execute(self.statement("table/delete")).rowcount
-        if replaced:
+        if coming is not None:
             names = {
                 "collection_name": sql.Literal(self.collection),
                 "model_fingerprint": sql.Literal(self.fingerprint),
@@ -104,8 +105,23 @@ class TableDestination(Destination):
             deleted += connection.execute(unusable).rowcount
         return deleted
 
-    def write(self, connection: psycopg.Connection, *, adopt: bool = False) -> int:
-        return connection.execute(self.statement("table/write")).rowcount
+    def write(
+        self, connection: psycopg.Connection, vectors: Mapping[str, Column], before: NDArray, *, adopt: bool
+    ) -> int:
+        missing = np.ones(len(before), bool)
+        if before.any():
+            places = np.flatnonzero(before)
+            ids = vectors["text_id"][places].tolist()
+            rows = connection.execute(self.statement("table/written"), {"ids": ids}, binary=True).fetchall()
+            there: dict[int, bytes] = dict(rows)
+            hashes = vectors["content_hash"].take(places).to_pylist()  # type: ignore[union-attr]
+            made = zip(ids, hashes, vectors["encoded"][places], strict=True)
+            missing[places] = [encoded or there.get(text_id) != digest for text_id, digest, encoded in made]
+            replaced = [text_id for text_id in compress(ids, missing[places]) if text_id in there]
+            if replaced:
+                connection.execute(self.statement("table/replaced"), {"ids": replaced})
+        columns = {name: vectors[name] for name in COLUMNS}
+        return copy_in(connection, self.identifier, some_of(columns, missing), storage=self.storage)
 
     def adoptable_items(self, connection: psycopg.Connection, item_keys: Sequence[str]) -> set[str]:
         return set()
