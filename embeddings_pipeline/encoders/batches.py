@@ -24,7 +24,8 @@ CHARACTERS_PER_TOKEN = 32
 CHARACTERS_TOGETHER = 1_000_000
 """Characters that are tokenised together: bounds the memory of what is truncated."""
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")  # what libraries say
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "MemoryError")
+"""What libraries say."""
 
 Result = Callable[[], NDArray[np.floating]]
 """Waits for the vectors of a pass that was begun."""
@@ -194,11 +195,7 @@ class BatchEncoder(ABC):
         window.halve(batch)
 
     def _out_of_memory(self, error: Exception) -> bool:
-        if isinstance(error, MemoryError):
-            return True
-        return any(
-            words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-        )
+        return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
     def _tokenize(self, texts: list[str], prompt: str, *, counted: bool = False) -> Window:
         """The texts without what is surely never read, each one's tokens and length; and, if they are wanted, counts.

@@ -4,11 +4,16 @@ import errno
 import json
 import logging
 import os
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +27,11 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import conversion, convert, load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.batches import lowest_cosine
+from embeddings_pipeline.encoders.converted_files import workshop
 from embeddings_pipeline.encoders.local import LocalEncoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
-from embeddings_pipeline.errors import ProfileError
-from embeddings_pipeline_tests.support.tiny_models import WORDS, bert, sentence_model, tokenizer_of
+from embeddings_pipeline.errors import OutageError, ProfileError
+from embeddings_pipeline_tests.support.tiny_models import POSITIONS, WORDS, bert, sentence_model, tokenizer_of
 from embeddings_pipeline_tests.support.workbench import wait_until
 
 Load = Callable[..., Encoder]
@@ -87,6 +93,12 @@ def of_another_version(state: Path) -> None:
     (kept(state) / "manifest.json").write_text(json.dumps({**manifest, "openvino": "2025.1.0"}))
 
 
+def otherwise_sealed(state: Path) -> None:
+    """A changed digit in the manifest: texts would be cut elsewhere."""
+    file = kept(state) / "manifest.json"
+    file.write_text(file.read_text().replace(f'"max_length": {POSITIONS}', '"max_length": 2'))
+
+
 def half_gone(state: Path) -> None:
     (kept(state) / "tokenizer.json").unlink()
 
@@ -110,7 +122,7 @@ def test_a_model_is_converted_once_and_leaves_nothing_else(
     assert {each.name for each in (state / "encoders").iterdir()} == {folder.name, f"{folder.name}.lock", "verdicts"}
 
 
-@pytest.mark.parametrize("harm", [damaged, of_another_version, half_gone])
+@pytest.mark.parametrize("harm", [damaged, of_another_version, otherwise_sealed, half_gone])
 def test_what_is_damaged_or_of_another_version_is_made_anew(
     harm: Callable[[Path], None], load: Load, mine: Profile, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,6 +134,27 @@ def test_what_is_damaged_or_of_another_version_is_made_anew(
     assert lowest_cosine(again.encode_documents(WORDS), expected) >= 0.9998
     load(mine)
     assert not said(caplog)
+
+
+@pytest.mark.parametrize("written", ['"precision": "f16"', '"precision": null', '"precision": '])
+def test_a_damaged_verdict_is_none(
+    written: str, load: Load, mine: Profile, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(mine).encode_documents(WORDS)
+    [verdict] = (state / "encoders" / "verdicts").iterdir()
+    verdict.write_text(re.sub(r'"precision": "\w+"', written, verdict.read_text()))
+    again = load(mine)
+    assert "its model is tried on this processor" in caplog.text
+    assert (again.encode_documents(WORDS) == expected).all()
+
+
+def test_with_another_version_of_the_tokenizers_the_model_is_compared_again(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(mine)
+    monkeypatch.setattr(conversion, "version", lambda name: "99" if name == "tokenizers" else version(name))
+    load(mine)
+    assert "its model is tried on this processor" in caplog.text
 
 
 def test_on_another_processor_the_model_is_compared_again_and_not_converted(
@@ -151,12 +184,11 @@ def test_a_state_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
     expected = LocalEncoder(mine, half=None).encode_documents(WORDS)
 
     def full(source: Path, target: Path) -> None:
-        Path(target).mkdir()
-        shutil.copy(source / "model.xml", target)
+        Path(target).write_bytes(source.read_bytes()[:100])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if place == "full":
-        monkeypatch.setattr(conversion.shutil, "copytree", full)
+        monkeypatch.setattr(conversion.shutil, "copyfile", full)
     else:
         (tmp_path / "state").write_text("")
     encoder = load(mine)
@@ -219,6 +251,7 @@ def test_vectors_that_differ_are_not_used(
     [
         (-9, "", "signal 9", OpenVinoEncoder),
         (1, "Traceback\nMemoryError", "exit code 1 MemoryError", OpenVinoEncoder),
+        (-6, "terminate called\n  what():  std::bad_alloc", "signal 6 what():  std::bad_alloc", OpenVinoEncoder),
         (-4, "", "signal 4", LocalEncoder),  # the processor lacks an instruction
         (1, "Traceback\nKeyError: 'a mistake of ours'", "exit code 1 KeyError", LocalEncoder),
     ],
@@ -250,6 +283,70 @@ def test_a_disk_without_room_for_a_temporary_file_leaves_torch(
     assert "it cannot be converted: [Errno 2]" in caplog.text
 
 
+def test_a_disk_that_does_not_hold_the_conversion_leaves_torch_until_there_is_room(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the largest file is of 60 kB
+    try:
+        assert isinstance(load(mine), LocalEncoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    [*_, line] = said(caplog)
+    assert re.search(rf"{tempfile.gettempdir()} does not hold it: make room there, or set TMPDIR", line), line
+    assert isinstance(load(mine), OpenVinoEncoder)
+
+
+@pytest.mark.parametrize("left", ["for torch", "for nothing"])
+def test_without_the_memory_nothing_is_begun_that_a_container_would_be_ended_for(
+    left: str, load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion, "memory_left", lambda: 240_000_000 if left == "for torch" else 90_000_000)
+        if left == "for torch":
+            assert isinstance(load(mine), LocalEncoder)
+            assert said(caplog) == [
+                "profile mine runs on torch, not on OpenVINO: there is too little memory left to convert it"
+            ]
+        else:
+            with pytest.raises(
+                OutageError, match=r"^Profile mine: to make .* about 250 MB of memory, once, and 90 MB"
+            ):
+                load(mine)
+    assert isinstance(load(mine), OpenVinoEncoder)
+
+
+def test_memory_that_runs_out_in_the_conversion_is_not_tried_for_torch(
+    load: Load, mine: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([500_000_000, 100_000_000])
+    monkeypatch.setattr(conversion, "memory_left", lambda: next(left))
+    monkeypatch.setattr(
+        conversion.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", "")
+    )
+    with pytest.raises(OutageError, match="100 MB are left"):
+        load(mine)
+
+
+def test_what_killed_conversions_left_is_removed_by_the_next_and_what_living_ones_use_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    script = """
+import os, signal
+from embeddings_pipeline.encoders.converted_files import workshop
+with workshop() as folder:
+    (folder / "model").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [left_over] = tmp_path.iterdir()
+    with workshop() as living, workshop() as mine:
+        assert not left_over.exists() and living.is_dir() and mine.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("times", [1, 99])
 def test_files_that_change_while_they_are_converted(
     times: int, load: Load, mine: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -275,6 +372,32 @@ def test_files_that_change_while_they_are_converted(
     else:
         with pytest.raises(ProfileError, match=r"^Profile mine: the files of [^\n]* change while they are read"):
             load(mine)
+
+
+def test_other_weights_of_the_same_size_and_time_are_other_weights(load: Load, mine: Profile, tmp_path: Path) -> None:
+    weights = Path(mine.model) / "model.safetensors"
+    before, stat = load(mine).encode_documents(WORDS), weights.stat()
+    bert(tmp_path / "other", initializer_range=0.2)
+    shutil.copy(tmp_path / "other" / "model.safetensors", weights)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.stat().st_size == stat.st_size
+    after = load(mine)
+    assert lowest_cosine(after.encode_documents(WORDS), before) < 0.9
+    assert lowest_cosine(after.encode_documents(WORDS), LocalEncoder(mine, half=None).encode_documents(WORDS)) > 0.9998
+
+
+def test_a_folder_that_goes_away_meanwhile_is_one_line(
+    load: Load, mine: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = conversion.subprocess.run
+
+    def gone(command: list[str], **how: Any) -> Any:
+        shutil.rmtree(mine.model)
+        return here(command, **how)
+
+    monkeypatch.setattr(conversion.subprocess, "run", gone)
+    with pytest.raises(ProfileError, match=r"^Profile mine: there is no folder [^\n]*$"):
+        load(mine)
 
 
 TOGETHER = """
