@@ -86,11 +86,16 @@ def left_alone_in_children(thing: object) -> None:
     _left_alone.add(thing)
 
 
-def end_with_parent() -> None:
-    """Have this process killed when the thread that started it is gone, however that went. Linux alone knows how."""
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when the thread that started it is gone, however that went. Linux alone knows how.
+
+    `parent`: its process, which may have gone before this was asked for.
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def killed_first() -> None:

@@ -24,7 +24,10 @@ CHARACTERS_PER_TOKEN = 32
 CHARACTERS_TOGETHER = 1_000_000
 """Characters that are tokenised together: bounds the memory of what is truncated."""
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "MemoryError")
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "Cannot allocate memory", "not enough memory", "memory allocation of"),
+    *("bad_alloc", "ALLOC_FAILED", "MemoryError"),
+)
 """What libraries say."""
 
 Result = Callable[[], NDArray[np.floating]]

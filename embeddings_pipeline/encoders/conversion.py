@@ -253,12 +253,13 @@ class _Conversion:
         task = {**task, "profile": asdict(profile), "weights": self._weights, "threads": self._threads}
         (temporary / "task.json").write_text(json.dumps({**task, "answer": str(answer)}), "utf-8")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", self._kind.converter, f"{temporary}/task.json"]
+        command = [sys.executable, "-m", self._kind.converter, str(os.getpid()), f"{temporary}/task.json"]
         try:
             done = subprocess.run(
                 command,
                 check=False,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is for us, who end it
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -272,7 +273,7 @@ class _Conversion:
         except (OSError, ValueError):
             end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
             [*_, said] = ["", *map(str.strip, done.stderr.strip().splitlines())]
-            out_of_memory = -done.returncode == signal.SIGKILL or any(words in said for words in OUT_OF_MEMORY)
+            out_of_memory = -done.returncode == signal.SIGKILL or any(words in done.stderr for words in OUT_OF_MEMORY)
             failed = (done.returncode > 0 and NO_ROOM not in said) or -done.returncode in CRASHES
             return {
                 "reason": f"its conversion ended with {end} {said}".strip(),

@@ -1,6 +1,6 @@
 """The process that makes a model ready for OpenVINO, and compares it with sentence-transformers.
 
-`conversion` starts it (`python -m embeddings_pipeline.encoders.convert task.json`), so that whoever wants the model
+`conversion` starts it (`python -m embeddings_pipeline.encoders.convert PID task.json`), so that whoever wants the model
 imports neither torch nor OpenVINO's tools, and outlives what they may do.
 """
 
@@ -279,5 +279,5 @@ def _is_as_it_was(model: Path, digest: str) -> bool:
 
 if __name__ == "__main__":
     killed_first()
-    end_with_parent()  # which alone wants the answer
-    main(Path(sys.argv[1]))
+    end_with_parent(int(sys.argv[1]))  # which alone wants the answer
+    main(Path(sys.argv[2]))

@@ -139,5 +139,5 @@ def _pairs(longest: int | None) -> Pairs:
 
 if __name__ == "__main__":
     killed_first()
-    end_with_parent()  # which alone wants the answer
-    main(Path(sys.argv[1]), answer_to)
+    end_with_parent(int(sys.argv[1]))  # which alone wants the answer
+    main(Path(sys.argv[2]), answer_to)

@@ -251,6 +251,7 @@ def test_vectors_that_differ_are_not_used(
     [
         (-9, "", "signal 9", OpenVinoEncoder),
         (1, "Traceback\nMemoryError", "exit code 1 MemoryError", OpenVinoEncoder),
+        (-6, "memory allocation of 9 bytes failed\nnote: run with", "signal 6 note: run with", OpenVinoEncoder),
         (-6, "terminate called\n  what():  std::bad_alloc", "signal 6 what():  std::bad_alloc", OpenVinoEncoder),
         (-4, "", "signal 4", LocalEncoder),  # the processor lacks an instruction
         (1, "Traceback\nKeyError: 'a mistake of ours'", "exit code 1 KeyError", LocalEncoder),
@@ -309,9 +310,7 @@ def test_without_the_memory_nothing_is_begun_that_a_container_would_be_ended_for
                 "profile mine runs on torch, not on OpenVINO: there is too little memory left to convert it"
             ]
         else:
-            with pytest.raises(
-                OutageError, match=r"^Profile mine: to make .* about 250 MB of memory, once, and 90 MB"
-            ):
+            with pytest.raises(OutageError, match=r"^Profile mine: to make .* about 250 MB of memory, once, and 90 MB"):
                 load(mine)
     assert isinstance(load(mine), OpenVinoEncoder)
 
@@ -426,6 +425,25 @@ def test_of_two_processes_one_converts_and_nothing_is_told_or_written_elsewhere(
     assert all(lines.endswith("OpenVinoEncoder False False\n") for lines in said), said
     assert sum("is converted for OpenVINO" in lines for lines in said) == 1
     assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_who_waits_for_a_conversion_and_decides_nothing(mine: Profile, state: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", TOGETHER, mine.model, str(state)]
+    wanting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: bool(psutil.Process(wanting.pid).children()))
+    [converting] = psutil.Process(wanting.pid).children()
+    assert os.getpgid(converting.pid) != os.getpgid(wanting.pid), "a terminal's Ctrl-C is for a group"
+    os.killpg(wanting.pid, signal.SIGINT)
+    gone, _ = psutil.wait_procs([converting], timeout=20)
+    assert gone and wanting.wait(20) != 0
+    assert not (state / "encoders" / "verdicts").exists()
+
+
+@pytest.mark.slow
+def test_a_conversion_whose_parent_has_gone_before_it_begins_ends(mine: Profile, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "embeddings_pipeline.encoders.convert", "1", str(tmp_path / "task.json")]
+    assert subprocess.run(command, capture_output=True, check=False).stderr == b""
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], An
     """Load a model as a new process would. The conversion is done in this one, which has imported torch."""
 
     def here(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-        assert command[-2] == "embeddings_pipeline.encoders.convert_cross_encoder"
+        assert command[-3] == "embeddings_pipeline.encoders.convert_cross_encoder"
         convert.main(Path(command[-1]), convert_cross_encoder.answer_to)
         return subprocess.CompletedProcess(command, 0, "", "")
 

@@ -1,5 +1,6 @@
 """Encoders: the same vectors as sentence-transformers, in order, whatever the texts and the memory are."""
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -259,6 +260,14 @@ def test_a_damaged_model_is_an_error_of_one_line(tmp_path: Path, encoder_setting
     with pytest.raises(ProfileError, match=r"^Profile broken: .* cannot be loaded: [^\n]*$"):
         broken = Profile(name="broken", provider="local", model=str(tmp_path), dimensions=8, device="cpu")
         load_encoder(broken, encoder_settings)
+
+
+def test_a_torch_that_cannot_be_imported_is_an_outage_of_one_line(
+    tiny: Profile, encoder_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "embeddings_pipeline.encoders.local", None)
+    with pytest.raises(OutageError, match=r"^Profile tiny: torch cannot load [^\n]* here: import of [^\n]*$"):
+        load_encoder(replace(tiny, trust_remote_code=True), encoder_settings)
 
 
 def test_a_device_that_is_not_there_is_an_error_of_one_line(encoder_settings: Settings) -> None:
