@@ -94,6 +94,19 @@ class BatchEncoder(ABC):
     def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Result:
         """Begin one pass of the model over one batch. An error is raised here, or by the result."""
 
+    def _check_room(self) -> None:
+        """ProfileError if a prompt and the tokenizer's own tokens are all that is read: each text would be the same."""
+        if self.max_length is None or self._characters_read is None:
+            return
+        for key, use in (("document_prompt", self._documents), ("query_prompt", self._queries)):
+            [taken] = self._count([use.prompt])
+            if taken >= self.max_length:
+                raise ProfileError(
+                    f"Profile {self.profile.name}: of the {self.max_length} tokens that are read, {taken} are "
+                    f"{f'of its {key} and ' if use.prompt else ''}the tokenizer's own, so that nothing of a text would "
+                    "be read; set another max_length or prompt"
+                )
+
     def _prepare(self, texts: list[str], use: Use) -> None:
         """What is done before texts are encoded, while no thread makes tokens of them."""
         return None

@@ -152,6 +152,14 @@ def test_memory_that_runs_out_while_it_is_loaded_is_told(
         load(model)
 
 
+def test_without_the_memory_to_make_it_ready_a_smaller_one_may_take_over(
+    load: Callable[[Path], Any], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "memory_left", lambda: 90_000_000)
+    with pytest.raises(OutOfMemoryError, match="about 300 MB of memory, once, and 90 MB are left"):
+        load(model)
+
+
 def no_cross_encoder(folder: Path) -> Path:
     bert(folder)
     return folder

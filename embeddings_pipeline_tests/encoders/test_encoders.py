@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,19 @@ def test_max_length_truncates_and_count_tokens_tells(tiny: Profile) -> None:
 def test_a_max_length_beyond_the_models_positions_is_refused(tiny: Profile) -> None:
     with pytest.raises(ProfileError, match="max_length 65 is more than the 64 tokens"):
         LocalEncoder(replace(tiny, max_length=65))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_length": 2}, "of the 2 tokens that are read, 2 are the tokenizer's own"),
+        ({"max_length": 8, "document_prompt": "one " * 6}, "8 are of its document_prompt and the tokenizer's own"),
+        ({"query_prompt": "one " * 80}, "82 are of its query_prompt and"),
+    ],
+)
+def test_a_length_that_leaves_nothing_of_a_text_is_refused(settings: dict[str, Any], said: str, tiny: Profile) -> None:
+    with pytest.raises(ProfileError, match=rf"^Profile tiny: [^\n]*{said}[^\n]*$"):
+        LocalEncoder(replace(tiny, **settings))
 
 
 @pytest.mark.parametrize(
