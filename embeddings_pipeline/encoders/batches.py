@@ -26,6 +26,7 @@ CHARACTERS_TOGETHER = 1_000_000
 
 OUT_OF_MEMORY = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory", "memory allocation of"),
+    "failed to map segment",
     *("bad_alloc", "ALLOC_FAILED", "MemoryError"),
 )
 """What libraries say."""

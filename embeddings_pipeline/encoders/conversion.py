@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +43,7 @@ from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
 log = logging.getLogger(__name__)
 
 NO_ROOM = "No space left"  # as the system says that a disk is full
+UNEXPECTED_SECONDS = 24 * 3600  # after which a conversion that ended unexpectedly is tried again
 ATTEMPTS = 3  # at a model whose files change meanwhile
 LONGEST_SECONDS = 1800
 CRASHES = {signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE}  # as on a processor that lacks something
@@ -61,6 +63,7 @@ class Verdict:
     cosine: float | None = None  # the lowest to sentence-transformers' own vectors
     files: Mapping[str, str] | None = None  # digests of the files that were compared
     libraries: Mapping[str, str] | None = None
+    unexpected: bool = False  # the conversion ended without an answer, which may have been this machine's fault
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,12 @@ class _Conversion:
     def _known_verdict(self, manifest: Mapping[str, Any] | None) -> Verdict | None:
         try:
             verdict = Verdict(**read_sealed(self._verdict))
+            age = time.time() - self._verdict.stat().st_mtime
         except (OSError, ValueError, TypeError):
             return None
         if verdict.precision is None:
-            if verdict.libraries != _libraries():
+            is_old = not 0 <= age < UNEXPECTED_SECONDS  # a time that is yet to come counts as none
+            if verdict.libraries != _libraries() or (verdict.unexpected and is_old):
                 return None
             self.reason = verdict.reason
             if self._profile.weights is None:
@@ -217,6 +222,7 @@ class _Conversion:
             if answer.get("changed"):
                 raise FilesChanged
             verdict = Verdict(answer.get("precision"), answer.get("reason"), answer.get("cosine"))
+            verdict = replace(verdict, unexpected=answer.get("unexpected", False))
             if verdict.precision is None:
                 if answer.get("out_of_memory"):
                     self._check_memory()
@@ -253,7 +259,8 @@ class _Conversion:
         task = {**task, "profile": asdict(profile), "weights": self._weights, "threads": self._threads}
         (temporary / "task.json").write_text(json.dumps({**task, "answer": str(answer)}), "utf-8")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", self._kind.converter, str(os.getpid()), f"{temporary}/task.json"]
+        # -P: the folder in which somebody works, with modules of any name, is none to import from.
+        command = [sys.executable, "-P", "-m", self._kind.converter, str(os.getpid()), f"{temporary}/task.json"]
         try:
             done = subprocess.run(
                 command,
@@ -279,6 +286,7 @@ class _Conversion:
                 "reason": f"its conversion ended with {end} {said}".strip(),
                 "lasting": failed and not out_of_memory,
                 "out_of_memory": out_of_memory,
+                "unexpected": True,
             }
         return answered
 

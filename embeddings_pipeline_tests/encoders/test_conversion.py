@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,7 @@ def test_vectors_that_differ_are_not_used(
     [
         (-9, "", "signal 9", OpenVinoEncoder),
         (1, "Traceback\nMemoryError", "exit code 1 MemoryError", OpenVinoEncoder),
+        (1, "ImportError: x.so: failed to map segment from y", "exit code 1 ImportError: x.so", OpenVinoEncoder),
         (-6, "memory allocation of 9 bytes failed\nnote: run with", "signal 6 note: run with", OpenVinoEncoder),
         (-6, "terminate called\n  what():  std::bad_alloc", "signal 6 what():  std::bad_alloc", OpenVinoEncoder),
         (-4, "", "signal 4", LocalEncoder),  # the processor lacks an instruction
@@ -264,6 +267,7 @@ def test_a_conversion_that_ended_early_is_tried_again_where_that_may_help(
     next_time: type[Encoder],
     load: Load,
     mine: Profile,
+    state: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,6 +278,10 @@ def test_a_conversion_that_ended_early_is_tried_again_where_that_may_help(
         assert isinstance(load(mine), LocalEncoder)
         assert f"its conversion ended with {how}" in caplog.text
     assert isinstance(load(mine), next_time)
+    if next_time is LocalEncoder:
+        [verdict] = (state / "encoders" / "verdicts").iterdir()
+        os.utime(verdict, (0, time.time() - 2 * 24 * 3600))
+        assert isinstance(load(mine), OpenVinoEncoder), "after a day it is tried again"
 
 
 def test_a_disk_without_room_for_a_temporary_file_leaves_torch(
@@ -424,11 +432,14 @@ print(type(encoder).__name__, *("torch" in sys.modules, "openvino_telemetry" in 
 def test_of_two_processes_one_converts_and_nothing_is_told_or_written_elsewhere(
     mine: Profile, state: Path, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
+    home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
+    here.mkdir()
+    (here / "sentence_transformers.py").write_text("raise ImportError('not for us')")
     environment = {**os.environ, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", TOGETHER, mine.model, str(state)]
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    start = partial(subprocess.Popen, command, env=environment, cwd=here, stdout=subprocess.PIPE, text=True)
+    both = [start() for _ in range(2)]
     said = [process.communicate(timeout=200)[0] for process in both]
     assert all(lines.endswith("OpenVinoEncoder False False\n") for lines in said), said
     assert sum("is converted for OpenVINO" in lines for lines in said) == 1
