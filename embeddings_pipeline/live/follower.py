@@ -112,7 +112,7 @@ class Follower:
         before, self._watch = self._watched_by, self._watched(collection)
         self._watched_by = self._watch.words
         if self.told_how and before != self._watched_by:
-            self.say(f"it is watched by {self._watched_by} now")
+            self.say(f"it is watched now by {self._watched_by}")
         self._collection = collection
         self._opened_as = tuple(self._state(self._connection)[:3])
 

@@ -323,7 +323,7 @@ def test_a_source_that_goes_away_is_waited_for_and_told_once(
         with following(one, settings=settings) as heard:
             assert heard.watched == {one.name: "nothing yet, since the database or the source is away"}
             execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-            soon(lambda: heard.says("it is watched by updated_at, each second now"))
+            soon(lambda: heard.says("it is watched now by updated_at, each second"))
     finally:
         databases.dropped(server, name)
 
