@@ -7,6 +7,7 @@ of the one surviving thread to a new one, whose team is its own. OpenVINO's thre
 child therefore loads anew, and leaves its parent's alone.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -16,6 +17,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -84,11 +86,22 @@ def left_alone_in_children(thing: object) -> None:
     _left_alone.add(thing)
 
 
-def end_with_parent() -> None:
-    """Have this process killed when the thread that started it is gone, however that went. Linux alone knows how."""
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when the thread that started it is gone, however that went. Linux alone knows how.
+
+    `parent`: its process, which may have gone before this was asked for.
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def killed_first() -> None:
+    """Have the kernel kill this process, and no other, when memory runs out: its parent goes on without it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _before() -> None:

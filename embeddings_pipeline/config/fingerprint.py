@@ -7,6 +7,7 @@ from pathlib import Path
 from embeddings_pipeline.config.model_words import with_model_prompts
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.weights import resolve_weights, weights_digest
+from embeddings_pipeline.errors import ProfileError
 
 
 def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
@@ -18,13 +19,19 @@ def fingerprint(profile: Profile, state_dir: Path | None = None) -> str:
     the profile's or the model's own. Left out: a profile's query prompt (stored vectors do not know it), device,
     precision and batch settings.
 
-    With `state_dir`, digests of files are taken from `weights_digests.json` there, by path, size and time of the last
+    With `state_dir`, digests of files are taken from `weights_digests.json` there, by path, size and times of the last
     change, so that a model of gigabytes is read once; `keep_digests` writes that file. Raises ProfileError where the
     weights cannot be had, or the model is refused (see `model_words`).
     """
     if profile.provider == "local":
         profile = with_model_prompts(profile)
-        weights = weights_digest(resolve_weights(profile), code=profile.trust_remote_code, state_dir=state_dir)
+        folder = resolve_weights(profile)
+        try:
+            weights = weights_digest(folder, code=profile.trust_remote_code, state_dir=state_dir)
+        except OSError as error:
+            raise ProfileError(
+                f"Profile {profile.name}: the files in {folder} cannot be read: {error}; mend that, or fetch them again"
+            ) from error
     else:
         weights = f"{profile.model}@{profile.revision or ''}"
     parts: dict[str, object] = {

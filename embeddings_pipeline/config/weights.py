@@ -1,5 +1,6 @@
 """The files of a local model: where they are, what they lack, and a digest of what they hold."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -87,6 +88,7 @@ def _packaged_weights(profile: Profile) -> Path | None:
 
 # What a sentence-transformers model consists of; repositories hold other formats and training leftovers beside it.
 _MODEL_FILES = {".json", ".txt", ".model", ".jinja", ".safetensors", ".bin"}
+_WEIGHTS = {".safetensors", ".bin"}
 _OTHER_FORMATS = {"onnx", "openvino", "coreml"}
 _LEFTOVERS = {"data_config.json", "train_script.py", "training_args.bin", "LICENSE.txt", "README.txt"}
 
@@ -153,13 +155,18 @@ def weights_digest(folder: Path, *, code: bool = False, state_dir: Path | None =
     total = hashlib.blake2b(digest_size=16)
     for name, path in _model_files(folder, code):
         stat = path.stat()
-        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}"
+        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"  # a copy may keep the former time
         if key not in digests:
             with path.open("rb") as file:
                 digests[key] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         _remembered[key] = digests[key]
         total.update(f"{name}\0{digests[key]}\n".encode())
     return total.hexdigest()
+
+
+def weights_bytes(folder: Path) -> int:
+    """How large a model's weights are."""
+    return sum(path.stat().st_size for _, path in _model_files(folder, code=False) if path.suffix in _WEIGHTS)
 
 
 def keep_digests(state_dir: Path) -> None:
@@ -202,4 +209,10 @@ def _write_digests(state_dir: Path, digests: Mapping[str, str]) -> None:
             json.dump(dict(digests), file, indent=1)
         Path(file.name).replace(state_dir / _DIGESTS_FILE)
     except OSError as error:
-        logger.warning("The digests of the model's files could not be kept in %s: %s", state_dir, error)
+        _tell_unkept(state_dir, error.strerror)
+
+
+@functools.cache
+def _tell_unkept(state_dir: Path, reason: str | None) -> None:
+    """Once in a process."""
+    logger.warning("The digests of the model's files could not be kept in %s: %s", state_dir, reason)

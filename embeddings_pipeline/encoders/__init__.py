@@ -12,6 +12,7 @@ from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.processor import is_cpu, share_of_cores
+from embeddings_pipeline.errors import OutageError
 from embeddings_pipeline.forks import ProcessLock, compute
 
 __all__ = ["PROVIDERS", "Encoder", "Loaded", "load", "load_encoder"]
@@ -69,6 +70,13 @@ def _load(profile: Profile, settings: Settings) -> Encoder:
 
         if encoder := openvino_encoder(profile, settings):
             return encoder
-    from embeddings_pipeline.encoders.local import LocalEncoder
+    try:
+        from embeddings_pipeline.encoders.local import LocalEncoder
 
-    return LocalEncoder(profile, threads=settings.embedding_threads or share_of_cores())
+        return LocalEncoder(profile, threads=settings.embedding_threads or share_of_cores())
+    except (MemoryError, ImportError) as error:
+        said = " ".join(str(error).split()) or "memory ran out"
+        raise OutageError(
+            f"Profile {profile.name}: torch cannot load {profile.model} here: {said}; free memory, or install "
+            "sentence-transformers anew"
+        ) from error

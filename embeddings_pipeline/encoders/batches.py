@@ -24,7 +24,12 @@ CHARACTERS_PER_TOKEN = 32
 CHARACTERS_TOGETHER = 1_000_000
 """Characters that are tokenised together: bounds the memory of what is truncated."""
 
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")  # what libraries say
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "Cannot allocate memory", "not enough memory", "memory allocation of"),
+    "failed to map segment",
+    *("bad_alloc", "ALLOC_FAILED", "MemoryError"),
+)
+"""What libraries say."""
 
 Result = Callable[[], NDArray[np.floating]]
 """Waits for the vectors of a pass that was begun."""
@@ -89,6 +94,19 @@ class BatchEncoder(ABC):
     @abstractmethod
     def _start(self, texts: list[str], tokens: list[Any], use: Use) -> Result:
         """Begin one pass of the model over one batch. An error is raised here, or by the result."""
+
+    def _check_room(self) -> None:
+        """ProfileError if a prompt and the tokenizer's own tokens are all that is read: each text would be the same."""
+        if self.max_length is None or self._characters_read is None:
+            return
+        for key, use in (("document_prompt", self._documents), ("query_prompt", self._queries)):
+            [taken] = self._count([use.prompt])
+            if taken >= self.max_length:
+                raise ProfileError(
+                    f"Profile {self.profile.name}: of the {self.max_length} tokens that are read, {taken} are "
+                    f"{f'of its {key} and ' if use.prompt else ''}the tokenizer's own, so that nothing of a text would "
+                    "be read; set another max_length or prompt"
+                )
 
     def _prepare(self, texts: list[str], use: Use) -> None:
         """What is done before texts are encoded, while no thread makes tokens of them."""
@@ -194,11 +212,7 @@ class BatchEncoder(ABC):
         window.halve(batch)
 
     def _out_of_memory(self, error: Exception) -> bool:
-        if isinstance(error, MemoryError):
-            return True
-        return any(
-            words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-        )
+        return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
     def _tokenize(self, texts: list[str], prompt: str, *, counted: bool = False) -> Window:
         """The texts without what is surely never read, each one's tokens and length; and, if they are wanted, counts.

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,19 +26,31 @@ from filelock import FileLock, Timeout
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import Settings
-from embeddings_pipeline.config.weights import resolve_weights, weights_digest
-from embeddings_pipeline.encoders.batches import first_line
-from embeddings_pipeline.encoders.openvino import GRAPH, TOKENIZER, OpenVinoEncoder, Readiness
-from embeddings_pipeline.encoders.processor import kind_of_processor, share_of_cores
-from embeddings_pipeline.errors import ProfileError
+from embeddings_pipeline.config.weights import resolve_weights, weights_bytes, weights_digest
+from embeddings_pipeline.encoders.batches import OUT_OF_MEMORY, first_line
+from embeddings_pipeline.encoders.converted_files import (
+    FORMAT,
+    read_manifest,
+    read_sealed,
+    workshop,
+    write_manifest,
+    write_sealed,
+)
+from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
+from embeddings_pipeline.encoders.processor import kind_of_processor, memory_left, share_of_cores
+from embeddings_pipeline.errors import OutageError, PipelineError, ProfileError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised if what is made here changes
-MANIFEST = "manifest.json"
+NO_ROOM = "No space left"  # as the system says that a disk is full
+UNEXPECTED_SECONDS = 24 * 3600  # after which a conversion that ended unexpectedly is tried again
 ATTEMPTS = 3  # at a model whose files change meanwhile
 LONGEST_SECONDS = 1800
 CRASHES = {signal.SIGILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE}  # as on a processor that lacks something
+CONVERSION_MEMORY, TORCH_MEMORY = (300_000_000, 2), (280_000_000, 1)
+"""What a conversion takes at least, and torch in a process that has not imported it: bytes, and times the weights.
+MiniLM's of 91 MB took 515 MB to convert, and torch more than the 353 MB that a `sync` had left.
+"""
 LIBRARIES = ("sentence-transformers", "torch", "transformers")  # another version of one may convert what failed
 
 
@@ -51,6 +63,7 @@ class Verdict:
     cosine: float | None = None  # the lowest to sentence-transformers' own vectors
     files: Mapping[str, str] | None = None  # digests of the files that were compared
     libraries: Mapping[str, str] | None = None
+    unexpected: bool = False  # the conversion ended without an answer, which may have been this machine's fault
 
 
 @dataclass(frozen=True)
@@ -74,14 +87,15 @@ def openvino_encoder(profile: Profile, settings: Settings, kind: Kind = ENCODERS
 
     The first time a process of its own converts the model, which takes some seconds, and compares its vectors with
     those of sentence-transformers. Raises ProfileError if the profile does not fit the model, if it wants weights that
-    torch cannot run, or if the model's files do not stay as they are meanwhile.
+    torch cannot run, or if the model's files do not stay as they are meanwhile; OutageError if there is not the memory
+    to make it ready, nor for torch.
     """
     for _ in range(ATTEMPTS):
-        weights = weights_digest(resolve_weights(profile), state_dir=settings.state_dir)
         try:
+            weights = weights_digest(resolve_weights(profile), state_dir=settings.state_dir)
             conversion = _Conversion(profile, settings, weights, kind)
             encoder = conversion.encoder()
-        except FilesChanged:
+        except (FilesChanged, FileNotFoundError):
             continue
         if encoder is None and profile.weights is not None:
             raise ProfileError(
@@ -114,17 +128,17 @@ class _Conversion:
     def _verdict_name(self) -> str:
         """A short hash of all that the comparison depends on, but for the converted files."""
         profile = self._profile
-        parts = [FORMAT, version("openvino"), kind_of_processor(), self._place.name, profile.document_prompt]
-        parts += [profile.query_prompt, profile.max_length, profile.normalize, profile.dimensions]
-        parts += [profile.trust_remote_code]
+        parts = [FORMAT, version("openvino"), version("tokenizers"), kind_of_processor(), self._place.name]
+        parts += [profile.document_prompt, profile.query_prompt, profile.max_length, profile.normalize]
+        parts += [profile.dimensions, profile.trust_remote_code]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
     def encoder(self) -> OpenVinoEncoder | None:
-        manifest = _manifest(self._place)
+        manifest = read_manifest(self._place)
         verdict = self._known_verdict(manifest)
         if verdict is None:
             with self._alone():
-                manifest = _manifest(self._place)  # another process may have made it meanwhile
+                manifest = read_manifest(self._place)  # another process may have made it meanwhile
                 verdict = self._known_verdict(manifest)
                 if verdict is None:
                     try:
@@ -140,17 +154,21 @@ class _Conversion:
         ready = Readiness(**manifest["readiness"])
         try:
             return self._kind.runner(self._profile, folder, ready, verdict.precision, self._threads)
-        except RuntimeError as error:
+        except PipelineError:
+            raise
+        except Exception as error:  # the tokenizer's errors have no other class
             self._keep_verdict(Verdict(None, f"it cannot be loaded: {first_line(error)}"), lasting=False)
             return None
 
     def _known_verdict(self, manifest: Mapping[str, Any] | None) -> Verdict | None:
         try:
-            verdict = Verdict(**json.loads(self._verdict.read_text("utf-8")))
+            verdict = Verdict(**read_sealed(self._verdict))
+            age = time.time() - self._verdict.stat().st_mtime
         except (OSError, ValueError, TypeError):
             return None
         if verdict.precision is None:
-            if verdict.libraries != _libraries():
+            is_old = not 0 <= age < UNEXPECTED_SECONDS  # a time that is yet to come counts as none
+            if verdict.libraries != _libraries() or (verdict.unexpected and is_old):
                 return None
             self.reason = verdict.reason
             if self._profile.weights is None:
@@ -183,6 +201,11 @@ class _Conversion:
         if profile.trust_remote_code:
             self._keep_verdict(Verdict(None, "trust_remote_code lets the model run code of its own"))
             return None
+        left = memory_left()
+        if left is not None and left < self._takes(CONVERSION_MEMORY):
+            self._check_memory()
+            self._keep_verdict(Verdict(None, "there is too little memory left to convert it"), lasting=False)
+            return None
         log.warning(
             "profile %s: %s, which takes some seconds, once",
             profile.name,
@@ -190,8 +213,8 @@ class _Conversion:
             if manifest is None
             else "its model is tried on this processor",
         )
-        with tempfile.TemporaryDirectory(prefix="embeddings-encoder-") as temporary:
-            new = Path(temporary) / "model"
+        with workshop() as temporary:
+            new = temporary / "model"
             new.mkdir()
             answer = self._asked(
                 {"converted": None if manifest is None else str(self._place), "new": str(new)}, temporary
@@ -199,30 +222,51 @@ class _Conversion:
             if answer.get("changed"):
                 raise FilesChanged
             verdict = Verdict(answer.get("precision"), answer.get("reason"), answer.get("cosine"))
+            verdict = replace(verdict, unexpected=answer.get("unexpected", False))
             if verdict.precision is None:
+                if answer.get("out_of_memory"):
+                    self._check_memory()
                 self._keep_verdict(verdict, lasting=answer.get("lasting", False))
                 return None
             folder = self._place
             if manifest is None:
                 folder = new
-                manifest = _write_manifest(new, self._weights, answer["readiness"])
+                manifest = write_manifest(new, self._weights, answer["readiness"])
                 self._publish(new)
             self._keep_verdict(replace(verdict, files=manifest["files"]))
             return self._encoder(verdict, folder, manifest)
 
-    def _asked(self, task: Mapping[str, Any], temporary: str) -> dict[str, Any]:
+    def _takes(self, memory: tuple[int, int]) -> int:
+        base, times = memory
+        return base + times * weights_bytes(resolve_weights(self._profile))
+
+    def _check_memory(self) -> None:
+        """OutageError if torch has no room here either: beyond its limit a container ends, and nobody says why."""
+        left = memory_left()
+        if left is None or left >= self._takes(TORCH_MEMORY):
+            return
+        takes, left = (round(each / 1_000_000) for each in (self._takes(CONVERSION_MEMORY), max(0, left)))
+        raise OutageError(
+            f"Profile {self._profile.name}: to make {self._profile.model} ready takes about {takes:,} MB of memory, "
+            f"once, and {left:,} MB are left: raise the limit for that time, or do it elsewhere, and bring "
+            f"{self._kept} here"
+        )
+
+    def _asked(self, task: Mapping[str, Any], temporary: Path) -> dict[str, Any]:
         """What the process of its own says. If it was killed, or memory ran out, the next one is to try again."""
         profile = replace(self._profile, model=str(resolve_weights(self._profile)), device="cpu")
-        answer = Path(temporary) / "answer.json"
+        answer = temporary / "answer.json"
         task = {**task, "profile": asdict(profile), "weights": self._weights, "threads": self._threads}
-        (Path(temporary) / "task.json").write_text(json.dumps({**task, "answer": str(answer)}), "utf-8")
+        (temporary / "task.json").write_text(json.dumps({**task, "answer": str(answer)}), "utf-8")
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", self._kind.converter, f"{temporary}/task.json"]
+        # -P: the folder in which somebody works, with modules of any name, is none to import from.
+        command = [sys.executable, "-P", "-m", self._kind.converter, str(os.getpid()), f"{temporary}/task.json"]
         try:
             done = subprocess.run(
                 command,
                 check=False,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is for us, who end it
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -235,10 +279,15 @@ class _Conversion:
             answered: dict[str, Any] = json.loads(answer.read_text("utf-8"))
         except (OSError, ValueError):
             end = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-            [*_, said] = ["", *done.stderr.strip().splitlines()]
-            failed = done.returncode > 0 and not any(word in said for word in ("MemoryError", "bad_alloc", "No space"))
-            lasting = failed or -done.returncode in CRASHES
-            return {"reason": f"its conversion ended with {end} {said}".strip(), "lasting": lasting}
+            [*_, said] = ["", *map(str.strip, done.stderr.strip().splitlines())]
+            out_of_memory = -done.returncode == signal.SIGKILL or any(words in done.stderr for words in OUT_OF_MEMORY)
+            failed = (done.returncode > 0 and NO_ROOM not in said) or -done.returncode in CRASHES
+            return {
+                "reason": f"its conversion ended with {end} {said}".strip(),
+                "lasting": failed and not out_of_memory,
+                "out_of_memory": out_of_memory,
+                "unexpected": True,
+            }
         return answered
 
     def _publish(self, new: Path) -> None:
@@ -247,7 +296,9 @@ class _Conversion:
         try:
             for left_over in (beside, self._place):
                 shutil.rmtree(left_over, ignore_errors=True)
-            shutil.copytree(new, beside)
+            beside.mkdir()
+            for file in new.iterdir():
+                shutil.copyfile(file, beside / file.name)
             beside.rename(self._place)
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
@@ -264,7 +315,7 @@ class _Conversion:
         beside = self._verdict.with_suffix(".new")
         try:
             self._verdict.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(asdict(verdict), indent=1), "utf-8")
+            write_sealed(beside, asdict(verdict))
             beside.replace(self._verdict)
         except OSError as error:
             self._tell_unwritable(error)
@@ -283,35 +334,3 @@ def _libraries() -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = ""
     return versions
-
-
-def _write_manifest(folder: Path, weights: str, readiness: Mapping[str, Any]) -> dict[str, Any]:
-    manifest = {
-        "format": FORMAT,
-        "openvino": version("openvino"),
-        "weights": weights,
-        "readiness": readiness,
-        "files": _digests(folder),
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-    return manifest
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a converted model; None if it is not there, damaged, or of another version."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        made_by = (manifest["format"], manifest["openvino"])
-        whole = made_by == (FORMAT, version("openvino")) and manifest["files"] == _digests(folder)
-        Readiness(**manifest["readiness"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return manifest if whole else None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    digests = {}
-    for name in (GRAPH, str(Path(GRAPH).with_suffix(".bin")), TOKENIZER):
-        with (folder / name).open("rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests

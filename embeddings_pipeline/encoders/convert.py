@@ -1,6 +1,6 @@
 """The process that makes a model ready for OpenVINO, and compares it with sentence-transformers.
 
-`conversion` starts it (`python -m embeddings_pipeline.encoders.convert task.json`), so that whoever wants the model
+`conversion` starts it (`python -m embeddings_pipeline.encoders.convert PID task.json`), so that whoever wants the model
 imports neither torch nor OpenVINO's tools, and outlives what they may do.
 """
 
@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from embeddings_pipeline.config.model_words import model_words
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.weights import weights_digest
-from embeddings_pipeline.encoders.batches import first_line
+from embeddings_pipeline.encoders.batches import OUT_OF_MEMORY, first_line
 from embeddings_pipeline.encoders.comparison import Vectors, likeness, reference
 from embeddings_pipeline.encoders.local import KNOWN, PRECISION_TEXTS, READ, LocalEncoder, positions_of
 from embeddings_pipeline.encoders.openvino import (
@@ -34,7 +34,7 @@ from embeddings_pipeline.encoders.openvino import (
 )
 from embeddings_pipeline.encoders.processor import has_bf16
 from embeddings_pipeline.errors import PipelineError, ProfileError
-from embeddings_pipeline.forks import end_with_parent
+from embeddings_pipeline.forks import end_with_parent, killed_first
 
 KEPT_COSINE = {"bf16": 0.99995, "f32": 0.9999, "i8": 0.99}
 """What vectors of the compared texts must keep, so that others keep 0.9999 as well; in 8 bits, as much as is usual."""
@@ -103,13 +103,23 @@ def _converted(tried: _Tried, folder: Path) -> tuple[Readiness, str, float]:
 def written(graph: Any, tokenizer: Any, folder: Path, best: Callable[[], T]) -> T:
     """What `best` says of graph and tokenizer in the folder; weights are in 16 bits, unless it refuses those."""
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    openvino().save_model(graph, folder / GRAPH)
+    _save(graph, folder, compress_to_fp16=True)
     try:
         return best()
     except Refused:
         (folder / GRAPH).with_suffix(".bin").unlink()  # what is loaded from it may still be there
-        openvino().save_model(graph, folder / GRAPH, compress_to_fp16=False)
+        _save(graph, folder, compress_to_fp16=False)
         return best()
+
+
+def _save(graph: Any, folder: Path, *, compress_to_fp16: bool) -> None:
+    try:
+        openvino().save_model(graph, folder / GRAPH, compress_to_fp16=compress_to_fp16)
+    except RuntimeError as error:  # it does not say why: `basic_ios::clear: iostream error`
+        for file in folder.iterdir():
+            file.unlink()
+        place = folder.parent.parent
+        raise OSError(f"{place} does not hold it: make room there, or set TMPDIR to a folder with more") from error
 
 
 def graph_of(transformer: Any, module: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> Any:
@@ -249,14 +259,25 @@ def main(file: Path, answer_to: Callable[[Mapping[str, Any]], dict[str, Any]] = 
     try:
         answer = answer_to(task)
     except Refused as error:
-        answer = {"reason": str(error), "lasting": True}
+        out_of_memory = any(words in str(error) for words in OUT_OF_MEMORY)
+        answer = {"reason": str(error), "lasting": not out_of_memory, "out_of_memory": out_of_memory}
     except ProfileError as error:  # torch will say the same
         answer = {"reason": str(error)}
-    if weights_digest(Path(task["profile"]["model"])) != task["weights"]:
+    except OSError as error:
+        answer = {"reason": f"its files cannot be read or written: {error}"}
+    if not _is_as_it_was(Path(task["profile"]["model"]), task["weights"]):
         answer = {"changed": True}
     Path(task["answer"]).write_text(json.dumps(answer), "utf-8")
 
 
+def _is_as_it_was(model: Path, digest: str) -> bool:
+    try:
+        return weights_digest(model) == digest
+    except OSError:
+        return False
+
+
 if __name__ == "__main__":
-    end_with_parent()  # which alone wants the answer
-    main(Path(sys.argv[1]))
+    killed_first()
+    end_with_parent(int(sys.argv[1]))  # which alone wants the answer
+    main(Path(sys.argv[2]))

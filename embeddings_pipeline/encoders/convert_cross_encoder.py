@@ -22,7 +22,7 @@ from embeddings_pipeline.encoders.convert import LONGEST_COMPARED, WORDS, Refuse
 from embeddings_pipeline.encoders.cross_encoder import OpenVinoCrossEncoder
 from embeddings_pipeline.encoders.cross_encoder_torch import COMPARED, KEPT_SCORE, difference, load_model
 from embeddings_pipeline.encoders.openvino import Readiness
-from embeddings_pipeline.forks import end_with_parent
+from embeddings_pipeline.forks import end_with_parent, killed_first
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -138,5 +138,6 @@ def _pairs(longest: int | None) -> Pairs:
 
 
 if __name__ == "__main__":
-    end_with_parent()  # which alone wants the answer
-    main(Path(sys.argv[1]), answer_to)
+    killed_first()
+    end_with_parent(int(sys.argv[1]))  # which alone wants the answer
+    main(Path(sys.argv[2]), answer_to)

@@ -20,7 +20,7 @@ from embeddings_pipeline.encoders.conversion import Kind, openvino_encoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder, Readiness
 from embeddings_pipeline.encoders.processor import is_cpu, share_of_cores
 from embeddings_pipeline.encoders.token_rows import Tokens
-from embeddings_pipeline.errors import OutOfMemoryError, ProfileError
+from embeddings_pipeline.errors import OutageError, OutOfMemoryError, ProfileError
 from embeddings_pipeline.forks import ProcessLock, compute
 
 
@@ -107,7 +107,10 @@ def forget_cross_encoder(profile: Reranker) -> None:
 def _load(profile: Reranker, settings: Settings) -> CrossEncoder:
     _check_kind(profile)
     if is_cpu(profile):
-        encoder = openvino_encoder(profile, settings, CROSS_ENCODERS)
+        try:
+            encoder = openvino_encoder(profile, settings, CROSS_ENCODERS)
+        except OutageError as error:  # a smaller model may have room
+            raise OutOfMemoryError(str(error)) from error
         if isinstance(encoder, OpenVinoCrossEncoder):
             return encoder
     from embeddings_pipeline.encoders.cross_encoder_torch import TorchCrossEncoder

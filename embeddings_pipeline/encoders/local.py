@@ -105,6 +105,7 @@ class LocalEncoder(BatchEncoder):
         self._process = os.getpid()
         self._load()
         check_dimensions(profile, self.model.get_embedding_dimension())
+        self._check_room()
         self._settle_precision(compared=half == "auto")
 
     def _load(self) -> None:

@@ -97,6 +97,7 @@ class OpenVinoEncoder(BatchEncoder):
             ready.truncation_side,
             Padding(ready.padding_side, ready.pad_token, ready.pad_type),
         )
+        self._check_room()
         self._graph = core().read_model(folder / GRAPH)  # whatever becomes of the folder
         self._engines: dict[str, _Engine] = {}
 

@@ -60,24 +60,29 @@ def _siblings(number: int) -> str:
 
 def _quota(cgroups: Path, mounted: Path) -> float | None:
     """The least quota of this process's control group and those above it, in cores."""
+    groups = _groups(cgroups, mounted, "cpu")
+    quotas = [_quota_of_v2(group) if version == 2 else _quota_of_v1(group) for group, version in groups]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _groups(cgroups: Path, mounted: Path, controller: str) -> list[tuple[Path, int]]:
+    """This process's control group and those above it that a controller may limit, with their version, 1 or 2."""
     try:
         lines = cgroups.read_text().splitlines()
     except OSError:
-        return None
-    quotas = []
+        return []
+    groups = []
     for line in lines:
         number, controllers, place = line.split(":", 2)
-        if number == "0":  # version 2; a container sees its own group as the root
-            folder, read = mounted, _quota_of_v2
-        elif "cpu" in controllers.split(","):
-            folder, read = mounted / "cpu", _quota_of_v1
+        if number == "0":  # a container sees its own group as the root
+            folder, version = mounted, 2
+        elif controller in controllers.split(","):
+            folder, version = mounted / controller, 1
         else:
             continue
         inner = folder / place.lstrip("/")
-        for group in [inner, *inner.parents]:
-            if group.is_relative_to(folder):
-                quotas.append(read(group))
-    return min((quota for quota in quotas if quota is not None), default=None)
+        groups += [(group, version) for group in (inner, *inner.parents) if group.is_relative_to(folder)]
+    return groups
 
 
 def _quota_of_v2(group: Path) -> float | None:
@@ -92,6 +97,37 @@ def _quota_of_v1(group: Path) -> float | None:
     try:
         most, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return most / period if most > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def memory_left(
+    cgroups: Path = Path("/proc/self/cgroup"),
+    mounted: Path = Path("/sys/fs/cgroup"),
+    machine: Path = Path("/proc/meminfo"),
+) -> int | None:
+    """Bytes that this process may still take: of the machine's memory, and of what its control groups may have; None if
+    the system does not say. What the kernel keeps of files counts as free.
+    """
+    left = [_left_in(group, version) for group, version in _groups(cgroups, mounted, "memory")]
+    try:
+        available = re.search(r"^MemAvailable:\s*(\d+) kB", machine.read_text(), re.MULTILINE)
+    except OSError:
+        available = None
+    left.append(1024 * int(available.group(1)) if available else None)
+    return min((each for each in left if each is not None), default=None)
+
+
+def _left_in(group: Path, version: int) -> int | None:
+    limit, used, files = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    try:
+        most, taken = (group / limit).read_text().strip(), int((group / used).read_text())
+        kept = re.search(rf"^{files} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        return None if most == "max" else int(most) - taken + (int(kept.group(1)) if kept else 0)
     except (OSError, ValueError):
         return None
 

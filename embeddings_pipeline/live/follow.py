@@ -56,6 +56,8 @@ def follow(
     followers = _opened(followers, told, ended)
     database, number = open_database(settings), f"activity {uuid.uuid4()}"
     told.started({follower.name: follower.words for follower in followers})
+    for follower in followers:
+        follower.told_how = True
     threads = [threading.Thread(target=each.run, name=f"live {each.name}", daemon=True) for each in followers]
     with ExitStack() as stack:
         for thread in threads:

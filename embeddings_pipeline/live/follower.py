@@ -67,7 +67,8 @@ class Follower:
         self._collection: Collection | None = None
         self._connection: psycopg.Connection | None = None
         self._watch: Watch | None = None
-        self._watched_by: str | None = None
+        self._watched_by = "nothing yet, since the database or the source is away"
+        self.told_how = False  # people know how it is watched
         self._position: Position | None = None  # how far it has come by `updated_at`
         self._opened_as: tuple[Any, ...] = ()
         self._file: tuple[int, int] | None = None
@@ -88,7 +89,7 @@ class Follower:
     @property
     def words(self) -> str:
         """How the collection is watched, for people."""
-        return self._watched_by or "not at all yet"
+        return self._watched_by
 
     def say(self, line: str) -> None:
         """A line for people, about this collection."""
@@ -110,8 +111,8 @@ class Follower:
         collection.ledger.make_stage(self._connection)
         before, self._watch = self._watched_by, self._watched(collection)
         self._watched_by = self._watch.words
-        if before not in (None, self._watched_by):
-            self.say(f"it is watched by {self._watched_by} now")
+        if self.told_how and before != self._watched_by:
+            self.say(f"it is watched now by {self._watched_by}")
         self._collection = collection
         self._opened_as = tuple(self._state(self._connection)[:3])
 

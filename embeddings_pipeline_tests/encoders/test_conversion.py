@@ -4,11 +4,18 @@ import errno
 import json
 import logging
 import os
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +29,11 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.encoders import conversion, convert, load_encoder
 from embeddings_pipeline.encoders.base import Encoder
 from embeddings_pipeline.encoders.batches import lowest_cosine
+from embeddings_pipeline.encoders.converted_files import workshop
 from embeddings_pipeline.encoders.local import LocalEncoder
 from embeddings_pipeline.encoders.openvino import OpenVinoEncoder
-from embeddings_pipeline.errors import ProfileError
-from embeddings_pipeline_tests.support.tiny_models import WORDS, bert, sentence_model, tokenizer_of
+from embeddings_pipeline.errors import OutageError, ProfileError
+from embeddings_pipeline_tests.support.tiny_models import POSITIONS, WORDS, bert, sentence_model, tokenizer_of
 from embeddings_pipeline_tests.support.workbench import wait_until
 
 Load = Callable[..., Encoder]
@@ -87,6 +95,12 @@ def of_another_version(state: Path) -> None:
     (kept(state) / "manifest.json").write_text(json.dumps({**manifest, "openvino": "2025.1.0"}))
 
 
+def otherwise_sealed(state: Path) -> None:
+    """A changed digit in the manifest: texts would be cut elsewhere."""
+    file = kept(state) / "manifest.json"
+    file.write_text(file.read_text().replace(f'"max_length": {POSITIONS}', '"max_length": 2'))
+
+
 def half_gone(state: Path) -> None:
     (kept(state) / "tokenizer.json").unlink()
 
@@ -110,7 +124,7 @@ def test_a_model_is_converted_once_and_leaves_nothing_else(
     assert {each.name for each in (state / "encoders").iterdir()} == {folder.name, f"{folder.name}.lock", "verdicts"}
 
 
-@pytest.mark.parametrize("harm", [damaged, of_another_version, half_gone])
+@pytest.mark.parametrize("harm", [damaged, of_another_version, otherwise_sealed, half_gone])
 def test_what_is_damaged_or_of_another_version_is_made_anew(
     harm: Callable[[Path], None], load: Load, mine: Profile, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,6 +136,27 @@ def test_what_is_damaged_or_of_another_version_is_made_anew(
     assert lowest_cosine(again.encode_documents(WORDS), expected) >= 0.9998
     load(mine)
     assert not said(caplog)
+
+
+@pytest.mark.parametrize("written", ['"precision": "f16"', '"precision": null', '"precision": '])
+def test_a_damaged_verdict_is_none(
+    written: str, load: Load, mine: Profile, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(mine).encode_documents(WORDS)
+    [verdict] = (state / "encoders" / "verdicts").iterdir()
+    verdict.write_text(re.sub(r'"precision": "\w+"', written, verdict.read_text()))
+    again = load(mine)
+    assert "its model is tried on this processor" in caplog.text
+    assert (again.encode_documents(WORDS) == expected).all()
+
+
+def test_with_another_version_of_the_tokenizers_the_model_is_compared_again(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(mine)
+    monkeypatch.setattr(conversion, "version", lambda name: "99" if name == "tokenizers" else version(name))
+    load(mine)
+    assert "its model is tried on this processor" in caplog.text
 
 
 def test_on_another_processor_the_model_is_compared_again_and_not_converted(
@@ -151,12 +186,11 @@ def test_a_state_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
     expected = LocalEncoder(mine, half=None).encode_documents(WORDS)
 
     def full(source: Path, target: Path) -> None:
-        Path(target).mkdir()
-        shutil.copy(source / "model.xml", target)
+        Path(target).write_bytes(source.read_bytes()[:100])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if place == "full":
-        monkeypatch.setattr(conversion.shutil, "copytree", full)
+        monkeypatch.setattr(conversion.shutil, "copyfile", full)
     else:
         (tmp_path / "state").write_text("")
     encoder = load(mine)
@@ -219,6 +253,9 @@ def test_vectors_that_differ_are_not_used(
     [
         (-9, "", "signal 9", OpenVinoEncoder),
         (1, "Traceback\nMemoryError", "exit code 1 MemoryError", OpenVinoEncoder),
+        (1, "ImportError: x.so: failed to map segment from y", "exit code 1 ImportError: x.so", OpenVinoEncoder),
+        (-6, "memory allocation of 9 bytes failed\nnote: run with", "signal 6 note: run with", OpenVinoEncoder),
+        (-6, "terminate called\n  what():  std::bad_alloc", "signal 6 what():  std::bad_alloc", OpenVinoEncoder),
         (-4, "", "signal 4", LocalEncoder),  # the processor lacks an instruction
         (1, "Traceback\nKeyError: 'a mistake of ours'", "exit code 1 KeyError", LocalEncoder),
     ],
@@ -230,6 +267,7 @@ def test_a_conversion_that_ended_early_is_tried_again_where_that_may_help(
     next_time: type[Encoder],
     load: Load,
     mine: Profile,
+    state: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -240,6 +278,10 @@ def test_a_conversion_that_ended_early_is_tried_again_where_that_may_help(
         assert isinstance(load(mine), LocalEncoder)
         assert f"its conversion ended with {how}" in caplog.text
     assert isinstance(load(mine), next_time)
+    if next_time is LocalEncoder:
+        [verdict] = (state / "encoders" / "verdicts").iterdir()
+        os.utime(verdict, (0, time.time() - 2 * 24 * 3600))
+        assert isinstance(load(mine), OpenVinoEncoder), "after a day it is tried again"
 
 
 def test_a_disk_without_room_for_a_temporary_file_leaves_torch(
@@ -248,6 +290,68 @@ def test_a_disk_without_room_for_a_temporary_file_leaves_torch(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     assert isinstance(load(mine), LocalEncoder)
     assert "it cannot be converted: [Errno 2]" in caplog.text
+
+
+def test_a_disk_that_does_not_hold_the_conversion_leaves_torch_until_there_is_room(
+    load: Load, mine: Profile, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the largest file is of 60 kB
+    try:
+        assert isinstance(load(mine), LocalEncoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    [*_, line] = said(caplog)
+    assert re.search(rf"{tempfile.gettempdir()} does not hold it: make room there, or set TMPDIR", line), line
+    assert isinstance(load(mine), OpenVinoEncoder)
+
+
+@pytest.mark.parametrize("left", ["for torch", "for nothing"])
+def test_without_the_memory_nothing_is_begun_that_a_container_would_be_ended_for(
+    left: str, load: Load, mine: Profile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion, "memory_left", lambda: 290_000_000 if left == "for torch" else 90_000_000)
+        if left == "for torch":
+            assert isinstance(load(mine), LocalEncoder)
+            assert said(caplog) == [
+                "profile mine runs on torch, not on OpenVINO: there is too little memory left to convert it"
+            ]
+        else:
+            with pytest.raises(OutageError, match=r"^Profile mine: to make .* about 300 MB of memory, once, and 90 MB"):
+                load(mine)
+    assert isinstance(load(mine), OpenVinoEncoder)
+
+
+def test_memory_that_runs_out_in_the_conversion_is_not_tried_for_torch(
+    load: Load, mine: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([500_000_000, 100_000_000])
+    monkeypatch.setattr(conversion, "memory_left", lambda: next(left))
+    monkeypatch.setattr(
+        conversion.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", "")
+    )
+    with pytest.raises(OutageError, match="100 MB are left"):
+        load(mine)
+
+
+def test_what_killed_conversions_left_is_removed_by_the_next_and_what_living_ones_use_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    script = """
+import os, signal
+from embeddings_pipeline.encoders.converted_files import workshop
+with workshop() as folder:
+    (folder / "model").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [left_over] = tmp_path.iterdir()
+    with workshop() as living, workshop() as mine:
+        assert not left_over.exists() and living.is_dir() and mine.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("times", [1, 99])
@@ -277,6 +381,40 @@ def test_files_that_change_while_they_are_converted(
             load(mine)
 
 
+def test_other_weights_of_the_same_size_and_time_are_other_weights(load: Load, mine: Profile, tmp_path: Path) -> None:
+    weights = Path(mine.model) / "model.safetensors"
+    before, stat = load(mine).encode_documents(WORDS), weights.stat()
+    bert(tmp_path / "other", initializer_range=0.2)
+    shutil.copy(tmp_path / "other" / "model.safetensors", weights)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.stat().st_size == stat.st_size
+    after = load(mine)
+    assert lowest_cosine(after.encode_documents(WORDS), before) < 0.9
+    assert lowest_cosine(after.encode_documents(WORDS), LocalEncoder(mine, half=None).encode_documents(WORDS)) > 0.9998
+
+
+def test_a_file_that_cannot_be_read_is_one_line(load: Load, mine: Profile) -> None:
+    weights = Path(mine.model) / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/proc/self/mem")  # opened, it cannot be read, by whomever
+    with pytest.raises(ProfileError, match=r"^Profile mine: the files in [^\n]* cannot be read: \[Errno 5\][^\n]*$"):
+        load(mine)
+
+
+def test_a_folder_that_goes_away_meanwhile_is_one_line(
+    load: Load, mine: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = conversion.subprocess.run
+
+    def gone(command: list[str], **how: Any) -> Any:
+        shutil.rmtree(mine.model)
+        return here(command, **how)
+
+    monkeypatch.setattr(conversion.subprocess, "run", gone)
+    with pytest.raises(ProfileError, match=r"^Profile mine: there is no folder [^\n]*$"):
+        load(mine)
+
+
 TOGETHER = """
 import logging, sys
 from pathlib import Path
@@ -294,15 +432,37 @@ print(type(encoder).__name__, *("torch" in sys.modules, "openvino_telemetry" in 
 def test_of_two_processes_one_converts_and_nothing_is_told_or_written_elsewhere(
     mine: Profile, state: Path, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
+    home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
+    here.mkdir()
+    (here / "sentence_transformers.py").write_text("raise ImportError('not for us')")
     environment = {**os.environ, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", TOGETHER, mine.model, str(state)]
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    start = partial(subprocess.Popen, command, env=environment, cwd=here, stdout=subprocess.PIPE, text=True)
+    both = [start() for _ in range(2)]
     said = [process.communicate(timeout=200)[0] for process in both]
     assert all(lines.endswith("OpenVinoEncoder False False\n") for lines in said), said
     assert sum("is converted for OpenVINO" in lines for lines in said) == 1
     assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_who_waits_for_a_conversion_and_decides_nothing(mine: Profile, state: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", TOGETHER, mine.model, str(state)]
+    wanting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: bool(psutil.Process(wanting.pid).children()))
+    [converting] = psutil.Process(wanting.pid).children()
+    assert os.getpgid(converting.pid) != os.getpgid(wanting.pid), "a terminal's Ctrl-C is for a group"
+    os.killpg(wanting.pid, signal.SIGINT)
+    gone, _ = psutil.wait_procs([converting], timeout=20)
+    assert gone and wanting.wait(20) != 0
+    assert not (state / "encoders" / "verdicts").exists()
+
+
+@pytest.mark.slow
+def test_a_conversion_whose_parent_has_gone_before_it_begins_ends(mine: Profile, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "embeddings_pipeline.encoders.convert", "1", str(tmp_path / "task.json")]
+    assert subprocess.run(command, capture_output=True, check=False).stderr == b""
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], An
     """Load a model as a new process would. The conversion is done in this one, which has imported torch."""
 
     def here(command: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
-        assert command[-2] == "embeddings_pipeline.encoders.convert_cross_encoder"
+        assert command[-3] == "embeddings_pipeline.encoders.convert_cross_encoder"
         convert.main(Path(command[-1]), convert_cross_encoder.answer_to)
         return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -149,6 +149,14 @@ def test_memory_that_runs_out_while_it_is_loaded_is_told(
 ) -> None:
     monkeypatch.setattr(cross_encoder, "openvino_encoder", lambda *_: np.empty(1 << 55))
     with pytest.raises(OutOfMemoryError, match=r"^Profile reranker: memory ran out while [^\n]* was loaded; "):
+        load(model)
+
+
+def test_without_the_memory_to_make_it_ready_a_smaller_one_may_take_over(
+    load: Callable[[Path], Any], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "memory_left", lambda: 90_000_000)
+    with pytest.raises(OutOfMemoryError, match="about 300 MB of memory, once, and 90 MB are left"):
         load(model)
 
 

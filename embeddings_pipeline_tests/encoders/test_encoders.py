@@ -1,10 +1,12 @@
 """Encoders: the same vectors as sentence-transformers, in order, whatever the texts and the memory are."""
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +211,19 @@ def test_a_max_length_beyond_the_models_positions_is_refused(tiny: Profile) -> N
 
 
 @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_length": 2}, "of the 2 tokens that are read, 2 are the tokenizer's own"),
+        ({"max_length": 8, "document_prompt": "one " * 6}, "8 are of its document_prompt and the tokenizer's own"),
+        ({"query_prompt": "one " * 80}, "82 are of its query_prompt and"),
+    ],
+)
+def test_a_length_that_leaves_nothing_of_a_text_is_refused(settings: dict[str, Any], said: str, tiny: Profile) -> None:
+    with pytest.raises(ProfileError, match=rf"^Profile tiny: [^\n]*{said}[^\n]*$"):
+        LocalEncoder(replace(tiny, **settings))
+
+
+@pytest.mark.parametrize(
     "text",
     ["A film about the sea. " * 50_000, " " * 1_000_000 + "sea", "x" * 1_000_000 + " sea", "y" * 9000 + " and the sea"],
     ids=["words", "white space first", "a word of a megabyte", "a long word first"],
@@ -259,6 +274,14 @@ def test_a_damaged_model_is_an_error_of_one_line(tmp_path: Path, encoder_setting
     with pytest.raises(ProfileError, match=r"^Profile broken: .* cannot be loaded: [^\n]*$"):
         broken = Profile(name="broken", provider="local", model=str(tmp_path), dimensions=8, device="cpu")
         load_encoder(broken, encoder_settings)
+
+
+def test_a_torch_that_cannot_be_imported_is_an_outage_of_one_line(
+    tiny: Profile, encoder_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "embeddings_pipeline.encoders.local", None)
+    with pytest.raises(OutageError, match=r"^Profile tiny: torch cannot load [^\n]* here: import of [^\n]*$"):
+        load_encoder(replace(tiny, trust_remote_code=True), encoder_settings)
 
 
 def test_a_device_that_is_not_there_is_an_error_of_one_line(encoder_settings: Settings) -> None:

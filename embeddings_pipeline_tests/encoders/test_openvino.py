@@ -120,6 +120,8 @@ def test_what_does_not_fit_the_model_is_refused_as_torch_refuses_it(tiny: OpenVi
         other(tiny, folder, max_length=POSITIONS + 1)
     with pytest.raises(ProfileError, match="gives 32 dimensions, the profile says 48"):
         other(tiny, folder, dimensions=48)
+    with pytest.raises(ProfileError, match="of the 2 tokens that are read, 2 are the tokenizer's own"):
+        other(tiny, folder, max_length=2)
 
 
 def test_batches_keep_to_few_shapes_and_never_beyond_what_the_model_reads(

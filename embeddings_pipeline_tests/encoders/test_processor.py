@@ -7,7 +7,7 @@ import pytest
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.settings import load_settings
-from embeddings_pipeline.encoders.processor import has_bf16, is_cpu, kind_of_processor, share_of_cores
+from embeddings_pipeline.encoders.processor import has_bf16, is_cpu, kind_of_processor, memory_left, share_of_cores
 from embeddings_pipeline.errors import ConfigurationError
 
 ALL = 1_000_000  # no machine has so many cores: a quota that limits nothing
@@ -41,6 +41,48 @@ def test_a_container_has_the_cores_that_its_control_group_pays_for(
         write(tmp_path / "mounted" / name, text)
     unlimited = share_of_cores(tmp_path / "none", tmp_path)
     assert share_of_cores(tmp_path / "cgroup", tmp_path / "mounted") == min(cores, unlimited)
+
+
+MACHINE = "MemTotal: 9000 kB\nMemAvailable:    5000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "left"),
+    [
+        ("0::/", {"memory.max": "max\n", "memory.current": "1\n", "memory.stat": ""}, 5_120_000),
+        (
+            "0::/a",
+            {
+                "a/memory.max": "4000000",
+                "a/memory.current": "3000000",
+                "a/memory.stat": "anon 1\ninactive_file 200000\nactive_file 9",
+            },
+            1_200_000,
+        ),
+        (
+            "4:memory:/a\n3:cpu:/",
+            {
+                "memory/a/memory.limit_in_bytes": "9223372036854771712",
+                "memory/a/memory.usage_in_bytes": "1",
+                "memory/a/memory.stat": "inactive_file 5",
+                "memory/memory.limit_in_bytes": "1000000",
+                "memory/memory.usage_in_bytes": "900000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 50000",
+            },
+            150_000,
+        ),
+        ("0::/", {"memory.max": "nonsense", "memory.current": "1"}, 5_120_000),
+    ],
+)
+def test_a_process_may_take_what_its_machine_and_its_control_groups_leave(
+    group: str, files: dict[str, str], left: int, tmp_path: Path
+) -> None:
+    write(tmp_path / "cgroup", f"{group}\n")
+    write(tmp_path / "meminfo", MACHINE)
+    for name, text in files.items():
+        write(tmp_path / "mounted" / name, text)
+    assert memory_left(tmp_path / "cgroup", tmp_path / "mounted", tmp_path / "meminfo") == left
+    assert memory_left(tmp_path / "none", tmp_path, tmp_path / "none") is None
 
 
 def test_a_process_has_the_cores_of_its_affinity(tmp_path: Path) -> None:

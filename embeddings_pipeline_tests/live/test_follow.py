@@ -318,6 +318,12 @@ def test_a_source_that_goes_away_is_waited_for_and_told_once(
             insert(shop, 100)
             soon(lambda: "100" in texts(database))
         assert len(heard.lines) == 2, "\n".join(heard.lines)
+        execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        execute(database, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        with following(one, settings=settings) as heard:
+            assert heard.watched == {one.name: "nothing yet, since the database or the source is away"}
+            execute(database, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            soon(lambda: heard.says("it is watched now by updated_at, each second"))
     finally:
         databases.dropped(server, name)
 

@@ -45,7 +45,7 @@ class Worker(ForkServerProcess):
         self._environment = dict(os.environ)
 
     def run(self) -> None:
-        end_with_parent()
+        end_with_parent(os.getppid())
         os.environ.clear()
         os.environ.update(self._environment)
         super().run()
