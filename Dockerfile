@@ -1,6 +1,6 @@
 # The pipeline and Dagster, for the webserver and the daemon of compose.yaml.
 #   docker build -t embeddings-pipeline .
-# --build-arg TORCH_BACKEND=auto, or cu130 …: torch for a GPU, from the indexes that uv knows.
+# --build-arg TORCH_BACKEND=cu130 …: torch for a GPU, from the indexes that uv knows. For compose.yaml it stands in .env.
 FROM python:3.13-slim
 
 ARG TORCH_BACKEND=cpu

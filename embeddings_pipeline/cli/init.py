@@ -17,6 +17,12 @@ from embeddings_pipeline.errors import ConfigurationError
 
 # As this package has them: from the installed package, or from the checkout.
 SHARED = ("dagster.yaml", "compose.yaml", "constraints.txt")
+# Of compose.yaml: what is this package's own, and what a project called NAME has in its place.
+COMPOSED = {
+    r"^name: .*": "name: NAME",
+    r"^  image: embeddings-pipeline:.*": "  image: NAME",
+    r"^    args:$": "    args:\n      PIPELINE: ${PIPELINE:-embeddings-pipeline}",
+}
 
 
 def init(
@@ -70,7 +76,15 @@ def project_files(name: str) -> dict[str, str]:
         "{name}/definitions.py": "definitions.py.txt",
     }
     made = {path: (templates / file).read_text(encoding="utf-8").replace("NAME", name) for path, file in own.items()}
+    shared["compose.yaml"] = _composed(shared["compose.yaml"], name)
     return {**shared, **made, "{name}/__init__.py": "", "{name}/defs/__init__.py": ""}
+
+
+def _composed(text: str, name: str) -> str:
+    """compose.yaml as a project of its own: Docker tells projects, and their images, apart by name."""
+    for theirs, own in COMPOSED.items():
+        text = re.sub(theirs, own.replace("NAME", name.replace("_", "-")), text, count=1, flags=re.MULTILINE)
+    return text
 
 
 def _shared(path: str) -> Traversable:

@@ -1,6 +1,7 @@
 """`init`: a project of one's own that works at once, and the sample that steps back."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,34 @@ def test_what_is_there_is_never_written_over(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_the_projects_package_has_a_name_that_nothing_else_has(folder: str, name: str) -> None:
     assert module_name(folder) == name
+
+
+def test_docker_takes_two_projects_for_two_and_installs_what_is_named(tmp_path: Path) -> None:
+    for folder in ("My shop", "a__b"):
+        assert run_here(("init", str(tmp_path / folder))).returncode == 0
+    shop, other = (yaml.safe_load((tmp_path / folder / "compose.yaml").read_text()) for folder in ("My shop", "a__b"))
+    assert (shop["name"], shop["x-pipeline"]["image"], other["name"]) == ("my-shop", "my-shop", "a--b")
+    dockerfile = (tmp_path / "My shop" / "Dockerfile").read_text()
+    defaults = dict(re.findall(r"^ARG (\w+)=(.*)$", dockerfile, re.MULTILINE))
+    assert defaults.keys() == {"PIPELINE", "TORCH_BACKEND"}
+    for service in ("webserver", "daemon", "live", "serve"):
+        build = shop["services"][service]["build"]
+        assert build == {"context": ".", "args": {arg: f"${{{arg}:-{value}}}" for arg, value in defaults.items()}}
+    ours = yaml.safe_load((PROJECT / "compose.yaml").read_text())
+    assert (shop["services"]["daemon"]["environment"], shop["volumes"]) == (
+        ours["services"]["daemon"]["environment"],
+        ours["volumes"],
+    )
+
+
+def test_every_setting_reaches_the_containers() -> None:
+    services = yaml.safe_load((PROJECT / "compose.yaml").read_text())["services"]
+    of_the_image = {"EMBEDDINGS_STATE_DIR", "EMBEDDINGS_DEFS_DIR"}
+    settings = {name.upper() for name in Settings.model_fields} - of_the_image
+    assert settings <= services["serve"]["environment"].keys()
+    for service in ("webserver", "daemon", "live"):
+        given = services[service]["environment"]
+        assert settings - {"SERVE_API_KEY"} <= given.keys() and not of_the_image & given.keys()
 
 
 def write(defs: Path, name: str) -> None:
