@@ -210,7 +210,8 @@ def install(extra: str, version: str | None) -> None:
         run("making .venv", [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)])
     pip = [str(PYTHON), "-m", "pip", "install", "-qq", "--no-compile", "--disable-pip-version-check"]  # errors only
     uv = uv_command(pip)
-    say("installing the packages into .venv: the first time, about 0.6 GB to download and 2.1 GB on disk")
+    first = ": about 0.6 GB to download and 2.1 GB on disk" if not any(map(noted, INCLUDED)) else ""
+    say(f"installing the packages into .venv{first}")
     what = ["-c", "constraints.txt", TORCH, "-e", "." if extra == "run" else f".[{extra}]"]
     if uv:
         arguments, environment = as_uv_takes_it(pip_configuration())

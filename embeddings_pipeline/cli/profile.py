@@ -78,9 +78,12 @@ def _active_models(definition: "CollectionDefinition") -> "dict[str, tuple[str, 
 
 @app.command()
 def show(name: NameArgument, collection_name: CollectionOption = None, as_json: JsonOption = False) -> None:
-    """All of a profile's settings with its model's own prompts, its fingerprint, and whether its weights are here."""
+    """All of a profile's settings with its model's own prompts, its fingerprint, and whether the weights of a local
+    model are here. They are downloaded first if they are not, since the fingerprint is made of them.
+    """
     from embeddings_pipeline.config.fingerprint import fingerprint
     from embeddings_pipeline.config.model_words import with_model_prompts
+    from embeddings_pipeline.config.weights import weights_here
 
     profile = profile_named(chosen_collection(collection_name), name)
     try:
@@ -88,12 +91,15 @@ def show(name: NameArgument, collection_name: CollectionOption = None, as_json: 
         profile = with_model_prompts(profile)
     except ProfileError as error:
         digest, why = None, str(error)
+    here = weights_here(profile) is not None if profile.provider == "local" else None
     if as_json:
-        print_json({**_as_dict(profile), "fingerprint": digest})
+        print_json({**_as_dict(profile), "fingerprint": digest, "weights_here": here})
         return
     for key, value in _as_dict(profile).items():
         print(f"{key:<17} {'' if value is None else value}")
     print(f"{'fingerprint':<17} {digest or f'unknown: {why}'}")
+    if here is not None:
+        print(f"{'weights here':<17} {'yes' if here else 'no'}")
 
 
 @app.command()

@@ -348,8 +348,10 @@ def _device(profile: Profile) -> torch.device:
         device = torch.device(asked)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        lacks_cuda = str(asked).startswith("cuda") and not torch.backends.cuda.is_built()
+        build = f"torch {torch.__version__} is a build without CUDA: install one with it, or " if lacks_cuda else ""
         raise ProfileError(
-            f"Profile {profile.name}: device {asked} cannot be used here ({first_line(error)}); set "
+            f"Profile {profile.name}: device {asked} cannot be used here ({first_line(error)}); {build}set "
             "EMBEDDING_DEVICE=cpu, or leave it out"
         ) from error
     if device.type == "cuda":

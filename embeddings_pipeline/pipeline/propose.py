@@ -87,7 +87,8 @@ def propose_collection(name: str, table: str, url: str | None, settings: Setting
         "  # profile: minilm",
         "",
         *_destination_hint(table, proposal.columns),
-        "  # Items of one partition: some seconds of encoding, so that a crash costs little.",
+        "  # Items of one partition: some seconds of encoding. A crash costs those of one batch, or of up to 1,000",
+        "  # texts of smaller batches, which go to the encoder together.",
         "  items_per_batch: 1000",
         "",
     ]
@@ -148,7 +149,8 @@ def _source_lines(table: str, url: str | None, proposal: _Proposal) -> list[str]
         f"    key: {_yaml(proposal.key)}",
     ]
     if proposal.updated:
-        lines += ["    # Set at every change, by its name: newer rows are found without reading the rest.",
+        lines += ["    # Set at every change, by its name: newer rows are found without reading the rest. An edit that",
+                  "    # leaves it as it was waits for a full scan; the page Keep it current has a trigger for that.",
                   f"    updated_at: {_yaml(proposal.updated)}"]  # fmt: skip
     else:
         lines.append("    # No column tells when a row changed: every sync compares the whole table, which finds all.")

@@ -1,6 +1,7 @@
 """What `profile test`, `sync` and `status` say of how a local model is used, and of texts that are too long for it."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -52,7 +53,16 @@ def test_profile_test_shows_how_the_model_is_used_and_that_it_is_as_the_library_
     [measured] = json.loads(command("profile", "test", "--json").stdout)
     assert min(measured["cosine_to_encode_document"], measured["cosine_to_encode_query"]) >= 0.9999
     assert measured["as_sentence_transformers"] is True
-    assert "seven" in command("profile", "show", "mine").stdout
+    shown = command("profile", "show", "mine").stdout
+    assert "seven" in shown and re.search(r"^weights here +yes$", shown, re.MULTILINE)
+    assert json.loads(command("profile", "show", "mine", "--json").stdout)["weights_here"] is True
+
+
+def test_profile_show_says_that_weights_are_not_here(tmp_path: Path) -> None:
+    command = command_of(tmp_path, model=str(tmp_path / "nowhere"))
+    done = command("profile", "show", "mine")
+    assert done.returncode == 0 and re.search(r"^weights here +no$", done.stdout, re.MULTILINE)
+    assert "weights here" not in command("profile", "show", "openai").stdout
 
 
 def test_profile_test_says_that_a_pooling_is_a_guess(tmp_path: Path) -> None:

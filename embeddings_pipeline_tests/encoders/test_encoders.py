@@ -289,6 +289,12 @@ def test_a_device_that_is_not_there_is_an_error_of_one_line(encoder_settings: Se
         load_encoder(replace(MINILM, device="cuda:7"), encoder_settings)
 
 
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is a build with CUDA")
+def test_a_torch_without_cuda_is_named_where_cuda_is_asked_for(encoder_settings: Settings) -> None:
+    with pytest.raises(ProfileError, match=r"; torch \S+ is a build without CUDA: install one with it, or set [^\n]*$"):
+        load_encoder(replace(MINILM, device="cuda"), encoder_settings)
+
+
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """A two-layer Qwen2 that reads bytes and ends each text with a token of its own; the first token is the vector."""

@@ -1,5 +1,6 @@
 """Incremental scans: what was updated is found by its `updated_at`, in bounded steps, and nothing is passed over."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from embeddings_pipeline.ledger import incremental_scan
 from embeddings_pipeline.ledger.incremental_scan import Watermark
 from embeddings_pipeline.pipeline.collection import open_collection
 from embeddings_pipeline.store.source_sql import Position
+from embeddings_pipeline_tests.support.command_line import PROJECT
 from embeddings_pipeline_tests.support.incremental import (
     seen,
     settle,
@@ -32,6 +34,21 @@ def test_new_and_changed_rows_are_found_and_an_unchanged_one_is_not(database, se
         run_batch(collection, batch, "again")
     assert committed(database)["99"][0] == "New | row"
     assert committed(database)["3"][0] == "Film 3 | other"
+
+
+def test_the_pages_trigger_tells_of_edits_that_do_not_set_updated_at(database, settings, films_of) -> None:
+    page = (PROJECT / "docs" / "how-to" / "keep-it-current.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    films_of(5, value="CASE n WHEN 5 THEN now() ELSE timestamptz '2020-01-01' END")
+    collection = open_collection(timed(), settings)
+    settle(collection)
+    execute(database, "UPDATE films SET overview = 'other' WHERE id = 3")
+    assert seen(tick(collection)) == (0, 0, 0)
+    execute(database, block.replace("products", "films"))
+    execute(database, "UPDATE films SET overview = 'other' WHERE id = 4")
+    execute(database, "INSERT INTO films VALUES (99, 'New', 'row', 1)")
+    assert seen(tick(collection)) == (1, 1, 0)
+    assert execute(database, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%films%(updated_at)'") == [(1,)]
 
 
 def test_what_has_settled_is_not_read_again(database, settings, films_of, monkeypatch) -> None:

@@ -6,13 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from embeddings_pipeline.config.settings import revealed
-
-PROJECT = Path(__file__).resolve().parents[2]
+from embeddings_pipeline_tests.support.command_line import PROJECT, commands_of
 
 
 @pytest.mark.slow
@@ -29,7 +27,7 @@ class TestExample:
             "DATABASE_URL": revealed(settings.database_url) or "",
         }
         page = (PROJECT / "docs" / "how-to" / "your-own-column.md").read_text(encoding="utf-8")
-        commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", page, re.MULTILINE)
+        commands = commands_of(page)
         said = {}
         for command in commands:
             command_line = [sys.executable, *shlex.split(command)]

@@ -14,7 +14,7 @@ from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import PROJECT, run_words
+from embeddings_pipeline_tests.support.command_line import PROJECT, commands_of, run_words
 from embeddings_pipeline_tests.support.embedding_server import EmbeddingServer
 from embeddings_pipeline_tests.support.hosted import KEY
 from embeddings_pipeline_tests.support.workbench import execute
@@ -51,7 +51,7 @@ def of_clips(server: EmbeddingServer) -> list[str]:
 def test_the_page_does_what_it_says_and_pays_for_each_clip_once(database: Database, openai: EmbeddingServer) -> None:
     blocks = PAGE.read_text(encoding="utf-8").split("```")[1::2]
     blocks = [block for block in blocks if block.startswith("\n") and "embedding_server" not in block]
-    commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", "\n".join(blocks), re.MULTILINE)
+    commands = commands_of("\n".join(blocks))
     said = [run_words(command) for command in commands]
     assert len(commands) == 13
     _, dry, first, rest, found, status, cached, spend, _, removed, _, back, anew = said

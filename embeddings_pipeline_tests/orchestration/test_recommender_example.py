@@ -10,7 +10,7 @@ from embeddings_pipeline.config.loading import load_collections
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.orchestration.component import build_definitions
 from embeddings_pipeline.store.database import Database
-from embeddings_pipeline_tests.support.command_line import PROJECT, run_words
+from embeddings_pipeline_tests.support.command_line import PROJECT, commands_of, run_words
 from embeddings_pipeline_tests.support.workbench import execute
 
 PAGE = PROJECT / "docs" / "how-to" / "recommend.md"
@@ -21,7 +21,7 @@ EXAMPLE = PROJECT / "examples" / "recommender"
 def test_the_page_does_what_it_says(database: Database, project: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDDINGS_DEFS_DIR", str(EXAMPLE))
     blocks = PAGE.read_text(encoding="utf-8").split("```")[1::2]
-    commands = re.findall(r"^\.venv/bin/python (.+?)(?: +#.*)?$", "\n".join(blocks), re.MULTILINE)
+    commands = commands_of("\n".join(blocks))
     assert len(commands) == 7
     loaded, synced, _, mine, recent, explained, popular = (run_words(command) for command in commands)
     assert loaded == "films: 460; ratings: 6,000 of 200 people\n" and "460 texts embedded" in synced

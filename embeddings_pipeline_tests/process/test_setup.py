@@ -202,9 +202,11 @@ def test_second_set_up_has_nothing_to_do(checkout: Path) -> None:
         done = install(checkout, path, INSTALLER="pip")
         assert done.returncode == 0, done.stderr
         assert (checkout / "called").read_text() == expected
+        assert ("0.6 GB to download" in done.stdout) == bool(done.stdout)
     (checkout / "constraints.txt").write_text("# changed\n")
-    install(checkout, path, INSTALLER="pip")
+    more = install(checkout, path, INSTALLER="pip").stdout
     assert (checkout / "called").read_text() == "xx"
+    assert "installing the packages into .venv\n" in more and "GB to download" not in more
 
 
 def test_uv_is_given_what_pip_is_configured_to_use(checkout: Path, tmp_path: Path) -> None:

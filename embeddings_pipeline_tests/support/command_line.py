@@ -35,6 +35,12 @@ def run_here(arguments: tuple[str, ...], environment: Mapping[str, str] | None =
     return Done(arguments, done.exit_code, done.stdout, stderr)
 
 
+def commands_of(page: str) -> list[str]:
+    """The commands of a page that are this project's, as the words that follow the interpreter."""
+    named = re.findall(r"^(python|embeddings-pipeline) (.+?)(?: +#.*)?$", page, re.MULTILINE)
+    return [words if program == "python" else f"-m embeddings_pipeline {words}" for program, words in named]
+
+
 def run_words(arguments: str) -> str:
     """What the interpreter prints, given the words that follow it on a page; it has to end well."""
     words = tuple(shlex.split(arguments))
