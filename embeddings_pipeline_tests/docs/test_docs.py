@@ -88,6 +88,18 @@ def test_whole_definitions_in_a_page_are_valid(page: Path) -> None:
             assert CollectionAttributes.model_validate(yaml.safe_load(block)["attributes"]).name
 
 
+def test_the_launchpad_that_a_page_shows_is_what_the_job_takes() -> None:
+    [block] = re.findall(r"```yaml\n(ops:.*?)```", read("how-to/fresh-within-seconds.md"), re.DOTALL)
+    job = defs().get_repository_def().get_job("items_live")
+    assert dg.validate_run_config(job, yaml.safe_load(block))["ops"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_start_commands_in_one_way(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace(". .venv/bin/activate", "")
+    assert ".venv/bin" not in text and "-m embeddings_pipeline " not in text
+
+
 def test_every_setting_is_in_the_reference() -> None:
     documented = set(re.findall(r"`([A-Z_]+)`", read("reference/environment.md")))
     assert {name.upper() for name in Settings.model_fields} <= documented
