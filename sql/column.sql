@@ -148,7 +148,7 @@ CREATE INDEX CONCURRENTLY {index} ON {destination} USING {method} ({column} {ope
 
 -- name: delete
 -- A row whose text went, or became another, loses its vector, but for one that this commit writes anyway.
--- coming: the item keys of those.
+-- {coming}: the item keys of those.
 
 WITH forgotten AS (
     DELETE FROM {hash} AS hash USING commit_gone AS gone WHERE hash.text_id = gone.id RETURNING {hash_keys}

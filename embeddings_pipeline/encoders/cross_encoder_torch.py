@@ -11,7 +11,7 @@ from sentence_transformers import CrossEncoder
 
 from embeddings_pipeline.config.profiles import Profile
 from embeddings_pipeline.config.weights import resolve_weights
-from embeddings_pipeline.encoders.batches import first_line, well_formed
+from embeddings_pipeline.encoders.batches import OUT_OF_MEMORY, first_line, well_formed
 from embeddings_pipeline.encoders.cross_encoder import check_labels
 from embeddings_pipeline.encoders.local import _device, _half, _without_progress_bars
 from embeddings_pipeline.errors import OutOfMemoryError, PipelineError, ProfileError
@@ -105,8 +105,8 @@ class TorchCrossEncoder:
 
 
 def _ran_out_of_memory(error: Exception) -> bool:
-    words = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in str(error) for said in words)
+    said = any(words in str(error) for words in OUT_OF_MEMORY)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def difference(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:

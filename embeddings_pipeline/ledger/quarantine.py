@@ -74,9 +74,14 @@ class Quarantine(LedgerBase):
             "longest": LONGEST_TEXT_WAIT,
         }
         with self.database.session() as connection:
-            if connection.execute(load_sql("quarantine/any"), parameters).fetchone() is None:
+            if not self.any_quarantined(connection, fingerprint):
                 return set()
             return {row[0] for row in connection.execute(load_sql("quarantine/among"), parameters)}
+
+    def any_quarantined(self, connection: psycopg.Connection, fingerprint: str) -> bool:
+        """Whether any text is in quarantine under this fingerprint."""
+        parameters = {"collection": self.name, "fingerprint": fingerprint}
+        return connection.execute(load_sql("quarantine/any"), parameters).fetchone() is not None
 
     def waiting_items(self, batches: Sequence[int]) -> dict[str, tuple[bytes, str]]:
         """Item key → row hash and reason, of the batches' items that could not be stored, not to be tried now."""

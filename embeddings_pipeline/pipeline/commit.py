@@ -177,7 +177,7 @@ def _write(
     name, tables = collection.definition.name, collection.model.destination.tables
     model = {"collection": name, "fingerprint": collection.fingerprint}
     models = collection.ledger.model_tables(connection)  # of which none is dropped in this transaction
-    quarantined = connection.execute(load_sql("quarantine/any"), model).fetchone() is not None
+    quarantined = collection.ledger.any_quarantined(connection, collection.fingerprint)
     every_text_before = _texts_before(connection, tables)
     for result in results:
         texts_before = every_text_before.filter(pc.equal(every_text_before["batch"], result.batch))
