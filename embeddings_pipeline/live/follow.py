@@ -24,6 +24,7 @@ from embeddings_pipeline.store.retry import comes_of_outage
 
 MINUTE = 60.0
 STOP_SECONDS = 8.0  # what a batch may take to its end once it is to stop
+QUIET_SECONDS = 3.0  # after so many of them it is said that it takes long
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def follow(
                     _report(tally, told)
         finally:
             ended.set()
-            if not _ended_within(1.0, threads):
+            if not _ended_within(QUIET_SECONDS, threads):
                 told.line("ending, once the batches at hand are committed; asked again, at once")
-                _ended_within(STOP_SECONDS - 1.0, threads)
+                _ended_within(STOP_SECONDS - QUIET_SECONDS, threads)
             _report(tally, told)
     return _ended_within(0.0, threads)
 

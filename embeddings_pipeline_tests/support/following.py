@@ -30,7 +30,12 @@ class Heard:
 def following(*definitions: CollectionDefinition, settings: Settings, use_log: bool = False) -> Iterator[Heard]:
     """Follow these collections until the block ends; from its start on they are watched."""
     heard, ended = Heard(), threading.Event()
-    told = Told(heard.lines.append, heard.watched.update, heard.minutes.append)
+
+    def line(text: str) -> None:
+        if not ended.is_set():  # how long its end takes depends on what else this machine does
+            heard.lines.append(text)
+
+    told = Told(line, heard.watched.update, heard.minutes.append)
 
     def run() -> None:
         try:
