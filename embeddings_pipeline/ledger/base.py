@@ -55,10 +55,6 @@ class LedgerBase:
         with self.database.session() as connection:
             return [row[0] for row in connection.execute(query, [self.name])]
 
-    def item_keys(self, batch: int) -> list[str]:
-        """The keys of a batch's items, in order."""
-        return self.keys_of_batches([batch])[batch]
-
     def keys_of_batches(self, batches: Sequence[int]) -> dict[int, list[str]]:
         """The keys of each batch's items, in order."""
         query = "SELECT batch, item_key FROM {} WHERE batch = ANY (%s) ORDER BY batch, item_key"

@@ -77,11 +77,6 @@ def _commit_together(collection: Collection, results: Sequence[BatchResult]) -> 
     return done
 
 
-def commit_batch(collection: Collection, batch: int, run: str) -> Committed:
-    """As `commit_batches`, for one."""
-    return commit_batches(collection, [batch], run)[batch]
-
-
 def _without_waiting(result: BatchResult, waiting: Mapping[str, tuple[bytes, str]]) -> BatchResult:
     """Items that could not be stored, and are not to be tried now, have failed."""
     return result.with_failed(

@@ -12,7 +12,6 @@ from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.ledger import incremental_scan
 from embeddings_pipeline.ledger.incremental_scan import IncrementalScan
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import embed_batches
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
@@ -23,7 +22,7 @@ from embeddings_pipeline_tests.support.incremental import (
     tick,
     timed,
 )
-from embeddings_pipeline_tests.support.workbench import committed, execute, run_batch
+from embeddings_pipeline_tests.support.workbench import commit_batch, committed, execute, run_batch
 
 
 def test_the_watermark_stands_in_the_transaction_that_writes_the_ledger(database, settings, films_of) -> None:

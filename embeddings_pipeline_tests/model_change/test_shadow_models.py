@@ -26,7 +26,6 @@ from embeddings_pipeline.model_change.state import (
 )
 from embeddings_pipeline.pipeline import shadow
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.embed import embed_batches
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
@@ -42,6 +41,7 @@ from embeddings_pipeline_tests.support.model_change import (
     commit_all,
 )
 from embeddings_pipeline_tests.support.workbench import (
+    commit_batch,
     execute,
     plain_role,
     run_without_shadows,

@@ -11,11 +11,11 @@ from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.health.integrity import integrity
 from embeddings_pipeline.ledger.work import contiguous_ranges
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     OldSnapshot,
+    commit_batch,
     committed,
     definition,
     edit,

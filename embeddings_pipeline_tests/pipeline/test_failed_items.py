@@ -12,13 +12,13 @@ from embeddings_pipeline.health.coverage import coverage
 from embeddings_pipeline.model_change.phases import add_model
 from embeddings_pipeline.model_change.state import candidate_profile
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.pipeline.failed import reason_of
 from embeddings_pipeline.pipeline.pending import pending_texts
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
     by_name,
+    commit_batch,
     committed,
     definition,
     execute,

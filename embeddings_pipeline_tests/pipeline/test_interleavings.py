@@ -10,11 +10,11 @@ from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.failpoints import at_failpoint
 from embeddings_pipeline.ledger.ledger import Ledger
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline.store.source import Source
 from embeddings_pipeline_tests.support.workbench import (
     OldSnapshot,
+    commit_batch,
     committed,
     definition,
     edit,

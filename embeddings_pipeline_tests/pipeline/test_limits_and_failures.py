@@ -15,11 +15,11 @@ from embeddings_pipeline.errors import (
     StaleRunError,
 )
 from embeddings_pipeline.pipeline.collection import open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
 from embeddings_pipeline.store.database import Database
 from embeddings_pipeline_tests.support.deterministic import DeterministicEncoder
 from embeddings_pipeline_tests.support.workbench import (
     PROFILE,
+    commit_batch,
     committed,
     definition,
     edit,

@@ -47,7 +47,7 @@ def test_the_figures_are_sums_over_the_batches(collection, database) -> None:
     assert figures.gone == figures.left == figures.quarantined == figures.reused == 0
     assert len(committed(database)) == 25 and collection.ledger.dirty_batches() == []
 
-    gone = collection.ledger.item_keys(0)[:3]
+    gone = collection.ledger.keys_of_batches([0])[0][:3]
     execute(database, "DELETE FROM films WHERE id::text = ANY (%s)", [gone])
     collection.ledger.full_scan(collection.source, allow_deletes=True)
     figures = run_batch(collection, [0], "second")
@@ -67,7 +67,7 @@ def test_a_limit_holds_for_all_batches_together(collection) -> None:
 
 
 def test_few_items_of_a_batch_can_be_chosen(collection, database) -> None:
-    chosen = collection.ledger.item_keys(0)[3:5]
+    chosen = collection.ledger.keys_of_batches([0])[0][3:5]
     figures = run_batch(collection, [0], "chosen", options=EmbedOptions(items=chosen))
     assert (figures.embedded, figures.inserted, figures.left) == (2, 2, 8)
     assert sorted(committed(database)) == sorted(chosen)
@@ -110,7 +110,7 @@ def large(database, settings):
     profile = {**PROFILE, "model": f"{__name__}:WatchingEncoder"}
     collection = open_collection(definition(profile=profile, items_per_batch=TOGETHER), settings)
     collection.ledger.full_scan(collection.source)
-    firsts = [f"Film {collection.ledger.item_keys(batch)[0]} |" for batch in range(3)]
+    firsts = [f"Film {keys[0]} |" for keys in collection.ledger.keys_of_batches(range(3)).values()]
     WatchingEncoder.reset()
     WatchingEncoder.before = lambda text: None
     return collection, firsts

@@ -12,9 +12,9 @@ from embeddings_pipeline.config.definition import CollectionAttributes, Collecti
 from embeddings_pipeline.config.settings import Settings
 from embeddings_pipeline.pipeline import run_batch as pipeline
 from embeddings_pipeline.pipeline.collection import Collection, open_collection
-from embeddings_pipeline.pipeline.commit import commit_batch
+from embeddings_pipeline.pipeline.commit import commit_batches
 from embeddings_pipeline.pipeline.embed import EmbedOptions, embed_batches
-from embeddings_pipeline.pipeline.figures import RunFigures
+from embeddings_pipeline.pipeline.figures import Committed, RunFigures
 from embeddings_pipeline.pipeline.read import read_items
 from embeddings_pipeline.pipeline.render import render_texts
 from embeddings_pipeline.store.database import Database
@@ -107,6 +107,11 @@ def prepare_batch(collection: Collection, batch: int, run: str, **options: Any) 
     read_items(collection, [batch], run)
     render_texts(collection, batch, run)
     list(embed_batches(collection, [batch], run, EmbedOptions(**options)))
+
+
+def commit_batch(collection: Collection, batch: int, run: str) -> Committed:
+    """The commit of one batch."""
+    return commit_batches(collection, [batch], run)[batch]
 
 
 def run_without_shadows(collection: Collection, batch: int, run: str) -> None:
